@@ -1,0 +1,212 @@
+"""KernelPlan: one kernel as plain data, between the IR and the text of a back end.
+
+A kernel runs one *program* per point of the ambient ranks and per tile of one rank. A program is straight-line block code
+around the loops of its folds. Every value is a *block*: a named array over a subset of the ranks (``dims``), in the order
+`KernelPlan.order`; a value without dims is a scalar. Operations are in static single assignment form.
+
+    ambient  b, h                     one program each
+    tile     i   (block 128)          a program owns i.lo <= i < i.hi
+    fold     j   (step 64)            a loop; inside it blocks of j
+    feature  d, e  (static sizes)     held whole
+
+Blocks may be padded (powers of two on a GPU, vector widths on a CPU). Padding holds no defined value: an operation that mixes
+points (`Reduce`, `Dot`, `Store`) ignores the padding of tile and feature ranks by itself (by masked loads that give 0 or by
+bounds); along the *fold* rank it need not: the plan selects identities there in every phase that is not full.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from einfuse.ir import DType, Scalar
+
+
+Storage = Literal["f64", "f32", "bf16", "f16", "i64", "i32", "i16", "i8", "u8", "bool"]
+"""How an element lies in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A block: SSA name, the ranks it spans in plan order, element type (floats are accumulated in fp32, or fp64 for fp64 input)."""
+
+    name: str
+    dims: tuple[str, ...]
+    dtype: DType
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    out: Value
+    value: Scalar
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinate:
+    """The coordinates of a rank: a scalar for an ambient one, else a block over that rank (global coordinates, not in-tile)."""
+
+    out: Value
+    rank: str
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A size known at launch (an int), or ``i.lo`` / ``i.hi``: the first coordinate of the program's tile and one past its last,
+    ``min(i.lo + block, size)``."""
+
+    out: Value
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """A host number passed at launch."""
+
+    out: Value
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """``tensor[index...]``, one int value per axis; ``where`` (a bool value) limits the points that may be read.
+
+    Coordinates of tile, fold and feature ranks beyond their sizes are never read and give 0, as do points where ``where`` is false.
+    ``clamp`` lists the axes whose index must be clamped into the tensor before it is read.
+    """
+
+    out: Value
+    tensor: str
+    index: tuple[Value, ...]
+    where: Value | None = None
+    clamp: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """A scalar function of `ir.FUNCTIONS` at every point, operands broadcast by rank name; ``copy`` is the identity."""
+
+    out: Value
+    fn: str
+    args: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """``sum``, ``max``, ``min`` (or ``any``, ``prod``) of a block over one of its ranks."""
+
+    out: Value
+    fn: str
+    arg: Value
+    rank: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """``out[x, y] = acc[x, y] + sum over rank of a[x, rank] * b[y, rank]``: a matrix product in accumulation precision.
+
+    Operands are rounded to the storage dtype of the call where ``narrow`` says so (tensor cores); x comes before y in plan order,
+    whatever the order of the operands' own dims.
+    """
+
+    out: Value
+    a: Value
+    b: Value
+    rank: str
+    acc: Value | None = None
+    narrow: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """``tensor[index...] = value`` at every existing point of the value's dims."""
+
+    tensor: str
+    index: tuple[Value, ...]
+    value: Value
+
+
+Op = Const | Coordinate | Size | Param | Load | Map | Reduce | Dot | Store
+Region = tuple[Op, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A loop-carried block: its value at the top of an iteration (and after the loop), and what it starts from."""
+
+    value: Value
+    init: float
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A run of blocks ``lo <= x < hi`` (scalar int values; lo is aligned to nothing, blocks start at lo) in steps of the fold.
+
+    ``updates`` give, state by state in the order of `Fold.states`, the value at the end of an iteration.
+    """
+
+    lo: Value
+    hi: Value
+    body: Region
+    updates: tuple[Value, ...]
+    label: str  # "masked" | "full": for comments
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """A loop over a rank. ``bounds`` computes the scalars that the phases' lo and hi refer to; runs once before the loop.
+
+    ``tabulated``: the phases (first full, then masked) each walk the list of live blocks of this tile instead of lo..hi; the two
+    hidden int32 tensors ``<rank>_count[table row, phase]`` and ``<rank>_block[table row, phase, n]`` hold them, where the table row
+    is ``ambient point (flattened over the ambient ranks named in table_ranks) * tiles + tile``.
+    The states keep their names after the loop: the regions that follow read them.
+    """
+
+    rank: str
+    step: int
+    states: tuple[State, ...]
+    bounds: Region
+    phases: tuple[Phase, ...]
+    tabulated: bool = False
+    table_ranks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Arg:
+    """A tensor argument: name, number of axes, storage dtype, and whether it is written. Strides and sizes are passed at launch."""
+
+    name: str
+    axes: int
+    storage: Storage
+    out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A rank of the plan: its size (a number or the name of a launch size) and how many coordinates a block holds."""
+
+    rank: str
+    size: int | str
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
+class KernelPlan:
+    """One kernel. ``steps`` alternate straight-line regions and folds, in order."""
+
+    name: str
+    equations: str  # the cascade's text, for comments
+    ambient: tuple[Block, ...]
+    tile: Block | None
+    features: tuple[Block, ...]
+    tensors: tuple[Arg, ...]
+    params: tuple[tuple[str, DType], ...]
+    sizes: tuple[str, ...]
+    steps: tuple[Region | Fold, ...]
+    compute: Literal["f32", "f64"] = "f32"
+    narrow: Storage = "f32"  # what `Dot.narrow` operands are rounded to: the storage dtype of the call
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The canonical order of ranks in ``dims``: ambient never occur; tile, folds, then features."""
+        folds = tuple(dict.fromkeys(s.rank for s in self.steps if isinstance(s, Fold)))
+        return ((self.tile.rank,) if self.tile else ()) + folds + tuple(f.rank for f in self.features)

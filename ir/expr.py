@@ -1,0 +1,287 @@
+"""Scalar expressions: the table of functions, smart constructors that fold constants, and walks.
+
+`FUNCTIONS` is the only list of scalar functions in the compiler: grammar, type checks, the interpreter, derivatives and
+both code generators read it or are tested against it.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from einfuse.ir.nodes import DType, Expr, Scalar
+
+NUMERIC: tuple[DType, ...] = ("int", "float")
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A scalar function: its number of operands, operand types, result type and value on Python numbers.
+
+    ``result`` is a type, or ``"same"`` for the wider of the numeric operands.
+    """
+
+    arity: int
+    takes: DType | str  # "bool", "int", "numeric", "any"
+    result: DType | str  # a DType or "same"
+    fold: Callable[..., Scalar]
+    infix: str | None = None
+
+
+def _sign(x: float) -> int:
+    return (x > 0) - (x < 0)
+
+
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def _softplus(x: float) -> float:
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+def _float(fn: Callable[[float], float]) -> Function:
+    return Function(1, "numeric", "float", fn)
+
+
+FUNCTIONS: dict[str, Function] = {
+    "+": Function(2, "numeric", "same", operator.add, "+"),
+    "-": Function(2, "numeric", "same", operator.sub, "-"),
+    "*": Function(2, "numeric", "same", operator.mul, "*"),
+    "/": Function(2, "numeric", "float", operator.truediv, "/"),
+    "//": Function(2, "int", "int", operator.floordiv, "//"),
+    "%": Function(2, "int", "int", operator.mod, "%"),
+    "^": Function(2, "numeric", "float", lambda x, y: float(x) ** y, "^"),
+    "neg": Function(1, "numeric", "same", operator.neg),
+    "abs": Function(1, "numeric", "same", abs),
+    "max": Function(2, "numeric", "same", max),
+    "min": Function(2, "numeric", "same", min),
+    "sign": Function(1, "numeric", "same", _sign),
+    "exp": _float(math.exp),
+    "exp2": _float(lambda x: 2.0**x),
+    "log": _float(math.log),
+    "log2": _float(math.log2),
+    "log1p": _float(math.log1p),
+    "sqrt": _float(math.sqrt),
+    "rsqrt": _float(lambda x: 1 / math.sqrt(x)),
+    "tanh": _float(math.tanh),
+    "sigmoid": _float(_sigmoid),
+    "softplus": _float(_softplus),
+    "erf": _float(math.erf),
+    "sin": _float(math.sin),
+    "cos": _float(math.cos),
+    "floor": Function(1, "numeric", "int", math.floor),
+    "float": Function(1, "any", "float", float),
+    "int": Function(1, "any", "int", int),
+    "<": Function(2, "numeric", "bool", operator.lt, "<"),
+    "<=": Function(2, "numeric", "bool", operator.le, "<="),
+    ">": Function(2, "numeric", "bool", operator.gt, ">"),
+    ">=": Function(2, "numeric", "bool", operator.ge, ">="),
+    "==": Function(2, "any", "bool", operator.eq, "=="),
+    "!=": Function(2, "any", "bool", operator.ne, "!="),
+    "and": Function(2, "bool", "bool", lambda a, b: a and b, "and"),
+    "or": Function(2, "bool", "bool", lambda a, b: a or b, "or"),
+    "not": Function(1, "bool", "bool", operator.not_),
+    "select": Function(3, "select", "same", lambda c, a, b: a if c else b),
+}
+LEAVES = ("const", "index", "size", "load", "new")
+
+MONOIDS: dict[str, float] = {"sum": 0.0, "max": -math.inf, "min": math.inf, "any": 0.0, "prod": 1.0}
+"""Reducers and their identities. ``any`` is a max over booleans."""
+
+
+def const(value: Scalar) -> Expr:
+    return Expr("const", (), value)
+
+
+def index(rank: str) -> Expr:
+    return Expr("index", (), rank)
+
+
+def size(name: int | str) -> Expr:
+    return const(name) if isinstance(name, int) else Expr("size", (), name)
+
+
+def load(name: str, *args: Expr) -> Expr:
+    return Expr("load", args, name)
+
+
+def at(name: str, ranks: tuple[str, ...]) -> Expr:
+    """The statement ``name`` read at its own coordinates."""
+    return load(name, *map(index, ranks))
+
+
+ZERO, ONE, TRUE, FALSE = const(0), const(1), const(True), const(False)
+
+
+def is_const(e: Expr, value: Scalar | None = None) -> bool:
+    return e.op == "const" and (value is None or (e.value == value and isinstance(e.value, bool) == isinstance(value, bool)))
+
+
+def call(op: str, *args: Expr) -> Expr:
+    """``op(*args)`` with constants folded and neutral elements dropped; never changes a value."""
+    if all(a.op == "const" for a in args):
+        try:
+            value = FUNCTIONS[op].fold(*(a.value for a in args))
+        except (ArithmeticError, ValueError):
+            return Expr(op, args)  # 1/0 stays, and is an error or an inf where it is evaluated
+        if not isinstance(value, complex) and not (isinstance(value, float) and math.isnan(value)):
+            return const(value)
+    rule = _NEUTRAL.get(op)
+    simpler = rule(*args) if rule else None
+    return Expr(op, args) if simpler is None else simpler
+
+
+def _add(a: Expr, b: Expr) -> Expr | None:
+    if is_const(a, 0):
+        return b
+    if is_const(b, 0):
+        return a
+    return call("-", a, b.args[0]) if b.op == "neg" else None
+
+
+def _sub(a: Expr, b: Expr) -> Expr | None:
+    if is_const(b, 0):
+        return a
+    if is_const(a, 0):
+        return call("neg", b)
+    return call("+", a, b.args[0]) if b.op == "neg" else None
+
+
+def _mul(a: Expr, b: Expr) -> Expr | None:
+    if is_const(a, 1):
+        return b
+    if is_const(b, 1):
+        return a
+    if is_const(a, 0) or is_const(b, 0):
+        return ZERO  # the language has no inf literal: 0 * x is 0 wherever x is finite
+    if is_const(a, -1):
+        return call("neg", b)
+    return call("neg", a) if is_const(b, -1) else None
+
+
+def _div(a: Expr, b: Expr) -> Expr | None:
+    if is_const(a, 0):
+        return ZERO
+    return a if is_const(b, 1) else None
+
+
+def _and(a: Expr, b: Expr) -> Expr | None:
+    if is_const(a, False) or is_const(b, False):
+        return FALSE
+    return b if is_const(a, True) or a == b else a if is_const(b, True) else None
+
+
+def _or(a: Expr, b: Expr) -> Expr | None:
+    if is_const(a, True) or is_const(b, True):
+        return TRUE
+    return b if is_const(a, False) or a == b else a if is_const(b, False) else None
+
+
+def _select(c: Expr, a: Expr, b: Expr) -> Expr | None:
+    if c.op == "const":
+        return a if c.value else b
+    return a if a == b else None
+
+
+_NEUTRAL: dict[str, Callable[..., Expr | None]] = {
+    "+": _add,
+    "-": _sub,
+    "*": _mul,
+    "/": _div,
+    "and": _and,
+    "or": _or,
+    "select": _select,
+    "neg": lambda a: a.args[0] if a.op == "neg" else None,
+    "not": lambda a: a.args[0] if a.op == "not" else None,
+    "^": lambda a, b: a if is_const(b, 1) else ONE if is_const(b, 0) else None,
+}
+
+
+def conjunction(*parts: Expr | None) -> Expr | None:
+    """The ``and`` of the given predicates, each once; None (no condition) when there is none."""
+    out: list[Expr] = []
+    for part in parts:
+        if part is not None and not is_const(part, True) and part not in out:
+            out.append(part)
+    result: Expr | None = None
+    for part in out:
+        result = part if result is None else call("and", result, part)
+    return result
+
+
+def conjuncts(e: Expr | None) -> tuple[Expr, ...]:
+    """The operands of nested ``and``."""
+    if e is None:
+        return ()
+    return conjuncts(e.args[0]) + conjuncts(e.args[1]) if e.op == "and" else (e,)
+
+
+def factors(e: Expr) -> tuple[Expr, ...]:
+    """The operands of nested ``*``."""
+    return factors(e.args[0]) + factors(e.args[1]) if e.op == "*" else (e,)
+
+
+def product(*parts: Expr) -> Expr:
+    result: Expr = ONE
+    for part in parts:
+        result = call("*", result, part)
+    return result
+
+
+def walk(e: Expr) -> Iterator[Expr]:
+    """Every sub-expression, the root first."""
+    yield e
+    for a in e.args:
+        yield from walk(a)
+
+
+def names(e: Expr | None, op: str) -> set[str]:
+    """The names that the leaves of kind ``op`` in ``e`` refer to."""
+    return set() if e is None else {x.name for x in walk(e) if x.op == op}
+
+
+def indices(e: Expr | None) -> set[str]:
+    """The ranks whose coordinates occur in ``e``."""
+    return names(e, "index")
+
+
+def reads(e: Expr | None) -> set[str]:
+    """The tensors and statements that ``e`` loads."""
+    return names(e, "load")
+
+
+def substitute(e: Expr, fn: Callable[[Expr], Expr | None]) -> Expr:
+    """``e`` with every outermost sub-expression for which ``fn`` gives a replacement replaced, constants folded again."""
+    new = fn(e)
+    if new is not None:
+        return new
+    if not e.args:
+        return e
+    args = tuple(substitute(a, fn) for a in e.args)
+    if all(a is b for a, b in zip(args, e.args, strict=True)):
+        return e
+    out = replace(e, args=args) if e.op in LEAVES else call(e.op, *args)
+    return replace(out, loc=e.loc) if out.loc is None and e.loc is not None else out
+
+
+def rename(e: Expr, ranks: dict[str, Expr]) -> Expr:
+    """``e`` with rank coordinates replaced."""
+    return substitute(e, lambda x: ranks.get(x.name) if x.op == "index" else None)
+
+
+def scalar_type(e: Expr, lookup: Callable[[str], DType]) -> DType:
+    """The type of ``e``, given the types of what it loads (the expression is already checked)."""
+    if e.op == "const":
+        return "bool" if isinstance(e.value, bool) else "int" if isinstance(e.value, int) else "float"
+    if e.op in ("index", "size"):
+        return "int"
+    if e.op in ("load", "new"):
+        return lookup(e.name)
+    result = FUNCTIONS[e.op].result
+    if result != "same":
+        return result  # type: ignore[return-value]  # every other entry of the table is a DType
+    types = {scalar_type(a, lookup) for a in (e.args[1:] if e.op == "select" else e.args)}
+    return "float" if "float" in types else "int" if "int" in types else "bool"

@@ -1,0 +1,180 @@
+"""The intermediate representation: every node type of a cascade, in one file that reads as its grammar.
+
+A *cascade* is a list of extended Einsums over named ranks (FuseMax, MICRO 2024; EDGE, arXiv 2404.11591)::
+
+    cascade := over ranks inputs body outs tile
+    body    := (einsum | fold)*
+    einsum  := target[ranks] = [red[over]] map [where mask]
+    fold    := fold rank [step] [ranges] [split] [where mask] { (einsum | state)* }
+    state   := target[ranks] = red map [carry expr]
+
+All nodes are immutable and compare structurally; ``loc`` (the place in the user's text) takes no part in comparison.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+RankKind = Literal["batch", "head", "query", "key", "feature", "state"]
+RANK_KINDS: tuple[RankKind, ...] = ("batch", "head", "query", "key", "feature", "state")
+
+DType = Literal["float", "int", "bool"]
+"""The three element types of the IR. The storage dtype (bf16, f32, i64, ...) is a property of a call, not of a cascade."""
+
+Scalar = int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A place in a source text: file name, 1-based line and column, and the length of the marked text."""
+
+    file: str
+    line: int
+    column: int
+    length: int = 1
+
+
+def _loc() -> Span | None:
+    return field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Expr:
+    """A scalar expression evaluated at one point of the iteration space.
+
+    ``op`` is one of
+
+    ======== ============================ =====================================================
+    op       value                        args
+    ======== ============================ =====================================================
+    const    the int, float or bool       --
+    index    a rank name                  -- (its coordinate, an int)
+    size     a size name, ``i.lo``        -- (an int known at launch; ``i.lo``/``i.hi``: the tile of rank i)
+    load     a tensor or statement name   one index expression per axis
+    new      a state name                 as load: the re-based value, only inside a carry
+    other    --                           the operands of the scalar function ``op`` (see `ir.expr`)
+    ======== ============================ =====================================================
+    """
+
+    op: str
+    args: tuple[Expr, ...] = ()
+    value: Scalar | str | None = None
+    loc: Span | None = _loc()
+
+    @property
+    def name(self) -> str:
+        """The rank, size or tensor that an index, size, load or new refers to."""
+        assert isinstance(self.value, str), f"a {self.op} has no name"
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """A named axis of the iteration space; ``size`` is a number or the name of a size known at launch."""
+
+    name: str
+    kind: RankKind
+    size: int | str
+    loc: Span | None = _loc()
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An input. ``axes`` are its sizes (expressions over size names); a ``param`` is a host number without axes.
+
+    An axis that is a bare unknown name binds that size to what is found at the call; in ``H // group`` with ``H`` known
+    the divisor is bound, and must divide.
+    """
+
+    name: str
+    axes: tuple[Expr, ...]
+    dtype: DType = "float"
+    param: bool = False
+    default: Scalar | None = None
+    loc: Span | None = _loc()
+
+
+@dataclass(frozen=True, slots=True)
+class Einsum:
+    """``target[ranks] = red[over] map where mask``; without ``red`` a pointwise statement.
+
+    A point where ``mask`` is false does not exist: a reduction skips it, and no reader may see it.
+    """
+
+    target: str
+    ranks: tuple[str, ...]
+    red: str | None
+    over: tuple[str, ...]
+    map: Expr
+    mask: Expr | None = None
+    loc: Span | None = _loc()
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """An accumulator of a fold: ``X := carry(X) (+) red over the block of map``.
+
+    ``carry`` is the old value re-based from the old statistics ``M`` to the merged ones ``M'`` (`Expr` op ``new``).
+    ``red == "set"`` replaces the value (a sequential update, used by scans).
+    """
+
+    target: str
+    ranks: tuple[str, ...]
+    red: str
+    map: Expr
+    carry: Expr | None = None
+    loc: Span | None = _loc()
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Coordinates ``lo <= x < hi`` of the folded rank; in ``full_lo <= x < full_hi`` no mask needs to be applied."""
+
+    lo: Expr
+    hi: Expr
+    full_lo: Expr
+    full_hi: Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """One pass over a rank in blocks of ``step``, carrying states from block to block (or merging ``split`` partial ones).
+
+    ``ranges`` empty: the whole rank, under ``mask`` where there is one. ``tabulated``: the live tiles come from a table
+    made at launch by `ir.intervals`. ``aligned`` names the ranks that advance with the folded one (a scan).
+    """
+
+    rank: str
+    body: tuple[Einsum | State, ...]
+    mask: Expr | None = None
+    step: int = 0
+    ranges: tuple[Range, ...] = ()
+    tabulated: bool = False
+    split: int = 1
+    aligned: tuple[str, ...] = ()
+    loc: Span | None = _loc()
+
+
+Statement = Einsum | Fold
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """A whole computation; one program instance runs per point of ``over`` and tile of the ranks in ``tile``."""
+
+    name: str
+    over: tuple[str, ...]
+    ranks: tuple[Rank, ...]
+    inputs: tuple[Tensor, ...]
+    body: tuple[Statement, ...]
+    outs: tuple[str, ...]
+    tile: tuple[tuple[str, int], ...] = ()
+    doc: str = field(default="", compare=False)
+    loc: Span | None = _loc()
+
+    def rank(self, name: str) -> Rank:
+        return next(r for r in self.ranks if r.name == name)
+
+    def input(self, name: str) -> Tensor:
+        return next(t for t in self.inputs if t.name == name)

@@ -1,0 +1,1 @@
+"""The passes: one file each, every one a pure function of a cascade."""

@@ -1,0 +1,1 @@
+"""einfuse: write attention as einsums, get fused, differentiable, verified kernels."""
