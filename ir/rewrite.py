@@ -1,0 +1,87 @@
+"""Helpers for passes: map a function over the expressions or statements of a cascade."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from einfuse.ir import expr as ex
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Range, State
+
+
+def map_expressions(c: Cascade, fn: Callable[[Expr], Expr]) -> Cascade:
+    """Every map, mask, carry and range of the cascade through ``fn``."""
+
+    def optional(e: Expr | None) -> Expr | None:
+        return None if e is None else fn(e)
+
+    def one(x: Einsum | State | Fold) -> Einsum | State | Fold:
+        if isinstance(x, Einsum):
+            return replace(x, map=fn(x.map), mask=optional(x.mask))
+        if isinstance(x, State):
+            return replace(x, map=fn(x.map), carry=optional(x.carry))
+        ranges = tuple(Range(fn(r.lo), fn(r.hi), fn(r.full_lo), fn(r.full_hi)) for r in x.ranges)
+        return replace(x, body=tuple(one(y) for y in x.body), mask=optional(x.mask), ranges=ranges)  # type: ignore[misc]
+
+    return replace(c, body=tuple(one(x) for x in c.body))  # type: ignore[misc]
+
+
+def statements(c: Cascade) -> Iterator[Einsum | State]:
+    """Every Einsum and State, those inside folds included, in order."""
+    for x in c.body:
+        if isinstance(x, Fold):
+            yield from x.body
+        else:
+            yield x
+
+
+def expressions(x: Einsum | State | Fold) -> Iterator[Expr]:
+    """The expressions of one statement (of a fold: its own mask and ranges, not its body)."""
+    if isinstance(x, Fold):
+        for r in x.ranges:
+            yield from (r.lo, r.hi, r.full_lo, r.full_hi)
+    else:
+        yield x.map
+    extra = x.carry if isinstance(x, State) else x.mask
+    if extra is not None:
+        yield extra
+
+
+def prune(c: Cascade) -> Cascade:
+    """Without the statements that no output needs."""
+    needed = set(c.outs)
+    body: list[Einsum | Fold] = []
+    for x in reversed(c.body):
+        if isinstance(x, Fold):
+            kept = _prune_fold(x, needed)
+            if kept is not None:
+                body.append(kept)
+        elif x.target in needed:
+            body.append(x)
+            for e in expressions(x):
+                needed |= ex.reads(e)
+    return c if len(body) == len(c.body) and tuple(reversed(body)) == c.body else replace(c, body=tuple(reversed(body)))
+
+
+def _prune_fold(f: Fold, needed: set[str]) -> Fold | None:
+    body: list[Einsum | State] = []
+    for x in reversed(f.body):
+        if x.target in needed or (isinstance(x, State) and any(x.target in ex.names(e, "new") for y in body for e in expressions(y))):
+            body.append(x)
+            for e in expressions(x):
+                needed |= ex.reads(e) | ex.names(e, "new")
+    if not body:
+        return None
+    for e in expressions(f):
+        needed |= ex.reads(e)
+    return replace(f, body=tuple(reversed(body)))
+
+
+def fresh(base: str, taken: set[str]) -> str:
+    """``base``, or ``base_2``, ``base_3``, ... : the first that is not taken; it is then."""
+    name, n = base, 1
+    while name in taken:
+        n += 1
+        name = f"{base}_{n}"
+    taken.add(name)
+    return name

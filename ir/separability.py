@@ -1,0 +1,272 @@
+"""When may a reduction run before the statistics it depends on are complete?
+
+A reduction over j whose map is ``f(x_j; d)`` for an earlier statistic ``d`` of the same rank can share d's pass iff f is a finite
+sum of products ``g_k(x) h_k(d)``. The *decision* is numerical: the rank of ``f(x_a; d_b)`` at random points (SVD, float64). The
+*construction* is algebra, by evaluation at one point x0: the correction ``c(d, d') = f(x0; d') / f(x0; d)``. It is proven by sympy
+where sympy can, and always checked numerically at two ranges. For ``f(x - d)`` the maps that qualify are exactly the exponential
+polynomials (Levi-Civita), so a cut is a fact about the map and not a want of cleverness.
+
+sympy sees a map only with every statistic-free sub-expression replaced by one symbol, and is imported on first use.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from einfuse.ir import expr as ex
+from einfuse.ir.nodes import Expr
+
+if TYPE_CHECKING:
+    import sympy as sp
+else:
+
+    class _Lazy:
+        """sympy costs 0.4 s to import: only a derivation pays it."""
+
+        def __getattr__(self, name: str) -> Any:
+            import sympy
+
+            return getattr(sympy, name)
+
+    sp = _Lazy()
+
+MAX_RANK = 4
+SAMPLES = 24
+TOLERANCE = 1e-10
+
+
+@functools.cache
+def _table() -> dict[str, Callable[..., Any]]:
+    return {
+        "+": lambda a, b: a + b,
+        "-": lambda a, b: a - b,
+        "*": lambda a, b: a * b,
+        "/": lambda a, b: a / b,
+        "^": lambda a, b: a**b,
+        "neg": lambda a: -a,
+        "abs": sp.Abs,
+        "max": sp.Max,
+        "min": sp.Min,
+        "sign": sp.sign,
+        "exp": sp.exp,
+        "exp2": lambda a: 2**a,
+        "log": sp.log,
+        "log2": lambda a: sp.log(a) / sp.log(2),
+        "log1p": lambda a: sp.log(1 + a),
+        "sqrt": sp.sqrt,
+        "rsqrt": lambda a: 1 / sp.sqrt(a),
+        "tanh": sp.tanh,
+        "sigmoid": lambda a: 1 / (1 + sp.exp(-a)),
+        "softplus": lambda a: sp.log(1 + sp.exp(a)),
+        "erf": sp.erf,
+        "sin": sp.sin,
+        "cos": sp.cos,
+        "float": lambda a: a,
+        "<": sp.Lt,
+        "<=": sp.Le,
+        ">": sp.Gt,
+        ">=": sp.Ge,
+        "and": sp.And,
+        "or": sp.Or,
+        "not": sp.Not,
+        "select": lambda c, a, b: sp.Piecewise((a, c), (b, True)),
+    }
+
+
+@dataclass(slots=True)
+class Atoms:
+    """The symbols that stand for statistics and for maximal statistic-free sub-expressions, and the way back."""
+
+    statistics: Mapping[Expr, str]
+    symbols: dict[Expr, sp.Symbol] = field(default_factory=dict)
+
+    def symbol(self, e: Expr) -> sp.Symbol:
+        if e not in self.symbols:
+            name = self.statistics.get(e, f"x{len(self.symbols)}")
+            self.symbols[e] = sp.Symbol(name, real=True)
+        return self.symbols[e]
+
+    def to_sympy(self, e: Expr) -> Any:
+        """``e`` over symbols. A statistic-free part is one symbol, except that an exponential shows its argument, so that
+        ``exp(s) * exp(-m)`` and ``exp(s - m)`` look alike. Raises KeyError for a function sympy is not told of."""
+        if e in self.statistics:
+            return self.symbol(e)
+        if e.op == "const":
+            return sp.Rational(str(e.value)) if not isinstance(e.value, bool) else sp.true if e.value else sp.false
+        if e.op not in ex.LEAVES and any(x in self.statistics for x in ex.walk(e)):
+            return _table()[e.op](*map(self.to_sympy, e.args))
+        return sp.exp(self.to_sympy(e.args[0])) if e.op == "exp" else self.symbol(e)
+
+    def to_expr(self, z: Any, primes: Mapping[Any, Expr] | None = None) -> Expr:
+        """Back to the IR; ``primes`` maps the symbols of re-based statistics."""
+        back = {s: e for e, s in self.symbols.items()} | dict(primes or {})
+        return _to_expr(z, back)
+
+
+def _to_expr(z: Any, back: Mapping[Any, Expr]) -> Expr:
+    if z in back:
+        return back[z]
+    if z.is_Number:
+        return ex.const(int(z) if z.is_Integer else float(z))
+    if z.is_Add:
+        terms = sorted(z.args, key=lambda a: a.could_extract_minus_sign())
+        out = _to_expr(terms[0], back)
+        for a in terms[1:]:
+            minus = a.could_extract_minus_sign()
+            out = ex.call("-" if minus else "+", out, _to_expr(-a if minus else a, back))
+        return out
+    if z.is_Mul:
+        sign, rest = (-1, -z) if z.could_extract_minus_sign() else (1, z)
+        if sign < 0:
+            return ex.call("neg", _to_expr(rest, back))
+        under = [1 / a for a in z.args if a.is_Pow and a.exp.is_negative]
+        over = [a for a in z.args if not (a.is_Pow and a.exp.is_negative)]
+        out = ex.product(*(_to_expr(a, back) for a in over))
+        return ex.call("/", out, ex.product(*(_to_expr(a, back) for a in under))) if under else out
+    if z.is_Pow:
+        if z.exp == sp.Rational(1, 2):
+            return ex.call("sqrt", _to_expr(z.base, back))
+        if z.exp.is_negative:
+            return ex.call("/", ex.ONE, _to_expr(1 / z, back))
+        if z.exp.is_Integer and z.exp <= 8:
+            return functools.reduce(functools.partial(ex.call, "*"), [_to_expr(z.base, back)] * int(z.exp))
+        return ex.call("^", _to_expr(z.base, back), _to_expr(z.exp, back))
+    known = {sp.exp: "exp", sp.log: "log", sp.Abs: "abs", sp.sign: "sign", sp.tanh: "tanh", sp.Max: "max", sp.Min: "min", sp.erf: "erf"}
+    known |= {sp.sin: "sin", sp.cos: "cos"}
+    if z.func not in known:
+        raise NotSeparable(f"no IR for {z.func}")
+    args = [_to_expr(a, back) for a in z.args]
+    return functools.reduce(functools.partial(ex.call, known[z.func]), args) if len(args) > 1 else ex.call(known[z.func], *args)
+
+
+class NotSeparable(Exception):  # noqa: N818  # control flow, never reaches a user
+    """No correction of finite rank could be constructed: the dependence must be cut."""
+
+
+def nonnegative(e: Expr) -> bool:
+    """Is ``e`` provably >= 0? (Decides only where statistics are sampled.)"""
+    if e.op == "const":
+        return float(e.value) >= 0  # type: ignore[arg-type]
+    if e.op in ("exp", "exp2", "abs", "sqrt", "rsqrt", "sigmoid", "softplus", "size"):
+        return True
+    if e.op == "*":
+        return e.args[0] == e.args[1] or all(map(nonnegative, e.args))
+    if e.op == "^":
+        power = e.args[1].value
+        return nonnegative(e.args[0]) or (isinstance(power, int) and power % 2 == 0)
+    if e.op in ("+", "/", "min"):
+        return all(map(nonnegative, e.args))
+    if e.op == "select":
+        return all(map(nonnegative, e.args[1:]))
+    return e.op == "max" and any(map(nonnegative, e.args))
+
+
+@dataclass(slots=True)
+class Sampler:
+    """Random points for the rank test; a fixed seed, so that a compilation never depends on luck twice."""
+
+    positive: set[Any]
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(20260101))
+
+    def points(self, symbol: Any, count: int) -> np.ndarray:
+        return self.rng.uniform(0.3, 2.5, count) if symbol in self.positive else self.rng.uniform(-2.2, 2.2, count)
+
+    def rank(self, f: Any, d: Any) -> int:
+        """Numerical rank of f as a matrix over (everything else) x d; 99 where f is not finite on the samples."""
+        others = sorted(f.free_symbols - {d}, key=str)
+        fn = sp.lambdify([*others, d], f, "numpy")
+        rows = [self.points(x, SAMPLES)[:, None] for x in others]
+        columns = self.points(d, SAMPLES)[None, :]
+        with np.errstate(all="ignore"):
+            matrix = np.broadcast_to(np.asarray(fn(*rows, columns), float), (SAMPLES, SAMPLES) if others else (1, SAMPLES))
+        if not np.isfinite(matrix).all():
+            return 99
+        values = np.linalg.svd(matrix, compute_uv=False)
+        return 0 if values[0] == 0 else int((values > TOLERANCE * values[0]).sum())
+
+    def at_point(self, f: Any, d: Any) -> Any:
+        """f as a function of d alone, at a point of the other symbols where it does not vanish."""
+        others = sorted(f.free_symbols - {d}, key=str)
+        for value in (1, 2, sp.Rational(1, 2), -1, 3):
+            e = f.subs(dict.fromkeys(others, value))
+            with np.errstate(all="ignore"):
+                y = np.asarray(sp.lambdify([d], e, "numpy")(self.points(d, 7)), float) * np.ones(7)
+            if np.isfinite(y).all() and (np.abs(y) > 1e-9).all():
+                return self._without_dead_branches(e, d)
+        raise NotSeparable(f"{f} vanishes at every trial point")
+
+    def _without_dead_branches(self, e: Any, d: Any) -> Any:
+        """max(0, z) -> z or 0 and |z| -> +-z where z keeps one sign over the range of d."""
+        replacements, points = {}, self.points(d, 50)
+        for q in e.atoms(sp.Max, sp.Abs):
+            inner = [z for z in q.args if z != 0]
+            if len(inner) == 1:
+                y = np.asarray(sp.lambdify([d], inner[0], "numpy")(points), float) * np.ones(50)
+                if (y > 0).all():
+                    replacements[q] = inner[0]
+                elif (y < 0).all():
+                    replacements[q] = -inner[0] if q.func is sp.Abs else sp.Integer(0)
+        return e.xreplace(replacements)
+
+    def holds(self, lhs: Any, rhs: Any) -> bool:
+        """Are the two sides equal on random points of two ranges?"""
+        symbols = sorted(lhs.free_symbols | rhs.free_symbols, key=str)
+        sides = sp.lambdify(symbols, [lhs, rhs], "numpy")
+        for scale in (1.0, 3.0):
+            with np.errstate(all="ignore"):
+                a, b = sides(*[scale * self.points(x, 200) for x in symbols])
+            a, b = np.broadcast_arrays(np.asarray(a, float), np.asarray(b, float))
+            finite = np.isfinite(a) & np.isfinite(b)
+            if not np.allclose(a[finite], b[finite], rtol=1e-9, atol=1e-12) or not finite.any():
+                return False
+        return True
+
+
+def tidy(e: Any) -> Any:
+    """Simplified, where that is surely quick."""
+    return sp.powsimp(sp.simplify(e)) if sp.count_ops(e) < 60 else e
+
+
+def proven(lhs: Any, rhs: Any) -> bool:
+    """Does sympy see that the two are the same function? (False means: it did not.)"""
+    difference = lhs - rhs
+    return bool(sp.count_ops(difference) < 120 and sp.simplify(difference) == 0)
+
+
+def tower(f: Any, d: Any, limit: int = 8) -> list[Any] | None:
+    """f and its derivatives in d, if f is a polynomial in d: together they are closed under moving d (Chan's merge)."""
+    out = [f]
+    while out[-1] != 0 and len(out) < limit:
+        out.append(sp.expand(sp.diff(out[-1], d)))
+    return out[:-1] if out[-1] == 0 else None
+
+
+def rank_one_terms(sampler: Sampler, f: Any, d: Any) -> list[Any]:
+    """f as at most MAX_RANK terms of rank one in d. Raises NotSeparable."""
+    if sampler.rank(f, d) <= 1:
+        return [f]
+    groups: list[Any] = []
+    for term in sp.Add.make_args(sp.expand(f)):
+        for n, group in enumerate(groups):
+            if sampler.rank(group + term, d) <= 1:
+                groups[n] = group + term
+                break
+        else:
+            groups.append(term)
+    if len(groups) > MAX_RANK or any(sampler.rank(g, d) > 1 for g in groups):
+        raise NotSeparable(f"{f} has no finite rank in {d}")
+    return groups
+
+
+def prime(symbol: Any) -> Any:
+    """The symbol of a statistic after the merge."""
+    return sp.Symbol(f"{symbol.name}'", real=True)
+
+
+def symbols_of(expressions: Iterable[Any]) -> set[Any]:
+    return set().union(*(e.free_symbols for e in expressions))

@@ -1,0 +1,282 @@
+"""The text form of a cascade: `show` prints it, `parse` reads it back; ``parse(show(c)) == c``.
+
+The notation is the ``.attn`` language without its comfort: every read spells its indices, every reduction is a statement of its
+own, and folds, states and carries can be written down. ``X'[i]`` is the re-based value of a state, ``w[]`` a host number.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from lark import Lark, Token, Transformer
+from lark.exceptions import UnexpectedInput
+
+from einfuse.ir import expr as ex
+from einfuse.ir.errors import SpecError
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Range, Rank, Span, State, Tensor
+
+_PRECEDENCE = {"or": 1, "and": 2, "not": 3} | dict.fromkeys(("<", "<=", ">", ">=", "==", "!="), 4)
+_PRECEDENCE |= {"+": 5, "-": 5, "*": 6, "/": 6, "//": 6, "%": 6, "neg": 7, "^": 8}
+_ATOM = 9
+
+
+def show_expr(e: Expr, above: int = 0) -> str:
+    """One expression; parentheses only where the tree needs them."""
+    if e.op == "const":
+        return str(e.value).lower() if isinstance(e.value, bool) else _number(e, above)
+    if e.op in ("index", "size"):
+        return e.name
+    args = ", ".join(show_expr(a) for a in e.args)
+    if e.op in ("load", "new"):
+        return f"{e.name}{chr(39) if e.op == 'new' else ''}[{args}]"
+    level = _PRECEDENCE.get(e.op)
+    if level is None:
+        return f"{e.op}({args})"
+    if e.op == "not":
+        text = f"not {show_expr(e.args[0], level)}"
+    elif e.op == "neg":
+        text = f"-{show_expr(e.args[0], level)}"
+    else:
+        left, right = (level + 1, level) if e.op == "^" else (level + (level == 4), level + 1)
+        text = f"{show_expr(e.args[0], left)} {e.op} {show_expr(e.args[1], right)}"
+    return f"({text})" if level < above else text
+
+
+def _number(e: Expr, above: int) -> str:
+    text = repr(e.value)
+    return f"({text})" if text.startswith("-") else text
+
+
+def _statement(x: Einsum | State | Fold, pad: str) -> list[str]:
+    if isinstance(x, Fold):
+        head = f"{pad}fold {x.rank}" + (f" with {', '.join(x.aligned)}" if x.aligned else "")
+        head += f" step {x.step}" if x.step else ""
+        for r in x.ranges:
+            lo, hi, full_lo, full_hi = map(show_expr, (r.lo, r.hi, r.full_lo, r.full_hi))
+            head += f"\n{pad}  range ({lo}, {hi}) full ({full_lo}, {full_hi})"
+        head += " tabulated" if x.tabulated else ""
+        head += f" split {x.split}" if x.split > 1 else ""
+        head += f" where {show_expr(x.mask)}" if x.mask is not None else ""
+        return [head + " {"] + [line for y in x.body for line in _statement(y, pad + "  ")] + [pad + "}"]
+    target = f"{x.target}[{', '.join(x.ranks)}]"
+    if isinstance(x, State):
+        carry = f" carry {show_expr(x.carry)}" if x.carry is not None else ""
+        return [f"{pad}state {target} = {x.red} {show_expr(x.map)}{carry}"]
+    red = f"{x.red}[{', '.join(x.over)}] " if x.red else ""
+    mask = f" where {show_expr(x.mask)}" if x.mask is not None else ""
+    return [f"{pad}{target} = {red}{show_expr(x.map)}{mask}"]
+
+
+def show_body(c: Cascade) -> str:
+    """The statements alone, as they are shown to people."""
+    return "\n".join(line for x in c.body for line in _statement(x, "  "))
+
+
+def show(c: Cascade) -> str:
+    """The whole cascade as text."""
+    out = [f"cascade {c.name}" + (f" over {', '.join(c.over)}" if c.over else "") + " {"]
+    out += [f"  rank {r.name}: {r.kind} = {r.size}" for r in c.ranks]
+    for t in c.inputs:
+        axes = "" if t.param else f"[{', '.join(map(show_expr, t.axes))}]"
+        default = "" if t.default is None else f" = {show_expr(ex.const(t.default))}"
+        out.append(f"  {'param' if t.param else 'in'} {t.name}{axes}: {t.dtype}{default}")
+    out += [f"  tile {rank} {block}" for rank, block in c.tile]
+    return "\n".join([*out, show_body(c), f"  out {', '.join(c.outs)}", "}"])
+
+
+GRAMMAR = r"""
+start: "cascade" NAME ["over" names] "{" item* "}"
+?item: rank | input | param | tile | fold | einsum | out
+rank: "rank" NAME ":" NAME "=" (NAME | INT)
+input: "in" NAME "[" [exprs] "]" ":" NAME
+param: "param" NAME ":" NAME ["=" expr]
+tile: "tile" NAME INT
+out: "out" names
+einsum: NAME "[" [names] "]" "=" [RED "[" names "]"] expr [where]
+state: "state" NAME "[" [names] "]" "=" (RED | SET) expr ["carry" expr]
+fold: "fold" NAME [with_] [step] range* [TABULATED] [split] [where] "{" (einsum | state)* "}"
+with_: "with" names
+step: "step" INT
+range: "range" "(" expr "," expr ")" "full" "(" expr "," expr ")"
+split: "split" INT
+where: "where" expr
+names: NAME ("," NAME)*
+exprs: expr ("," expr)*
+?expr: or_
+?or_: and_ ("or" and_)* -> left
+?and_: not_ ("and" not_)* -> left_and
+?not_: "not" not_ -> not_ | cmp
+?cmp: sum_ [CMP sum_]
+?sum_: term (ADD term)*
+?term: unary (MUL unary)*
+?unary: "-" unary -> neg | power
+?power: atom ["^" unary]
+?atom: FLOAT -> float_ | INT -> int_ | "true" -> true | "false" -> false
+    | NAME "(" exprs ")" -> call | NAME "[" [exprs] "]" -> load | NAME "'" "[" [exprs] "]" -> new
+    | NAME -> name | "(" expr ")"
+RED.2: /(sum|max|min|prod|any)(?=[ \[])/
+SET.2: /set(?= )/
+TABULATED: "tabulated"
+CMP: "<=" | ">=" | "==" | "!=" | "<" | ">"
+ADD: "+" | "-"
+MUL: "*" | "//" | "/" | "%"
+NAME: /[A-Za-z_][A-Za-z_0-9.]*/
+INT: /[0-9]+/
+FLOAT.1: /([0-9]+\.[0-9]*(e[+-]?[0-9]+)?)|([0-9]+e[+-]?[0-9]+)/
+COMMENT: /#[^\n]*/
+%import common.WS
+%ignore WS
+%ignore COMMENT
+"""
+
+
+class _Build(Transformer[Token, Cascade]):
+    """Lark's callbacks, bottom up; a bare name becomes a size until `_resolve` knows the ranks."""
+
+    def names(self, c: list[Token]) -> tuple[str, ...]:
+        return tuple(map(str, c))
+
+    def exprs(self, c: list[Expr]) -> tuple[Expr, ...]:
+        return tuple(c)
+
+    def float_(self, c: list[Token]) -> Expr:
+        return ex.const(float(c[0]))
+
+    def int_(self, c: list[Token]) -> Expr:
+        return ex.const(int(c[0]))
+
+    def true(self, _: list[Token]) -> Expr:
+        return ex.TRUE
+
+    def false(self, _: list[Token]) -> Expr:
+        return ex.FALSE
+
+    def name(self, c: list[Token]) -> Expr:
+        return ex.size(str(c[0]))
+
+    def call(self, c: list) -> Expr:  # type: ignore[type-arg]
+        return Expr(str(c[0]), c[1])
+
+    def load(self, c: list) -> Expr:  # type: ignore[type-arg]
+        return Expr("load", c[1] or (), str(c[0]))
+
+    def new(self, c: list) -> Expr:  # type: ignore[type-arg]
+        return Expr("new", c[1] or (), str(c[0]))
+
+    def neg(self, c: list[Expr]) -> Expr:
+        value = c[0].value
+        if c[0].op == "const" and isinstance(value, int | float) and not isinstance(value, bool):
+            return ex.const(-value)
+        return Expr("neg", (c[0],))
+
+    def not_(self, c: list[Expr]) -> Expr:
+        return Expr("not", (c[0],))
+
+    def left(self, c: list[Expr]) -> Expr:
+        return functools.reduce(lambda a, b: Expr("or", (a, b)), c)
+
+    def left_and(self, c: list[Expr]) -> Expr:
+        return functools.reduce(lambda a, b: Expr("and", (a, b)), c)
+
+    def sum_(self, c: list) -> Expr:  # type: ignore[type-arg]
+        out: Expr = c[0]
+        for op, x in zip(c[1::2], c[2::2], strict=True):
+            out = Expr(str(op), (out, x))
+        return out
+
+    term = sum_
+
+    def cmp(self, c: list) -> Expr:  # type: ignore[type-arg]
+        return Expr(str(c[1]), (c[0], c[2])) if c[1] is not None else c[0]
+
+    def power(self, c: list) -> Expr:  # type: ignore[type-arg]
+        return Expr("^", (c[0], c[1])) if c[1] is not None else c[0]
+
+    def rank(self, c: list[Token]) -> Rank:
+        return Rank(str(c[0]), str(c[1]), int(c[2]) if c[2].isdigit() else str(c[2]))  # type: ignore[arg-type]
+
+    def input(self, c: list) -> Tensor:  # type: ignore[type-arg]
+        return Tensor(str(c[0]), c[1] or (), str(c[2]))  # type: ignore[arg-type]
+
+    def param(self, c: list) -> Tensor:  # type: ignore[type-arg]
+        return Tensor(str(c[0]), (), str(c[1]), True, None if c[2] is None else c[2].value)  # type: ignore[arg-type]
+
+    def tile(self, c: list[Token]) -> tuple[str, str, int]:
+        return ("tile", str(c[0]), int(c[1]))
+
+    def out(self, c: list) -> tuple[str, tuple[str, ...]]:  # type: ignore[type-arg]
+        return ("out", c[0])
+
+    def where(self, c: list[Expr]) -> Expr:
+        return c[0]
+
+    def with_(self, c: list) -> tuple[str, ...]:  # type: ignore[type-arg]
+        return c[0]  # type: ignore[no-any-return]
+
+    def step(self, c: list[Token]) -> int:
+        return int(c[0])
+
+    split = step
+
+    def range(self, c: list[Expr]) -> Range:
+        return Range(*c)
+
+    def einsum(self, c: list) -> Einsum:  # type: ignore[type-arg]
+        return Einsum(str(c[0]), c[1] or (), str(c[2]) if c[2] else None, c[3] or (), c[4], c[5])
+
+    def state(self, c: list) -> State:  # type: ignore[type-arg]
+        return State(str(c[0]), c[1] or (), str(c[2]), c[3], c[4])
+
+    def fold(self, c: list) -> Fold:  # type: ignore[type-arg]
+        ranges = tuple(x for x in c if isinstance(x, Range))
+        rest = [x for x in c if not isinstance(x, Range)]
+        rank, aligned, step, tabulated, split, mask, *body = rest
+        return Fold(
+            str(rank), tuple(body), mask, step or 0, ranges, tabulated=tabulated is not None, split=split or 1, aligned=aligned or ()
+        )
+
+    def start(self, c: list) -> Cascade:  # type: ignore[type-arg]
+        items = c[2:]
+        tagged = [x for x in items if isinstance(x, tuple)]
+        outs = tuple(n for x in tagged if x[0] == "out" for n in x[1])
+        tile = tuple((x[1], x[2]) for x in tagged if x[0] == "tile")
+        return Cascade(
+            str(c[0]),
+            c[1] or (),
+            tuple(x for x in items if isinstance(x, Rank)),
+            tuple(x for x in items if isinstance(x, Tensor)),
+            tuple(x for x in items if isinstance(x, Einsum | Fold)),
+            outs,
+            tile,
+        )
+
+
+@functools.cache
+def _parser() -> Lark:
+    return Lark(GRAMMAR, parser="lalr", transformer=_Build(), maybe_placeholders=True)
+
+
+def parse(text: str, file: str = "<cascade>") -> Cascade:
+    """Reads the text form. Raises SpecError where it is not a cascade; does not verify (see `ir.verify`)."""
+    try:
+        cascade = _parser().parse(text)
+    except UnexpectedInput as error:
+        raise SpecError("this is not the text form of a cascade", Span(file, error.line, error.column), source=text) from None
+    return _resolve(cascade)  # type: ignore[arg-type]
+
+
+def _resolve(c: Cascade) -> Cascade:
+    """Turns the bare names that are ranks into coordinates (sizes of tensors are sizes even where a rank has that name)."""
+    from einfuse.ir.rewrite import map_expressions
+
+    ranks = {r.name for r in c.ranks}
+
+    def coordinate(e: Expr) -> Expr | None:
+        return ex.index(e.name) if e.op == "size" and e.name in ranks else None
+
+    def replace_all(e: Expr) -> Expr:
+        new = coordinate(e)
+        return new if new is not None else Expr(e.op, tuple(map(replace_all, e.args)), e.value) if e.args else e
+
+    return map_expressions(c, replace_all)
