@@ -224,6 +224,17 @@ def factors(e: Expr) -> tuple[Expr, ...]:
     return factors(e.args[0]) + factors(e.args[1]) if e.op == "*" else (e,)
 
 
+def quotient(e: Expr) -> tuple[list[Expr], list[Expr]]:
+    """``e`` as the factors of a numerator and of a denominator."""
+    if e.op in ("*", "/"):
+        (a, b), (c, d) = quotient(e.args[0]), quotient(e.args[1])
+        return (a + c, b + d) if e.op == "*" else (a + d, b + c)
+    if e.op == "neg":
+        a, b = quotient(e.args[0])
+        return [const(-1), *a], b
+    return [e], []
+
+
 def product(*parts: Expr) -> Expr:
     result: Expr = ONE
     for part in parts:

@@ -352,6 +352,7 @@ class _Interpreter:
         blocks = self._blocks(f, env, span)
         if any(isinstance(y, State) and y.red == "set" for y in f.body):
             return self._scan(f, blocks, env, span)
+        emitted = self._emitted(f, blocks, env, span)
         count = max(1, min(f.split, len(blocks)))
         partial: list[dict[str, Block]] = []
         for part in range(count):
@@ -362,11 +363,27 @@ class _Interpreter:
             if state is not None:
                 partial.append(state)
         if not partial:
-            return self._identities(f, span)
+            return self._identities(f, span) | emitted
         total = partial[0]
         for other in partial[1:]:
             total = self.merge(f, total, other, env, span)
-        return total
+        return total | emitted
+
+    def _emitted(
+        self, f: Fold, blocks: list[tuple[int, int, Expr | None]], env: dict[str, Block], span: dict[str, tuple[int, int]]
+    ) -> dict[str, Block]:
+        """The outputs that span the folded rank: written block by block, 0 where no point exists."""
+        out: dict[str, Block] = {}
+        for y in f.body:
+            if isinstance(y, Einsum) and y.target in self.cascade.outs and f.rank in y.ranks:
+                dims = self._sorted((*self.cascade.over, *y.ranks))
+                whole = torch.zeros([span[d][1] - span[d][0] for d in dims], dtype=self.dtype, device=self.device)
+                for lo, hi, mask in blocks:
+                    inner = {**span, f.rank: (lo, hi)}
+                    block = self._body([replace(z, mask=mask) if z is y else z for z in f.body if isinstance(z, Einsum)], env, inner)[y.target]
+                    whole[tuple(slice(lo, hi) if d == f.rank else slice(None) for d in dims)] = block.data
+                out[y.target] = Block(whole, dims, tuple(span[d][0] for d in dims))
+        return out
 
     def _blocks(self, f: Fold, env: dict[str, Block], span: dict[str, tuple[int, int]]) -> list[tuple[int, int, Expr | None]]:
         """The blocks of coordinates a fold visits, each with the mask that must be applied to it (None in full sub-ranges)."""

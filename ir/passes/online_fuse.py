@@ -135,7 +135,7 @@ class _Deriver:
 
     def _without_free_factors(self, x: Einsum) -> tuple[Expr, Expr]:
         """Splits ``map`` into what depends on the rank and what leaves the sum. Pure order statistics stay: they bound the sum."""
-        over, under = _quotient(x.map)
+        over, under = ex.quotient(x.map)
         free = {True: [f for f in over if self._leaves(f)], False: [f for f in under if self._leaves(f)]}
         inner = ex.product(*(f for f in over if f not in free[True]))
         below = [f for f in under if f not in free[False]]
@@ -185,7 +185,7 @@ class _Deriver:
 
     def _positive_factor(self, x: Einsum) -> set[Expr]:
         """Statistics that scale the map of a max by a provably positive factor (a max of products carries only those)."""
-        over, under = _quotient(x.map)
+        over, under = ex.quotient(x.map)
         return {f for f in (*over, *under) if f in self.statistic and self.atoms.symbol(f) in self.sampler.positive} | {
             s for f in (*over, *under) if sep.nonnegative(f) for s in ex.walk(f) if s in self.statistic
         }
@@ -258,20 +258,6 @@ class _Cut(Exception):  # noqa: N818  # control flow
         self.statistic = statistic
 
 
-def _quotient(e: Expr) -> tuple[list[Expr], list[Expr]]:
-    """``e`` as numerator and denominator factors."""
-    if e.op == "*":
-        (a, b), (c, d) = _quotient(e.args[0]), _quotient(e.args[1])
-        return a + c, b + d
-    if e.op == "/":
-        (a, b), (c, d) = _quotient(e.args[0]), _quotient(e.args[1])
-        return a + d, b + c
-    if e.op == "neg":
-        a, b = _quotient(e.args[0])
-        return [ex.const(-1), *a], b
-    return [e], []
-
-
 def _column_names(einsums: list[Einsum], rank: str) -> set[str]:
     """Statements that span the rank: reading one is depending on it, whatever the indices."""
     return {x.target for x in einsums if rank in x.ranks}
@@ -319,29 +305,34 @@ class _Surgeon:
                     body.append(x)
                     done.update(_defined(x))
 
-        for level in range(1, self.derivation.passes + 1):
+        dense = {x.target: self._dense_level(x) for x in pending if self._column(x) and _defined(x) & set(self.cascade.outs)}
+        for level in range(1, max([self.derivation.passes, *dense.values()]) + 1):
             flush()
             names = [n for n in self.derivation.level if self.derivation.level[n] == level]
-            masks = dict.fromkeys(self.einsums[n].mask for n in names if self.einsums[n].red)
+            emitted = [n for n in dense if dense[n] == level]
+            masks = dict.fromkeys(self.einsums[n].mask for n in (*names, *emitted) if self.einsums[n].red or n in dense)
             for mask in masks:
-                fold, epilogue = self._fold([n for n in names if not self.einsums[n].red or self.einsums[n].mask == mask], mask)
+                mine = [n for n in names if not self.einsums[n].red or self.einsums[n].mask == mask]
+                fold, epilogue = self._fold(mine, mask, [n for n in emitted if self.einsums[n].mask == mask])
                 body += [fold, *epilogue]
                 done |= {y.target for y in fold.body if isinstance(y, State)} | {x.target for x in epilogue}
             flush()
         flush()
-        columns = [x for x in pending if self._column(x) and not self._inside(x)]
-        body += columns
         assert not [x for x in pending if not self._column(x)], f"statements without their operands: {pending}"
         return replace(self.cascade, body=tuple(body))
+
+    def _dense_level(self, x: Statement) -> int:
+        """The pass in which an output over the folded rank can be made: after all statistics that it reads."""
+        needed = _all_reads(x)
+        for y in reversed(self.einsums.values()):
+            if y.target in needed and y.target not in self.mine:
+                needed |= ex.reads(y.map)
+        return 1 + max((self.derivation.level[n] for n in needed if n in self.mine), default=0)
 
     def _column(self, x: Statement) -> bool:
         return isinstance(x, Einsum) and self.rank in x.ranks
 
-    def _inside(self, x: Statement) -> bool:
-        """Is a statement over the folded rank needed only inside folds?"""
-        return isinstance(x, Einsum) and x.target not in self.cascade.outs
-
-    def _fold(self, names: list[str], mask: Expr | None) -> tuple[Fold, list[Einsum]]:
+    def _fold(self, names: list[str], mask: Expr | None, emitted: list[str]) -> tuple[Fold, list[Einsum]]:
         states: list[Einsum | State] = []
         epilogue: list[Einsum] = []
         lets: list[Einsum] = []
@@ -356,9 +347,12 @@ class _Surgeon:
             if value is not None:
                 epilogue.append(Einsum(name, x.ranks, None, (), value, None, x.loc))
         wanted = {n for x in cascade_rest(self.cascade, self.mine, self.rank) for n in _all_reads(x)}
-        later = {n for other, level in self.derivation.level.items() if level > self.derivation.level[names[0]] for n in self._needs(other)}
-        epilogue += [x for x in lets if x.target in wanted | later]
-        return Fold(self.rank, tuple(self._block_local(states) + states), mask), _ordered(epilogue)
+        this = max((self.derivation.level[n] for n in names), default=0)
+        wanted |= {n for other, level in self.derivation.level.items() if level > this for n in self._needs(other)}
+        epilogue += [x for x in lets if x.target in wanted]
+        outs = [self.einsums[n] for n in emitted]
+        local = self._block_local([*states, *outs])
+        return Fold(self.rank, (*local, *states, *(x for x in outs if x not in local)), mask), _ordered(epilogue)
 
     def _needs(self, name: str) -> set[str]:
         return ex.reads(self.einsums[name].map)
@@ -419,7 +413,7 @@ def cascade_rest(cascade: Cascade, mine: set[str], rank: str) -> list[Statement]
 
 
 def _times(value: Expr, post: Expr) -> Expr:
-    over, under = _quotient(post)
+    over, under = ex.quotient(post)
     out = ex.product(value, *over)
     return ex.call("/", out, ex.product(*under)) if under else out
 

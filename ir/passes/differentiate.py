@@ -1,0 +1,427 @@
+"""Reverse mode on cascades: the backward of an attention is a few cascades more.
+
+    o[i, e] = sum[j] exp(s[i, j] - m[i]) / l[i] * v[j, e]
+
+            prepass        delta[i]   = sum[e] d_o[i, e] * o[i, e]
+                           d_l[i]     = -delta[i] / l[i]
+      ->    rows           dp[i, j]   = sum[e] d_o[i, e] * v[j, e]
+                           d_s[i, j]  = dp[i, j] * exp(s[i, j] - m[i]) / l[i] + d_l[i] * exp(s[i, j] - m[i])
+                           d_q[i, d]  = sum[j] d_s[i, j] * k[j, d] / sqrt(D)
+            columns        d_k, d_v: the same statements, reduced over i
+
+The reductions of the forward pass (m, l, o) are inputs here: they are saved, everything over (i, j) is recomputed. The adjoint of a
+statistic needs no reduction of its own where the statistic is a factor of the map it enters (the generalised delta rule: if
+``d log(map) / d x`` is free of j, then the sum over j of ``map`` is the saved output itself); elsewhere it is one more reduction.
+The adjoint of a maximum that only stabilises is identically zero, which is checked numerically and not assumed.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from einfuse.ir import expr as ex
+from einfuse.ir.derivative import derivative, log_derivative
+from einfuse.ir.errors import SpecError
+from einfuse.ir.expr import call
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Rank, Statement, Tensor
+from einfuse.ir.passes.canonicalise import fold_ranks
+from einfuse.ir.rewrite import fresh, prune
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """A part of the gradient of one input: ``d input[index] += value`` at every point of ``ranks`` (the ambient ones included)."""
+
+    input: str
+    index: tuple[Expr, ...]
+    statement: str
+    ranks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """The cascades of a backward pass, in the order they run; ``saved`` are forward statements they read as inputs.
+
+    ``gradients`` of each cascade are its outputs that are (parts of) gradients of forward inputs.
+    """
+
+    saved: tuple[str, ...]
+    cascades: tuple[tuple[Cascade, tuple[Gradient, ...]], ...]
+
+
+def adjoint(name: str) -> str:
+    """The name under which the gradient of an output is passed in."""
+    return f"d_{name}"
+
+
+def run(cascade: Cascade, wanted: Iterable[str]) -> Backward:
+    """The backward of a canonical ``cascade`` (before folds exist) for the inputs named in ``wanted``."""
+    return _Reverse(cascade, tuple(wanted)).run()
+
+
+@dataclass(slots=True)
+class _Part:
+    """A share of an adjoint that lives on one space."""
+
+    map: Expr
+    mask: Expr | None
+
+
+class _Reverse:
+    def __init__(self, cascade: Cascade, wanted: tuple[str, ...]) -> None:
+        self.cascade, self.wanted = cascade, set(wanted)
+        self.folded = fold_ranks(cascade)
+        self.einsums = {x.target: x for x in cascade.body if isinstance(x, Einsum)}
+        assert len(self.einsums) == len(cascade.body), "differentiate runs before folds exist"
+        self.order = [r.name for r in cascade.ranks]
+        self.taken = {*self.einsums, *(t.name for t in cascade.inputs)}
+        self.body: list[Einsum] = []  # the adjoint statements, in order
+        self.known: dict[tuple[tuple[str, ...], str | None, tuple[str, ...], Expr, Expr | None], str] = {}
+        self.parts: dict[str, list[_Part]] = {}
+        self.reads: dict[tuple[str, tuple[Expr, ...]], list[tuple[Einsum, Expr, Expr | None]]] = {}
+        self.row_values: dict[str, Expr] = {}  # definitions of row scalars, for the invariance check
+
+    # -- the whole ---------------------------------------------------------------------------------------------------------
+
+    def run(self) -> Backward:
+        for name in self.cascade.outs:
+            x = self.einsums[name]
+            self.taken.add(adjoint(name))
+            self.parts.setdefault(name, []).append(_Part(ex.at(adjoint(name), (*self.cascade.over, *x.ranks)), None))
+        for x in reversed(list(self.einsums.values())):
+            for part in self.parts.get(x.target, []):
+                self._backward(x, part)
+        return self._assemble(self._input_gradients())
+
+    def _named(self, base: str, ranks: tuple[str, ...], red: str | None, over: tuple[str, ...], e: Expr, mask: Expr | None) -> Expr:
+        """A statement with this value (one for equal values), read at its own ranks."""
+        key = (ranks, red, over, e, mask)
+        if key not in self.known:
+            name = fresh(base, self.taken)
+            self.known[key] = name
+            self.body.append(Einsum(name, ranks, red, over, e, mask))
+        return ex.at(self.known[key], ranks)
+
+    def _sorted(self, ranks: Iterable[str]) -> tuple[str, ...]:
+        return tuple(sorted(set(ranks), key=self.order.index))
+
+    def _free(self, e: Expr) -> set[str]:
+        """The non-ambient ranks that ``e`` depends on."""
+        return ex.indices(e) - set(self.cascade.over)
+
+    # -- one statement -----------------------------------------------------------------------------------------------------
+
+    def _backward(self, x: Einsum, part: _Part) -> None:
+        """Hands the adjoint of ``x`` on to everything its map reads."""
+        bar = self._as_read(x, part)
+        if ex.is_const(bar, 0):
+            return
+        for read in dict.fromkeys(e for e in ex.walk(x.map) if e.op == "load"):
+            target = self.einsums.get(read.name)
+            if target is None:
+                if read.name in self.wanted:
+                    self._to_input(x, read, bar, part.mask)
+            elif read.args != tuple(map(ex.index, target.ranks)):
+                if not ex.is_const(derivative(x.map, read), 0):
+                    raise SpecError(
+                        f"the gradient of {x.target} through the shifted read of {read.name} is not available",
+                        read.loc or x.loc,
+                        "shift the input itself, or compute the shifted value as a statement of its own",
+                    )
+            else:
+                self._to_statement(x, target, read, bar, part.mask)
+
+    def _as_read(self, x: Einsum, part: _Part) -> Expr:
+        """The adjoint as a named value where it is more than a read."""
+        if part.map.op == "load" or part.map.op == "const":
+            return part.map
+        out = self._named(adjoint(x.target), x.ranks, None, (), part.map, part.mask)
+        if not set(x.ranks) & set(self.folded[:1]):
+            self.row_values[out.name] = part.map
+        return out
+
+    def _slope(self, x: Einsum, read: Expr) -> Expr:
+        """d map / d read, for a sum or a pointwise statement; for a maximum, the share of each point that attains it."""
+        slope = derivative(x.map, read)
+        if x.red in (None, "sum"):
+            return slope
+        if x.red not in ("max", "min"):
+            if ex.is_const(slope, 0):
+                return slope
+            raise SpecError(f"{x.red} has no derivative", x.loc, "use a sum or a maximum")
+        attained = call("==", x.map, ex.at(x.target, x.ranks))
+        ties = self._named(f"{x.target}_ties", x.ranks, "sum", x.over, call("select", attained, ex.const(1.0), ex.const(0.0)), x.mask)
+        return call("select", attained, call("/", slope, ties), ex.const(0.0))
+
+    def _to_statement(self, x: Einsum, target: Einsum, read: Expr, bar: Expr, mask: Expr | None) -> None:
+        mask = ex.conjunction(*ex.conjuncts(x.mask), *ex.conjuncts(mask))
+        points = {*x.ranks, *x.over}
+        free = self._free_rule(x, read, bar) if x.red == "sum" else None
+        if free is not None:
+            self._add(target, free, None if self._row(free) else mask)
+            return
+        slope = self._slope(x, read)
+        if not ex.is_const(slope, 0):
+            reduced = self._reduce(f"{adjoint(target.target)}_sum", call("*", bar, slope), points - set(target.ranks), mask)
+            left = ex.conjunction(*(p for p in ex.conjuncts(mask) if not self._free(p) & (points - set(target.ranks))))
+            self._add(target, reduced, left)
+
+    def _row(self, e: Expr) -> bool:
+        return not any(r in self._free(e) for r in self.folded[:1])
+
+    def _free_rule(self, x: Einsum, read: Expr, bar: Expr) -> Expr | None:
+        """The adjoint of a factor of a sum: (sum of bar * x) * d log(map) / d read, where that is free of the reduced ranks."""
+        if set(x.over) & self._free(read):
+            return None
+        rate = log_derivative(x.map, read)
+        if ex.is_const(rate, 0) or self._free(rate) & set(x.over):
+            return None
+        rest = set(x.ranks) - self._free(read)
+        if self._free(rate) & rest:
+            return None
+        weight = self._reduce("delta", call("*", bar, ex.at(x.target, x.ranks)), rest, None)
+        return _guarded(weight, rate)
+
+    def _reduce(self, base: str, e: Expr, ranks: set[str], mask: Expr | None) -> Expr:
+        """``sum[ranks] e`` as a value: factors free of the ranks stay outside; feature contractions and the rest in turn."""
+        ranks = {r for r in ranks if r not in self.cascade.over}
+        if not ranks:
+            return e
+        terms = _terms(e)
+        if len(terms) > 1:
+            total: Expr = ex.ZERO
+            for sign, term in terms:
+                total = call("+" if sign > 0 else "-", total, self._reduce(base, term, ranks, mask))
+            return total
+        over, under = ex.quotient(e)
+        whole = {r for r in ranks if r not in self.folded}
+        stages = [s for s in (whole, ranks - whole) if s]
+        outside: Expr = ex.ONE
+        for stage in stages:
+            inside = [f for f in over if self._free(f) & stage]
+            below = [f for f in under if self._free(f) & stage]
+            if any(len({r for r in self._free(f) if r in stage}) > 0 for f in below):
+                inside, below = [ex.call("/", ex.product(*inside), ex.product(*below))], []
+            over = [f for f in over if not self._free(f) & stage]
+            under = [f for f in under if not self._free(f) & stage]
+            inner = ex.product(*inside)
+            value_ranks = self._sorted(self._free(inner) - stage)
+            carried = stage & set(self.folded)
+            if carried:  # everything that depends on what is left must be inside this reduction
+                inner = call("*", ex.product(*over), inner)
+                inner = call("/", inner, ex.product(*under)) if under else inner
+                over, under = [], []
+                value_ranks = self._sorted(self._free(inner) - stage)
+            over.append(self._named(base, value_ranks, "sum", self._sorted(stage), inner, mask if carried else None))
+        outside = ex.product(*over)
+        return call("/", outside, ex.product(*under)) if under else outside
+
+    def _add(self, target: Einsum, e: Expr, mask: Expr | None) -> None:
+        """One more contribution to the adjoint of ``target``; contributions on one space are summed."""
+        if target.red in ("max", "min") and self._vanishes([*self._row_parts(target), e]):
+            self.parts[target.target] = []
+            return
+        for part in self.parts.setdefault(target.target, []):
+            if set(ex.conjuncts(part.mask)) == set(ex.conjuncts(mask)):
+                part.map = call("+", part.map, e)
+                return
+        self.parts[target.target].append(_Part(e, mask))
+
+    def _row_parts(self, target: Einsum) -> list[Expr]:
+        return [p.map for p in self.parts.get(target.target, [])]
+
+    def _vanishes(self, contributions: list[Expr]) -> bool:
+        """Is the sum zero for random values of all it reads? (Row scalars of the adjoint are seen through.)"""
+        e: Expr = ex.ZERO
+        for c in contributions:
+            e = call("+", e, self._seen_through(c))
+        for seed in range(3):
+            value, scale = _sample(e, random.Random(seed), {})
+            if math.isnan(value) or abs(value) > 1e-9 * max(scale, 1e-30):
+                return False
+        return True
+
+    def _seen_through(self, e: Expr) -> Expr:
+        def definition(x: Expr) -> Expr | None:
+            return self._seen_through(self.row_values[x.name]) if x.op == "load" and x.name in self.row_values else None
+
+        return ex.substitute(e, definition)
+
+    # -- inputs ------------------------------------------------------------------------------------------------------------
+
+    def _to_input(self, x: Einsum, read: Expr, bar: Expr, mask: Expr | None) -> None:
+        slope = self._slope(x, read)
+        if not ex.is_const(slope, 0):
+            mask = ex.conjunction(*ex.conjuncts(x.mask), *ex.conjuncts(mask))
+            self.reads.setdefault((read.name, read.args), []).append((x, call("*", bar, slope), mask))
+
+    def _input_gradients(self) -> list[tuple[Gradient, str | None]]:
+        """One statement per read of an input; with the sequence rank that its kernel must own (None: several, a dense gradient)."""
+        out: list[tuple[Gradient, str | None]] = []
+        for (name, index), shares in self.reads.items():
+            used = {r for e in index for r in self._free(e)}
+            sequence = [r for r in self._sorted(used) if self._is_sequence(r)]
+            sums: dict[tuple[tuple[str, ...], Expr | None], Expr] = {}
+            for x, e, mask in shares:
+                points = {*x.ranks, *x.over}
+                keep = set(used)
+                mine = [r for r in points if self._is_sequence(r)]
+                if not sequence:  # a partial sum per row, added up outside
+                    keep |= {self._row_rank()} & set(mine) or set(mine[:1])
+                value = self._reduce(adjoint(name), e, points - keep, mask)
+                left = ex.conjunction(*(p for p in ex.conjuncts(mask) if not self._free(p) & (points - keep)))
+                key = (self._sorted(keep), left)
+                sums[key] = call("+", sums.get(key, ex.ZERO), value)
+            for (ranks, left), value in sums.items():
+                target = self._own_statement(value, ranks) or fresh(adjoint(name), self.taken)
+                if target not in {y.target for y in self.body}:
+                    self.body.append(Einsum(target, ranks, None, (), value, left))
+                owned = [r for r in ranks if self._is_sequence(r)]
+                gradient = Gradient(name, index, target, (*self.cascade.over, *ranks))
+                out.append((gradient, owned[0] if len(owned) == 1 else None if owned else self._row_rank()))
+        return out
+
+    def _own_statement(self, value: Expr, ranks: tuple[str, ...]) -> str | None:
+        """The statement that already is this value, if there is one."""
+        same = value.op == "load" and value.args == tuple(map(ex.index, ranks))
+        return value.name if same and any(y.target == value.name and y.ranks == ranks for y in self.body) else None
+
+    def _is_sequence(self, rank: str) -> bool:
+        return self.cascade.rank(rank).kind not in ("feature", "state")
+
+    def _row_rank(self) -> str:
+        """The sequence rank that the outputs are laid out along."""
+        for name in self.cascade.outs:
+            for r in self.einsums[name].ranks:
+                if self._is_sequence(r):
+                    return r
+        return next(r.name for r in self.cascade.ranks if self._is_sequence(r.name) and r.name not in self.cascade.over)
+
+    # -- kernels -----------------------------------------------------------------------------------------------------------
+
+    def _assemble(self, gradients: list[tuple[Gradient, str | None]]) -> Backward:
+        """Groups the gradients by the rank that owns them; shared row scalars are computed once, before."""
+        row = self._row_rank()
+        groups: dict[str, list[Gradient]] = {}
+        for gradient, owner in gradients:
+            groups.setdefault(owner or row, []).append(gradient)
+        forward = [x for x in self.einsums.values() if not set(x.over) & set(self.folded)]
+        saved = [x for x in self.einsums.values() if set(x.over) & set(self.folded)]
+        everything = [*forward, *self.body]
+        cascades: list[tuple[Cascade, tuple[Gradient, ...]]] = []
+        given = [*saved]
+        if set(groups) - {row}:
+            shared = self._shared_rows(everything, [g.statement for r, gs in groups.items() if r != row for g in gs])
+            if shared:
+                cascades.append((self._cascade("prepass", everything, given, [x.target for x in shared]), ()))
+                given += shared
+        for rank, gs in sorted(groups.items(), key=lambda kv: kv[0] != row):
+            name = "rows" if rank == row else f"columns_{rank}"
+            cascades.append((self._cascade(name, everything, given, [g.statement for g in gs]), tuple(gs)))
+        read = {t.name for c, _ in cascades for t in c.inputs}
+        return Backward(tuple(x.target for x in saved if x.target in read), tuple(cascades))
+
+    def _shared_rows(self, everything: list[Einsum], outs: list[str]) -> list[Einsum]:
+        """The adjoint row scalars that statements over a folded rank read (directly) in order to make ``outs``."""
+        needed = _closure(everything, outs)
+        adjoints = {x.target: x for x in self.body}
+        out: dict[str, Einsum] = {}
+        for x in everything:
+            if x.target in needed and (set(x.ranks) | set(x.over)) & set(self.folded):
+                for name in ex.reads(x.map):
+                    y = adjoints.get(name)
+                    if y is not None and not (set(y.ranks) & set(self.folded[:1])) and self._row_rank() in y.ranks and not self._features(y):
+                        out[name] = y
+        return [x for x in self.body if x.target in out]
+
+    def _features(self, x: Einsum) -> bool:
+        return any(not self._is_sequence(r) for r in x.ranks)
+
+    def _cascade(self, suffix: str, body: list[Einsum], given: list[Einsum], outs: list[str]) -> Cascade:
+        """A cascade with the ``given`` statements as inputs, and of ``body`` only what ``outs`` need."""
+        c = self.cascade
+        sizes = {r.name: ex.size(r.size) for r in c.ranks}
+        given_names = {x.target for x in given}
+
+        def explicit(e: Expr) -> Expr | None:
+            if e.op == "load" and e.name in given_names:
+                return replace(e, args=(*map(ex.index, c.over), *e.args))
+            return None
+
+        statements: list[Statement] = []
+        for x in body:
+            if x.target not in given_names:
+                mask = None if x.mask is None else ex.substitute(x.mask, explicit)
+                statements.append(replace(x, map=ex.substitute(x.map, explicit), mask=mask))
+        out = prune(replace(c, name=f"{c.name}_{suffix}", body=tuple(_in_order(statements)), outs=tuple(outs)))
+        used = {n for x in out.body if isinstance(x, Einsum) for n in ex.reads(x.map) | ex.reads(x.mask)}
+        extra = [Tensor(x.target, tuple(sizes[r] for r in (*c.over, *x.ranks))) for x in given]
+        extra += [Tensor(adjoint(n), tuple(sizes[r] for r in (*c.over, *self.einsums[n].ranks))) for n in c.outs]
+        return replace(out, inputs=tuple(t for t in (*c.inputs, *extra) if t.name in used), ranks=_used_ranks(out))
+
+
+def _used_ranks(c: Cascade) -> tuple[Rank, ...]:
+    used = set(c.over)
+    for x in c.body:
+        assert isinstance(x, Einsum)
+        used |= {*x.ranks, *x.over} | ex.indices(x.map) | ex.indices(x.mask)
+    return tuple(r for r in c.ranks if r.name in used)
+
+
+def _closure(body: list[Einsum], outs: list[str]) -> set[str]:
+    needed = set(outs)
+    for x in reversed(_in_order(list(body))):
+        assert isinstance(x, Einsum)
+        if x.target in needed:
+            needed |= ex.reads(x.map) | ex.reads(x.mask)
+    return needed
+
+
+def _in_order(body: list[Statement]) -> list[Statement]:
+    """Forward statements and adjoints in dependence order (an adjoint may be made before the forward value it reads is listed)."""
+    names = {x.target for x in body if isinstance(x, Einsum)}
+    out: list[Statement] = []
+    done: set[str] = set()
+    pending = list(body)
+    while pending:
+        ready = [x for x in pending if isinstance(x, Einsum) and (ex.reads(x.map) | ex.reads(x.mask)) & names <= done]
+        assert ready, "a cycle among adjoint statements"
+        out += ready
+        done |= {x.target for x in ready if isinstance(x, Einsum)}
+        pending = [x for x in pending if x not in ready]
+    return out
+
+
+def _guarded(weight: Expr, rate: Expr) -> Expr:
+    """weight * rate, and 0 where the weight is: a row without live points has infinite rates and no adjoint."""
+    if rate.op == "const" or (rate.op == "neg" and rate.args[0].op == "const"):
+        return call("*", weight, rate)
+    return call("select", call("==", weight, ex.const(0.0)), ex.const(0.0), call("*", weight, rate))
+
+
+def _terms(e: Expr) -> list[tuple[int, Expr]]:
+    """``e`` as a signed sum, products distributed over the sums that are their factors."""
+    if e.op in ("+", "-"):
+        sign = 1 if e.op == "+" else -1
+        return _terms(e.args[0]) + [(s * sign, t) for s, t in _terms(e.args[1])]
+    if e.op == "neg":
+        return [(-s, t) for s, t in _terms(e.args[0])]
+    return [(1, e)]
+
+
+def _sample(e: Expr, rng: random.Random, values: dict[Expr, float]) -> tuple[float, float]:
+    """A random evaluation of ``e`` (leaves positive), and the largest magnitude met on the way."""
+    if e.op == "const":
+        return float(e.value), abs(float(e.value))  # type: ignore[arg-type]
+    if e.op in ex.LEAVES:
+        value = values.setdefault(e, rng.uniform(0.4, 2.0))
+        return value, abs(value)
+    parts = [_sample(a, rng, values) for a in e.args]
+    try:
+        value = float(ex.FUNCTIONS[e.op].fold(*(p[0] for p in parts)))
+    except (ArithmeticError, ValueError, TypeError):
+        value = math.nan
+    return value, max(abs(value), *(p[1] for p in parts))
