@@ -12,6 +12,14 @@ around the loops of its folds. Every value is a *block*: a named array over a su
 Blocks may be padded (powers of two on a GPU, vector widths on a CPU). Padding holds no defined value: an operation that mixes
 points (`Reduce`, `Dot`, `Store`) ignores the padding of tile and feature ranks by itself (by masked loads that give 0 or by
 bounds); along the *fold* rank it need not: the plan selects identities there in every phase that is not full.
+
+What a back end may rely on, beyond the types:
+
+* A phase labelled ``full`` is whole blocks inside the fold rank: ``hi - lo`` is a multiple of the step and ``hi <= size``, so a
+  back end drops bounds checks there. In any other phase the last block may reach past ``hi``; the plan's masks hold ``x < hi``
+  wherever the mask itself does not end there.
+* Names of values are unique, except that the phases of one fold (siblings) may use the same names again.
+* The element type of a `Dot`, and of `Reduce` and `Map` of floats, is the accumulation type ``compute``.
 """
 
 from __future__ import annotations
@@ -52,7 +60,7 @@ class Coordinate:
 @dataclass(frozen=True, slots=True)
 class Size:
     """A size known at launch (an int), or ``i.lo`` / ``i.hi``: the first coordinate of the program's tile and one past its last,
-    ``min(i.lo + block, size)``."""
+    ``min(i.lo + block, size)``. Inside a fold over j, ``j.lo`` is the first coordinate of the iteration's block."""
 
     out: Value
     name: str
@@ -118,7 +126,10 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """``tensor[index...] = value`` at every existing point of the value's dims."""
+    """``tensor[index...] = value`` at every existing point of the value's and the indices' dims.
+
+    In a fold, points of its rank at or beyond the ``hi`` of a phase (the size, where tabulated) do not exist.
+    """
 
     tensor: str
     index: tuple[Value, ...]
@@ -157,7 +168,8 @@ class Fold:
 
     ``tabulated``: the phases (first full, then masked) each walk the list of live blocks of this tile instead of lo..hi; the two
     hidden int32 tensors ``<rank>_count[table row, phase]`` and ``<rank>_block[table row, phase, n]`` hold them, where the table row
-    is ``ambient point (flattened over the ambient ranks named in table_ranks) * tiles + tile``.
+    is ``ambient point (flattened over the ambient ranks named in table_ranks) * tiles + tile`` and phase 0 is full, 1 is masked.
+    ``lo`` and ``hi`` of the phases are not read. ``size`` is that of the folded rank, as in `Block`.
     The states keep their names after the loop: the regions that follow read them.
     """
 
@@ -168,6 +180,7 @@ class Fold:
     phases: tuple[Phase, ...]
     tabulated: bool = False
     table_ranks: tuple[str, ...] = ()
+    size: int | str = ""  # required; last so that it is named where a fold is built
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,13 @@ class _Interpreter:
                 block = env[name]
                 window = tuple(slice(*piece[d]) for d in block.dims)
                 whole[name] = block.data if len(pieces) == 1 else _put(out, window, block.data)
-        return whole
+        return {name: self._as_written(name, out) for name, out in whole.items()}
+
+    def _as_written(self, name: str, out: Tensor) -> Tensor:
+        """Axes in the order of the spec: the ambient ranks, then the statement's own."""
+        wanted = (*self.cascade.over, *self._ranks_of(name))
+        held = self._sorted(wanted)
+        return out if wanted == held else out.permute([held.index(d) for d in wanted])
 
     def _folds(self) -> list[Fold]:
         return [x for x in self.cascade.body if isinstance(x, Fold)]

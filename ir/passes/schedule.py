@@ -1,0 +1,38 @@
+"""Gives the loops their sizes: the rank that programs own gets a tile, every fold a step.
+
+    o[i, e] = ...; fold j { ... }      ->      tile i 128; fold j step 64 { ... }
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from einfuse.ir import expr as ex
+from einfuse.ir.nodes import Cascade, Einsum, Fold
+
+
+def tile_rank(cascade: Cascade) -> str | None:
+    """The sequence rank that the outputs are laid out along (the first one of the first output that has any)."""
+    whole = {r.name for r in cascade.ranks if r.kind in ("feature", "state")} | set(cascade.over)
+    ranks = {x.target: x.ranks for f in cascade.body for x in (f.body if isinstance(f, Fold) else (f,))}
+    folded = {x.rank for x in cascade.body if isinstance(x, Fold)}
+    candidates = [r for name in cascade.outs for r in ranks[name] if r not in whole]
+    return next((r for r in candidates if r not in folded), candidates[0] if candidates else None)
+
+
+def run(cascade: Cascade, block: int, step: int) -> Cascade:
+    """Sets the tile to ``block`` and every fold's step to ``step``."""
+    rank = tile_rank(cascade)
+    body = tuple(replace(x, step=step) if isinstance(x, Fold) else x for x in cascade.body)
+    return replace(cascade, tile=((rank, block),) if rank else (), body=body)
+
+
+def feature_ranks(cascade: Cascade) -> tuple[str, ...]:
+    """The ranks a program holds whole, in order of declaration."""
+    tile = {rank for rank, _ in cascade.tile}
+    folded = {x.rank for x in cascade.body if isinstance(x, Fold)}
+    used: set[str] = set()
+    for f in cascade.body:
+        for x in f.body if isinstance(f, Fold) else (f,):
+            used |= {*x.ranks, *(x.over if isinstance(x, Einsum) else ())} | ex.indices(x.map)
+    return tuple(r.name for r in cascade.ranks if r.name in used - tile - folded - set(cascade.over))

@@ -1,0 +1,172 @@
+"""The written specification of each stage: what must hold of a cascade before and after every pass.
+
+`verify` raises SpecError with the statement's place for what a user can cause, and names the rule (V1 ... V13) that is broken.
+V14, the merge law, is numeric: see `merge_law`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from einfuse.ir import expr as ex
+from einfuse.ir.errors import SpecError
+from einfuse.ir.interpret import interpret, is_let
+from einfuse.ir.nodes import RANK_KINDS, Cascade, DType, Einsum, Expr, Fold, Scalar, Span, State
+
+Stage = Literal["built", "canonical", "fused", "scheduled"]
+
+
+def verify(cascade: Cascade, stage: Stage = "built") -> Cascade:
+    """Returns the cascade if it is well formed at ``stage``; raises SpecError otherwise."""
+    _Verifier(cascade).run()
+    if stage in ("fused", "scheduled"):
+        _fused(cascade)
+    if stage == "scheduled":
+        _scheduled(cascade)
+    return cascade
+
+
+def _require(holds: bool, rule: str, message: str, loc: Span | None = None) -> None:
+    if not holds:
+        raise SpecError(f"{message} ({rule})", loc)
+
+
+class _Verifier:
+    def __init__(self, cascade: Cascade) -> None:
+        self.c = cascade
+        self.ranks = {r.name for r in cascade.ranks}
+        self.local: dict[str, tuple[str, ...]] = {}
+        self.types: dict[str, DType] = {t.name: t.dtype for t in cascade.inputs}
+        self.arity = {t.name: len(t.axes) for t in cascade.inputs}
+
+    def run(self) -> None:
+        c = self.c
+        seen: set[str] = set()
+        for r in c.ranks:
+            _require(r.name not in seen, "V1", f"rank {r.name} is declared twice", r.loc)
+            _require(r.kind in RANK_KINDS, "V1", f"rank {r.name} has the unknown kind {r.kind}", r.loc)
+            seen.add(r.name)
+        _require(set(c.over) <= self.ranks, "V1", "an ambient rank is not declared", c.loc)
+        for x in c.body:
+            if isinstance(x, Fold):
+                self._fold(x)
+            else:
+                self._einsum(x)
+        for name in c.outs:
+            _require(name in self.local, "V12", f"the output {name} is not defined", c.loc)
+
+    def _einsum(self, x: Einsum, fold: Fold | None = None) -> None:
+        _require(x.target not in self.local and x.target not in self.arity, "V2", f"{x.target} is assigned twice", x.loc)
+        _require(len(set(x.ranks)) == len(x.ranks), "V1", f"{x.target} has a rank twice", x.loc)
+        _require({*x.ranks, *x.over} <= self.ranks, "V1", f"{x.target} uses a rank that is not declared", x.loc)
+        _require(not set(x.ranks) & set(x.over), "V5", f"{x.target} keeps a rank that it reduces over", x.loc)
+        _require(bool(x.red) == bool(x.over), "V5", f"{x.target} has a reducer without ranks, or ranks without a reducer", x.loc)
+        _require(x.red is None or x.red in ex.MONOIDS, "V5", f"{x.target} has the unknown reducer {x.red}", x.loc)
+        free = {*x.ranks, *x.over, *self.c.over}
+        dtype = self._check(x.map, free, x.loc)
+        if x.mask is not None:
+            _require(self._check(x.mask, free, x.loc) == "bool", "V11", f"the condition of {x.target} is not a truth value", x.loc)
+        self.local[x.target] = x.ranks
+        self.types[x.target] = "float" if x.red and dtype == "int" else dtype
+
+    def _check(self, e: Expr, free: set[str], loc: Span | None, new: Mapping[str, tuple[str, ...]] | None = None) -> DType:
+        """The type of an expression whose reads and coordinates are all in order."""
+        loc = e.loc or loc
+        if e.op == "index":
+            _require(e.name in free, "V4", f"the rank {e.name} is neither kept nor reduced here", loc)
+        if e.op in ("load", "new"):
+            ranks = (new or {}).get(e.name) if e.op == "new" else self.local.get(e.name)
+            _require(e.op == "load" or ranks is not None, "V7", f"{e.name}' outside a carry, or not an earlier state", loc)
+            arity = len(ranks) if ranks is not None else self.arity.get(e.name)
+            _require(arity is not None, "V2", f"{e.name} is read before it is defined", loc)
+            _require(arity == len(e.args), "V3", f"{e.name} has {arity} axes but is read with {len(e.args)} indices", loc)
+            for a in e.args:
+                _require(self._check(a, free, loc, new) == "int", "V11", f"an index of {e.name} is not an integer", loc)
+            return self.types[e.name]
+        if e.op in ex.LEAVES:
+            return ex.scalar_type(e, self.types.__getitem__)
+        _require(e.op in ex.FUNCTIONS, "V11", f"unknown function {e.op}", loc)
+        types = [self._check(a, free, loc, new) for a in e.args]
+        self._operands(e, types, loc)
+        return ex.scalar_type(e, lambda n: self.types[n])
+
+    def _operands(self, e: Expr, types: Sequence[DType], loc: Span | None) -> None:
+        f = ex.FUNCTIONS[e.op]
+        _require(len(types) == f.arity, "V3", f"{e.op} takes {f.arity} operands, not {len(types)}", loc)
+        if f.takes == "numeric":
+            _require("bool" not in types, "V11", f"{e.op} takes numbers, not truth values", loc)
+        elif f.takes in ("int", "bool"):
+            _require(set(types) <= {f.takes}, "V11", f"{e.op} takes {f.takes}s, found {', '.join(types)}", loc)
+        elif f.takes == "select":
+            _require(types[0] == "bool", "V11", "the condition of select is not a truth value", loc)
+
+    def _fold(self, f: Fold) -> None:
+        _require(f.rank in self.ranks, "V1", f"the folded rank {f.rank} is not declared", f.loc)
+        sequential = any(isinstance(y, State) and y.red == "set" for y in f.body)
+        _require(not (sequential and f.split > 1), "V8", "a sequential state cannot be split", f.loc)
+        for r in f.ranges:
+            for e in (r.lo, r.hi, r.full_lo, r.full_hi):
+                _require(self._check(e, set(self.c.over), f.loc) == "int", "V11", "a range is not an integer", f.loc)
+        if f.mask is not None:
+            free = {f.rank, *self.c.over, *(r.name for r in self.c.ranks if r.kind not in ("feature", "state"))}
+            _require(self._check(f.mask, free, f.loc) == "bool", "V11", "the condition of the fold is not a truth value", f.loc)
+        outside, done = dict(self.local), dict[str, tuple[str, ...]]()
+        states = {y.target: y.ranks for y in f.body if isinstance(y, State)}
+        if sequential:
+            self.local |= states
+            self.types |= dict.fromkeys(states, "float")
+        for y in f.body:
+            if isinstance(y, Einsum):
+                self._einsum(y, f)
+                if is_let(f, y):
+                    done[y.target] = y.ranks
+                continue
+            _require(f.rank not in y.ranks, "V6", f"the state {y.target} keeps the folded rank {f.rank}", y.loc)
+            _require(sequential or y.target not in self.local, "V2", f"{y.target} is assigned twice", y.loc)
+            _require(y.red in ex.MONOIDS or y.red == "set", "V5", f"{y.target} has the unknown reducer {y.red}", y.loc)
+            self._check(y.map, {*y.ranks, f.rank, *self.c.over}, y.loc)
+            self.types[y.target] = "float"
+            if y.carry is not None:
+                inner = self.local
+                self.local = {**inner, **states}
+                self.types |= dict.fromkeys(states, "float")
+                self._check(y.carry, {*y.ranks, *self.c.over}, y.loc, done)
+                self.local = inner
+            self.local[y.target] = done[y.target] = y.ranks
+        emitted = {y.target: y.ranks for y in f.body if isinstance(y, Einsum) and (set(y.ranks) & set(f.aligned) or y.target in self.c.outs)}
+        self.local = {**outside, **states, **emitted}
+
+
+def _fused(c: Cascade) -> None:
+    """V9: no reduction over a sequence rank stands outside a fold."""
+    whole = {r.name for r in c.ranks if r.kind in ("feature", "state")}
+    for x in c.body:
+        if isinstance(x, Einsum):
+            _require(set(x.over) <= whole, "V9", f"{x.target} still reduces over {', '.join(x.over)} outside a fold", x.loc)
+
+
+def _scheduled(c: Cascade) -> None:
+    """V13: every loop has a step, tiles are powers of two."""
+    for rank, block in c.tile:
+        _require(block > 0 and block & (block - 1) == 0 or block % 16 == 0, "V13", f"the tile of {rank} is {block}", c.loc)
+    for x in c.body:
+        if isinstance(x, Fold):
+            _require(x.step > 0, "V13", f"the fold over {x.rank} has no step", x.loc)
+
+
+def merge_law(cascade: Cascade, sizes: Mapping[str, int], inputs: Mapping[str, torch.Tensor | Scalar], tolerance: float = 1e-8) -> None:
+    """V14: a fused cascade gives the same result whatever the blocks and the order of merging (float64).
+
+    Raises AssertionError: a wrong carry is our fault, never the user's.
+    """
+    whole = interpret(cascade, inputs, sizes)
+    for step, split in ((3, 1), (2, 3), (1, 2)):
+        body = tuple(replace(x, step=step, split=split) if isinstance(x, Fold) and not x.ranges else x for x in cascade.body)
+        parts = interpret(replace(cascade, body=body), inputs, sizes)
+        for name, value in whole.items():
+            same = torch.allclose(parts[name], value, rtol=tolerance, atol=tolerance, equal_nan=True)
+            assert same, f"{name} depends on how the fold is cut into blocks (step {step}, split {split}): a carry is wrong"
