@@ -334,34 +334,46 @@ class _Lowering:
         olds = {y.target: self.env[y.target] for y in states}
         phases: list[kp.Phase] = []
         bounds = _Scope(outer=outer)
-        lowered: dict[str, tuple[kp.Region, tuple[Value, ...]]] = {}
-        for label in ("full", "masked"):
-            lowered[label] = self._body(f, outer, olds, masked=label == "masked")
+        full = self._body(f, outer, olds, masked=False)
+        masked = self._body(f, outer, olds, masked=True)
         self.scope = bounds
         if f.tabulated:
             zero = self._const(0)
-            phases = [kp.Phase(zero, zero, *lowered[label], label) for label in ("full", "masked")]
+            phases = [kp.Phase(zero, zero, *full, "full"), kp.Phase(zero, zero, *masked, "masked")]
         for r in f.ranges:
             lo, full_lo, full_hi, hi = (self._value(e, {}) for e in (r.lo, r.full_lo, r.full_hi, r.hi))
-            for start, stop, label in ((lo, full_lo, "masked"), (full_lo, full_hi, "full"), (full_hi, hi, "masked")):
+            if len(f.ranges) > 1:  # what lies past the end of one range may be alive in the next
+                self.scope = bounds
+                masked = self._body(f, outer, olds, masked=True, end=r.hi, bounds=bounds)
+                self.scope = bounds
+            for start, stop, body, label in ((lo, full_lo, masked, "masked"), (full_lo, full_hi, full, "full"), (full_hi, hi, masked, "masked")):
                 if start != stop:
-                    phases.append(kp.Phase(start, stop, *lowered[label], label))
+                    phases.append(kp.Phase(start, stop, *body, label))
         self.scope = outer
         own = tuple(bounds.ops)
         table = tuple(r for r in self.cascade.over if r in indices(f.mask)) if f.tabulated else ()
         self.env.update(olds)
         return kp.Fold(
-            f.rank, f.step, tuple(kp.State(olds[y.target], MONOIDS[y.red]) for y in states), own, tuple(phases), f.tabulated, table
+            rank=f.rank,
+            step=f.step,
+            states=tuple(kp.State(olds[y.target], MONOIDS[y.red]) for y in states),
+            bounds=own,
+            phases=tuple(phases),
+            tabulated=f.tabulated,
+            table_ranks=table,
+            size=self._size_name(self.cascade.rank(f.rank).size),
         )
 
-    def _body(self, f: Fold, outer: _Scope, olds: dict[str, Value], masked: bool) -> tuple[kp.Region, tuple[Value, ...]]:
-        """One phase's loop body and the states' next values."""
-        scope = _Scope(outer=outer, rank=f.rank, mine={v.name for v in olds.values()})
+    def _body(
+        self, f: Fold, outer: _Scope, olds: dict[str, Value], masked: bool, end: Expr | None = None, bounds: _Scope | None = None
+    ) -> tuple[kp.Region, tuple[Value, ...]]:
+        """One phase's loop body and the states' next values; ``end`` is a further bound on the folded coordinate."""
+        scope = _Scope(outer=bounds or outer, rank=f.rank, mine={v.name for v in olds.values()})
         self.scope = scope
         saved = dict(self.env)
         for name in olds:
             del self.env[name]
-        mask = self._mask(f) if masked else None
+        mask = self._mask(f, end) if masked else None
         updates: dict[str, Value] = {}
         for y in f.body:
             if isinstance(y, State):
@@ -377,10 +389,10 @@ class _Lowering:
         self.taken -= {op.out.name for op in scope.ops if not isinstance(op, kp.Store)}  # the other phases use the same names
         return tuple(scope.ops), tuple(updates[n] for n in olds)
 
-    def _mask(self, f: Fold) -> Value:
+    def _mask(self, f: Fold, end: Expr | None) -> Value:
         extent = self.cascade.rank(f.rank).size
         inside = call("<", coordinate(f.rank), size_of(extent))
-        whole = conjunction(f.mask, inside)
+        whole = conjunction(f.mask, inside, None if end is None else call("<", coordinate(f.rank), end))
         assert whole is not None, "the bound is part of the mask"
         return self._value(whole, self.env, name="live")
 

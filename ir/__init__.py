@@ -10,6 +10,7 @@ from einfuse.ir.expr import const as const
 from einfuse.ir.expr import index as index
 from einfuse.ir.expr import load as load
 from einfuse.ir.expr import size as size
+from einfuse.ir.interpret import interpret as interpret
 from einfuse.ir.nodes import RANK_KINDS as RANK_KINDS
 from einfuse.ir.nodes import Cascade as Cascade
 from einfuse.ir.nodes import DType as DType

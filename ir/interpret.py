@@ -113,6 +113,16 @@ def interpret(
     return _Interpreter(cascade, inputs, dict(sizes), dtype).run()
 
 
+def evaluate_indices(
+    cascade: Cascade, index: Sequence[Expr], ranks: Sequence[str], inputs: Mapping[str, Tensor | Scalar], sizes: Mapping[str, int]
+) -> list[Tensor]:
+    """Index expressions at every point of ``ranks``: tensors that broadcast against those axes, in that order."""
+    run = _Interpreter(cascade, {t.name: inputs[t.name] for t in cascade.inputs if t.name in inputs}, dict(sizes), torch.float64)
+    span = {r: (0, n) for r, n in run.extent.items()}
+    held = run._sorted(ranks)
+    return [run._aligned(run._dense(e, {}, span), held).permute([held.index(r) for r in ranks]) for e in index]
+
+
 class _Interpreter:
     def __init__(
         self, cascade: Cascade, inputs: Mapping[str, Tensor | Scalar], sizes: dict[str, int], dtype: torch.dtype
@@ -128,7 +138,8 @@ class _Interpreter:
         self.device = tensors[0].device if tensors else torch.device("cpu")
         for t in cascade.inputs:
             value = inputs[t.name] if t.name in inputs else t.default
-            assert value is not None, f"no value for {t.name}"
+            if value is None:
+                continue  # found missing where it is read
             data = value if isinstance(value, Tensor) else torch.tensor(value, device=self.device)
             wanted = {"float": dtype, "int": torch.int64, "bool": torch.bool}[t.dtype]
             self.inputs[t.name] = data.to(wanted)

@@ -83,6 +83,18 @@ def reduces(x: Statement, rank: str) -> bool:
     return isinstance(x, Einsum) and x.red is not None and rank in x.over
 
 
+def count_passes(cascade: Cascade, rank: str) -> int:
+    """The passes over ``rank`` of a cascade without folds, as it stands (FuseMax): a statement is one level above the reductions it reads."""
+    level: dict[str, int] = {}
+    most = 0
+    for x in cascade.body:
+        assert isinstance(x, Einsum), "passes are counted before fusing"
+        level[x.target] = max((level.get(n, 0) for n in ex.reads(x.map)), default=0) + (1 if reduces(x, rank) else 0)
+        if rank in (*x.ranks, *x.over):
+            most = max(most, level[x.target])
+    return most
+
+
 class _Deriver:
     def __init__(self, cascade: Cascade, rank: str) -> None:
         self.rank, self.out = rank, Derivation(rank)

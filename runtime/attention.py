@@ -1,0 +1,157 @@
+"""The compiled object: call it, differentiate it, look into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from einfuse.codegen import KernelPlan, Storage
+from einfuse.ir import Cascade, Scalar, interpret, pipeline
+from einfuse.ir.passes import canonicalise, online_fuse
+from einfuse.ir.text import show
+from einfuse.runtime import binding, cache, ops
+from einfuse.runtime.backends import BACKENDS, BackendName
+from einfuse.runtime.program import Program
+
+Output = torch.Tensor | tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PassReport:
+    """The passes over one rank before and after fusing, and why those that remain do."""
+
+    rank: str
+    before: int
+    after: int
+    reads: tuple[tuple[str, str], ...]
+    decisions: tuple[online_fuse.Decision, ...]
+
+
+@dataclass(eq=False)
+class Attention:
+    """A compiled attention.
+
+    ``attn(q, k, v, ..., name=value)`` takes the tensors of the spec in order of declaration or by keyword and host numbers by
+    keyword; it is differentiable in every float tensor, and works under autocast, torch.compile(fullgraph=True), torch.export and
+    on meta tensors, for any strides. One output is returned as a tensor, several as a tuple. Raises TypeError or ValueError that name
+    the argument, what was expected and what was found.
+    """
+
+    cascade: Cascade
+    backend: BackendName | None = None
+    strict: bool = False
+    program: Program = field(init=False)
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.key = cache.key("program", show(self.cascade), self.strict)
+        self.program = ops.register(self.key, Program(self.cascade, self.strict))
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(t.name for t in self.cascade.inputs)
+        return f"<einfuse attention {self.cascade.name}({inputs}) -> {', '.join(self.cascade.outs)}>"
+
+    @property
+    def name(self) -> str:
+        return self.cascade.name
+
+    # -- running -----------------------------------------------------------------------------------------------------------------
+
+    def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar) -> Output:
+        tensors, numbers = binding.arguments(self.cascade, args, kwargs)
+        tensors = self._autocast(tensors)
+        self._one_dtype(tensors)
+        binding.sizes(self.cascade, tensors)  # a mismatch is reported here, before anything runs
+        params = [t for t in self.cascade.inputs if t.param]
+        ints = [int(numbers[t.name]) if not torch.compiler.is_compiling() else numbers[t.name] for t in params if t.dtype == "int"]
+        floats = [float(numbers[t.name]) for t in params if t.dtype == "float"]
+        held = list(tensors.values())
+        grad = torch.is_grad_enabled()
+        needs = [grad and x.requires_grad for x in held]
+        outs = ops.forward(self.key, self.backend or "", held, ints, floats, needs)[: len(self.cascade.outs)]  # type: ignore[arg-type]
+        return outs[0] if len(outs) == 1 else tuple(outs)
+
+    def _autocast(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        device = next(iter(tensors.values())).device.type
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return tensors
+        dtype = torch.get_autocast_dtype(device)
+        return {n: x.to(dtype) if x.dtype == torch.float32 else x for n, x in tensors.items()}
+
+    def _one_dtype(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Tensors with features share a dtype; others (slopes, biases) may be wider or narrower."""
+        features = {r.size for r in self.cascade.ranks if r.kind == "feature"}
+        wide = [t.name for t in self.cascade.inputs if t.dtype == "float" and any(a.value in features for a in t.axes)]
+        found = {n: tensors[n].dtype for n in wide}
+        if len(set(found.values())) > 1:
+            listed = ", ".join(f"{n}: {d}" for n, d in found.items())
+            raise TypeError(f"{self.name}: tensors with feature axes must share one dtype, found {listed}")
+
+    def reference(self, *args: torch.Tensor, dtype: torch.dtype = torch.float64, **kwargs: torch.Tensor | Scalar) -> Output:
+        """The cascade as written, interpreted point by point in ``dtype``: the oracle. Differentiable; slow."""
+        tensors, numbers = binding.arguments(self.cascade, args, kwargs)
+        sizes: Mapping[str, int] = binding.sizes(self.cascade, tensors)  # type: ignore[assignment]
+        outs = interpret(self.cascade, {**tensors, **numbers}, sizes, dtype)
+        return next(iter(outs.values())) if len(outs) == 1 else tuple(outs[n] for n in self.cascade.outs)
+
+    # -- looking inside ----------------------------------------------------------------------------------------------------------
+
+    def ir(self, after: pipeline.PassName = "build", block: int = 64, step: int = 64) -> str:
+        """The cascade as text after the pass of that name (see `einfuse.ir.pipeline`)."""
+        return show(pipeline.run(self.cascade, block, step, self.strict, after))
+
+    def passes(self) -> tuple[PassReport, ...]:
+        """For every folded rank: passes before and after fusing, the reads that force the rest, and how every other was resolved."""
+        canonical = canonicalise.run(self.cascade)
+        out = []
+        for rank in canonicalise.fold_ranks(canonical):
+            derivation = online_fuse.derive(canonical, rank)
+            cuts = tuple((d.statistic, d.reader) for d in derivation.decisions if d.how == "cut")
+            before = online_fuse.count_passes(self.cascade, rank)
+            out.append(PassReport(rank, before, derivation.passes, cuts, tuple(derivation.decisions)))
+        return tuple(out)
+
+    def plan(self, backend: BackendName, dtype: torch.dtype = torch.float32, **sizes: int) -> KernelPlan:
+        """The forward kernel as data, for feature sizes given by name (default 64)."""
+        return self.plans(backend, dtype, **sizes)[0]
+
+    def plans(self, backend: BackendName, dtype: torch.dtype = torch.float32, backward: bool = False, **sizes: int) -> list[KernelPlan]:
+        """The forward plan, then with ``backward`` the plans of every backward kernel."""
+        return [plan for plan, _ in self._emitted(backend, dtype, backward, sizes)]
+
+    def source(self, backend: BackendName, dtype: torch.dtype = torch.float32, backward: bool = False, **sizes: int) -> str:
+        """The standalone text of the kernels (forward, and with ``backward`` all of them)."""
+        return "\n\n".join(text for _, text in self._emitted(backend, dtype, backward, sizes))
+
+    def _emitted(
+        self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int]
+    ) -> Iterable[tuple[KernelPlan, str]]:
+        from einfuse.codegen import lower
+
+        chosen = BACKENDS[backend]
+        wanted = tuple(t.name for t in self.cascade.inputs if t.dtype == "float" and not t.param) if backward else ()
+        cascades = [self.program.saving(wanted)]
+        cascades += [c for c, _ in self.program.backward_of(wanted).cascades] if backward else []
+        out = []
+        for c in cascades:
+            static = {r.size: sizes.get(r.size, 64) for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)}
+            widths = tuple(r.size if isinstance(r.size, int) else static[r.size] for r in c.ranks if r.kind == "feature")
+            scheduled = pipeline.run(c, *chosen.blocks(widths, dtype.itemsize), self.strict)
+            plan = lower(scheduled, self._example_storage(c, dtype), static)
+            out.append((plan, chosen.emit(plan)))
+        return out
+
+    def _example_storage(self, c: Cascade, dtype: torch.dtype) -> dict[str, Storage]:
+        """Storage as a call with tensors of ``dtype`` would have it."""
+        own = binding.STORAGE[dtype]
+        wide: Storage = "f64" if dtype == torch.float64 else "f32"
+        kinds: dict[str, Storage] = {"float": own, "int": "i64", "bool": "bool"}
+        statistics = {t.name for t in c.inputs} - {t.name for t in self.cascade.inputs} - set(self.cascade.outs)
+        out = {t.name: wide if t.name in statistics and not t.name.startswith("d_") else kinds[t.dtype] for t in c.inputs}
+        return out | {n: own if n in self.cascade.outs else wide for n in c.outs}
+
+    def with_backend(self, backend: BackendName | None) -> Attention:
+        """The same attention on another back end."""
+        return replace(self, backend=backend)

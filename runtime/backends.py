@@ -1,0 +1,125 @@
+"""The back ends behind one protocol, chosen at one place."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+
+from einfuse.codegen import KernelPlan
+from einfuse.ir import EinfuseError, Scalar
+
+Kernel = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], None]
+"""Runs one plan: tensors (outputs included), host numbers and sizes, all by name."""
+
+BackendName = Literal["cpu", "triton", "torch"]
+
+
+class Backend(Protocol):
+    """A way to run plans. ``blocks`` gives the tile and step that suit the feature widths of a call."""
+
+    name: BackendName
+
+    def blocks(self, widths: tuple[int, ...], itemsize: int) -> tuple[int, int]: ...
+    def emit(self, plan: KernelPlan) -> str: ...
+    def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CpuBackend:
+    """C++ with vector extensions and OpenMP."""
+
+    name: BackendName = "cpu"
+
+    def blocks(self, widths: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+        return (48, 128)
+
+    def emit(self, plan: KernelPlan) -> str:
+        from einfuse.codegen import cpu
+
+        return cpu.emit(plan)
+
+    def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel:
+        from einfuse.codegen import cpu
+
+        return cpu.build(plan, source, folder)
+
+
+@dataclass(frozen=True, slots=True)
+class TritonBackend:
+    """Triton, for GPUs; on CPU tensors under Triton's interpreter."""
+
+    name: BackendName = "triton"
+
+    def blocks(self, widths: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+        from einfuse.codegen import triton
+
+        return triton.preferred_blocks(widths, itemsize)
+
+    def emit(self, plan: KernelPlan) -> str:
+        from einfuse.codegen import triton
+
+        return triton.emit(plan)
+
+    def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel:
+        from einfuse.codegen import triton
+
+        return triton.build(plan, source, folder)
+
+
+@dataclass(frozen=True, slots=True)
+class TorchBackend:
+    """Plain torch, tile by tile: readable, and what runs where there is no compiler."""
+
+    name: BackendName = "torch"
+
+    def blocks(self, widths: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+        return (256, 256)
+
+    def emit(self, plan: KernelPlan) -> str:
+        from einfuse.codegen import torch as reference
+
+        return reference.emit(plan)
+
+    def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel:
+        from einfuse.codegen import torch as reference
+
+        return reference.build(plan, source, folder)
+
+
+BACKENDS: dict[BackendName, Backend] = {"cpu": CpuBackend(), "triton": TritonBackend(), "torch": TorchBackend()}
+
+
+def choose(device: torch.device, wanted: BackendName | None = None) -> Backend:
+    """The back end for tensors on ``device``; ``wanted`` overrides. Raises EinfuseError for a name that does not exist."""
+    if wanted is not None:
+        if wanted not in BACKENDS:
+            raise EinfuseError(f"there is no back end {wanted!r}; choose from {', '.join(BACKENDS)}")
+        return BACKENDS[wanted]
+    if device.type in ("cuda", "xpu"):
+        return BACKENDS["triton"]
+    return BACKENDS["cpu" if device.type == "cpu" and compiler() else "torch"]
+
+
+@functools.cache
+def compiler() -> str | None:
+    """The C++ compiler that kernels are built with; one warning where there is none."""
+    import os
+
+    for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
+        found = shutil.which(name)
+        if found:
+            return found
+    warnings.warn(
+        f"einfuse found no C++ compiler on {sys.platform} (looked for $CXX, c++, g++, clang++): "
+        "CPU kernels run as tiled torch code, several times slower",
+        stacklevel=2,
+    )
+    return None

@@ -1,0 +1,160 @@
+"""What a call means: arguments to names, shapes to sizes, dtypes to storage. Every fault names the argument, expected and found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypeGuard
+
+import torch
+
+from einfuse.codegen import Storage
+from einfuse.ir import Cascade, Expr, Scalar, Tensor
+from einfuse.ir.expr import FUNCTIONS
+from einfuse.ir.text import show_expr
+
+STORAGE: dict[torch.dtype, Storage] = {
+    torch.float64: "f64",
+    torch.float32: "f32",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.bool: "bool",
+}
+DTYPE: dict[Storage, torch.dtype] = {s: d for d, s in STORAGE.items()}
+_KINDS = {"float": ("f64", "f32", "bf16", "f16"), "int": ("i64", "i32", "i16", "i8", "u8"), "bool": ("bool",)}
+
+Size = int | torch.SymInt
+
+
+def arguments(
+    cascade: Cascade, args: Sequence[torch.Tensor], kwargs: Mapping[str, torch.Tensor | Scalar]
+) -> tuple[dict[str, torch.Tensor], dict[str, Scalar]]:
+    """The tensors and host numbers of a call by name: tensors positionally in order of declaration or by keyword, numbers by keyword.
+
+    Raises TypeError for a missing, unknown, doubled or ill-typed argument, ValueError for a number that is not finite.
+    """
+    inputs = [t for t in cascade.inputs if not t.param]
+    if len(args) > len(inputs):
+        raise TypeError(f"{cascade.name} takes {len(inputs)} tensors ({_names(inputs)}), found {len(args)}")
+    given: dict[str, torch.Tensor | Scalar] = {t.name: a for t, a in zip(inputs, args, strict=False)}
+    for name, value in kwargs.items():
+        if name in given:
+            raise TypeError(f"{cascade.name}: {name} is given twice, by position and by keyword")
+        if all(t.name != name for t in cascade.inputs):
+            raise TypeError(f"{cascade.name} has no argument {name}; it takes {_names(cascade.inputs)}")
+        given[name] = value
+    tensors: dict[str, torch.Tensor] = {}
+    numbers: dict[str, Scalar] = {}
+    for t in cascade.inputs:
+        value = given.get(t.name, t.default)
+        if value is None:
+            raise TypeError(f"{cascade.name} is missing the argument {_described(t)}")
+        if t.param:
+            numbers[t.name] = _number(cascade, t, value)
+        else:
+            tensors[t.name] = _tensor(cascade, t, value)
+    devices = {x.device for x in tensors.values()}
+    if len(devices) > 1:
+        where = ", ".join(f"{n} on {x.device}" for n, x in tensors.items())
+        raise ValueError(f"{cascade.name}: all tensors must be on one device, found {where}")
+    return tensors, numbers
+
+
+def _names(inputs: Sequence[Tensor]) -> str:
+    return ", ".join(t.name for t in inputs)
+
+
+def _described(t: Tensor) -> str:
+    axes = f"[{', '.join(map(show_expr, t.axes))}]" if not t.param else ""
+    return f"{t.name}{axes}: {t.dtype}"
+
+
+def _number(cascade: Cascade, t: Tensor, value: object) -> Scalar:
+    if isinstance(value, torch.Tensor) and value.ndim == 0:
+        value = value.item()
+    if not _is_number(value) or (t.dtype == "int" and not isinstance(value, int | torch.SymInt)):
+        raise TypeError(f"{cascade.name}: {t.name} must be {'an int' if t.dtype == 'int' else 'a number'}, found {_found(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{cascade.name}: {t.name} must be finite, found {value}")
+    return value
+
+
+def _is_number(value: object) -> TypeGuard[Scalar]:
+    return isinstance(value, int | float | torch.SymInt | torch.SymFloat) and not isinstance(value, bool)
+
+
+def _tensor(cascade: Cascade, t: Tensor, value: object) -> torch.Tensor:
+    if not t.axes and _is_number(value):
+        value = torch.tensor(value)
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{cascade.name}: {_described(t)} must be a tensor, found {_found(value)}")
+    storage = STORAGE.get(value.dtype)
+    if storage not in _KINDS[t.dtype]:
+        raise TypeError(f"{cascade.name}: {t.name} must be a {t.dtype} tensor, found {value.dtype}")
+    if value.ndim != len(t.axes):
+        raise ValueError(f"{cascade.name}: {_described(t)} has {len(t.axes)} axes, found the shape {tuple(value.shape)}")
+    return value
+
+
+def _found(value: object) -> str:
+    return f"{type(value).__name__} {value!r}"[:80]
+
+
+def sizes(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> dict[str, Size]:
+    """Every symbolic size, from the shapes: bare names first, then divisors such as ``H // group``, then checks.
+
+    Raises ValueError that names the argument, its axis, what the spec says and what was found.
+    """
+    bound: dict[str, Size] = {}
+    source: dict[str, str] = {}
+    later: list[tuple[Tensor, int, Expr]] = []
+    for t in cascade.inputs:
+        for n, axis in enumerate(t.axes):
+            if axis.op != "size":
+                later.append((t, n, axis))
+                continue
+            found = tensors[t.name].shape[n]
+            if axis.name not in bound:
+                bound[axis.name], source[axis.name] = found, t.name
+            elif bound[axis.name] != found:
+                raise ValueError(
+                    f"{cascade.name}: axis {n} of {t.name} is {axis.name} = {bound[axis.name]} (from {source[axis.name]}), found {found}"
+                )
+    for t, n, axis in later:
+        _divisor(cascade, t, n, axis, tensors[t.name].shape[n], bound)
+    for r in cascade.ranks:
+        if isinstance(r.size, str) and r.size not in bound:
+            raise ValueError(f"{cascade.name}: no argument tells the size {r.size} of rank {r.name}")
+    return bound
+
+
+def _divisor(cascade: Cascade, t: Tensor, n: int, axis: Expr, found: Size, bound: dict[str, Size]) -> None:
+    where = f"{cascade.name}: axis {n} of {t.name} is {show_expr(axis)}"
+    free = axis.args[1] if axis.op == "//" else None
+    if free is not None and free.op == "size" and free.name not in bound:
+        whole = evaluate(axis.args[0], bound)
+        if found == 0 or whole % found != 0:
+            raise ValueError(f"{where}: {whole} must be a multiple of it, found {found}")
+        bound[free.name] = whole // found
+        return
+    wanted = evaluate(axis, bound)
+    if wanted != found:
+        raise ValueError(f"{where} = {wanted}, found {found}")
+
+
+def evaluate(e: Expr, bound: Mapping[str, Size]) -> Size:
+    """An expression over sizes."""
+    if e.op == "const":
+        assert isinstance(e.value, int), "sizes are ints"
+        return e.value
+    if e.op == "size":
+        if e.name not in bound:
+            raise ValueError(f"no argument tells the size {e.name}")
+        return bound[e.name]
+    out: Size = FUNCTIONS[e.op].fold(*(evaluate(a, bound) for a in e.args))  # type: ignore[assignment]
+    return out

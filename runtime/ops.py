@@ -1,0 +1,127 @@
+"""The two operators that torch sees: forward and backward of any compiled attention, with fake kernels and autograd.
+
+A program is found by key, a content hash, so that graphs captured by torch.compile or torch.export name it stably. Host numbers
+travel as lists of ints and floats in the order of the cascade's parameters, tensors in the order of its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from einfuse.ir import Scalar
+from einfuse.runtime import binding
+from einfuse.runtime.backends import BackendName, choose
+from einfuse.runtime.program import Program
+
+_PROGRAMS: dict[str, Program] = {}  # for ever: a captured graph may outlive the object it was captured from
+
+
+def register(key: str, program: Program) -> Program:
+    """The program known by ``key`` (the given one, if there was none)."""
+    return _PROGRAMS.setdefault(key, program)
+
+
+def _named(program: Program, tensors: Sequence[torch.Tensor], ints: Sequence[int], floats: Sequence[float]) -> tuple[
+    dict[str, torch.Tensor], dict[str, Scalar]
+]:
+    c = program.cascade
+    names = [t.name for t in c.inputs if not t.param]
+    numbers: dict[str, Scalar] = {}
+    for kind, values in (("int", ints), ("float", floats)):
+        numbers |= dict(zip([t.name for t in c.inputs if t.param and t.dtype == kind], values, strict=True))
+    return dict(zip(names, tensors, strict=True)), numbers
+
+
+def _wanted(program: Program, needs: Sequence[bool]) -> tuple[str, ...]:
+    inputs = [t for t in program.cascade.inputs if not t.param]
+    return tuple(t.name for t, need in zip(inputs, needs, strict=True) if need and t.dtype == "float")
+
+
+@torch.library.custom_op("einfuse::forward", mutates_args=())
+def forward(
+    key: str, backend: str, tensors: Sequence[torch.Tensor], ints: Sequence[int], floats: Sequence[float], needs: Sequence[bool]
+) -> list[torch.Tensor]:
+    """The outputs of a program, then what its backward (for the tensors marked in ``needs``) will read."""
+    program = _PROGRAMS[key]
+    named, numbers = _named(program, tensors, ints, floats)
+    sizes: Mapping[str, int] = binding.sizes(program.cascade, named)  # type: ignore[assignment]  # concrete in a real call
+    chosen = choose(tensors[0].device, _backend(backend))
+    return list(program.forward(named, numbers, sizes, chosen, _wanted(program, needs)).values())
+
+
+def _backend(name: str) -> BackendName | None:
+    return name or None  # type: ignore[return-value]  # checked by `choose`
+
+
+@forward.register_fake
+def _(
+    key: str, backend: str, tensors: Sequence[torch.Tensor], ints: Sequence[int], floats: Sequence[float], needs: Sequence[bool]
+) -> list[torch.Tensor]:
+    program = _PROGRAMS[key]
+    named, _numbers = _named(program, tensors, ints, floats)
+    sizes: Any = binding.sizes(program.cascade, named)
+    return list(program.allocate(program.saving(_wanted(program, needs)), named, sizes).values())
+
+
+@torch.library.custom_op("einfuse::backward", mutates_args=())
+def backward(
+    key: str,
+    backend: str,
+    tensors: Sequence[torch.Tensor],
+    outs: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    ints: Sequence[int],
+    floats: Sequence[float],
+    needs: Sequence[bool],
+) -> list[torch.Tensor]:
+    """The gradients of the tensors marked in ``needs``, given everything that `forward` returned."""
+    program = _PROGRAMS[key]
+    named, numbers = _named(program, tensors, ints, floats)
+    sizes: Mapping[str, int] = binding.sizes(program.cascade, named)  # type: ignore[assignment]  # concrete in a real call
+    wanted = _wanted(program, needs)
+    saved = dict(zip(program.saving(wanted).outs, outs, strict=True))
+    given = dict(zip(program.cascade.outs, gradients, strict=True))
+    chosen = choose(tensors[0].device, _backend(backend))
+    return list(program.backward(named, saved, given, numbers, sizes, chosen, wanted).values())
+
+
+@backward.register_fake
+def _(
+    key: str,
+    backend: str,
+    tensors: Sequence[torch.Tensor],
+    outs: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    ints: Sequence[int],
+    floats: Sequence[float],
+    needs: Sequence[bool],
+) -> list[torch.Tensor]:
+    program = _PROGRAMS[key]
+    wanted = _wanted(program, needs)
+    names = [t.name for t in program.cascade.inputs if not t.param]
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for n, x in zip(names, tensors, strict=True) if n in wanted]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
+    key, backend, tensors, ints, floats, needs = inputs
+    ctx.key, ctx.backend, ctx.ints, ctx.floats, ctx.needs = key, backend, ints, floats, needs
+    ctx.count = len(tensors)
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _backward(ctx: Any, gradients: list[torch.Tensor | None]) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors
+    tensors, outs = list(saved[: ctx.count]), list(saved[ctx.count :])
+    public = len(_PROGRAMS[ctx.key].cascade.outs)
+    given = [torch.zeros_like(o) if g is None else g for g, o in zip(gradients[:public], outs[:public], strict=True)]
+    parts = iter(backward(ctx.key, ctx.backend, tensors, outs, given, ctx.ints, ctx.floats, ctx.needs))
+    inputs = [t for t in _PROGRAMS[ctx.key].cascade.inputs if not t.param]
+    out = [next(parts) if need and t.dtype == "float" else None for t, need in zip(inputs, ctx.needs, strict=True)]
+    # torch takes an empty list for a list of tensors, and wants one back
+    return None, None, out, *([] if not numbers else None for numbers in (ctx.ints, ctx.floats)), None
+
+
+forward.register_autograd(_backward, setup_context=_setup)

@@ -1,0 +1,208 @@
+"""From a cascade to launched kernels: plans and kernels made once per dtypes, feature sizes and back end, then run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from einfuse.codegen import KernelPlan, Storage, lower
+from einfuse.codegen.plan import Fold as PlanFold
+from einfuse.ir import Cascade, Scalar, classify, pipeline
+from einfuse.ir.nodes import Einsum, Fold
+from einfuse.ir.passes import canonicalise, differentiate
+from einfuse.ir.passes.differentiate import Backward, Gradient
+from einfuse.ir.text import show
+from einfuse.runtime import cache
+from einfuse.runtime.backends import Backend, Kernel
+from einfuse.runtime.binding import DTYPE, STORAGE
+from einfuse.runtime.scatter import accumulate
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """One kernel ready to run: the scheduled cascade, its plan, source and callable."""
+
+    cascade: Cascade
+    plan: KernelPlan
+    source: str
+    kernel: Kernel
+
+
+@dataclass(slots=True)
+class Program:
+    """Everything derived from one cascade. Thread-safe by idempotence: two threads may build the same kernel, either is right."""
+
+    cascade: Cascade
+    strict: bool = False
+    built: dict[tuple[object, ...], Built] = field(default_factory=dict)
+    backwards: dict[tuple[str, ...], Backward] = field(default_factory=dict)
+
+    def canonical(self) -> Cascade:
+        return canonicalise.run(self.cascade)
+
+    def backward_of(self, wanted: tuple[str, ...]) -> Backward:
+        """The backward cascades for gradients of ``wanted``; derived once."""
+        if wanted not in self.backwards:
+            name = cache.key("backward", show(self.cascade), wanted)
+            self.backwards[wanted] = cache.remembered("backward", name, lambda: differentiate.run(self.canonical(), wanted))
+        return self.backwards[wanted]
+
+    def saving(self, wanted: tuple[str, ...]) -> Cascade:
+        """The forward cascade that also gives out what the backward for ``wanted`` reads."""
+        if not wanted:
+            return self.cascade
+        saved = self.backward_of(wanted).saved
+        return replace(self.canonical(), outs=(*self.cascade.outs, *(n for n in saved if n not in self.cascade.outs)))
+
+    def build(self, cascade: Cascade, storage: Mapping[str, Storage], sizes: Mapping[str, int], backend: Backend) -> Built:
+        """The kernel of one cascade (this program's own, or one of its backward's)."""
+        static = {r.size: sizes[r.size] for r in cascade.ranks if r.kind == "feature" and isinstance(r.size, str)}
+        key = (cascade.name, cascade.outs, tuple(sorted(storage.items())), tuple(sorted(static.items())), backend.name)
+        if key not in self.built:
+            self.built[key] = self._build(cascade, storage, static, backend)
+        return self.built[key]
+
+    def _build(self, cascade: Cascade, storage: Mapping[str, Storage], static: dict[str, int], backend: Backend) -> Built:
+        widths = tuple(r.size if isinstance(r.size, int) else static[r.size] for r in cascade.ranks if r.kind == "feature")
+        itemsize = max((DTYPE[s].itemsize for n, s in storage.items() if s in ("f64", "f32", "bf16", "f16")), default=4)
+        block, step = backend.blocks(widths, itemsize)
+        name = cache.key("plan", show(cascade), sorted(storage.items()), sorted(static.items()), backend.name, block, step, self.strict)
+
+        def make() -> tuple[Cascade, KernelPlan, str]:
+            scheduled = pipeline.run(cascade, block, step, self.strict)
+            plan = lower(scheduled, storage, static)
+            return scheduled, plan, backend.emit(plan)
+
+        scheduled, plan, source = cache.remembered("plan", name, make)
+        return Built(scheduled, plan, source, backend.build(plan, source, cache.folder() / backend.name))
+
+    # -- running -------------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        backend: Backend,
+        wanted: tuple[str, ...] = (),
+    ) -> dict[str, torch.Tensor]:
+        """The outputs, and what the backward for ``wanted`` will read."""
+        cascade = self.saving(wanted)
+        outs = self.allocate(cascade, tensors, sizes)
+        if any(x.numel() for x in outs.values()):
+            built = self.build(cascade, _storage(cascade, {**tensors, **outs}), sizes, backend)
+            launch(built, {**tensors, **outs}, numbers, sizes)
+        return outs
+
+    def allocate(self, cascade: Cascade, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+        """Uninitialised outputs: values with features in the dtype of the inputs, row statistics in accumulation precision."""
+        floats = [tensors[t.name] for t in cascade.inputs if t.dtype == "float" and not t.param]
+        dtype = floats[0].dtype if floats else torch.get_default_dtype()
+        device = next(iter(tensors.values())).device
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        ranks = {x.target: x.ranks for x in cascade.body if isinstance(x, Einsum)}
+        sequence = {r.name for r in cascade.ranks if r.kind not in ("feature", "state")}
+        out = {}
+        for name in cascade.outs:
+            shape = [_extent(cascade, r, sizes) for r in (*cascade.over, *ranks[name])]
+            public = name in self.cascade.outs and not set(ranks[name]) <= sequence
+            pair = len(set(ranks[name]) & sequence) > 1  # only live points are written
+            make = torch.zeros if pair else torch.empty
+            out[name] = make(shape, dtype=dtype if public or pair else wide, device=device)
+        return out
+
+    def backward(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        saved: Mapping[str, torch.Tensor],
+        gradients: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        backend: Backend,
+        wanted: tuple[str, ...],
+    ) -> dict[str, torch.Tensor]:
+        """The gradient of every tensor in ``wanted``, in its own dtype."""
+        env = {**tensors, **saved, **{differentiate.adjoint(n): g for n, g in gradients.items()}}
+        total: dict[str, torch.Tensor] = {}
+        for cascade, parts in self.backward_of(wanted).cascades:
+            outs = self._allocate_parts(cascade, parts, env, sizes)
+            if any(x.numel() for x in outs.values()):
+                mine = {t.name: env[t.name] for t in cascade.inputs if not t.param} | outs
+                launch(self.build(cascade, _storage(cascade, mine), sizes, backend), mine, numbers, sizes)
+            env |= outs
+            for part in parts:
+                accumulate(total, cascade, part, outs[part.statement], tensors, numbers, sizes)
+        return {n: total[n].to(tensors[n].dtype) if n in total else torch.zeros_like(tensors[n]) for n in wanted}
+
+    def _allocate_parts(
+        self, cascade: Cascade, parts: Sequence[Gradient], env: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
+    ) -> dict[str, torch.Tensor]:
+        """Outputs of a backward kernel: a gradient that is already whole in its input's dtype, partial sums in accumulation precision."""
+        ranks = {x.target: x.ranks for x in cascade.body if isinstance(x, Einsum)}
+        sequence = {r.name for r in cascade.ranks if r.kind not in ("feature", "state")}
+        tensor = next(iter(env.values()))
+        wide = torch.float64 if any(x.dtype == torch.float64 for x in env.values()) else torch.float32
+        out = {}
+        for name in cascade.outs:
+            shape = [_extent(cascade, r, sizes) for r in (*cascade.over, *ranks[name])]
+            mine = [p for p in parts if p.statement == name]
+            alone = len(mine) == 1 and sum(p.input == mine[0].input for p in parts) == 1 and list(env[mine[0].input].shape) == shape
+            pair = len({*ranks[name]} & sequence) > 1
+            make = torch.zeros if pair else torch.empty
+            out[name] = make(shape, dtype=env[mine[0].input].dtype if alone else wide, device=tensor.device)
+        return out
+
+
+def _extent(cascade: Cascade, rank: str, sizes: Mapping[str, int]) -> int:
+    size = cascade.rank(rank).size
+    return size if isinstance(size, int) else sizes[size]
+
+
+def _storage(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> dict[str, Storage]:
+    names = [t.name for t in cascade.inputs if not t.param] + list(cascade.outs)
+    return {n: STORAGE[tensors[n].dtype] for n in names}
+
+
+def launch(built: Built, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar], sizes: Mapping[str, int]) -> None:
+    """Runs a kernel, with the tables of live tiles where a fold asks for them."""
+    tables: dict[str, torch.Tensor] = {}
+    for step in built.plan.steps:
+        if isinstance(step, PlanFold) and step.tabulated:
+            tables |= tile_tables(built.cascade, step, tensors, numbers, sizes)
+    built.kernel({**tensors, **tables}, numbers, sizes)
+
+
+def tile_tables(
+    cascade: Cascade,
+    step: PlanFold,
+    tensors: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, Scalar],
+    sizes: Mapping[str, int],
+) -> dict[str, torch.Tensor]:
+    """The lists of full and partial tiles of one fold, from the symbolic analysis of its mask."""
+    fold = next(x for x in cascade.body if isinstance(x, Fold) and x.rank == step.rank and x.tabulated)
+    read = _read_tables(fold)
+    arrays = {n: _array(tensors[n]) for n in read if n in tensors}
+    (rank, block), = cascade.tile
+    rows = (rank, cascade.rank(rank).size, block)
+    columns = (fold.rank, cascade.rank(fold.rank).size, fold.step)
+    ambient = {r: _extent(cascade, r, sizes) for r in cascade.over}
+    tiles = classify(fold.mask, rows, columns, dict(sizes), dict(numbers), arrays, ambient)
+    count, blocks = tiles.csr(step.table_ranks)
+    device = next(iter(tensors.values())).device
+    return {f"{fold.rank}_count": torch.from_numpy(count).to(device), f"{fold.rank}_block": torch.from_numpy(blocks).to(device)}
+
+
+def _read_tables(fold: Fold) -> set[str]:
+    from einfuse.ir.expr import reads
+
+    return reads(fold.mask)
+
+
+def _array(x: torch.Tensor) -> np.ndarray:
+    """A mask's table on the host (a copy from the device: the only synchronisation of a launch)."""
+    out: np.ndarray = x.detach().cpu().numpy()
+    return out

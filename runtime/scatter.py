@@ -1,0 +1,67 @@
+"""The last step of a gradient: a kernel's partial result, added into the input at the places where it was read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from einfuse.ir import Cascade, Expr, Scalar
+from einfuse.ir.expr import indices
+from einfuse.ir.interpret import evaluate_indices
+from einfuse.ir.passes.differentiate import Gradient
+
+
+def accumulate(
+    total: dict[str, torch.Tensor],
+    cascade: Cascade,
+    part: Gradient,
+    value: torch.Tensor,
+    tensors: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, Scalar],
+    sizes: Mapping[str, int],
+) -> None:
+    """``total[input][index] += value``; ``value`` has the axes ``part.ranks``. Deterministic."""
+    shape = tensors[part.input].shape
+    value, ranks = _summed(value, part)
+    share = _direct(value, ranks, part.index, shape)
+    if share is None:
+        where = evaluate_indices(cascade, part.index, ranks, {**tensors, **numbers}, sizes)
+        flat = torch.zeros((), dtype=torch.int64, device=value.device)
+        for index, extent in zip(where, shape, strict=True):
+            flat = flat * extent + index.clamp(0, extent - 1)
+        share = torch.zeros(shape.numel(), dtype=value.dtype, device=value.device)
+        share = share.index_put((flat.expand(value.shape).flatten(),), value.flatten(), accumulate=True).view(shape)
+    held = total.get(part.input)
+    total[part.input] = share if held is None else held + share
+
+
+def _summed(value: torch.Tensor, part: Gradient) -> tuple[torch.Tensor, tuple[str, ...]]:
+    """Without the ranks that no index mentions."""
+    used = set().union(*(indices(e) for e in part.index)) if part.index else set()
+    axes = [n for n, r in enumerate(part.ranks) if r not in used]
+    ranks = tuple(r for r in part.ranks if r in used)
+    return (value.sum(axes) if axes else value), ranks
+
+
+def _direct(value: torch.Tensor, ranks: tuple[str, ...], index: tuple[Expr, ...], shape: torch.Size) -> torch.Tensor | None:
+    """By reshaping alone, where every axis is read at a rank of its own or at ``rank // divisor``."""
+    mine = [_own_rank(e) for e in index]
+    if None in mine or len(set(mine)) != len(mine) or set(mine) != set(ranks):
+        return None
+    value = value.permute([ranks.index(r) for r in mine if r is not None])
+    for axis, (e, extent) in enumerate(zip(index, shape, strict=True)):
+        if e.op == "//":
+            if extent == 0 or value.shape[axis] % extent:
+                return None
+            value = value.unflatten(axis, (extent, value.shape[axis] // extent)).sum(axis + 1)
+        elif value.shape[axis] != extent:
+            return None
+    return value
+
+
+def _own_rank(e: Expr) -> str | None:
+    if e.op == "index":
+        return e.name
+    divided = e.op == "//" and e.args[0].op == "index" and e.args[1].op == "size"
+    return e.args[0].name if divided else None
