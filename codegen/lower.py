@@ -12,7 +12,21 @@ from dataclasses import dataclass, field
 
 from einfuse.codegen import plan as kp
 from einfuse.codegen.plan import Value
-from einfuse.ir import FUNCTIONS, MONOIDS, Cascade, DType, Einsum, Expr, Fold, Scalar, SpecError, State, call, conjunction, const
+from einfuse.ir import (
+    FUNCTIONS,
+    MONOIDS,
+    Cascade,
+    DType,
+    Einsum,
+    Expr,
+    Fold,
+    Scalar,
+    SpecError,
+    State,
+    call,
+    conjunction,
+    const,
+)
 from einfuse.ir import index as coordinate
 from einfuse.ir import size as size_of
 from einfuse.ir.expr import factors, indices, names, product, reads, walk
@@ -65,6 +79,7 @@ class _Lowering:
         self.ranks: dict[str, tuple[str, ...]] = {}
         self.taken: set[str] = set(self.inputs)
         self.literals: dict[str, Scalar] = {}  # the constants by value name
+        self.loaded: set[str] = set()  # values that are plain loads: 0 in the padding
         self.used_sizes: set[str] = set()
         self.used_params: dict[str, DType] = {}
         self.compute = "f64" if any(storage.get(t.name) == "f64" for t in cascade.inputs) else "f32"
@@ -104,7 +119,9 @@ class _Lowering:
 
     def _plan(self, steps: tuple[kp.Region | kp.Fold, ...]) -> kp.KernelPlan:
         c = self.cascade
-        tensors = [kp.Arg(t.name, len(t.axes), self.storage[t.name]) for t in c.inputs if not t.param and t.name in _loaded(steps)]
+        tensors = [
+            kp.Arg(t.name, len(t.axes), self.storage[t.name]) for t in c.inputs if not t.param and t.name in _loaded(steps)
+        ]
         tensors += [kp.Arg(n, len(c.over) + len(self.ranks[n]), self.storage[n], out=True) for n in c.outs]
         tile = None
         if c.tile:
@@ -148,7 +165,9 @@ class _Lowering:
         present = {d for a in args for d in a.dims}
         return tuple(r for r in self.order if r in present)
 
-    def _emit(self, key: tuple[object, ...], args: tuple[Value, ...], make: object, name: str = "t", rank: str | None = None) -> Value:
+    def _emit(
+        self, key: tuple[object, ...], args: tuple[Value, ...], make: object, name: str = "t", rank: str | None = None
+    ) -> Value:
         """The value of an operation: the one that exists, or a new one in the outermost scope that can hold it."""
         found = self.scope.find(key)
         if found is not None:
@@ -215,7 +234,9 @@ class _Lowering:
         if e.op == "load":
             if e.name in env:
                 if e.args != tuple(map(coordinate, self.ranks[e.name])):
-                    raise SpecError(f"a kernel cannot read {e.name} at other coordinates than its own", e.loc, "shift the input instead")
+                    raise SpecError(
+                        f"a kernel cannot read {e.name} at other coordinates than its own", e.loc, "shift the input instead"
+                    )
                 return env[e.name]
             return self._load(e, env)
         return self._map(e.op, *(self._value(a, env, new) for a in e.args), name=name)
@@ -223,6 +244,10 @@ class _Lowering:
     def _coordinate(self, rank: str) -> Value:
         dims = (rank,) if rank in self.order else ()
         return self._emit(("coordinate", rank), (), lambda n: kp.Coordinate(Value(n, dims, "int"), rank), f"{rank}_at", rank)
+
+    def _size_of(self, rank: str) -> Value:
+        n = self.cascade.rank(rank).size
+        return self._const(n) if isinstance(n, int) else self._size(n)
 
     def _size(self, name: str) -> Value:
         if name in self.static:
@@ -240,7 +265,9 @@ class _Lowering:
         clamp = tuple(n for n, (a, axis) in enumerate(zip(e.args, tensor.axes, strict=True)) if not self._inside(a, axis))
         dims = self._dims(index)
         make = lambda n: kp.Load(Value(n, dims, tensor.dtype), e.name, index, None, clamp)  # noqa: E731
-        return self._emit(("load", e.name, index, clamp), index, make, f"{e.name}_tile" if dims else f"{e.name}_here")
+        out = self._emit(("load", e.name, index, clamp), index, make, f"{e.name}_tile" if dims else f"{e.name}_here")
+        self.loaded.add(out.name)
+        return out
 
     def _inside(self, a: Expr, axis: Expr) -> bool:
         """Is index ``a`` within its axis by construction (a coordinate of that very size, or ``h // g`` on an axis ``H // g``)?"""
@@ -296,7 +323,10 @@ class _Lowering:
                 dims = self._dims((a, b))
                 dims = tuple(d for d in dims if d != rank)
                 out = self._emit(
-                    ("dot", a, b, rank), (a, b), lambda n: kp.Dot(Value(n, dims, "float"), self._float(a), self._float(b), rank), x.target
+                    ("dot", a, b, rank),
+                    (a, b),
+                    lambda n: kp.Dot(Value(n, dims, "float"), self._float(a), self._float(b), rank),
+                    x.target,
                 )
             else:
                 inner = self._product(inside) if inside else self._const(float(self._feature_size(rank)))
@@ -323,7 +353,9 @@ class _Lowering:
         if rank not in value.dims:  # constant along the rank
             value = self._broadcast(value, {rank}, name)
         dims = tuple(d for d in value.dims if d != rank)
-        return self._emit(("reduce", red, value, rank), (value,), lambda n: kp.Reduce(Value(n, dims, value.dtype), red, value, rank), name)
+        return self._emit(
+            ("reduce", red, value, rank), (value,), lambda n: kp.Reduce(Value(n, dims, value.dtype), red, value, rank), name
+        )
 
     # -- folds -----------------------------------------------------------------------------------------------------------------
 
@@ -346,7 +378,11 @@ class _Lowering:
                 self.scope = bounds
                 masked = self._body(f, outer, olds, masked=True, end=r.hi, bounds=bounds)
                 self.scope = bounds
-            for start, stop, body, label in ((lo, full_lo, masked, "masked"), (full_lo, full_hi, full, "full"), (full_hi, hi, masked, "masked")):
+            for start, stop, body, label in (
+                (lo, full_lo, masked, "masked"),
+                (full_lo, full_hi, full, "full"),
+                (full_hi, hi, masked, "masked"),
+            ):
                 if start != stop:
                     phases.append(kp.Phase(start, stop, *body, label))
         self.scope = outer
@@ -365,7 +401,13 @@ class _Lowering:
         )
 
     def _body(
-        self, f: Fold, outer: _Scope, olds: dict[str, Value], masked: bool, end: Expr | None = None, bounds: _Scope | None = None
+        self,
+        f: Fold,
+        outer: _Scope,
+        olds: dict[str, Value],
+        masked: bool,
+        end: Expr | None = None,
+        bounds: _Scope | None = None,
     ) -> tuple[kp.Region, tuple[Value, ...]]:
         """One phase's loop body and the states' next values; ``end`` is a further bound on the folded coordinate."""
         scope = _Scope(outer=bounds or outer, rank=f.rank, mine={v.name for v in olds.values()})
@@ -425,6 +467,9 @@ class _Lowering:
         vectors = self._product(whole)
         if mask is not None:
             weight = self._masked(weight if weight is not None else self._const(1.0), mask, 0.0)
+            if f.rank in vectors.dims and vectors.name not in self.loaded:  # 0 * (whatever the padding computes) must be 0
+                inside = self._map("<", self._coordinate(f.rank), self._size_of(f.rank), name="inside")
+                vectors = self._masked(vectors, inside, 0.0)
         matrix = weight is not None and len(weight.dims) == 2 and f.rank in weight.dims
         if matrix and len(vectors.dims) == 2 and f.rank in vectors.dims:
             assert weight is not None
@@ -505,4 +550,3 @@ def _merged(steps: list[kp.Region | kp.Fold]) -> tuple[kp.Region | kp.Fold, ...]
 def _loaded(steps: tuple[kp.Region | kp.Fold, ...]) -> set[str]:
     regions = [r for s in steps for r in ([s] if isinstance(s, tuple) else [s.bounds, *(p.body for p in s.phases)])]
     return {o.tensor for r in regions for o in r if isinstance(o, kp.Load)}
-

@@ -39,7 +39,27 @@ _UNARY: dict[str, Callable[[Expr, Expr], Expr]] = {
     "cos": lambda a, f: call("neg", call("sin", a)),
     "float": lambda a, f: ex.ONE,
 }
-_FLAT = {"sign", "floor", "int", "<", "<=", ">", ">=", "==", "!=", "and", "or", "not", "//", "%", "index", "size", "const", "load", "new"}
+_FLAT = {
+    "sign",
+    "floor",
+    "int",
+    "<",
+    "<=",
+    ">",
+    ">=",
+    "==",
+    "!=",
+    "and",
+    "or",
+    "not",
+    "//",
+    "%",
+    "index",
+    "size",
+    "const",
+    "load",
+    "new",
+}
 
 
 def derivative(e: Expr, x: Expr) -> Expr:

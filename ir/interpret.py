@@ -114,10 +114,16 @@ def interpret(
 
 
 def evaluate_indices(
-    cascade: Cascade, index: Sequence[Expr], ranks: Sequence[str], inputs: Mapping[str, Tensor | Scalar], sizes: Mapping[str, int]
+    cascade: Cascade,
+    index: Sequence[Expr],
+    ranks: Sequence[str],
+    inputs: Mapping[str, Tensor | Scalar],
+    sizes: Mapping[str, int],
 ) -> list[Tensor]:
     """Index expressions at every point of ``ranks``: tensors that broadcast against those axes, in that order."""
-    run = _Interpreter(cascade, {t.name: inputs[t.name] for t in cascade.inputs if t.name in inputs}, dict(sizes), torch.float64)
+    run = _Interpreter(
+        cascade, {t.name: inputs[t.name] for t in cascade.inputs if t.name in inputs}, dict(sizes), torch.float64
+    )
     span = {r: (0, n) for r, n in run.extent.items()}
     held = run._sorted(ranks)
     return [run._aligned(run._dense(e, {}, span), held).permute([held.index(r) for r in ranks]) for e in index]
@@ -160,9 +166,9 @@ class _Interpreter:
         for piece in pieces:
             env = self._body(self.cascade.body, {}, piece)
             for name, out in whole.items():
-                block = env[name]
-                window = tuple(slice(*piece[d]) for d in block.dims)
-                whole[name] = block.data if len(pieces) == 1 else _put(out, window, block.data)
+                value = env[name]
+                window = tuple(slice(*piece[d]) for d in value.dims)
+                whole[name] = value.data if len(pieces) == 1 else _put(out, window, value.data)
         return {name: self._as_written(name, out) for name, out in whole.items()}
 
     def _as_written(self, name: str, out: Tensor) -> Tensor:
@@ -190,7 +196,9 @@ class _Interpreter:
 
     # -- statements ------------------------------------------------------------------------------------------------------
 
-    def _body(self, body: Sequence[Einsum | State | Fold], env: dict[str, Block], span: dict[str, tuple[int, int]]) -> dict[str, Block]:
+    def _body(
+        self, body: Sequence[Einsum | State | Fold], env: dict[str, Block], span: dict[str, tuple[int, int]]
+    ) -> dict[str, Block]:
         env = dict(env)
         for x in body:
             if isinstance(x, Fold):
@@ -249,7 +257,9 @@ class _Interpreter:
             if not inside or not all(bool(torch.isfinite(self._dense(p, env, span).data).all()) for p in outside):
                 inside, outside = parts, []
             every = self._sorted(tuple(bound.union(*(self._dims(p, env) for p in inside))))
-            blocks = [self._masked(ex.product(*inside), mask, every, env, span, 0.0)] + [self._dense(p, env, span) for p in outside]
+            blocks = [self._masked(ex.product(*inside), mask, every, env, span, 0.0)] + [
+                self._dense(p, env, span) for p in outside
+            ]
         else:
             blocks = [self._dense(p, env, span) for p in parts]
         letter = {d: chr(ord("a") + n) for n, d in enumerate(self._sorted((*dims, *over)))}
@@ -270,7 +280,13 @@ class _Interpreter:
         return out
 
     def _masked(
-        self, e: Expr, mask: Expr | None, dims: tuple[str, ...], env: dict[str, Block], span: dict[str, tuple[int, int]], identity: float
+        self,
+        e: Expr,
+        mask: Expr | None,
+        dims: tuple[str, ...],
+        env: dict[str, Block],
+        span: dict[str, tuple[int, int]],
+        identity: float,
     ) -> Block:
         """``e`` over ``dims``, with ``identity`` at the points that do not exist (never evaluated)."""
         if mask is None:
@@ -279,7 +295,9 @@ class _Interpreter:
         points = live.nonzero(as_tuple=True)
         coordinates = {d: p + span[d][0] for d, p in zip(dims, points, strict=True)}
         value = self._value(e, env, lambda r: Block(coordinates[r], (POINTS,)) if r in coordinates else None).data
-        out = torch.full(live.shape, identity, dtype=value.dtype if value.is_floating_point() else self.dtype, device=live.device)
+        out = torch.full(
+            live.shape, identity, dtype=value.dtype if value.is_floating_point() else self.dtype, device=live.device
+        )
         return Block(out.index_put(points, value.expand(len(points[0])).to(out.dtype)), dims)
 
     def _dense(self, e: Expr, env: dict[str, Block], span: dict[str, tuple[int, int]]) -> Block:
@@ -315,7 +333,24 @@ class _Interpreter:
         args = [self._value(a, env, coordinate, span, new) for a in e.args]
         dims = self._sorted([d for a in args for d in a.dims])
         data = [self._aligned(a, dims) for a in args]
-        if e.op in ("/", "exp", "exp2", "log", "log2", "log1p", "sqrt", "rsqrt", "tanh", "sigmoid", "softplus", "erf", "sin", "cos", "float", "^"):
+        if e.op in (
+            "/",
+            "exp",
+            "exp2",
+            "log",
+            "log2",
+            "log1p",
+            "sqrt",
+            "rsqrt",
+            "tanh",
+            "sigmoid",
+            "softplus",
+            "erf",
+            "sin",
+            "cos",
+            "float",
+            "^",
+        ):
             data = [d if d.is_floating_point() else d.to(self.dtype) for d in data]
         return Block(TORCH[e.op](*data), dims)
 
@@ -349,7 +384,8 @@ class _Interpreter:
         if not blocks:
             return Block(data, ())
         where = [(self._aligned(b, dims) - o).clamp(0, max(n - 1, 0)) for b, o, n in zip(blocks, base, data.shape, strict=True)]
-        return Block(data[tuple(torch.broadcast_tensors(*where))], dims)
+        points = torch.broadcast_tensors(*where)  # type: ignore[no-untyped-call]  # torch has no types for it
+        return Block(data[tuple(points)], dims)
 
     def _explicit(self, name: str, held: Block) -> tuple[str, ...]:
         """The ranks of a statement in the order of its written indices (its dims are in rank order, ambient ones implicit)."""
@@ -397,7 +433,9 @@ class _Interpreter:
                 whole = torch.zeros([span[d][1] - span[d][0] for d in dims], dtype=self.dtype, device=self.device)
                 for lo, hi, mask in blocks:
                     inner = {**span, f.rank: (lo, hi)}
-                    block = self._body([replace(z, mask=mask) if z is y else z for z in f.body if isinstance(z, Einsum)], env, inner)[y.target]
+                    block = self._body(
+                        [replace(z, mask=mask) if z is y else z for z in f.body if isinstance(z, Einsum)], env, inner
+                    )[y.target]
                     whole[tuple(slice(lo, hi) if d == f.rank else slice(None) for d in dims)] = block.data
                 out[y.target] = Block(whole, dims, tuple(span[d][0] for d in dims))
         return out
@@ -444,7 +482,9 @@ class _Interpreter:
                 local[y.target] = _finite(value) if is_let(f, y) else value
         return out
 
-    def _view(self, f: Fold, states: Mapping[str, Block], env: dict[str, Block], span: dict[str, tuple[int, int]]) -> dict[str, Block]:
+    def _view(
+        self, f: Fold, states: Mapping[str, Block], env: dict[str, Block], span: dict[str, tuple[int, int]]
+    ) -> dict[str, Block]:
         """The environment in which a carry sees one operand: its states, and the lets computed from them."""
         out = dict(env)
         for y in f.body:
@@ -469,7 +509,12 @@ class _Interpreter:
         return out
 
     def _rebased(
-        self, y: State, side: Mapping[str, Block], view: dict[str, Block], merged: Mapping[str, Block], span: dict[str, tuple[int, int]]
+        self,
+        y: State,
+        side: Mapping[str, Block],
+        view: dict[str, Block],
+        merged: Mapping[str, Block],
+        span: dict[str, tuple[int, int]],
     ) -> Tensor:
         old = side[y.target]
         if y.carry is None:
@@ -478,7 +523,9 @@ class _Interpreter:
         data = self._expanded(moved, old.dims, span)
         for name in ex.reads(y.carry) & set(side):  # a statistic still at its identity: there is nothing to re-base
             dead = replace(side[name], data=~torch.isfinite(side[name].data))
-            data = torch.where(self._expanded(dead, old.dims, span), old.data, data) if set(dead.dims) <= set(old.dims) else data
+            data = (
+                torch.where(self._expanded(dead, old.dims, span), old.data, data) if set(dead.dims) <= set(old.dims) else data
+            )
         return data
 
     def _scan(
@@ -486,7 +533,8 @@ class _Interpreter:
     ) -> dict[str, Block]:
         """A sequential fold: states are read above their line as carried, below it as new; aligned ranks advance with the fold's."""
         zero = self._identities(replace(f, body=tuple(replace(y, red="sum") for y in f.body if isinstance(y, State))), span)
-        local, emitted = {**env, **zero}, {}
+        local: dict[str, Block] = {**env, **zero}
+        emitted: dict[str, list[Block]] = {}
         for lo, hi, _ in blocks:
             inner = {**span, f.rank: (lo, hi), **{r: (lo, hi) for r in f.aligned}}
             for y in f.body:
@@ -513,7 +561,11 @@ def is_let(f: Fold, y: Einsum) -> bool:
 
 def _finite(b: Block) -> Block:
     """A reference that is finite while a statistic is still its identity."""
-    return replace(b, data=torch.where(torch.isfinite(b.data), b.data, torch.zeros_like(b.data))) if b.data.is_floating_point() else b
+    return (
+        replace(b, data=torch.where(torch.isfinite(b.data), b.data, torch.zeros_like(b.data)))
+        if b.data.is_floating_point()
+        else b
+    )
 
 
 def _put(out: Tensor, window: tuple[slice, ...], data: Tensor) -> Tensor:
@@ -523,5 +575,3 @@ def _put(out: Tensor, window: tuple[slice, ...], data: Tensor) -> Tensor:
 
 def _bounds(r: Range) -> tuple[Expr, ...]:
     return (r.lo, r.hi, r.full_lo, r.full_hi)
-
-

@@ -11,7 +11,12 @@ from einfuse.ir.verify import Stage, verify
 
 PassName = Literal["build", "infer_space", "canonicalise", "online_fuse", "name_scores", "schedule", "mask_ranges"]
 PASSES: tuple[PassName, ...] = ("build", "infer_space", "canonicalise", "online_fuse", "name_scores", "schedule", "mask_ranges")
-_AFTER: dict[str, Stage] = {"canonicalise": "canonical", "online_fuse": "fused", "name_scores": "fused", "schedule": "scheduled"}
+_AFTER: dict[str, Stage] = {
+    "canonicalise": "canonical",
+    "online_fuse": "fused",
+    "name_scores": "fused",
+    "schedule": "scheduled",
+}
 
 
 def run(

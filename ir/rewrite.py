@@ -66,7 +66,9 @@ def prune(c: Cascade) -> Cascade:
 def _prune_fold(f: Fold, needed: set[str]) -> Fold | None:
     body: list[Einsum | State] = []
     for x in reversed(f.body):
-        if x.target in needed or (isinstance(x, State) and any(x.target in ex.names(e, "new") for y in body for e in expressions(y))):
+        if x.target in needed or (
+            isinstance(x, State) and any(x.target in ex.names(e, "new") for y in body for e in expressions(y))
+        ):
             body.append(x)
             for e in expressions(x):
                 needed |= ex.reads(e) | ex.names(e, "new")

@@ -136,7 +136,16 @@ def _to_expr(z: Any, back: Mapping[Any, Expr]) -> Expr:
         if z.exp.is_Integer and z.exp <= 8:
             return functools.reduce(functools.partial(ex.call, "*"), [_to_expr(z.base, back)] * int(z.exp))
         return ex.call("^", _to_expr(z.base, back), _to_expr(z.exp, back))
-    known = {sp.exp: "exp", sp.log: "log", sp.Abs: "abs", sp.sign: "sign", sp.tanh: "tanh", sp.Max: "max", sp.Min: "min", sp.erf: "erf"}
+    known = {
+        sp.exp: "exp",
+        sp.log: "log",
+        sp.Abs: "abs",
+        sp.sign: "sign",
+        sp.tanh: "tanh",
+        sp.Max: "max",
+        sp.Min: "min",
+        sp.erf: "erf",
+    }
     known |= {sp.sin: "sin", sp.cos: "cos"}
     if z.func not in known:
         raise NotSeparable(f"no IR for {z.func}")
@@ -225,6 +234,11 @@ class Sampler:
             if not np.allclose(a[finite], b[finite], rtol=1e-9, atol=1e-12) or not finite.any():
                 return False
         return True
+
+
+def exponential(e: Any) -> Any:
+    """exp(e): rank one exactly where e is a sum of a part in x and a part in d."""
+    return sp.exp(e)
 
 
 def tidy(e: Any) -> Any:

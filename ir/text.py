@@ -233,7 +233,14 @@ class _Build(Transformer[Token, Cascade]):
         rest = [x for x in c if not isinstance(x, Range)]
         rank, aligned, step, tabulated, split, mask, *body = rest
         return Fold(
-            str(rank), tuple(body), mask, step or 0, ranges, tabulated=tabulated is not None, split=split or 1, aligned=aligned or ()
+            str(rank),
+            tuple(body),
+            mask,
+            step or 0,
+            ranges,
+            tabulated=tabulated is not None,
+            split=split or 1,
+            aligned=aligned or (),
         )
 
     def start(self, c: list) -> Cascade:  # type: ignore[type-arg]

@@ -64,12 +64,16 @@ class _Verifier:
         _require(len(set(x.ranks)) == len(x.ranks), "V1", f"{x.target} has a rank twice", x.loc)
         _require({*x.ranks, *x.over} <= self.ranks, "V1", f"{x.target} uses a rank that is not declared", x.loc)
         _require(not set(x.ranks) & set(x.over), "V5", f"{x.target} keeps a rank that it reduces over", x.loc)
-        _require(bool(x.red) == bool(x.over), "V5", f"{x.target} has a reducer without ranks, or ranks without a reducer", x.loc)
+        _require(
+            bool(x.red) == bool(x.over), "V5", f"{x.target} has a reducer without ranks, or ranks without a reducer", x.loc
+        )
         _require(x.red is None or x.red in ex.MONOIDS, "V5", f"{x.target} has the unknown reducer {x.red}", x.loc)
         free = {*x.ranks, *x.over, *self.c.over}
         dtype = self._check(x.map, free, x.loc)
         if x.mask is not None:
-            _require(self._check(x.mask, free, x.loc) == "bool", "V11", f"the condition of {x.target} is not a truth value", x.loc)
+            _require(
+                self._check(x.mask, free, x.loc) == "bool", "V11", f"the condition of {x.target} is not a truth value", x.loc
+            )
         self.local[x.target] = x.ranks
         self.types[x.target] = "float" if x.red and dtype == "int" else dtype
 
@@ -137,7 +141,11 @@ class _Verifier:
                 self._check(y.carry, {*y.ranks, *self.c.over}, y.loc, done)
                 self.local = inner
             self.local[y.target] = done[y.target] = y.ranks
-        emitted = {y.target: y.ranks for y in f.body if isinstance(y, Einsum) and (set(y.ranks) & set(f.aligned) or y.target in self.c.outs)}
+        emitted = {
+            y.target: y.ranks
+            for y in f.body
+            if isinstance(y, Einsum) and (set(y.ranks) & set(f.aligned) or y.target in self.c.outs)
+        }
         self.local = {**outside, **states, **emitted}
 
 
@@ -158,7 +166,9 @@ def _scheduled(c: Cascade) -> None:
             _require(x.step > 0, "V13", f"the fold over {x.rank} has no step", x.loc)
 
 
-def merge_law(cascade: Cascade, sizes: Mapping[str, int], inputs: Mapping[str, torch.Tensor | Scalar], tolerance: float = 1e-8) -> None:
+def merge_law(
+    cascade: Cascade, sizes: Mapping[str, int], inputs: Mapping[str, torch.Tensor | Scalar], tolerance: float = 1e-8
+) -> None:
     """V14: a fused cascade gives the same result whatever the blocks and the order of merging (float64).
 
     Raises AssertionError: a wrong carry is our fault, never the user's.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -42,6 +43,8 @@ class Attention:
     cascade: Cascade
     backend: BackendName | None = None
     strict: bool = False
+    elaborate: Callable[[frozenset[str]], Cascade] | None = field(default=None, repr=False)
+    optional: frozenset[str] = frozenset()
     program: Program = field(init=False)
     key: str = field(init=False)
 
@@ -60,18 +63,27 @@ class Attention:
     # -- running -----------------------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar) -> Output:
+        if self.optional & set(kwargs):
+            return self.given(self.optional & set(kwargs))(*args, **{n: x for n, x in kwargs.items() if x is not None})
         tensors, numbers = binding.arguments(self.cascade, args, kwargs)
         tensors = self._autocast(tensors)
         self._one_dtype(tensors)
         binding.sizes(self.cascade, tensors)  # a mismatch is reported here, before anything runs
         params = [t for t in self.cascade.inputs if t.param]
-        ints = [int(numbers[t.name]) if not torch.compiler.is_compiling() else numbers[t.name] for t in params if t.dtype == "int"]
+        ints = [
+            int(numbers[t.name]) if not torch.compiler.is_compiling() else numbers[t.name] for t in params if t.dtype == "int"
+        ]
         floats = [float(numbers[t.name]) for t in params if t.dtype == "float"]
         held = list(tensors.values())
         grad = torch.is_grad_enabled()
         needs = [grad and x.requires_grad for x in held]
         outs = ops.forward(self.key, self.backend or "", held, ints, floats, needs)[: len(self.cascade.outs)]  # type: ignore[arg-type]
         return outs[0] if len(outs) == 1 else tuple(outs)
+
+    def given(self, optional: Iterable[str]) -> Attention:
+        """The same attention with these of its optional inputs given (a spec of its own, compiled once)."""
+        assert self.elaborate is not None, "only a spec with optional inputs has variants"
+        return _variant(self.elaborate, frozenset(optional), self.backend, self.strict)
 
     def _autocast(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         device = next(iter(tensors.values())).device.type
@@ -91,6 +103,8 @@ class Attention:
 
     def reference(self, *args: torch.Tensor, dtype: torch.dtype = torch.float64, **kwargs: torch.Tensor | Scalar) -> Output:
         """The cascade as written, interpreted point by point in ``dtype``: the oracle. Differentiable; slow."""
+        if self.optional & set(kwargs):
+            return self.given(self.optional & set(kwargs)).reference(*args, dtype=dtype, **kwargs)
         tensors, numbers = binding.arguments(self.cascade, args, kwargs)
         sizes: Mapping[str, int] = binding.sizes(self.cascade, tensors)  # type: ignore[assignment]
         outs = interpret(self.cascade, {**tensors, **numbers}, sizes, dtype)
@@ -117,7 +131,9 @@ class Attention:
         """The forward kernel as data, for feature sizes given by name (default 64)."""
         return self.plans(backend, dtype, **sizes)[0]
 
-    def plans(self, backend: BackendName, dtype: torch.dtype = torch.float32, backward: bool = False, **sizes: int) -> list[KernelPlan]:
+    def plans(
+        self, backend: BackendName, dtype: torch.dtype = torch.float32, backward: bool = False, **sizes: int
+    ) -> list[KernelPlan]:
         """The forward plan, then with ``backward`` the plans of every backward kernel."""
         return [plan for plan, _ in self._emitted(backend, dtype, backward, sizes)]
 
@@ -154,4 +170,11 @@ class Attention:
 
     def with_backend(self, backend: BackendName | None) -> Attention:
         """The same attention on another back end."""
-        return replace(self, backend=backend)
+        return Attention(self.cascade, backend, self.strict, self.elaborate, self.optional)
+
+
+@functools.lru_cache(256)
+def _variant(
+    elaborate: Callable[[frozenset[str]], Cascade], given: frozenset[str], backend: BackendName | None, strict: bool
+) -> Attention:
+    return Attention(elaborate(given), backend, strict)

@@ -78,7 +78,9 @@ def _number(cascade: Cascade, t: Tensor, value: object) -> Scalar:
     if isinstance(value, torch.Tensor) and value.ndim == 0:
         value = value.item()
     if not _is_number(value) or (t.dtype == "int" and not isinstance(value, int | torch.SymInt)):
-        raise TypeError(f"{cascade.name}: {t.name} must be {'an int' if t.dtype == 'int' else 'a number'}, found {_found(value)}")
+        raise TypeError(
+            f"{cascade.name}: {t.name} must be {'an int' if t.dtype == 'int' else 'a number'}, found {_found(value)}"
+        )
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{cascade.name}: {t.name} must be finite, found {value}")
     return value

@@ -28,7 +28,10 @@ def folder() -> Path:
             return wanted
     except OSError as error:
         spare = Path(tempfile.mkdtemp(prefix="einfuse-"))
-        print(f"einfuse: cannot write to the cache {wanted} ({error.strerror}); using {spare} until this process ends", file=sys.stderr)
+        print(
+            f"einfuse: cannot write to the cache {wanted} ({error.strerror}); using {spare} until this process ends",
+            file=sys.stderr,
+        )
         return spare
 
 
@@ -37,7 +40,9 @@ def versions() -> str:
     """What makes a cached object stale: our own version and sources, torch and triton."""
     root = Path(__file__).resolve().parents[1]
     own = hashlib.sha256()
-    for path in sorted(p for part in ("ir", "dsl", "codegen") for p in (root / part).rglob("*") if p.suffix in (".py", ".h", ".j2", ".lark")):
+    for path in sorted(
+        p for part in ("ir", "dsl", "codegen") for p in (root / part).rglob("*") if p.suffix in (".py", ".h", ".j2", ".lark")
+    ):
         own.update(f"{path.name}:{path.stat().st_mtime_ns}:{path.stat().st_size}".encode())
     return f"{version('torch')}|{own.hexdigest()}"
 

@@ -24,9 +24,9 @@ def register(key: str, program: Program) -> Program:
     return _PROGRAMS.setdefault(key, program)
 
 
-def _named(program: Program, tensors: Sequence[torch.Tensor], ints: Sequence[int], floats: Sequence[float]) -> tuple[
-    dict[str, torch.Tensor], dict[str, Scalar]
-]:
+def _named(
+    program: Program, tensors: Sequence[torch.Tensor], ints: Sequence[int], floats: Sequence[float]
+) -> tuple[dict[str, torch.Tensor], dict[str, Scalar]]:
     c = program.cascade
     names = [t.name for t in c.inputs if not t.param]
     numbers: dict[str, Scalar] = {}
@@ -102,7 +102,9 @@ def _(
     program = _PROGRAMS[key]
     wanted = _wanted(program, needs)
     names = [t.name for t in program.cascade.inputs if not t.param]
-    return [torch.empty_like(x, memory_format=torch.contiguous_format) for n, x in zip(names, tensors, strict=True) if n in wanted]
+    return [
+        torch.empty_like(x, memory_format=torch.contiguous_format) for n, x in zip(names, tensors, strict=True) if n in wanted
+    ]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:

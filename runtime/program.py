@@ -69,7 +69,9 @@ class Program:
         widths = tuple(r.size if isinstance(r.size, int) else static[r.size] for r in cascade.ranks if r.kind == "feature")
         itemsize = max((DTYPE[s].itemsize for n, s in storage.items() if s in ("f64", "f32", "bf16", "f16")), default=4)
         block, step = backend.blocks(widths, itemsize)
-        name = cache.key("plan", show(cascade), sorted(storage.items()), sorted(static.items()), backend.name, block, step, self.strict)
+        name = cache.key(
+            "plan", show(cascade), sorted(storage.items()), sorted(static.items()), backend.name, block, step, self.strict
+        )
 
         def make() -> tuple[Cascade, KernelPlan, str]:
             scheduled = pipeline.run(cascade, block, step, self.strict)
@@ -97,7 +99,9 @@ class Program:
             launch(built, {**tensors, **outs}, numbers, sizes)
         return outs
 
-    def allocate(self, cascade: Cascade, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    def allocate(
+        self, cascade: Cascade, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
+    ) -> dict[str, torch.Tensor]:
         """Uninitialised outputs: values with features in the dtype of the inputs, row statistics in accumulation precision."""
         floats = [tensors[t.name] for t in cascade.inputs if t.dtype == "float" and not t.param]
         dtype = floats[0].dtype if floats else torch.get_default_dtype()
@@ -149,7 +153,9 @@ class Program:
         for name in cascade.outs:
             shape = [_extent(cascade, r, sizes) for r in (*cascade.over, *ranks[name])]
             mine = [p for p in parts if p.statement == name]
-            alone = len(mine) == 1 and sum(p.input == mine[0].input for p in parts) == 1 and list(env[mine[0].input].shape) == shape
+            alone = (
+                len(mine) == 1 and sum(p.input == mine[0].input for p in parts) == 1 and list(env[mine[0].input].shape) == shape
+            )
             pair = len({*ranks[name]} & sequence) > 1
             make = torch.zeros if pair else torch.empty
             out[name] = make(shape, dtype=env[mine[0].input].dtype if alone else wide, device=tensor.device)
@@ -186,7 +192,7 @@ def tile_tables(
     fold = next(x for x in cascade.body if isinstance(x, Fold) and x.rank == step.rank and x.tabulated)
     read = _read_tables(fold)
     arrays = {n: _array(tensors[n]) for n in read if n in tensors}
-    (rank, block), = cascade.tile
+    ((rank, block),) = cascade.tile
     rows = (rank, cascade.rank(rank).size, block)
     columns = (fold.rank, cascade.rank(fold.rank).size, fold.step)
     ambient = {r: _extent(cascade, r, sizes) for r in cascade.over}

@@ -42,7 +42,9 @@ def run(cascade: Cascade) -> Cascade:
         assert not isinstance(x, Fold), "canonicalise runs before folds exist"
         x = replace(x, map=_inline(x.map, inlined))
         if sum(1 for _ in ex.walk(x.map)) > MAX_NODES:
-            raise SpecError(f"the definition of {x.target} grows beyond {MAX_NODES} operations", x.loc, "split it into reductions")
+            raise SpecError(
+                f"the definition of {x.target} grows beyond {MAX_NODES} operations", x.loc, "split it into reductions"
+            )
         if folded & set(x.over) or ex.reads(x.map) & statistics:
             statistics.add(x.target)
         if not x.red and x.target in statistics and folded & set(x.ranks) and x.target not in cascade.outs:

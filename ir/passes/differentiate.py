@@ -96,7 +96,9 @@ class _Reverse:
                 self._backward(x, part)
         return self._assemble(self._input_gradients())
 
-    def _named(self, base: str, ranks: tuple[str, ...], red: str | None, over: tuple[str, ...], e: Expr, mask: Expr | None) -> Expr:
+    def _named(
+        self, base: str, ranks: tuple[str, ...], red: str | None, over: tuple[str, ...], e: Expr, mask: Expr | None
+    ) -> Expr:
         """A statement with this value (one for equal values), read at its own ranks."""
         key = (ranks, red, over, e, mask)
         if key not in self.known:
@@ -153,7 +155,9 @@ class _Reverse:
                 return slope
             raise SpecError(f"{x.red} has no derivative", x.loc, "use a sum or a maximum")
         attained = call("==", x.map, ex.at(x.target, x.ranks))
-        ties = self._named(f"{x.target}_ties", x.ranks, "sum", x.over, call("select", attained, ex.const(1.0), ex.const(0.0)), x.mask)
+        ties = self._named(
+            f"{x.target}_ties", x.ranks, "sum", x.over, call("select", attained, ex.const(1.0), ex.const(0.0)), x.mask
+        )
         return call("select", attained, call("/", slope, ties), ex.const(0.0))
 
     def _to_statement(self, x: Einsum, target: Einsum, read: Expr, bar: Expr, mask: Expr | None) -> None:
@@ -333,7 +337,12 @@ class _Reverse:
             if x.target in needed and (set(x.ranks) | set(x.over)) & set(self.folded):
                 for name in ex.reads(x.map):
                     y = adjoints.get(name)
-                    if y is not None and not (set(y.ranks) & set(self.folded[:1])) and self._row_rank() in y.ranks and not self._features(y):
+                    if (
+                        y is not None
+                        and not (set(y.ranks) & set(self.folded[:1]))
+                        and self._row_rank() in y.ranks
+                        and not self._features(y)
+                    ):
                         out[name] = y
         return [x for x in self.body if x.target in out]
 

@@ -43,5 +43,3 @@ def inherited(read: Expr, spaces: dict[str, tuple[tuple[str, ...], Expr]]) -> tu
 
 def _reads(e: Expr) -> list[Expr]:
     return [x for x in ex.walk(e) if x.op == "load"]
-
-

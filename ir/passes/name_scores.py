@@ -1,8 +1,8 @@
 """Common sub-expressions of the states of a fold get a name: one S, one P.
 
-    state l[i] = sum exp(s[i, j] - m[i])                      p[i, j] = exp(s[i, j] - m[i])
-    state o_0[i, e] = sum exp(s[i, j] - m[i]) * v[j, e]  ->   state l[i] = sum p[i, j]
-                                                              state o_0[i, e] = sum p[i, j] * v[j, e]
+state l[i] = sum exp(s[i, j] - m[i])                      p[i, j] = exp(s[i, j] - m[i])
+state o_0[i, e] = sum exp(s[i, j] - m[i]) * v[j, e]  ->   state l[i] = sum p[i, j]
+                                                          state o_0[i, e] = sum p[i, j] * v[j, e]
 """
 
 from __future__ import annotations

@@ -177,13 +177,15 @@ class _Deriver:
         except KeyError:  # a function without algebra: every statistic it reads must be complete
             f, forced = None, {*forced, *deps}
         ranks = {d: self._rank(f, d) for d in deps} if f is not None else {}
-        additive = {d for d in deps if f is not None and x.red in ORDER and self._rank(sep.sp.exp(f), d) == 1}
+        additive = {d for d in deps if f is not None and x.red in ORDER and self._rank(sep.exponential(f), d) == 1}
         other_space = {d for d in deps if self.by_name[d].red and self.by_name[d].mask != x.mask}
         cut = {d for d in deps if d in forced | other_space or not self._separable(x, d, f, ranks, additive)}
         if cut:
             lowest = max(lowest, *(level[d] + 1 for d in cut))
         for d in sorted(cut):
-            self.out.decisions.append(Decision(d, x.target, "cut", f"no correction of finite rank moves {x.target} with {d}", "exact"))
+            self.out.decisions.append(
+                Decision(d, x.target, "cut", f"no correction of finite rank moves {x.target} with {d}", "exact")
+            )
         live = [d for d in deps if level[d] == lowest]
         accumulators = [(f, Accumulator(inner, post))]
         for d in sorted(live, key=lambda d: self.by_name[d].red == "sum"):
@@ -317,7 +319,8 @@ class _Surgeon:
                     body.append(x)
                     done.update(_defined(x))
 
-        dense = {x.target: self._dense_level(x) for x in pending if self._column(x) and _defined(x) & set(self.cascade.outs)}
+        wanted = [x for x in pending if isinstance(x, Einsum) and self._column(x) and x.target in self.cascade.outs]
+        dense = {x.target: self._dense_level(x) for x in wanted}
         for level in range(1, max([self.derivation.passes, *dense.values()]) + 1):
             flush()
             names = [n for n in self.derivation.level if self.derivation.level[n] == level]
@@ -388,7 +391,11 @@ class _Surgeon:
         assert x.red is not None
         for acc in accumulators:
             name = x.target if simple else fresh(f"{x.target}_0", self.taken)
-            states += self._tower(name, x, acc) if acc.tower else [State(name, x.ranks, x.red, acc.map, self._carried(name, x, acc), x.loc)]
+            states += (
+                self._tower(name, x, acc)
+                if acc.tower
+                else [State(name, x.ranks, x.red, acc.map, self._carried(name, x, acc), x.loc)]
+            )
             if not simple:
                 value = ex.at(name, x.ranks)
                 empty = ex.call("==", value, ex.const(0.0))  # a sum over nothing is 0 whatever the factor
@@ -443,7 +450,8 @@ def _defined(x: Statement) -> set[str]:
 
 def _ordered(statements: list[Einsum]) -> list[Einsum]:
     """In dependence order."""
-    names, out = {x.target for x in statements}, []
+    names = {x.target for x in statements}
+    out: list[Einsum] = []
     while statements:
         ready = [x for x in statements if not (ex.reads(x.map) & names - {y.target for y in out})]
         assert ready, "a cycle among row scalars"

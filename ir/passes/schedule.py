@@ -1,6 +1,6 @@
 """Gives the loops their sizes: the rank that programs own gets a tile, every fold a step.
 
-    o[i, e] = ...; fold j { ... }      ->      tile i 128; fold j step 64 { ... }
+o[i, e] = ...; fold j { ... }      ->      tile i 128; fold j step 64 { ... }
 """
 
 from __future__ import annotations

@@ -1,0 +1,91 @@
+"""From what a user writes to a compiled attention."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from einfuse import dsl
+from einfuse.ir import Cascade, Scalar, SpecError
+from einfuse.runtime.attention import Attention
+from einfuse.runtime.backends import BackendName
+
+SPECS = Path(__file__).resolve().parents[1] / "library" / "specs"
+
+
+@dataclass(frozen=True, slots=True)
+class SpecInfo:
+    """One spec of the library; ``paper`` is the first line of its docstring."""
+
+    name: str
+    family: str
+    path: str
+    paper: str
+
+
+def compile(
+    source: str | Path, *, backend: BackendName | None = None, strict: bool = False, **params: Scalar | str
+) -> Attention:
+    """Compiles an attention.
+
+    ``source`` is the name of a library spec (see `list_specs`), the path of an ``.attn`` file, or the text of a spec. ``params`` set the
+    spec's parameters: compile-time ones are folded away, numbers become the new defaults. ``backend`` is chosen by device unless named;
+    ``strict`` refuses one-pass forms whose correction is sampled and not proven. Raises SpecError with line, column and hint.
+    """
+    text, file, folder = _found(source)
+    module = dsl.parse(text, file)
+    optional = {i.name for i in dsl.signature(module).inputs if i.optional}
+    search = (folder,) if folder is not None else ()
+
+    def elaborate(given: frozenset[str]) -> Cascade:
+        return dsl.elaborate(module, params=dict(params), given=set(given), search=search)
+
+    return attention_of(elaborate, frozenset(optional), backend, strict)
+
+
+def attention_of(
+    elaborate: Callable[[frozenset[str]], Cascade], optional: frozenset[str], backend: BackendName | None, strict: bool
+) -> Attention:
+    """The attention without its optional inputs, able to become the one with those that a call gives."""
+    return Attention(elaborate(frozenset()), backend, strict, elaborate if optional else None, optional)
+
+
+def _found(source: str | Path) -> tuple[str, str, Path | None]:
+    """Text, file name and folder of what was asked for."""
+    if isinstance(source, str) and ("{" in source or "\n" in source):
+        return source, "<text>", None
+    path = Path(source)
+    if path.suffix == ".attn":
+        if not path.is_file():
+            raise SpecError(
+                f"there is no file {path}",
+                hint="give the path of an .attn file, the name of a library spec, or the text of a spec",
+            )
+        return dsl.read_spec(path), str(path), path.parent
+    specs = library()
+    if str(source) not in specs:
+        import difflib
+
+        near = difflib.get_close_matches(str(source), specs, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise SpecError(f"the library has no spec {source}", hint=f"{hint}`einfuse list` shows them all")
+    path = specs[str(source)]
+    return dsl.read_spec(path), path.name, path.parent
+
+
+def library() -> dict[str, Path]:
+    """The library's specs by name. A file that defines no attention (a module of definitions) is not one."""
+    paths = sorted(SPECS.rglob("*.attn"))
+    return {p.stem: p for p in paths if re.search(r"^attention\b", p.read_text(encoding="utf-8"), re.MULTILINE)}
+
+
+def list_specs() -> list[SpecInfo]:
+    """Everything `compile` knows by name."""
+    out = []
+    for name, path in library().items():
+        signature = dsl.signature(dsl.parse(dsl.read_spec(path), path.name))
+        lines = signature.doc.strip().splitlines()
+        out.append(SpecInfo(name, path.parent.name, str(path.relative_to(SPECS.parent.parent)), lines[0] if lines else ""))
+    return out

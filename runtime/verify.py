@@ -1,0 +1,179 @@
+"""Is a kernel right? Its error against the float64 oracle, beside the error that the eager formula makes in the same dtype."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from einfuse.ir import Cascade, Expr, Scalar
+from einfuse.ir.expr import FUNCTIONS
+from einfuse.runtime import binding
+from einfuse.runtime.attention import Attention, Output
+from einfuse.runtime.backends import BackendName
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One comparison: ``what`` is an output or ``d name``; it is right when ``error <= allowed`` (largest absolute differences)."""
+
+    name: str
+    backend: str
+    dtype: str
+    what: str
+    error: float
+    allowed: float
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Every comparison that was made; machine-readable by `as_dict`."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(r.ok for r in self.rows)
+
+    def as_dict(self) -> dict[str, object]:
+        return {"ok": self.ok, "rows": [asdict(r) for r in self.rows]}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of a check. Odd on purpose: no tile divides them."""
+
+    batch: int = 2
+    heads: int = 4
+    queries: int = 37
+    keys: int = 53
+    widths: tuple[int, ...] = (24, 40)
+    group: int = 2
+
+
+def verify(
+    attention: Attention,
+    *,
+    backends: Sequence[BackendName] = ("cpu", "triton"),
+    dtypes: Sequence[str] = ("float32", "bfloat16"),
+    gradients: bool = True,
+    seed: int = 0,
+    shape: Shape | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Certificate:
+    """Compares kernels with the oracle, values and (if asked) the gradients of every float tensor.
+
+    A kernel in dtype T passes when its error is at most twice the error of the interpreter run in T, plus 2 units in the last place of T
+    at the scale of the result; a value that is not finite where the oracle is never passes. Inputs are fresh for every ``seed``.
+    """
+    rows: list[Row] = []
+    for dtype in dtypes:
+        inputs = example_inputs(attention.cascade, DTYPES[dtype], seed, shape or Shape())
+        truth = _evaluate(lambda **x: attention.reference(**x), inputs, torch.float64, gradients, seed)
+        eager = _evaluate(lambda **x: attention.reference(dtype=DTYPES[dtype], **x), inputs, DTYPES[dtype], gradients, seed)
+        for backend in backends:
+            if progress is not None:
+                progress(f"{attention.name} {backend} {dtype}")
+            found = _evaluate(attention.with_backend(backend), inputs, DTYPES[dtype], gradients, seed)
+            rows += [_row(attention.name, backend, dtype, what, found[what], truth[what], eager[what]) for what in truth]
+    return Certificate(tuple(rows))
+
+
+def _row(name: str, backend: str, dtype: str, what: str, found: torch.Tensor, truth: torch.Tensor, eager: torch.Tensor) -> Row:
+    finite = torch.isfinite(truth)
+    scale = truth[finite].abs().max().item() if finite.any() else 0.0
+    allowed = 2 * _error(eager, truth) + 2 * torch.finfo(DTYPES[dtype]).eps * scale
+    error = _error(found, truth)
+    return Row(name, backend, dtype, what, error, allowed, error <= allowed)
+
+
+def _error(found: torch.Tensor, truth: torch.Tensor) -> float:
+    """The largest difference where the oracle is finite; inf where the other is not."""
+    finite = torch.isfinite(truth)
+    difference = (found.double() - truth)[finite]
+    if difference.numel() == 0:
+        return 0.0
+    return difference.abs().max().item() if bool(torch.isfinite(difference).all()) else float("inf")
+
+
+def _evaluate(
+    fn: Callable[..., Output], inputs: Mapping[str, torch.Tensor | Scalar], dtype: torch.dtype, gradients: bool, seed: int
+) -> dict[str, torch.Tensor]:
+    """Outputs and gradients, by name."""
+    leaves = {
+        n: x.detach().to(dtype).requires_grad_(gradients) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+        for n, x in inputs.items()
+    }
+    outs = fn(**leaves)
+    outs = outs if isinstance(outs, tuple) else (outs,)
+    found = {f"out {n}": o.detach() for n, o in enumerate(outs)}
+    wanted = [n for n, x in leaves.items() if isinstance(x, torch.Tensor) and x.requires_grad]
+    if wanted:
+        generator = torch.Generator().manual_seed(seed)
+        directions = [torch.randn(o.shape, generator=generator).to(dtype).to(o) for o in outs]
+        tensors = [x for n, x in leaves.items() if n in wanted]
+        parts = torch.autograd.grad(outs, tensors, directions, allow_unused=True)  # type: ignore[arg-type]
+        for n, x, g in zip(wanted, tensors, parts, strict=True):
+            found[f"d {n}"] = torch.zeros_like(x) if g is None else g  # type: ignore[arg-type]
+    return found
+
+
+def example_inputs(cascade: Cascade, dtype: torch.dtype, seed: int, shape: Shape) -> dict[str, torch.Tensor | Scalar]:
+    """Random arguments for a cascade: normal floats, sorted small ints (document ids, lengths), mostly true booleans.
+
+    Tensors with three axes or more are strided views, so that no kernel may take contiguity for granted.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sizes = _sizes(cascade, shape)
+    out: dict[str, torch.Tensor | Scalar] = {}
+    for t in cascade.inputs:
+        if t.param:
+            if t.default is None:
+                out[t.name] = 7 if t.dtype == "int" else 0.5
+            continue
+        extents = [int(binding.evaluate(a, sizes)) for a in t.axes]
+        if t.dtype == "float":
+            x = torch.randn(
+                [n + (k == len(extents) - 2) for k, n in enumerate(extents)], generator=generator, dtype=torch.float64
+            ).to(dtype)
+            out[t.name] = x.narrow(-2, 0, extents[-2]) if len(extents) > 1 else x
+        elif t.dtype == "int":
+            out[t.name] = torch.randint(0, 5, extents, generator=generator).sort(-1).values if extents else torch.tensor(3)
+        else:
+            out[t.name] = torch.rand(extents, generator=generator) > 0.2
+    return out
+
+
+def _sizes(cascade: Cascade, shape: Shape) -> dict[str, int]:
+    """A value for every size name: by the kind of the rank it belongs to; unknown tables are as long as the longest sequence."""
+    sizes: dict[str, int] = {}
+    widths = iter(shape.widths * len(cascade.ranks))
+    for r in cascade.ranks:
+        if isinstance(r.size, str) and r.size not in sizes:
+            table = {"batch": shape.batch, "head": shape.heads, "query": shape.queries, "key": shape.keys}
+            sizes[r.size] = table[r.kind] if r.kind in table else next(widths)
+    for t in cascade.inputs:
+        for axis in t.axes:
+            for e in _size_leaves(axis):
+                if e.name not in sizes:
+                    divisor = axis.op == "//" and axis.args[1] == e
+                    sizes[e.name] = shape.group if divisor else max(shape.queries, shape.keys)
+    return sizes
+
+
+def _size_leaves(e: Expr) -> Iterator[Expr]:
+    assert e.op in (*FUNCTIONS, "size", "const"), "axes are expressions over sizes"
+    if e.op == "size":
+        yield e
+    for a in e.args:
+        yield from _size_leaves(a)
+
+
+def random_seed() -> int:
+    """A seed for a check that should not be the same every time; printed, so that it can be repeated."""
+    return random.SystemRandom().randrange(2**31)
