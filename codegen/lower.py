@@ -30,6 +30,7 @@ from einfuse.ir import (
 from einfuse.ir import index as coordinate
 from einfuse.ir import size as size_of
 from einfuse.ir.expr import factors, indices, names, product, reads, walk
+from einfuse.ir.interpret import is_let
 from einfuse.ir.passes.schedule import feature_ranks
 from einfuse.ir.rewrite import fresh
 from einfuse.ir.text import show_body
@@ -374,10 +375,6 @@ class _Lowering:
             phases = [kp.Phase(zero, zero, *full, "full"), kp.Phase(zero, zero, *masked, "masked")]
         for r in f.ranges:
             lo, full_lo, full_hi, hi = (self._value(e, {}) for e in (r.lo, r.full_lo, r.full_hi, r.hi))
-            if len(f.ranges) > 1:  # what lies past the end of one range may be alive in the next
-                self.scope = bounds
-                masked = self._body(f, outer, olds, masked=True, end=r.hi, bounds=bounds)
-                self.scope = bounds
             for start, stop, body, label in (
                 (lo, full_lo, masked, "masked"),
                 (full_lo, full_hi, full, "full"),
@@ -400,28 +397,22 @@ class _Lowering:
             size=self._size_name(self.cascade.rank(f.rank).size),
         )
 
-    def _body(
-        self,
-        f: Fold,
-        outer: _Scope,
-        olds: dict[str, Value],
-        masked: bool,
-        end: Expr | None = None,
-        bounds: _Scope | None = None,
-    ) -> tuple[kp.Region, tuple[Value, ...]]:
+    def _body(self, f: Fold, outer: _Scope, olds: dict[str, Value], masked: bool) -> tuple[kp.Region, tuple[Value, ...]]:
         """One phase's loop body and the states' next values; ``end`` is a further bound on the folded coordinate."""
-        scope = _Scope(outer=bounds or outer, rank=f.rank, mine={v.name for v in olds.values()})
+        scope = _Scope(outer=outer, rank=f.rank, mine={v.name for v in olds.values()})
         self.scope = scope
         saved = dict(self.env)
         for name in olds:
             del self.env[name]
-        mask = self._mask(f, end) if masked else None
+        mask = self._mask(f) if masked else None
         updates: dict[str, Value] = {}
         for y in f.body:
             if isinstance(y, State):
                 self.env[y.target] = updates[y.target] = self._update(f, y, olds, updates, mask)
             else:
                 value = self._einsum(y)
+                if is_let(f, y):  # as the interpreter has it: a reference is finite even while nothing has been seen
+                    value = self._finite(value)
                 self._define(y.target, y.ranks, value)
                 if y.target in self.cascade.outs and f.rank in y.ranks:
                     every = self._broadcast(value, {r for r in y.ranks if r not in value.dims}, y.target)
@@ -431,10 +422,10 @@ class _Lowering:
         self.taken -= {op.out.name for op in scope.ops if not isinstance(op, kp.Store)}  # the other phases use the same names
         return tuple(scope.ops), tuple(updates[n] for n in olds)
 
-    def _mask(self, f: Fold, end: Expr | None) -> Value:
+    def _mask(self, f: Fold) -> Value:
         extent = self.cascade.rank(f.rank).size
         inside = call("<", coordinate(f.rank), size_of(extent))
-        whole = conjunction(f.mask, inside, None if end is None else call("<", coordinate(f.rank), end))
+        whole = conjunction(f.mask, inside)
         assert whole is not None, "the bound is part of the mask"
         return self._value(whole, self.env, name="live")
 
@@ -500,7 +491,7 @@ class _Lowering:
         for z in f.body:  # lets as they were before this block, and finite references of the new ones
             if isinstance(z, Einsum) and z.target in reads(y.carry) | names(y.carry, "new"):
                 env[z.target] = self._finite(self._value(z.map, {**self.env, **olds}))
-        fresh = {**news, **{n: self._finite(self.env[n]) for n in names(y.carry, "new") if n not in news}}
+        fresh = {**news, **{n: self.env[n] for n in names(y.carry, "new") if n not in news}}
         dead: Value | None = None
         for name in sorted(reads(y.carry) & set(moved_from)):
             red = moved_from[name]

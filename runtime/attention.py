@@ -49,7 +49,7 @@ class Attention:
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.key = cache.key("program", show(self.cascade), self.strict)
+        self.key = cache.content(show(self.cascade), self.strict)
         self.program = ops.register(self.key, Program(self.cascade, self.strict))
 
     def __repr__(self) -> str:

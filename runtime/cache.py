@@ -47,9 +47,14 @@ def versions() -> str:
     return f"{version('torch')}|{own.hexdigest()}"
 
 
+def content(*parts: object) -> str:
+    """A hash of the parts alone: the same in every process and version."""
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
+
+
 def key(*parts: object) -> str:
     """A content hash of the parts and of the versions they were made with."""
-    return hashlib.sha256("\0".join([versions(), *map(str, parts)]).encode()).hexdigest()[:32]
+    return content(versions(), *parts)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

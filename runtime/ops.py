@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from einfuse.ir import Scalar
+from einfuse.ir import EinfuseError, Scalar
 from einfuse.runtime import binding
 from einfuse.runtime.backends import BackendName, choose
 from einfuse.runtime.program import Program
@@ -22,6 +22,13 @@ _PROGRAMS: dict[str, Program] = {}  # for ever: a captured graph may outlive the
 def register(key: str, program: Program) -> Program:
     """The program known by ``key`` (the given one, if there was none)."""
     return _PROGRAMS.setdefault(key, program)
+
+
+def _program(key: str) -> Program:
+    """The program of a captured graph. Raises EinfuseError where this process has not compiled its spec."""
+    if key not in _PROGRAMS:
+        raise EinfuseError(f"no attention with the key {key} is compiled in this process: compile its spec before running the graph")
+    return _PROGRAMS[key]
 
 
 def _named(
@@ -45,7 +52,7 @@ def forward(
     key: str, backend: str, tensors: Sequence[torch.Tensor], ints: Sequence[int], floats: Sequence[float], needs: Sequence[bool]
 ) -> list[torch.Tensor]:
     """The outputs of a program, then what its backward (for the tensors marked in ``needs``) will read."""
-    program = _PROGRAMS[key]
+    program = _program(key)
     named, numbers = _named(program, tensors, ints, floats)
     sizes: Mapping[str, int] = binding.sizes(program.cascade, named)  # type: ignore[assignment]  # concrete in a real call
     chosen = choose(tensors[0].device, _backend(backend))
@@ -60,7 +67,7 @@ def _backend(name: str) -> BackendName | None:
 def _(
     key: str, backend: str, tensors: Sequence[torch.Tensor], ints: Sequence[int], floats: Sequence[float], needs: Sequence[bool]
 ) -> list[torch.Tensor]:
-    program = _PROGRAMS[key]
+    program = _program(key)
     named, _numbers = _named(program, tensors, ints, floats)
     sizes: Any = binding.sizes(program.cascade, named)
     return list(program.allocate(program.saving(_wanted(program, needs)), named, sizes).values())
@@ -78,7 +85,7 @@ def backward(
     needs: Sequence[bool],
 ) -> list[torch.Tensor]:
     """The gradients of the tensors marked in ``needs``, given everything that `forward` returned."""
-    program = _PROGRAMS[key]
+    program = _program(key)
     named, numbers = _named(program, tensors, ints, floats)
     sizes: Mapping[str, int] = binding.sizes(program.cascade, named)  # type: ignore[assignment]  # concrete in a real call
     wanted = _wanted(program, needs)
@@ -99,7 +106,7 @@ def _(
     floats: Sequence[float],
     needs: Sequence[bool],
 ) -> list[torch.Tensor]:
-    program = _PROGRAMS[key]
+    program = _program(key)
     wanted = _wanted(program, needs)
     names = [t.name for t in program.cascade.inputs if not t.param]
     return [
@@ -117,10 +124,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> Non
 def _backward(ctx: Any, gradients: list[torch.Tensor | None]) -> tuple[Any, ...]:
     saved = ctx.saved_tensors
     tensors, outs = list(saved[: ctx.count]), list(saved[ctx.count :])
-    public = len(_PROGRAMS[ctx.key].cascade.outs)
+    public = len(_program(ctx.key).cascade.outs)
     given = [torch.zeros_like(o) if g is None else g for g, o in zip(gradients[:public], outs[:public], strict=True)]
     parts = iter(backward(ctx.key, ctx.backend, tensors, outs, given, ctx.ints, ctx.floats, ctx.needs))
-    inputs = [t for t in _PROGRAMS[ctx.key].cascade.inputs if not t.param]
+    inputs = [t for t in _program(ctx.key).cascade.inputs if not t.param]
     out = [next(parts) if need and t.dtype == "float" else None for t, need in zip(inputs, ctx.needs, strict=True)]
     # torch takes an empty list for a list of tensors, and wants one back
     return None, None, out, *([] if not numbers else None for numbers in (ctx.ints, ctx.floats)), None
