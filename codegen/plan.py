@@ -16,8 +16,8 @@ bounds); along the *fold* rank it need not: the plan selects identities there in
 What a back end may rely on, beyond the types:
 
 * A phase labelled ``full`` is whole blocks inside the fold rank: ``hi - lo`` is a multiple of the step and ``hi <= size``, so a
-  back end drops bounds checks there. In any other phase the last block may reach past ``hi``; the plan's masks hold ``x < hi``
-  wherever the mask itself does not end there.
+  back end drops bounds checks there. In any other phase the last block may reach past ``hi``: its points below the size of
+  the rank exist (loads give their values, stores write them; the plan's mask says which are alive), those beyond do not.
 * Names of values are unique, except that the phases of one fold (siblings) may use the same names again.
 * The element type of a `Dot`, and of `Reduce` and `Map` of floats, is the accumulation type ``compute``.
 """
@@ -128,7 +128,7 @@ class Dot:
 class Store:
     """``tensor[index...] = value`` at every existing point of the value's and the indices' dims.
 
-    In a fold, points of its rank at or beyond the ``hi`` of a phase (the size, where tabulated) do not exist.
+    Points at or beyond the size of a rank do not exist.
     """
 
     tensor: str

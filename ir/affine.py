@@ -83,6 +83,8 @@ def affine(e: Expr) -> Affine:
         return atom(Expr(e.op, (), e.value))
     if e.op == "load":
         return atom(Expr("load", tuple(simplified(a) for a in e.args), e.value))
+    if e.op == "int":
+        return _truncated(e.args[0])
     rule = _RULES.get(e.op)
     return rule(*map(affine, e.args)) if rule is not None else atom(e)
 
@@ -92,10 +94,26 @@ def simplified(e: Expr) -> Expr:
     return affine(e).expr
 
 
+def _truncated(e: Expr) -> Affine:
+    """``int(e)``; of a truth value it is 0 or 1."""
+    inner = simplified(e) if e.op == "load" else e
+    whole = ex.call("int", inner)
+    return number(int(whole.value)) if whole.op == "const" else atom(whole)  # type: ignore[arg-type]  # a number
+
+
 def _product(a: Affine, b: Affine) -> Affine:
     if not a.terms or not b.terms:
         return a.scaled(b.const) if not b.terms else b.scaled(a.const)
-    return atom(Expr("*", tuple(sorted((a.expr, b.expr), key=repr))))
+    (a, k), (b, m) = _unscaled(a), _unscaled(b)
+    return atom(Expr("*", tuple(sorted((a.expr, b.expr), key=repr)))).scaled(k * m)
+
+
+def _unscaled(a: Affine) -> tuple[Affine, int]:
+    """A lone term without its coefficient, and the coefficient."""
+    if len(a.terms) > 1 or a.const:
+        return a, 1
+    (x, k), = a.terms
+    return atom(x), k
 
 
 def floor_divide(a: Affine, b: Affine) -> Affine:

@@ -18,8 +18,8 @@ from einfuse.ir.nodes import DType, Expr
 
 CLAUSES = 32
 """The most conjunctions a predicate is opened into."""
-_SPLITS = 6
-"""The most cases of abs, min, max and select that one comparison is split into, in depth."""
+LITERALS = 512
+"""The most comparisons a predicate is written with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,85 +63,95 @@ Types = Callable[[str], DType]
 
 def predicate(e: Expr, types: Types, negate: bool = False) -> Predicate:
     """``e`` (or its negation) in normal form; ``types`` gives the type of what is read, "float" for what cannot be analysed."""
-    if e.op == "const":
-        return All() if bool(e.value) != negate else Any()
-    if e.op == "not":
-        return predicate(e.args[0], types, not negate)
-    if e.op in ("and", "or"):
-        parts = tuple(predicate(a, types, negate) for a in e.args)
-        return _all(parts) if (e.op == "and") != negate else _any(parts)
-    if e.op == "select":
-        return _choice(*(e.args), types, negate)
-    if e.op in _COMPARE:
-        return _comparison(e, types, negate)
-    if e.op == "load" and types(e.name) == "bool":
-        form = affine(e)  # a table of truth values is one of 0 and 1
-        return Ge(form.scaled(-1)) if negate else Ge(form.shifted(-1))
-    return Unknown()
+    return _Builder(types).build(e, negate)
 
 
-def _choice(c: Expr, a: Expr, b: Expr, types: Types, negate: bool) -> Predicate:
-    yes, no = predicate(c, types), predicate(c, types, True)
-    return _any((_all((yes, predicate(a, types, negate))), _all((no, predicate(b, types, negate)))))
+class _Builder:
+    """Builds normal forms; what comes after `LITERALS` of them is not looked into, so that the work is bounded."""
 
+    def __init__(self, types: Types) -> None:
+        self.types, self.left = types, LITERALS
 
-_COMPARE = ("<", "<=", ">", ">=", "==", "!=")
-
-
-def _comparison(e: Expr, types: Types, negate: bool) -> Predicate:
-    a, b = e.args
-    kinds = {ex.scalar_type(x, types) for x in e.args}
-    if kinds == {"bool"} and e.op in ("==", "!="):
-        return _choice(a, b, ex.call("not", b), types, negate != (e.op == "!="))
-    if kinds != {"int"}:
+    def build(self, e: Expr, negate: bool = False) -> Predicate:
+        self.left -= 1
+        if self.left < 0:
+            return Unknown()
+        if e.op == "const":
+            return _constant(bool(e.value) != negate)
+        if e.op == "not":
+            return self.build(e.args[0], not negate)
+        if e.op in ("and", "or"):
+            parts = tuple(self.build(a, negate) for a in e.args)
+            return _all(parts) if (e.op == "and") != negate else _any(parts)
+        if e.op == "select":
+            return self.choice(*e.args, negate)
+        if e.op in _COMPARISONS:
+            return self.comparison(e, negate)
+        if e.op == "load" and self.types(e.name) == "bool":
+            form = affine(ex.call("int", e))
+            return Ge(form.scaled(-1)) if negate else Ge(form.shifted(-1))
         return Unknown()
-    form = affine(a) - affine(b)
-    if e.op in ("==", "!="):
-        return _equal(form, types, negate != (e.op == "!="))
-    if e.op in ("<", "<="):
-        form = form.scaled(-1)
-    if e.op in ("<", ">"):
-        form = form.shifted(-1)
-    return _at_least(form.scaled(-1).shifted(-1) if negate else form, types)
+
+    def choice(self, c: Expr, a: Expr, b: Expr, negate: bool) -> Predicate:
+        yes = _all((self.build(c), self.build(a, negate)))
+        return _any((yes, _all((self.build(c, True), self.build(b, negate)))))
+
+    def comparison(self, e: Expr, negate: bool) -> Predicate:
+        a, b = e.args
+        kinds = {ex.scalar_type(x, self.types) for x in e.args}
+        if kinds == {"bool"} and e.op in ("==", "!="):
+            return self.choice(a, b, ex.call("not", b), negate != (e.op == "!="))
+        if kinds != {"int"}:
+            return Unknown()
+        form = affine(a) - affine(b)
+        if e.op in ("==", "!="):
+            return self.equal(form, negate != (e.op == "!="))
+        if e.op in ("<", "<="):
+            form = form.scaled(-1)
+        if e.op in ("<", ">"):
+            form = form.shifted(-1)
+        return self.at_least(form.scaled(-1).shifted(-1) if negate else form)
+
+    def equal(self, form: Affine, negate: bool) -> Predicate:
+        other = form.scaled(-1)
+        if negate:
+            return _any((self.at_least(form.shifted(-1)), self.at_least(other.shifted(-1))))
+        if self.splittable(form) is not None:
+            return _all((self.at_least(form), self.at_least(other)))
+        return Eq(form) if form.terms else _constant(form.const == 0)
+
+    def at_least(self, form: Affine) -> Predicate:
+        """``form >= 0``, its cases split while there is room."""
+        self.left -= 1
+        found = self.splittable(form) if self.left > 0 else None
+        if found is None:
+            return Ge(form) if form.terms else _constant(form.const >= 0)
+        atom, c = found
+        rest = Affine(tuple(t for t in form.terms if t[0] != atom), form.const)
+
+        def case(value: Affine) -> Predicate:
+            return self.at_least(rest + value.scaled(c))
+
+        if atom.op in ("select", "int"):
+            yes, no = map(affine, atom.args[1:] if atom.op == "select" else (ex.ONE, ex.ZERO))
+            condition = atom.args[0]
+            return _any((_all((self.build(condition), case(yes))), _all((self.build(condition, True), case(no)))))
+        values = [affine(a) for a in atom.args]
+        if atom.op == "abs":
+            values.append(values[0].scaled(-1))
+        cases = tuple(map(case, values))
+        return _any(cases) if (c > 0) != (atom.op == "min") else _all(cases)
+
+    def splittable(self, form: Affine) -> tuple[Expr, int] | None:
+        """A term that stands for several cases."""
+        return next((t for t in form.terms if t[0].op in _CASES or self.truth(t[0])), None)
+
+    def truth(self, atom: Expr) -> bool:
+        return atom.op == "int" and ex.scalar_type(atom.args[0], self.types) == "bool"
 
 
-def _equal(form: Affine, types: Types, negate: bool) -> Predicate:
-    other = form.scaled(-1)
-    if negate:
-        return _any((_at_least(form.shifted(-1), types), _at_least(other.shifted(-1), types)))
-    if _splittable(form) is not None:
-        return _all((_at_least(form, types), _at_least(other, types)))
-    return _constant(form.const == 0) if not form.terms else Eq(form)
-
-
-def _at_least(form: Affine, types: Types, depth: int = 0) -> Predicate:
-    """``form >= 0``, cases split."""
-    if not form.terms:
-        return _constant(form.const >= 0)
-    found = _splittable(form) if depth < _SPLITS else None
-    if found is None:
-        return Ge(form)
-    atom, c = found
-    rest = Affine(tuple(t for t in form.terms if t[0] != atom), form.const)
-
-    def case(value: Affine) -> Predicate:
-        return _at_least(rest + value.scaled(c), types, depth + 1)
-
-    if atom.op in ("select", "int"):
-        yes, no = map(affine, atom.args[1:] if atom.op == "select" else (ex.ONE, ex.ZERO))
-        condition = atom.args[0]
-        if atom.op == "int" and ex.scalar_type(condition, types) != "bool":
-            return case(affine(condition)) if ex.scalar_type(condition, types) == "int" else Unknown()
-        return _any((_all((predicate(condition, types), case(yes))), _all((predicate(condition, types, True), case(no)))))
-    values = [affine(a) for a in atom.args]
-    if atom.op == "abs":
-        values.append(values[0].scaled(-1))
-    cases = tuple(case(v) for v in values)
-    return _any(cases) if (c > 0) != (atom.op == "min") else _all(cases)
-
-
-def _splittable(form: Affine) -> tuple[Expr, int] | None:
-    return next((t for t in form.terms if t[0].op in ("abs", "min", "max", "select", "int")), None)
+_CASES = ("abs", "min", "max", "select")
+_COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 
 
 def _constant(value: bool) -> Predicate:

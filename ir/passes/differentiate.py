@@ -31,6 +31,9 @@ from einfuse.ir.passes.canonicalise import fold_ranks
 from einfuse.ir.rewrite import fresh, prune
 
 
+TIE = 4e-6  # points this near to a maximum (relatively) share its gradient: fp32 scores are not computed the same way twice
+
+
 @dataclass(frozen=True, slots=True)
 class Gradient:
     """A part of the gradient of one input: ``d input[index] += value`` at every point of ``ranks`` (the ambient ones included)."""
@@ -154,7 +157,7 @@ class _Reverse:
             if ex.is_const(slope, 0):
                 return slope
             raise SpecError(f"{x.red} has no derivative", x.loc, "use a sum or a maximum")
-        attained = call("==", x.map, ex.at(x.target, x.ranks))
+        attained = _attained(x)
         ties = self._named(
             f"{x.target}_ties", x.ranks, "sum", x.over, call("select", attained, ex.const(1.0), ex.const(0.0)), x.mask
         )
@@ -402,6 +405,13 @@ def _in_order(body: list[Statement]) -> list[Statement]:
         done |= {x.target for x in ready if isinstance(x, Einsum)}
         pending = [x for x in pending if x not in ready]
     return out
+
+
+def _attained(x: Einsum) -> Expr:
+    """Is a point the one that a maximum (or minimum) took, up to the rounding of computing it again in another order?"""
+    extreme = ex.at(x.target, x.ranks)
+    slack = call("*", ex.const(TIE), call("max", ex.const(1.0), call("abs", extreme)))
+    return call(">=", x.map, call("-", extreme, slack)) if x.red == "max" else call("<=", x.map, call("+", extreme, slack))
 
 
 def _guarded(weight: Expr, rate: Expr) -> Expr:

@@ -1,0 +1,83 @@
+"""Derived backward cascades against autograd through the forward cascade as written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import corpus
+import pytest
+import torch
+
+from einfuse.ir import Scalar, SpecError, interpret, pipeline
+from einfuse.ir.passes import canonicalise, differentiate
+from einfuse.ir.text import parse, show
+from einfuse.runtime.scatter import accumulate
+
+Values = dict[str, torch.Tensor | Scalar]
+
+
+def derived(name: str, x: Values, directions: Mapping[str, torch.Tensor], fused: bool) -> dict[str, torch.Tensor]:
+    """The gradients by the backward cascades, interpreted before or after they are fused themselves."""
+    canonical = canonicalise.run(corpus.cascade(name))
+    wanted = [t.name for t in canonical.inputs if t.dtype == "float" and not t.param]
+    backward = differentiate.run(canonical, wanted)
+    outs = (*canonical.outs, *(n for n in backward.saved if n not in canonical.outs))
+    saved = interpret(replace(canonical, outs=outs), x, corpus.SIZES)
+    env: Values = {**x, **{n: s.detach() for n, s in saved.items()}, **{f"d_{n}": g for n, g in directions.items()}}
+    total: dict[str, torch.Tensor] = {}
+    tensors = {n: v for n, v in x.items() if isinstance(v, torch.Tensor)}
+    numbers = {n: v for n, v in x.items() if not isinstance(v, torch.Tensor)}
+    for cascade, parts in backward.cascades:
+        assert parse(show(cascade)) == cascade
+        found = interpret(pipeline.run(cascade, 4, 2) if fused else cascade, env, corpus.SIZES)
+        env |= found
+        for part in parts:
+            accumulate(total, cascade, part, found[part.statement], tensors, numbers, corpus.SIZES)
+    return total
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["as derived", "fused"])
+@pytest.mark.parametrize("name", list(corpus.BODIES))
+def test_gradients_equal_autograd(name: str, fused: bool) -> None:
+    c = corpus.cascade(name)
+    x = corpus.inputs(c, seed=3, grad=True)
+    truth = interpret(c, x, corpus.SIZES)
+    generator = torch.Generator().manual_seed(4)
+    directions = {n: torch.randn(o.shape, dtype=torch.float64, generator=generator) for n, o in truth.items()}
+    leaves = {n: v for n, v in x.items() if isinstance(v, torch.Tensor) and v.requires_grad}
+    expected = torch.autograd.grad(list(truth.values()), list(leaves.values()), list(directions.values()), allow_unused=True)
+    with torch.no_grad():
+        found = derived(name, x, directions, fused)
+    for (n, leaf), g in zip(leaves.items(), expected, strict=True):
+        g = torch.zeros_like(leaf) if g is None else g
+        torch.testing.assert_close(found.get(n, torch.zeros_like(leaf)), g, rtol=1e-9, atol=1e-9, msg=lambda m, n=n: f"d {n}: {m}")
+
+
+def test_a_deferred_statistic_costs_no_backward_pass() -> None:
+    canonical = canonicalise.run(corpus.cascade("softmax"))
+    backward = differentiate.run(canonical, ["q", "k", "v", "slope"])
+    names = [c.name for c, _ in backward.cascades]
+    assert names == ["softmax_prepass", "softmax_rows", "softmax_columns_j"]
+    prepass = backward.cascades[0][0]
+    assert not canonicalise.fold_ranks(prepass)  # only sums over features: the saved output stands for the sum over keys
+    assert set(backward.saved) == {"m", "l", "o"}
+
+
+def test_a_stabiliser_has_no_adjoint() -> None:
+    canonical = canonicalise.run(corpus.cascade("softmax"))
+    for cascade, _ in differentiate.run(canonical, ["q", "k", "v"]).cascades:
+        assert "d_m" not in show(cascade)
+
+
+def test_only_what_is_wanted_is_computed() -> None:
+    canonical = canonicalise.run(corpus.cascade("softmax"))
+    backward = differentiate.run(canonical, ["q"])
+    assert [c.name for c, _ in backward.cascades] == ["softmax_rows"]
+
+
+def test_a_shifted_read_of_a_statement_is_refused_with_a_way_out() -> None:
+    text = show(corpus.cascade("full")).replace("exp(s[i, j] - m[i])", "exp(s[i, j] - m[i]) * qk[i, min(j + 1, Nk - 1)]")
+    with pytest.raises(SpecError, match="shifted read of qk") as caught:
+        differentiate.run(canonicalise.run(parse(text)), ["q"])
+    assert "shift the input itself" in caught.value.hint
