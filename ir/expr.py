@@ -235,6 +235,25 @@ def quotient(e: Expr) -> tuple[list[Expr], list[Expr]]:
     return [e], []
 
 
+def collected(a: Expr, b: Expr) -> Expr:
+    """``a + b`` with the factors that both share taken out: ``p * x / l + y * p`` is ``p * (x / l + y)``."""
+    (over_a, under_a), (over_b, under_b) = quotient(a), quotient(b)
+    shared = []
+    for f in list(over_a):
+        if f in over_b and f.op != "const":
+            shared.append(f)
+            over_a.remove(f)
+            over_b.remove(f)
+    if not shared:
+        return call("+", a, b)
+    return product(*shared, call("+", fraction(over_a, under_a), fraction(over_b, under_b)))
+
+
+def fraction(over: list[Expr], under: list[Expr]) -> Expr:
+    """The inverse of `quotient`."""
+    return call("/", product(*over), product(*under)) if under else product(*over)
+
+
 def product(*parts: Expr) -> Expr:
     result: Expr = ONE
     for part in parts:

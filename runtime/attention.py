@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from einfuse.codegen import KernelPlan, Storage
+from einfuse.codegen import KernelPlan, Storage, lower
 from einfuse.ir import Cascade, Scalar, interpret, pipeline
 from einfuse.ir.passes import canonicalise, online_fuse
 from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, ops
-from einfuse.runtime.backends import BACKENDS, BackendName
-from einfuse.runtime.program import Program
+from einfuse.runtime.backends import BACKENDS, BackendName, TritonBackend
+from einfuse.runtime.program import Program, blocks
 
 Output = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -135,27 +135,28 @@ class Attention:
         self, backend: BackendName, dtype: torch.dtype = torch.float32, backward: bool = False, **sizes: int
     ) -> list[KernelPlan]:
         """The forward plan, then with ``backward`` the plans of every backward kernel."""
-        return [plan for plan, _ in self._emitted(backend, dtype, backward, sizes)]
+        return [plan for plan, _ in self.emitted(backend, dtype, backward, sizes)]
 
     def source(self, backend: BackendName, dtype: torch.dtype = torch.float32, backward: bool = False, **sizes: int) -> str:
         """The standalone text of the kernels (forward, and with ``backward`` all of them)."""
-        return "\n\n".join(text for _, text in self._emitted(backend, dtype, backward, sizes))
+        return "\n\n".join(text for _, text in self.emitted(backend, dtype, backward, sizes))
 
-    def _emitted(
-        self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int]
-    ) -> Iterable[tuple[KernelPlan, str]]:
-        from einfuse.codegen import lower
-
+    def emitted(
+        self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int], target: str | None = None
+    ) -> list[tuple[KernelPlan, str]]:
+        """Plan and text of every kernel; ``target`` asks for the tiles of a GPU that need not be there."""
         chosen = BACKENDS[backend]
+        if target is not None:
+            chosen = TritonBackend(target=target)
         wanted = tuple(t.name for t in self.cascade.inputs if t.dtype == "float" and not t.param) if backward else ()
         cascades = [self.program.saving(wanted)]
         cascades += [c for c, _ in self.program.backward_of(wanted).cascades] if backward else []
         out = []
-        for c in cascades:
+        for n, c in enumerate(cascades):
             static = {r.size: sizes.get(r.size, 64) for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)}
-            widths = tuple(r.size if isinstance(r.size, int) else static[r.size] for r in c.ranks if r.kind == "feature")
-            scheduled = pipeline.run(c, *chosen.blocks(widths, dtype.itemsize), self.strict)
-            plan = lower(scheduled, self._example_storage(c, dtype), static)
+            storage = self._example_storage(c, dtype)
+            scheduled = pipeline.run(c, *blocks(c, storage, static, chosen, n > 0), self.strict)
+            plan = lower(scheduled, storage, static)
             out.append((plan, chosen.emit(plan)))
         return out
 

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from einfuse.codegen import KernelPlan
+from einfuse.codegen import KernelPlan, Storage
 from einfuse.ir import EinfuseError, Scalar
 
 Kernel = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], None]
@@ -23,11 +23,11 @@ BackendName = Literal["cpu", "triton", "torch"]
 
 
 class Backend(Protocol):
-    """A way to run plans. ``blocks`` gives the tile and step that suit the feature widths of a call."""
+    """A way to run plans. ``blocks`` gives the tile and step that suit the dtype and widest feature of a call."""
 
     name: BackendName
 
-    def blocks(self, widths: tuple[int, ...], itemsize: int) -> tuple[int, int]: ...
+    def blocks(self, storage: Storage, width: int, backward: bool) -> tuple[int, int]: ...
     def emit(self, plan: KernelPlan) -> str: ...
     def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel: ...
 
@@ -38,7 +38,7 @@ class CpuBackend:
 
     name: BackendName = "cpu"
 
-    def blocks(self, widths: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    def blocks(self, storage: Storage, width: int, backward: bool) -> tuple[int, int]:
         return (48, 128)
 
     def emit(self, plan: KernelPlan) -> str:
@@ -57,16 +57,17 @@ class TritonBackend:
     """Triton, for GPUs; on CPU tensors under Triton's interpreter."""
 
     name: BackendName = "triton"
+    target: str | None = None  # of the device at hand, unless named
 
-    def blocks(self, widths: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    def blocks(self, storage: Storage, width: int, backward: bool) -> tuple[int, int]:
         from einfuse.codegen import triton
 
-        return triton.preferred_blocks(widths, itemsize)
+        return triton.block_sizes(storage, width, backward, self.target or device_target())
 
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import triton
 
-        return triton.emit(plan)
+        return triton.emit(plan, triton.Options(target=self.target or device_target()))
 
     def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel:
         from einfuse.codegen import triton
@@ -80,7 +81,7 @@ class TorchBackend:
 
     name: BackendName = "torch"
 
-    def blocks(self, widths: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    def blocks(self, storage: Storage, width: int, backward: bool) -> tuple[int, int]:
         return (256, 256)
 
     def emit(self, plan: KernelPlan) -> str:
@@ -95,6 +96,16 @@ class TorchBackend:
 
 
 BACKENDS: dict[BackendName, Backend] = {"cpu": CpuBackend(), "triton": TritonBackend(), "torch": TorchBackend()}
+
+
+@functools.cache
+def device_target() -> str:
+    """The kind of the GPU at hand, as the tables of tile sizes name it; the newest where there is none."""
+    if not torch.cuda.is_available():
+        return "sm_90"
+    if torch.version.hip:
+        return "gfx942"
+    return "sm_90" if torch.cuda.get_device_capability() >= (9, 0) else "sm_80"
 
 
 def choose(device: torch.device, wanted: BackendName | None = None) -> Backend:

@@ -45,6 +45,23 @@ def compile(
     return attention_of(elaborate, frozenset(optional), backend, strict)
 
 
+def attention(
+    score_mod: Callable[..., object] | None = None,
+    mask_mod: Callable[..., object] | None = None,
+    normalizer: str = "softmax",
+    *,
+    scale: float | None = None,
+    backend: BackendName | None = None,
+    strict: bool = False,
+) -> Attention:
+    """An attention from traced Python functions: a score mod, a mask mod (composed with ``&``, ``|``, ``~``) and a normaliser by name.
+
+    The functions are called once with symbols (never parsed). Their keyword-only arguments become inputs of the attention: tensors where
+    they are indexed, numbers where they have a default. Raises SpecError where a function does what symbols cannot.
+    """
+    return Attention(dsl.attention(score_mod=score_mod, mask_mod=mask_mod, normalizer=normalizer, scale=scale), backend, strict)
+
+
 def attention_of(
     elaborate: Callable[[frozenset[str]], Cascade], optional: frozenset[str], backend: BackendName | None, strict: bool
 ) -> Attention:

@@ -17,7 +17,7 @@ from einfuse.ir.passes.differentiate import Backward, Gradient
 from einfuse.ir.text import show
 from einfuse.runtime import cache
 from einfuse.runtime.backends import Backend, Kernel
-from einfuse.runtime.binding import DTYPE, STORAGE
+from einfuse.runtime.binding import STORAGE
 from einfuse.runtime.scatter import accumulate
 
 
@@ -66,9 +66,7 @@ class Program:
         return self.built[key]
 
     def _build(self, cascade: Cascade, storage: Mapping[str, Storage], static: dict[str, int], backend: Backend) -> Built:
-        widths = tuple(r.size if isinstance(r.size, int) else static[r.size] for r in cascade.ranks if r.kind == "feature")
-        itemsize = max((DTYPE[s].itemsize for n, s in storage.items() if s in ("f64", "f32", "bf16", "f16")), default=4)
-        block, step = backend.blocks(widths, itemsize)
+        block, step = blocks(cascade, storage, static, backend, cascade.inputs != self.cascade.inputs)
         name = cache.key(
             "plan", show(cascade), sorted(storage.items()), sorted(static.items()), backend.name, block, step, self.strict
         )
@@ -160,6 +158,16 @@ class Program:
             make = torch.zeros if pair else torch.empty
             out[name] = make(shape, dtype=env[mine[0].input].dtype if alone else wide, device=tensor.device)
         return out
+
+
+def blocks(
+    cascade: Cascade, storage: Mapping[str, Storage], static: Mapping[str, int], backend: Backend, backward: bool
+) -> tuple[int, int]:
+    """The tile and step of a cascade on a back end."""
+    widths = [r.size if isinstance(r.size, int) else static[r.size] for r in cascade.ranks if r.kind == "feature"]
+    floats = [storage[t.name] for t in cascade.inputs if t.dtype == "float" and not t.param]
+    narrow = next((s for s in floats if s in ("bf16", "f16")), floats[0] if floats else "f32")
+    return backend.blocks(narrow, max(widths, default=1), backward)
 
 
 def _extent(cascade: Cascade, rank: str, sizes: Mapping[str, int]) -> int:

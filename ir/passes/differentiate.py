@@ -206,7 +206,6 @@ class _Reverse:
         over, under = ex.quotient(e)
         whole = {r for r in ranks if r not in self.folded}
         stages = [s for s in (whole, ranks - whole) if s]
-        outside: Expr = ex.ONE
         for stage in stages:
             inside = [f for f in over if self._free(f) & stage]
             below = [f for f in under if self._free(f) & stage]
@@ -218,13 +217,11 @@ class _Reverse:
             value_ranks = self._sorted(self._free(inner) - stage)
             carried = stage & set(self.folded)
             if carried:  # everything that depends on what is left must be inside this reduction
-                inner = call("*", ex.product(*over), inner)
-                inner = call("/", inner, ex.product(*under)) if under else inner
+                inner = ex.fraction([*over, inner], under)
                 over, under = [], []
                 value_ranks = self._sorted(self._free(inner) - stage)
             over.append(self._named(base, value_ranks, "sum", self._sorted(stage), inner, mask if carried else None))
-        outside = ex.product(*over)
-        return call("/", outside, ex.product(*under)) if under else outside
+        return ex.fraction(over, under)
 
     def _add(self, target: Einsum, e: Expr, mask: Expr | None) -> None:
         """One more contribution to the adjoint of ``target``; contributions on one space are summed."""
@@ -233,7 +230,7 @@ class _Reverse:
             return
         for part in self.parts.setdefault(target.target, []):
             if set(ex.conjuncts(part.mask)) == set(ex.conjuncts(mask)):
-                part.map = call("+", part.map, e)
+                part.map = ex.collected(part.map, e)
                 return
         self.parts[target.target].append(_Part(e, mask))
 
