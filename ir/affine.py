@@ -1,16 +1,16 @@
 """The affine normal form of integer expressions: ``const + sum of coefficient * atom``, every atom once.
 
-An atom is an `Expr` that is not affine itself (a coordinate, a size, a read, ``x // W``, ``abs(x)`` ...), with its own operands in
-normal form, so that equal atoms compare equal: ``i - j`` meets ``-j + i``, and ``(i + 64) // 64`` is ``1 + i // 64``. Because every
-atom occurs once, the interval of an affine form on a box is exact where its atoms are independent.
+An atom is an `Expr` that is not affine itself (a coordinate, a size, a read, ``x // W``, ``abs(x)`` ...), with its own operands
+in normal form, so that equal atoms compare equal: ``i - j`` meets ``-j + i``, and ``(i + 64) // 64`` is ``1 + i // 64``.
+Because every atom occurs once, the interval of an affine form on a box is exact where its atoms are independent.
 
 The caller guarantees integers (`ir.expr.scalar_type`); numbers are Python's, of any size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from einfuse.ir import expr as ex
 from einfuse.ir.nodes import Expr
@@ -22,6 +22,13 @@ class Affine:
 
     terms: tuple[tuple[Expr, int], ...] = ()
     const: int = 0
+    _hash: int = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.terms, self.const)))
+
+    def __hash__(self) -> int:
+        return self._hash  # forms are keys of every table of an analysis, and expressions are deep
 
     def __add__(self, other: Affine) -> Affine:
         return _normal((*self.terms, *other.terms), self.const + other.const)
@@ -112,7 +119,7 @@ def _unscaled(a: Affine) -> tuple[Affine, int]:
     """A lone term without its coefficient, and the coefficient."""
     if len(a.terms) > 1 or a.const:
         return a, 1
-    (x, k), = a.terms
+    ((x, k),) = a.terms
     return atom(x), k
 
 
@@ -152,7 +159,7 @@ def _extreme(op: str, a: Affine, b: Affine) -> Affine:
     return atom(Expr(op, tuple(sorted((a.expr, b.expr), key=repr))))
 
 
-_RULES = {
+_RULES: dict[str, Callable[..., Affine]] = {
     "+": Affine.__add__,
     "-": Affine.__sub__,
     "neg": lambda a: a.scaled(-1),

@@ -1,12 +1,12 @@
 """Loop bounds as expressions, simplified under what is known of the tile of a program: ``0 <= i.lo < i.hi <= size(i)``.
 
-With ``i.lo`` a multiple of the tile's block, ``max(0, i.lo) // 64 * 64`` is ``i.lo`` where 64 divides the block. Everything here
-preserves values; what cannot be proven stays as written.
+With ``i.lo`` a multiple of the tile's block, ``max(0, i.lo) // 64 * 64`` is ``i.lo`` where 64 divides the block. Everything
+here preserves values; what cannot be proven stays as written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from einfuse.ir import expr as ex
@@ -77,8 +77,7 @@ class Known:
     def minimum(self, *operands: Expr) -> Expr:
         return self._extreme("min", operands, lambda a, b: self.at_least(b, a))
 
-    def _extreme(self, op: str, operands: Iterable[Expr], beats: object) -> Expr:
-        assert callable(beats), "an order"
+    def _extreme(self, op: str, operands: Iterable[Expr], beats: Callable[[Expr, Expr], bool]) -> Expr:
         flat = list(dict.fromkeys(x for e in operands for x in _flattened(op, e)))
         kept: list[Expr] = []
         for n, x in enumerate(flat):
@@ -89,18 +88,15 @@ class Known:
             out = ex.call(op, out, x)
         return out
 
-    def select(self, condition: Expr, yes: Expr, no: Expr) -> Expr:
-        return ex.call("select", condition, yes, no)
-
     def aligned(self, e: Expr, step: int, up: bool = False) -> Expr:
-        """``e`` rounded down (or up) to a multiple of ``step``; rounding is monotone, so it goes to the operands of min and max."""
+        """``e`` rounded down (or up) to a multiple of ``step``: monotone, so it goes to the operands of min and max."""
         if step <= 1:
             return e
         if e.op in ("min", "max"):
             parts = [self.aligned(a, step, up) for a in e.args]
             return self.minimum(*parts) if e.op == "min" else self.maximum(*parts)
         if e.op == "select":
-            return self.select(e.args[0], self.aligned(e.args[1], step, up), self.aligned(e.args[2], step, up))
+            return ex.call("select", e.args[0], self.aligned(e.args[1], step, up), self.aligned(e.args[2], step, up))
         form = affine(e).shifted(step - 1 if up else 0)
         whole = Affine(tuple(t for t in form.terms if self._multiple(*t, step)))
         return (whole + floor_divide(form - whole, number(step)).scaled(step)).expr

@@ -3,8 +3,8 @@
     predicate := Ge(form) | Eq(form) | Unknown | All(parts) | Any(parts)
 
 ``Ge`` is ``form >= 0``, ``Eq`` is ``form == 0`` over the integers. Whatever is not a comparison of integers (floats, reads of
-statements, unknown functions) is `Unknown`: it may be true and may be false. Comparisons of ``abs``, ``min``, ``max``, ``select`` and
-``int(condition)`` are split into cases: ``abs(x) <= c`` becomes ``x <= c and -x <= c``.
+statements, unknown functions) is `Unknown`: it may be true and may be false. Comparisons of ``abs``, ``min``, ``max``,
+``select`` and ``int(condition)`` are split into cases: ``abs(x) <= c`` becomes ``x <= c and -x <= c``.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class _Builder:
             parts = tuple(self.build(a, negate) for a in e.args)
             return _all(parts) if (e.op == "and") != negate else _any(parts)
         if e.op == "select":
-            return self.choice(*e.args, negate)
+            return self.choice(e.args[0], e.args[1], e.args[2], negate)
         if e.op in _COMPARISONS:
             return self.comparison(e, negate)
         if e.op == "load" and self.types(e.name) == "bool":
@@ -169,7 +169,7 @@ def _any(parts: tuple[Predicate, ...]) -> Predicate:
 
 
 def clauses(p: Predicate, limit: int = CLAUSES) -> tuple[Clause, ...] | None:
-    """The conjunctions whose union is ``p``, without contradictions and without those another one contains; None beyond ``limit``."""
+    """The conjunctions whose union is ``p``, less the contradictions and those inside another; None beyond ``limit``."""
     found = _clauses(p, limit)
     if found is None:
         return None

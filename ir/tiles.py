@@ -1,21 +1,24 @@
-"""Which tiles of a masked iteration space hold no point, some points, or all points: found from the mask's text, not its values.
+"""Which tiles of a masked iteration space hold no point, some points or all points: found from the mask's text, not its values.
 
 Nothing here grows with the number of points: the work and the memory are those of the tiles (and of the tables the mask reads).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from einfuse.ir import expr as ex
-from einfuse.ir.affine import Affine
-from einfuse.ir.intervals import Bools, Box, Interval, Table, consequences, interval, possible
+from einfuse.ir.boxes import Bools, Box, possible
+from einfuse.ir.implications import consequences, solvable
+from einfuse.ir.intervals import Interval, interval
 from einfuse.ir.nodes import DType, Expr, Scalar
-from einfuse.ir.predicates import All, Predicate, clauses, predicate
+from einfuse.ir.predicates import Predicate, clauses, predicate
+from einfuse.ir.tables import Table
 
 EMPTY, PARTIAL, FULL = 0, 1, 2
 CHUNK = 1 << 19
@@ -30,8 +33,8 @@ Axis = tuple[str, int | str, int]
 class TileMap:
     """``kind[ambient..., row tile, column tile]``: 0 EMPTY, 1 PARTIAL, 2 FULL.
 
-    EMPTY and FULL are certain; PARTIAL says that both kinds of points may be there. ``ranks`` are the ambient ranks that the mask
-    depends on, in the order of the axes. The last column tile is never FULL where it reaches beyond the rank.
+    EMPTY and FULL are certain; PARTIAL says that both kinds of points may be there. ``ranks`` are the ambient ranks that the
+    mask depends on, in the order of the axes. The last column tile is never FULL where it reaches beyond the rank.
     """
 
     kind: npt.NDArray[np.int8]
@@ -49,8 +52,8 @@ class TileMap:
     def csr(self, ranks: tuple[str, ...] | None = None) -> tuple[Ints32, Ints32]:
         """The lists of tiles to visit: ``count[row, phase]`` and ``block[row, phase, n]``; phase 0 is FULL, phase 1 PARTIAL.
 
-        A row is a point of ``ranks`` (all of this map's, in any order, and perhaps more; its own by default), flattened, and a
-        row tile. Tiles stand in ascending order; places beyond the count hold 0.
+        A row is a point of ``ranks`` (this map's own, in any order), flattened, and a row tile. Tiles stand in ascending order;
+        places beyond the count hold 0.
         """
         kind = self.kind if ranks is None else self._over(ranks)
         kind = kind.reshape(-1, kind.shape[-1])
@@ -63,8 +66,7 @@ class TileMap:
         return count, block
 
     def _over(self, ranks: tuple[str, ...]) -> npt.NDArray[np.int8]:
-        assert set(self.ranks) <= set(ranks), f"the mask depends on {self.ranks}"
-        assert set(ranks) == set(self.ranks), "a table has an axis only for the ranks that the mask depends on"
+        assert set(ranks) == set(self.ranks), f"the mask depends on {self.ranks}, not on {ranks}"
         return self.kind.transpose(*(self.ranks.index(r) for r in ranks), -2, -1)
 
 
@@ -125,48 +127,63 @@ def _numeric(mask: Expr, sizes: Mapping[str, int], params: Mapping[str, Scalar])
         if e.op == "size" and e.name in sizes:
             return ex.const(int(sizes[e.name]))
         if e.op == "load" and not e.args and e.name in params:
-            x = params[e.name]
-            return ex.const(bool(x) if isinstance(x, bool | np.bool_) else int(x) if isinstance(x, int | np.integer) else float(x))
+            return ex.const(_scalar(params[e.name]))
         return None
 
     return ex.substitute(mask, value)
 
 
+def _scalar(x: Scalar) -> Scalar:
+    """A host number as a Python one, for it may come from numpy."""
+    return bool(x) if isinstance(x, bool | np.bool_) else int(x) if isinstance(x, int | np.integer) else float(x)
+
+
 class _Analysis:
-    """A mask and its negation, opened into clauses once for every chunk of tiles."""
+    """A mask and its negation, opened into clauses once for every chunk of tiles, with the tables of one launch."""
 
     def __init__(self, mask: Expr, tables: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        kinds: dict[str, DType] = {name: _KINDS.get(x.dtype.kind, "float") for name, x in tables.items()}
-        self.types = lambda name: kinds.get(name, "float")
-        self.tables = {name: Table(np.asarray(x)) for name, x in tables.items() if kinds[name] != "float"}
-        self.yes, self.no = (_Condition(predicate(mask, self.types, negate)) for negate in (False, True))
+        kinds = {name: _KINDS[x.dtype.kind] for name, x in tables.items() if x.dtype.kind in _KINDS}
+        self.types = _types(kinds)
+        self.tables = {name: Table(np.asarray(tables[name])) for name in kinds}
+        self.yes, self.no = _conditions(mask, tuple(sorted(kinds.items())))
 
     def kinds(self, coordinates: Mapping[str, Interval]) -> npt.NDArray[np.int8]:
         box = Box(coordinates, self.tables, self.types)
         alive, dead = self.yes.possible(box), self.no.possible(box)
-        return np.where(dead, np.where(alive, PARTIAL, EMPTY), FULL).astype(np.int8)
+        return np.where(dead, np.where(alive, np.int8(PARTIAL), np.int8(EMPTY)), np.int8(FULL))
 
 
 _KINDS: dict[str, DType] = {"b": "bool", "i": "int", "u": "int"}
 
 
+def _types(kinds: Mapping[str, DType]) -> Callable[[str], DType]:
+    return lambda name: kinds.get(name, "float")
+
+
+@functools.lru_cache(maxsize=256)
+def _conditions(mask: Expr, kinds: tuple[tuple[str, DType], ...]) -> tuple[_Condition, _Condition]:
+    """The mask and its negation; the same for every launch with the same numbers."""
+    types = _types(dict(kinds))
+    return _Condition(predicate(mask, types)), _Condition(predicate(mask, types, True))
+
+
 class _Condition:
-    """A predicate with the consequences of its clauses, where they are few enough."""
+    """A predicate as unions of forms that are all at least 0, where its clauses are few enough."""
 
     def __init__(self, p: Predicate) -> None:
         self.predicate = p
         opened = clauses(p)
-        self.clauses: list[tuple[Predicate, tuple[Affine, ...]]] | None = None
-        if opened is not None:
-            self.clauses = [(All(c), consequences(c)) for c in opened]
+        self.unions = None if opened is None else [consequences(c) for c in opened if solvable(c)]
 
     def possible(self, box: Box) -> Bools:
-        if self.clauses is None:
+        if self.unions is None:
             return possible(self.predicate, box)
         out = np.asarray(False)
-        for whole, forms in self.clauses:
-            may = possible(whole, box)
+        for forms in self.unions:
+            may = np.asarray(True)
             for form in forms:
                 may = may & box.reaches_zero(form)
+                if not may.any():
+                    break
             out = out | may
         return out

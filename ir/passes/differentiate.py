@@ -265,7 +265,8 @@ class _Reverse:
     def _input_gradients(self) -> list[tuple[Gradient, str | None]]:
         """One statement per read of an input; with the sequence rank that its kernel must own (None: several, a dense gradient)."""
         out: list[tuple[Gradient, str | None]] = []
-        for (name, index), shares in self.reads.items():
+        for (name, read), shares in self.reads.items():
+            index = tuple(map(self._from_inputs, read))
             used = {r for e in index for r in self._free(e)}
             sequence = [r for r in self._sorted(used) if self._is_sequence(r)]
             sums: dict[tuple[tuple[str, ...], Expr | None], Expr] = {}
@@ -287,6 +288,19 @@ class _Reverse:
                 gradient = Gradient(name, index, target, (*self.cascade.over, *ranks))
                 out.append((gradient, owned[0] if len(owned) == 1 else None if owned else self._row_rank()))
         return out
+
+    def _from_inputs(self, e: Expr) -> Expr:
+        """An index expression with the (integer) statements it reads written out, so that it can be evaluated by itself."""
+
+        def definition(x: Expr) -> Expr | None:
+            source = self.einsums.get(x.name) if x.op == "load" else None
+            if source is None:
+                return None
+            if source.red is not None:
+                raise SpecError(f"the gradient through an index computed by {source.red} is not available", source.loc)
+            return self._from_inputs(ex.rename(source.map, dict(zip(source.ranks, x.args, strict=True))))
+
+        return ex.substitute(e, definition)
 
     def _own_statement(self, value: Expr, ranks: tuple[str, ...]) -> str | None:
         """The statement that already is this value, if there is one."""

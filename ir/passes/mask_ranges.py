@@ -1,13 +1,14 @@
 """Masks become loop bounds: every fold gets the coordinates that a tile has to visit, and where it needs no mask.
 
-    tile i 128                                          tile i 128
-    fold j step 64 where j <= i and i - j < w {   ->    fold j step 64
-                                                          range (max(0, (i.lo - w + 1) // 64 * 64), i.hi)
-                                                          full (..., ...) where j <= i and i - j < w {
+    tile i 128                                        tile i 128
+    fold j step 64 where j <= i and i - j < 65 {  ->  fold j step 64
+                                                        range (max(0, i.lo - 64), i.hi)
+                                                        full (max(i.lo - 64, min(..., i.lo)), i.lo) where ... {
 
-For a conjunction of atoms monotone in the folded rank, the outer bounds are the atoms solved for it at the loosest coordinate of
-the tile, and the full ones at the tightest. A union of up to three such conjunctions is as many ranges, each starting where the
-one before it ends. What has no such form (tables read at i or j, remainders) is left to a table of live tiles made at launch.
+For a conjunction of atoms monotone in the folded rank, the outer bounds are the atoms solved for it at the loosest coordinate
+of the tile, and the full ones at the tightest. A union of up to three such conjunctions is as many ranges, each starting where
+the one before it ends. What has no such form (tables read at i or j, remainders) is left to a table of live tiles that is made
+at launch.
 
 What a code generator may rely on. For each `Range`, in order:
 
@@ -15,8 +16,8 @@ What a code generator may rely on. For each `Range`, in order:
   ``[full_hi, hi)`` under it. Blocks of ``step`` start at ``lo``; ``full_lo - lo`` and ``full_hi - full_lo`` are multiples of
   ``step``, and ``lo`` itself is one. Every block of the full phase lies inside the rank, and every point of it is alive for
   every coordinate of the tile below ``i.hi``.
-* A masked phase applies the fold's whole mask and ``j < size(j)``: its last block may reach beyond ``hi``. Beyond ``hi``, up to the
-  end of that block, no point is alive, or the range covers them and no later one visits them again.
+* A masked phase applies the fold's whole mask and ``j < size(j)``. Its last block may reach beyond ``hi``; no point out there
+  is both alive and inside the rank, so a further bound ``j < hi`` changes nothing.
 * ``0 <= lo``, and ``hi <= size(j)`` unless the range is empty (``lo == hi``; that may lie beyond the size).
 * Blocks of different ranges do not overlap: each live point is in exactly one block of one range.
 * Bounds read sizes, ``i.lo``, ``i.hi``, host numbers, coordinates of ambient ranks and int inputs read at them; nothing else.
@@ -157,16 +158,15 @@ class _Solver:
         known = self.known
         lo, hi = known.maximum(*lows), known.minimum(*highs)
         full_lo, full_hi = known.maximum(*full_lows), known.minimum(*full_highs)
-        hi, full_hi = known.select(loose, hi, ex.ZERO), known.select(tight, full_hi, ex.ZERO)
-        return Span(
-            known.select(guard, lo, ex.ZERO), known.select(guard, hi, self.size), full_lo, known.select(guard, full_hi, ex.ZERO)
-        )
+        hi, full_hi = ex.call("select", loose, hi, ex.ZERO), ex.call("select", tight, full_hi, ex.ZERO)
+        lo, hi, full_hi = (ex.call("select", guard, a, b) for a, b in ((lo, ex.ZERO), (hi, self.size), (full_hi, ex.ZERO)))
+        return Span(lo, hi, full_lo, full_hi)
 
     def _and(self, condition: Expr, form: Affine) -> Expr:
         return ex.call("and", condition, ex.TRUE if self.known.at_least_zero(form) else ex.call(">=", form.expr, ex.ZERO))
 
     def _guard(self, clause: Clause) -> Expr:
-        """That every divisor is positive, so that dividing by it is monotone; a mask may still be false or true where it is not."""
+        """That every divisor is positive, so that dividing by it is monotone; where it is not, the mask may be anything."""
         out = ex.TRUE
         for form in inequalities(clause):
             for e in (x for a, _ in form.terms for x in ex.walk(a)):
@@ -220,12 +220,8 @@ class _Solver:
 
     def _uniform(self, e: Expr) -> bool:
         """Is ``e`` one number for a whole program: sizes, host numbers, ambient coordinates and int inputs read at those?"""
-        leaves = [x for x in ex.walk(e) if not x.args or x.op == "load"]
-        ambient = set(self.cascade.over)
-        return all(
-            x.op in ("const", "size") or (x.op == "index" and x.name in ambient) or (x.op == "load" and self.types(x.name) in ("int", "bool"))
-            for x in leaves
-        )
+        ranks, reads = ex.indices(e), ex.reads(e)
+        return ranks <= set(self.cascade.over) and all(self.types(name) != "float" for name in reads)
 
     def _positive(self, w: Expr) -> bool:
         """May ``w`` be a divisor? A constant must be positive; what is known at launch only is guarded (see `_guard`)."""
@@ -276,5 +272,3 @@ class _Solver:
 
 def _negated(form: Affine) -> Expr:
     return form.scaled(-1).expr
-
-

@@ -1,0 +1,100 @@
+"""A wrong call gets one error that names the argument, what was expected and what was found."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from einfuse.ir.text import parse
+from einfuse.runtime.attention import Attention
+
+TEXT = """cascade demo over b, h {
+  rank b: batch = B
+  rank h: head = H
+  rank i: query = Nq
+  rank j: key = Nk
+  rank d: feature = D
+  rank e: feature = E
+  in q[B, H, Nq, D]: float
+  in k[B, H // group, Nk, D]: float
+  in v[B, H // group, Nk, E]: float
+  in doc[B, Nk]: int
+  in table[2 * D + 1]: float
+  param window: int = 4
+  param scale: float
+  s[i, j] = sum[d] q[b, h, i, d] * k[b, h // group, j, d]
+  p[i, j] = sigmoid(s[i, j] * scale[] + table[3]) where doc[b, i] == doc[b, j] and i - j < window[]
+  o[i, e] = sum[j] p[i, j] * v[b, h // group, j, e]
+  out o
+}"""
+DEMO = Attention(parse(TEXT))
+
+
+def call(**changes: object) -> object:
+    """A good call, with some arguments changed or (None) left out."""
+    good: dict[str, object] = {
+        "q": torch.zeros(2, 4, 5, 6),
+        "k": torch.zeros(2, 2, 7, 6),
+        "v": torch.zeros(2, 2, 7, 8),
+        "doc": torch.zeros(2, 7, dtype=torch.int64),
+        "table": torch.zeros(13),
+        "scale": 0.5,
+    }
+    arguments = {n: x for n, x in (good | changes).items() if x is not None}
+    return DEMO.reference(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_good_call_is_good() -> None:
+    assert call() is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"q": None}, TypeError, ["missing the argument q[B, H, Nq, D]: float"]),
+        ({"scale": None}, TypeError, ["missing the argument scale: float"]),
+        ({"slope": torch.zeros(4)}, TypeError, ["no argument slope", "q, k, v, doc, table, window, scale"]),
+        ({"q": [1.0]}, TypeError, ["q[B, H, Nq, D]: float must be a tensor", "list"]),
+        ({"q": torch.zeros(2, 4, 5)}, ValueError, ["q[B, H, Nq, D]", "4 axes", "(2, 4, 5)"]),
+        ({"q": torch.zeros(2, 4, 5, 6, dtype=torch.int64)}, TypeError, ["q must be a float tensor", "torch.int64"]),
+        ({"doc": torch.zeros(2, 7)}, TypeError, ["doc must be a int tensor", "torch.float32"]),
+        ({"v": torch.zeros(2, 2, 9, 8)}, ValueError, ["axis 2 of v is Nk = 7 (from k)", "found 9"]),
+        ({"k": torch.zeros(3, 2, 7, 6)}, ValueError, ["axis 0 of k is B = 2 (from q)", "found 3"]),
+        ({"k": torch.zeros(2, 3, 7, 6)}, ValueError, ["axis 1 of k is H // group", "4 must be a multiple", "found 3"]),
+        ({"v": torch.zeros(2, 1, 7, 8)}, ValueError, ["axis 1 of v is H // group = 2", "found 1"]),
+        ({"table": torch.zeros(12)}, ValueError, ["axis 0 of table is 2 * D + 1 = 13", "found 12"]),
+        ({"scale": float("nan")}, ValueError, ["scale must be finite", "nan"]),
+        ({"scale": float("inf")}, ValueError, ["scale must be finite", "inf"]),
+        ({"scale": "big"}, TypeError, ["scale must be a number", "str 'big'"]),
+        ({"window": 2.5}, TypeError, ["window must be an int", "2.5"]),
+        ({"window": True}, TypeError, ["window must be an int", "True"]),
+        ({"q": torch.zeros(2, 4, 5, 6, device="meta")}, ValueError, ["one device", "q on meta"]),
+    ],
+)
+def test_a_wrong_call_says_what_is_wrong(changes: dict[str, object], error: type[Exception], words: list[str]) -> None:
+    with pytest.raises(error) as caught:
+        call(**changes)
+    message = str(caught.value)
+    assert message.startswith("demo")
+    for word in words:
+        assert word in message
+
+
+def test_too_many_and_doubled_arguments() -> None:
+    q = torch.zeros(1, 1, 1, 1)
+    with pytest.raises(TypeError, match=r"takes 5 tensors \(q, k, v, doc, table\), found 6"):
+        DEMO(q, q, q, q, q, q)
+    with pytest.raises(TypeError, match="q is given twice"):
+        DEMO(q, q=q)
+
+
+def test_features_share_a_dtype() -> None:
+    with pytest.raises(TypeError, match=r"q: torch.float32, k: torch.bfloat16"):
+        DEMO(
+            torch.zeros(2, 4, 5, 6),
+            torch.zeros(2, 2, 7, 6, dtype=torch.bfloat16),
+            torch.zeros(2, 2, 7, 8),
+            torch.zeros(2, 7, dtype=torch.int64),
+            torch.zeros(13),
+            scale=1.0,
+        )
