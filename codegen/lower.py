@@ -368,7 +368,10 @@ class _Lowering:
         phases: list[kp.Phase] = []
         bounds = _Scope(outer=outer)
         full = self._body(f, outer, olds, masked=False)
+        names_of_full = {op.out.name for op in full[0] if not isinstance(op, kp.Store)}
+        self.taken -= names_of_full  # phases are siblings: the other one uses the same names
         masked = self._body(f, outer, olds, masked=True)
+        self.taken |= names_of_full
         self.scope = bounds
         if f.tabulated:
             zero = self._const(0)
@@ -419,7 +422,6 @@ class _Lowering:
                     self._store(y.target, y.ranks, self._masked(every, mask, 0.0))
         self.env = saved
         self.scope = outer
-        self.taken -= {op.out.name for op in scope.ops if not isinstance(op, kp.Store)}  # the other phases use the same names
         return tuple(scope.ops), tuple(updates[n] for n in olds)
 
     def _mask(self, f: Fold) -> Value:

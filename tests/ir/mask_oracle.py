@@ -60,7 +60,7 @@ def mask(text: str) -> Expr:
 
 
 def tiles(points: npt.NDArray[np.bool_], block: int, step: int) -> npt.NDArray[np.int8]:
-    """0, 1 or 2 for every tile of ``points[..., i, j]``: none, some or all of its points hold; a ragged last column never all."""
+    """0, 1 or 2 for every tile of ``points[..., i, j]``: none, some or all points hold; a ragged last column is never 2."""
     n, m = points.shape[-2:]
     rows, columns = np.arange(0, n, block), np.arange(0, m, step)
     some = np.logical_or.reduceat(np.logical_or.reduceat(points, rows, -2), columns, -1)

@@ -1,0 +1,59 @@
+# One command each: `make demo` and `make test` build .venv by themselves on a fresh machine.
+PYTHON ?= python3
+# A CPU build is taken wherever pip finds one under this version. Elsewhere name one:
+#   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+JOBS ?= 2
+
+BIN := .venv/bin
+STAMP := .venv/installed
+DEV := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test quick check lint types format gpu wheel clean
+
+help:  ## these lines
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: $(STAMP)  ## build .venv: torch, einfuse (editable) and the development tools
+
+# torch first and alone: nothing installed later may choose another build of it.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "einfuse needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet -e .
+	$(BIN)/python -c '$(DEV)' > .venv/dev.txt
+	$(BIN)/python -m pip install --quiet -r .venv/dev.txt
+	@touch $@
+
+demo: $(STAMP)  ## the main job: one spec, fused, verified and timed on this machine
+	@$(BIN)/einfuse demo examples/alibi_window.attn
+
+test: $(STAMP)  ## every test
+	@$(BIN)/pytest -n $(JOBS) 2>&1
+
+quick: $(STAMP)  ## the tests that take no time (under 40 s)
+	@$(BIN)/pytest -n $(JOBS) -m "not slow" 2>&1
+
+check: lint types test  ## what CI runs: ruff, mypy, pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+format: $(STAMP)  ## ruff's formatter and its safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+gpu: $(STAMP)  ## check and time every kernel on the GPU of this machine
+	$(BIN)/python benchmarks/gpu.py
+
+wheel: $(STAMP)  ## dist/einfuse-*.whl
+	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
+
+clean:  ## everything that can be built again
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,149 @@
+"""Prints arithmetic: scalar functions, reductions and matrix products."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from einfuse.codegen.plan import Dot, Map, Reduce
+from einfuse.codegen.triton.body import Body, Ref, number
+from einfuse.codegen.triton.functions import FORMS, ZERO_PRESERVING, Operand, Target, nonnegative, operand_type
+from einfuse.codegen.triton.memory import stored
+from einfuse.codegen.triton.simplify import EXP_DIFFERENCE
+from einfuse.ir import FUNCTIONS, MONOIDS
+
+INLINE = 90
+"""The longest expression that is written inside another one."""
+
+
+def print_map(body: Body, op: Map) -> None:
+    refs = [body.ref(a) for a in op.args]
+    if op.fn == EXP_DIFFERENCE:
+        return exp_difference(body, op, refs)
+    same = op.fn == "copy" or (op.fn == "floor" and refs[0].dtype == "int")
+    if same and refs[0].dims == op.out.dims and refs[0].dtype == op.out.dtype:
+        body.env[op.out.name] = refs[0]
+        return None
+    if all(r.literal is not None for r in refs) and op.fn != "copy" and not op.out.dims:
+        value = FUNCTIONS[op.fn].fold(*(r.literal for r in refs))
+        body.env[op.out.name] = Ref(number(value, op.out.dtype), (), op.out.dtype, value, nonnegative=value >= 0)
+        return None
+    numeric = refs[1:] if op.fn == "select" else refs
+    kind = operand_type(op.fn, tuple(r.dtype for r in numeric))
+    numeric = [body.convert(r, kind) for r in numeric]
+    args = ([refs[0]] if op.fn == "select" else []) + numeric
+    target = Target(body.type(op.out.dtype), body.helpers)
+    united = tuple(r for r in body.plan.order if any(r in a.dims for a in args))
+    text = FORMS[op.fn](tuple(Operand(body.view(a, united), a.literal, a.nonnegative) for a in args), target)
+    if united != op.out.dims:
+        text = f"tl.broadcast_to({body.spread(text, united, op.out.dims)}, {body.shape(op.out.dims)})"
+    signs = op.out.dtype == "int" and nonnegative(op.fn, tuple(a.nonnegative for a in refs))
+    clean = cleanness(op.fn, refs)
+    if op.out.name in body.inlined and len(text) <= INLINE:
+        call = united != op.out.dims or (op.fn in ("max", "min", "//", "%") and " // " not in text and " % " not in text)
+        body.env[op.out.name] = Ref(text if call else f"({text})", op.out.dims, op.out.dtype, clean=clean, nonnegative=signs)
+    else:
+        body.bind(op.out, text, clean=clean, nonnegative=signs)
+    return None
+
+
+def cleanness(fn: str, refs: list[Ref]) -> frozenset[str]:
+    """The ranks along which the result is 0 in the padding, given the same of its operands."""
+
+    def clean(ref: Ref, rank: str) -> bool:
+        return rank in ref.clean or ref.literal == 0
+
+    every = frozenset(r for a in refs for r in a.dims)
+    if fn in ZERO_PRESERVING:
+        return refs[0].clean
+    if fn == "select":
+        return frozenset(r for r in every if all(clean(a, r) for a in refs[1:]))
+    if fn in ("+", "-", "max", "min"):
+        return frozenset(r for r in every if all(clean(a, r) for a in refs))
+    if fn == "*":  # 0 * x is 0 where x is finite in the padding: it is clean, or one number along the rank
+        a, b = refs
+        pairs = ((a, b), (b, a))
+        return frozenset(r for r in every if any(clean(x, r) and (clean(y, r) or r not in y.dims) for x, y in pairs))
+    return frozenset(r for r in refs[0].clean if r not in refs[1].dims) if fn == "/" else frozenset()
+
+
+def exp_difference(body: Body, op: Map, refs: list[Ref]) -> None:
+    dims = op.out.dims
+    a, b = (body.convert(r, "float") for r in refs[:2])
+    factor = f"({refs[2].text} * LOG2E)" if len(refs) == 3 else "LOG2E"
+    shift = body.spread(f"({b.text} * LOG2E)", b.dims, dims)
+    body.bind(op.out, f"tl.exp2({body.view(a, dims)} * {factor} - {shift})")
+
+
+def print_reduce(body: Body, op: Reduce) -> None:
+    ref = body.ref(op.arg)
+    dims = tuple(r for r in body.plan.order if r in (*ref.dims, op.rank))
+    if ref.dims != dims:
+        ref = replace(ref, text=body.block(ref, dims, ref.dtype), dims=dims, literal=None, clean=frozenset())
+    axis = dims.index(op.rank)
+    if op.fn == "any":
+        text = body.filled(ref, op.rank, "False", dims)
+        body.bind(op.out, f"tl.max(tl.cast({text}, tl.int32), axis={axis}) > 0")
+        return
+    identity: float | int = MONOIDS[op.fn]
+    if ref.dtype != "float" and math.isinf(identity):
+        identity = 2**31 - 1 if identity > 0 else -(2**31)
+    untouched = op.fn == "sum" and op.rank in ref.clean
+    text = body.view(ref, dims) if untouched else body.filled(ref, op.rank, number(identity, ref.dtype), dims)
+    if op.fn == "prod":
+        body.helpers.add("_product")
+        text = f"tl.reduce({text}, {axis}, _product)"
+    else:
+        text = f"tl.{op.fn}({text}, axis={axis})"
+    body.bind(op.out, text)
+
+
+def print_dot(body: Body, op: Dot) -> None:
+    a, b = body.ref(op.a), body.ref(op.b)
+    left = op.out.dims[0] if op.out.dims else ""
+    if body.layout.multiplies(op) and left in b.dims:
+        a, b = b, a
+    note = f"  # {op.out.name}[{', '.join(op.out.dims)}] = sum[{op.rank}] {op.a.name} * {op.b.name}"
+    acc = body.block(body.ref(op.acc), op.out.dims, "float") if op.acc else None
+    if body.layout.multiplies(op):
+        x = factor(body, op, a, b, a.dims[0] == op.rank)
+        y = factor(body, op, b, a, b.dims[0] != op.rank)
+        dtype = body.plan.narrow if op.narrow else "f32"
+        args = [
+            x,
+            y,
+            *([f"acc={acc}"] if acc else []),
+            *([f'input_precision="{body.precision}"'] if dtype == "f32" else []),
+        ]
+        if dtype == "bf16":
+            body.helpers.add("_dot")
+        text = f"{'_dot' if dtype == 'bf16' else 'tl.dot'}({', '.join(args)})"
+    else:
+        text = sum_of_products(body, op, a, b)
+        text = f"{acc} + {text}" if acc else text
+    body.bind(op.out, text + note)
+
+
+def factor(body: Body, op: Dot, ref: Ref, other: Ref, transpose: bool) -> str:
+    """An operand of ``tl.dot`` in its dtype; padding along the contracted rank must be 0 on both sides."""
+    clean = op.rank in ref.clean
+    if op.narrow and clean and ref.raw and ref.storage == body.plan.narrow:
+        text = ref.raw
+    else:
+        ref = body.convert(ref, "float")
+        text = ref.text if clean else body.filled(ref, op.rank, "0.0", ref.dims)
+        in_storage = ref.raw == ref.text and ref.storage not in ("f32", "f64", "")
+        if op.narrow:
+            text = stored(body, text, body.plan.narrow, "float")
+        elif in_storage:
+            text = f"tl.cast({text}, {body.type('float')})"
+    return f"tl.trans({text})" if transpose else text
+
+
+def sum_of_products(body: Body, op: Dot, a: Ref, b: Ref) -> str:
+    """What ``tl.dot`` does not take (fp64, vectors, blocks below 16), as a broadcast product and a sum."""
+    dims = tuple(r for r in body.plan.order if r in (*a.dims, *b.dims))
+    x, y = (body.spread(factor(body, op, r, o, False), r.dims, dims) for r, o in ((a, b), (b, a)))
+    if op.narrow and body.plan.narrow in ("bf16", "f16"):
+        x, y = (f"tl.cast({t}, tl.float32)" for t in (x, y))
+    return f"tl.sum({x} * {y}, axis={dims.index(op.rank)})"

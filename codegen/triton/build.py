@@ -1,0 +1,93 @@
+"""`build`: a generated module's text made callable. It is imported from a file, because Triton reads a kernel's source back."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from einfuse.codegen.plan import KernelPlan
+from einfuse.codegen.triton.names import identifier
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class TritonKernel:
+    """A loaded kernel; a call writes the plan's output tensors. ``module`` is the imported text."""
+
+    plan: KernelPlan
+    module: ModuleType
+
+    def __call__(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        params: Mapping[str, int | float],
+        sizes: Mapping[str, int],
+        **options: int,
+    ) -> None:
+        with _device(tensors), _quiet():
+            self.module.launch(tensors, params, sizes, **options)
+
+
+def _device(tensors: Mapping[str, torch.Tensor]) -> AbstractContextManager[object]:
+    """Triton launches on the current device; make that the one the tensors are on."""
+    import torch
+
+    first = next(iter(tensors.values()), None)
+    return torch.cuda.device(first.device) if first is not None and first.is_cuda else nullcontext()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside Triton's interpreter: no warnings for inf and NaN, as on a GPU (blocks hold padding and masked points)."""
+    knobs: Any = importlib.import_module("triton").knobs
+    if not knobs.runtime.interpret:
+        yield
+        return
+    import numpy
+
+    with numpy.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def build(plan: KernelPlan, source: str, directory: Path) -> TritonKernel:
+    """The kernel of a text that `emit` made, kept as a file in ``directory`` under a name made of its contents."""
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    name = f"einfuse_{identifier(plan.name)}_{digest}"
+    if name not in sys.modules:
+        path = directory / f"{name}.py"
+        _write(path, source)
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None, "a path that ends in .py has a spec"
+        assert spec.loader is not None, "and a loader"
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules[name] = module
+    return TritonKernel(plan, sys.modules[name])
+
+
+def _write(path: Path, text: str) -> None:
+    """Write unless it is there; atomic, so that processes that build the same kernel do not meet half a file."""
+    if path.exists() and path.read_text() == text:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

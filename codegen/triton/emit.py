@@ -1,0 +1,72 @@
+"""`emit`: a plan as the text of a Python module that needs only torch and Triton."""
+
+from __future__ import annotations
+
+import textwrap
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from einfuse.codegen.plan import KernelPlan
+from einfuse.codegen.triton.helpers import sources
+from einfuse.codegen.triton.kernel import Argument, Kernel
+from einfuse.codegen.triton.options import Options, launch_options
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("einfuse.codegen.triton", "templates"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+def emit(plan: KernelPlan, options: Options = Options()) -> str:  # noqa: B008  # an immutable default
+    """The module's text: its equations, the kernel, and ``launch(tensors, params, sizes, **options)``."""
+    kernel = Kernel(plan, options).printed()
+    chosen = launch_options(plan, options.target, options.precision)
+    if options.num_warps is not None:
+        chosen["num_warps"] = options.num_warps
+    if options.num_stages is not None:
+        chosen["num_stages"] = options.num_stages
+    return _TEMPLATES.get_template("module.py.j2").render(
+        name=kernel.name,
+        equations=plan.equations.strip(),
+        helpers=sources(set(kernel.helpers), plan.compute),
+        parameters=_filled([a.name + (": tl.constexpr" if a.constexpr else "") for a in kernel.arguments], "    "),
+        unspecialised=", ".join(f'"{a.name}"' for a in kernel.arguments if not a.specialised),
+        lines=kernel.lines,
+        programs=_programs(plan),
+        over=_over(plan),
+        passed=_passed(kernel.arguments),
+        warps=chosen["num_warps"],
+        stages=chosen["num_stages"],
+    )
+
+
+def _filled(items: list[str], indent: str) -> str:
+    """Items separated by commas, as many a line as fit."""
+    unbroken = [i.replace(" ", "\0") + "," for i in items]
+    wrapped = textwrap.wrap(" ".join(unbroken), 120, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
+    return "\n".join(wrapped).replace("\0", " ")
+
+
+def _passed(arguments: tuple[Argument, ...]) -> str:
+    given = [f"{a.name}={a.passed}" if a.constexpr else a.passed for a in arguments if a.passed]
+    return _filled(given, "        ")
+
+
+def _extent(size: int | str) -> str:
+    return str(size) if isinstance(size, int) else f'sizes["{size}"]'
+
+
+def _programs(plan: KernelPlan) -> str:
+    factors = [_extent(b.size) for b in plan.ambient]
+    if plan.tile:
+        factors.append(f"triton.cdiv({_extent(plan.tile.size)}, {plan.tile.block})")
+    return " * ".join(factors) or "1"
+
+
+def _over(plan: KernelPlan) -> str:
+    ranks = ", ".join(b.rank for b in plan.ambient)
+    tile = f"tile of {plan.tile.block} of {plan.tile.rank}" if plan.tile else ""
+    return " and ".join(p for p in (f"point of {ranks}" if ranks else "", tile) if p) or "launch"

@@ -1,0 +1,171 @@
+"""Device functions that a generated module defines when it needs them, in forms that also run in Triton's interpreter.
+
+Errors are against the exact function, in units of the last place (ulp) of fp32, for correctly rounded ``exp2`` and ``log``; the
+approximate ones of a GPU add about 2 ulp. The fp64 forms serve the interpreter and tests.
+"""
+
+from __future__ import annotations
+
+LOG2E = 1.4426950408889634
+
+_TANH = '''
+@triton.jit
+def _tanh(x):
+    """tanh(x): an odd polynomial below 0.625 (Cephes tanhf), 1 - 2 / (exp(2 |x|) + 1) above; within 3 ulp."""
+    z = x * x
+    p = (((-5.70498872745e-3 * z + 2.06390887954e-2) * z - 5.37397155531e-2) * z + 1.33314422036e-1) * z - 3.33332819422e-1
+    size = tl.abs(x)
+    far = 1.0 - 2.0 / (tl.exp2(size * 2.8853900817779268) + 1.0)
+    return tl.where(size < 0.625, x + x * z * p, tl.where(x < 0, -far, far))
+'''
+
+_TANH_F64 = '''
+@triton.jit
+def _tanh(x):
+    """tanh(x) = -e / (2 + e) with e = expm1(-2 |x|), which is (u - 1) log(u') / log(u) for u = exp(-2 |x|) near 1 (Kahan)."""
+    size = tl.abs(x)
+    u = tl.exp(-2.0 * size)
+    near = tl.where(u == 1.0, -2.0 * size, (u - 1.0) * (-2.0 * size) / tl.log(tl.where((u == 1.0) | (u < 0.5), 0.5, u)))
+    e = tl.where(u < 0.5, u - 1.0, near)
+    far = -e / (2.0 + e)
+    return tl.where(x < 0, -far, far)
+'''
+
+_LOG1P = '''
+@triton.jit
+def _log1p(x):
+    """log(1 + x): 2 atanh(z) with z = x / (2 + x) as a series for -0.5 <= x <= 1, log beyond; within 3 ulp."""
+    z = x / (2.0 + x)
+    w = z * z
+    p = (((0.06666667 * w + 0.07692308) * w + 0.09090909) * w + 0.11111111) * w + 0.14285715
+    near = 2.0 * z * (((p * w + 0.2) * w + 0.33333333) * w + 1.0)
+    return tl.where((x >= -0.5) & (x <= 1.0), near, tl.log(1.0 + x))
+'''
+
+_LOG1P_F64 = '''
+@triton.jit
+def _log1p(x):
+    """log(1 + x) = log(u) x / (u - 1) for the rounded sum u = 1 + x (Kahan)."""
+    u = 1.0 + x
+    same = (u == 1.0) | (u > 1e300)
+    return tl.where(u == 1.0, x, tl.where(same, tl.log(u), tl.log(u) * x / tl.where(same, 1.0, u - 1.0)))
+'''
+
+_TURN = '''
+@triton.jit
+def _turn(x, quarter: tl.constexpr):
+    """sin(x + quarter pi / 2): reduced to |r| <= pi / 4 in three steps (Cody and Waite), then polynomials (Cephes sinf, cosf).
+
+    Absolute error below 2e-7 for |x| < 1e5. The library's own keeps a table in local memory for larger arguments.
+    """
+    n = tl.floor(x * 0.6366197723675814 + 0.5)
+    r = ((x - n * 1.5703125) - n * 4.837512969970703125e-4) - n * 7.54978995489188216e-8
+    z = r * r
+    s = r + r * z * (((-1.9515295891e-4 * z + 8.3321608736e-3) * z) - 1.6666654611e-1)
+    c = 1.0 - 0.5 * z + z * z * ((2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2)
+    turns = n.to(tl.int32) + quarter
+    wave = tl.where((turns & 1) == 0, s, c)
+    return tl.where((turns & 2) == 0, wave, -wave)
+'''
+
+_TURN_F64 = '''
+@triton.jit
+def _turn(x, quarter: tl.constexpr):
+    """sin(x), or cos(x) for a quarter of 1."""
+    if quarter == 0:
+        return tl.sin(x)
+    else:
+        return tl.cos(x)
+'''
+
+_SOFTPLUS = '''
+@triton.jit
+def _softplus(x):
+    """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|))."""
+    return tl.maximum(x, 0.0) + _log1p(tl.exp2(tl.abs(x) * -1.4426950408889634))
+'''
+
+_POW = '''
+@triton.jit
+def _pow(x, y):
+    """x ^ y = exp2(y log2 |x|), signed for odd y, NaN for x < 0 and a broken y; error about |y log2 x| ulp."""
+    size = tl.exp2(y * tl.log2(tl.abs(x)))
+    odd = tl.floor(y * 0.5) * 2.0 != tl.floor(y)
+    power = tl.where(odd, -size, size)
+    negative = tl.where(tl.floor(y) == y, power, float("nan"))
+    return tl.where(y == 0.0, 1.0, tl.where(x < 0, negative, size))
+'''
+
+_FLOOR_DIV = '''
+@triton.jit
+def _floor_div(a, b):
+    """a // b rounded down, as in Python (Triton's own rounds towards zero)."""
+    q = a // b
+    r = a - q * b
+    return tl.where((r != 0) & ((r < 0) != (b < 0)), q - 1, q)
+'''
+
+_FLOOR_MOD = '''
+@triton.jit
+def _floor_mod(a, b):
+    """a - b * floor(a / b), as in Python (Triton's own has the sign of a)."""
+    r = a - (a // b) * b
+    return tl.where((r != 0) & ((r < 0) != (b < 0)), r + b, r)
+'''
+
+_PRODUCT = """
+@triton.jit
+def _product(a, b):
+    return a * b
+"""
+
+_INTERPRETED = """
+# Triton's interpreter truncates to bf16 and multiplies bf16 blocks as if they were integers; what follows makes up for it.
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+"""
+
+_BF16 = '''
+@triton.jit
+def _bf16(x):
+    """x rounded to the nearest bf16, ties to even."""
+    if INTERPRETED:
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    return x.to(tl.bfloat16)
+'''
+
+_DOT = '''
+@triton.jit
+def _dot(a, b, acc=None):
+    """The matrix product of two bf16 blocks (+ acc), accumulated in fp32."""
+    if INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc=acc)
+    else:
+        return tl.dot(a, b, acc=acc)
+'''
+
+_F32 = {
+    "_interpreted": _INTERPRETED,
+    "_bf16": _BF16,
+    "_dot": _DOT,
+    "_log1p": _LOG1P,
+    "_tanh": _TANH,
+    "_softplus": _SOFTPLUS,
+    "_turn": _TURN,
+    "_pow": _POW,
+    "_floor_div": _FLOOR_DIV,
+    "_floor_mod": _FLOOR_MOD,
+    "_product": _PRODUCT,
+}
+_F64 = _F32 | {"_log1p": _LOG1P_F64, "_tanh": _TANH_F64, "_turn": _TURN_F64}
+_NEEDS = {"_softplus": {"_log1p"}, "_bf16": {"_interpreted"}, "_dot": {"_interpreted"}}
+
+
+def sources(used: set[str], compute: str) -> list[str]:
+    """The texts of the helpers in ``used`` and of those they call, callees first."""
+    wanted = set(used)
+    for name in used:
+        wanted |= _NEEDS.get(name, set())
+    table = _F64 if compute == "f64" else _F32
+    return [text.strip() for name, text in table.items() if name in wanted]

@@ -1,0 +1,38 @@
+"""Identifiers of a generated module: readable, legal in Python and Triton, and unique within the scopes that can see them."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from dataclasses import dataclass, field
+
+RESERVED = frozenset({"tl", "torch", "triton", "float", "int", "range", "launch", "tensors", "params", "sizes", "options"})
+
+
+def identifier(name: str) -> str:
+    """``name`` with every character that Python refuses replaced."""
+    text = re.sub(r"\W", "_", name.replace("'", "_new").replace(".", "_"))
+    return f"_{text}" if not text or text[0].isdigit() or keyword.iskeyword(text) else text
+
+
+@dataclass(slots=True)
+class Names:
+    """Identifiers taken in a scope.
+
+    A child scope (the body of a loop) avoids its parents' names, which Triton would take for loop-carried. Siblings may repeat
+    names: one that first occurs in a loop ends with it.
+    """
+
+    taken: set[str] = field(default_factory=lambda: set(RESERVED))
+
+    def child(self) -> Names:
+        return Names(set(self.taken))
+
+    def fresh(self, name: str) -> str:
+        base = identifier(name)
+        text, n = base, 1
+        while text in self.taken:
+            n += 1
+            text = f"{base}_{n}"
+        self.taken.add(text)
+        return text

@@ -1,0 +1,124 @@
+"""What may be chosen about a generated kernel without changing what it computes: block sizes, warps, stages, precision.
+
+The numbers below were found by compiling causal attention, its backward and a block-sparse form with `statistics.measure`: the
+largest blocks of which every target keeps all values in registers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from einfuse.codegen.plan import Dot, Fold, KernelPlan, Load, Region
+from einfuse.codegen.triton.layout import Layout
+
+GpuTarget = Literal["sm_80", "sm_90", "gfx942"]
+Precision = Literal["ieee", "tf32x3", "tf32"]
+
+SHARED: dict[str, int] = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
+"""The most shared memory a program may ask for, in bytes."""
+
+WIDTHS = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "bool": 1}
+"""Bytes of an element."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """``None`` takes the default of `launch_options` for ``target``; the text itself runs on any target.
+
+    ``precision`` is that of fp32 matrix products: "ieee" is exact fp32 (without tensor cores on NVIDIA), "tf32x3" nearly so and
+    for NVIDIA alone. ``descending`` starts a row of tiles at its end: under a causal mask the largest programs come first.
+    """
+
+    target: GpuTarget = "sm_90"
+    num_warps: int | None = None
+    num_stages: int | None = None
+    precision: Precision = "ieee"
+    descending: bool = False
+
+
+def block_sizes(storage: str, width: int, backward: bool = False, target: GpuTarget = "sm_90") -> tuple[int, int]:
+    """A tile and a step for the widest feature rank, in a forward pass (two products a block) or a backward one (four)."""
+    column = 0 if width <= 64 else 1 if width <= 128 else 2 if width <= 256 else 3
+    if storage not in ("bf16", "f16"):
+        return ((32, 32), (32, 16 if backward else 32), (16, 16), (16, 16))[column]
+    if backward:
+        wide = {"sm_90": (64, 64), "sm_80": (64, 32), "gfx942": (64, 32)}[target]
+        return (((64, 32) if target == "gfx942" else (64, 64)), wide, (32, 16 if target == "gfx942" else 32), (16, 16))[column]
+    return ((128, 64), (128, 64 if target == "sm_90" else 32), (64, 32), (32, 16))[column]
+
+
+def launch_options(plan: KernelPlan, target: GpuTarget = "sm_90", precision: Precision = "ieee") -> dict[str, int]:
+    """``num_warps`` and ``num_stages`` for the plan's blocks.
+
+    NVIDIA: accumulators and score blocks are held in registers, up to 96 a thread beside operands and addresses; a product
+    without tensor cores is unrolled, at most 256 multiply-adds a thread. Blocks are loaded up to 3 iterations ahead, as
+    shared memory allows. AMD: four wavefronts may use 512 registers each; nothing is loaded ahead.
+    """
+    if target == "gfx942":
+        return {"num_warps": 4, "num_stages": 1}
+    layout = Layout(plan)
+    unrolled = max(
+        (_volume(layout, d) for d in _dots(plan, layout) if _dtype(plan, d) == "f32" and precision == "ieee"), default=0
+    )
+    if unrolled:
+        return {"num_warps": min(16, max(4, _power(unrolled // (256 * 32)))), "num_stages": 1}
+    warps = 4 if _held(plan, layout) <= 96 * 128 else 8
+    room = SHARED[target] - 24 * 1024 - _resident(plan, layout)
+    return {"num_warps": warps, "num_stages": max(1, min(3, room // max(1, _streamed(plan, layout))))}
+
+
+def _power(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+def _dtype(plan: KernelPlan, dot: Dot) -> str:
+    return plan.narrow if dot.narrow else "f32"
+
+
+def _folds(plan: KernelPlan) -> list[Fold]:
+    return [s for s in plan.steps if isinstance(s, Fold)]
+
+
+def _dots(plan: KernelPlan, layout: Layout) -> list[Dot]:
+    bodies: list[Region] = [p.body for f in _folds(plan) for p in f.phases]
+    bodies += [s for s in plan.steps if not isinstance(s, Fold)]
+    return [op for body in bodies for op in body if isinstance(op, Dot) and layout.multiplies(op)]
+
+
+def _area(layout: Layout, dims: tuple[str, ...]) -> int:
+    area = 1
+    for rank in dims:
+        area *= layout.blocks[rank]
+    return area
+
+
+def _volume(layout: Layout, dot: Dot) -> int:
+    return _area(layout, dot.out.dims) * layout.blocks[dot.rank]
+
+
+def _held(plan: KernelPlan, layout: Layout) -> int:
+    """Elements alive at once in the fullest loop: carried states, and the products of an iteration that no state holds."""
+    most = 0
+    for fold in _folds(plan):
+        carried = sum(_area(layout, s.value.dims) for s in fold.states)
+        for phase in fold.phases:
+            kept = {u.name for u in phase.updates}
+            dots = [op for op in phase.body if isinstance(op, Dot) and op.out.name not in kept]
+            most = max(most, carried + sum(_area(layout, d.out.dims) for d in dots))
+    return most
+
+
+def _bytes(plan: KernelPlan, layout: Layout, region: Region) -> int:
+    """The size in memory of the blocks of two or more ranks that a region loads."""
+    storage = {t.name: WIDTHS[t.storage] for t in plan.tensors}
+    loads = [op for op in region if isinstance(op, Load) and len(op.out.dims) > 1]
+    return sum(_area(layout, op.out.dims) * storage[op.tensor] for op in loads)
+
+
+def _streamed(plan: KernelPlan, layout: Layout) -> int:
+    return max((_bytes(plan, layout, p.body) for f in _folds(plan) for p in f.phases), default=0)
+
+
+def _resident(plan: KernelPlan, layout: Layout) -> int:
+    return sum(_bytes(plan, layout, s) for s in plan.steps if not isinstance(s, Fold))

@@ -1,0 +1,124 @@
+"""Two rewrites of a plan before it is printed: exponentials of differences, and removal of what nothing reads.
+
+    before   x = s - m ; p = exp(x)                     s[i, j], m[i]
+    after    p = exp_difference(s, m)                   printed  exp2(s * log2e - (m * log2e))
+
+One multiply-add and one exp2 an element remain, because the product with m is a row's. Where s is itself c * y with a scalar c,
+``exp_difference(y, m, c)`` is printed exp2(y * (c * log2e) - ...). Equal up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from einfuse.codegen.plan import Dot, Fold, KernelPlan, Load, Map, Op, Phase, Reduce, Region, Store, Value
+
+EXP_DIFFERENCE = "exp_difference"
+
+
+def reads(op: Op) -> tuple[Value, ...]:
+    """The values an op reads."""
+    match op:
+        case Load(index=index, where=where):
+            return index + ((where,) if where else ())
+        case Map(args=args):
+            return args
+        case Reduce(arg=arg):
+            return (arg,)
+        case Dot(a=a, b=b, acc=acc):
+            return (a, b, *((acc,) if acc else ()))
+        case Store(index=index, value=value):
+            return (*index, value)
+    return ()
+
+
+def simplify(plan: KernelPlan) -> KernelPlan:
+    steps = tuple(_fold(s) if isinstance(s, Fold) else _exponentials(s) for s in plan.steps)
+    kept: list[Region | Fold] = []
+    live: set[str] = set()
+    for step in reversed(steps):  # backwards: what a step defines is wanted if a later one reads it
+        step = _live_fold(step, live) if isinstance(step, Fold) else _live(step, live)
+        live |= read_by(step)
+        kept.append(step)
+    return replace(plan, steps=tuple(reversed(kept)))
+
+
+def _fold(fold: Fold) -> Fold:
+    return replace(fold, phases=tuple(replace(p, body=_exponentials(p.body)) for p in fold.phases))
+
+
+def _exponentials(region: Region) -> Region:
+    made = {op.out.name: op for op in region if isinstance(op, Map)}
+
+    def rewritten(op: Op) -> Op:
+        difference = made.get(op.args[0].name) if isinstance(op, Map) and op.fn == "exp" else None
+        if not isinstance(op, Map) or difference is None or difference.fn != "-":
+            return op
+        a, b = difference.args
+        if "float" != a.dtype or b.dtype != "float" or not len(b.dims) < len(difference.out.dims):
+            return op
+        scaled = made.get(a.name)
+        if scaled is not None and scaled.fn == "*" and scaled.out.dims:
+            for y, c in (scaled.args, scaled.args[::-1]):
+                if y.dims == a.dims and not c.dims and y.dtype == c.dtype == "float":
+                    return Map(op.out, EXP_DIFFERENCE, (y, b, c))
+        return Map(op.out, EXP_DIFFERENCE, (a, b))
+
+    return tuple(map(rewritten, region))
+
+
+def _live(region: Region, wanted: Iterable[str]) -> Region:
+    needed, kept = set(wanted), []
+    for op in reversed(region):
+        if isinstance(op, Store) or op.out.name in needed:
+            kept.append(op)
+            needed |= {v.name for v in reads(op)}
+    return tuple(reversed(kept))
+
+
+def _live_fold(fold: Fold, after: set[str]) -> Fold:
+    def phase(p: Phase) -> Phase:
+        return replace(p, body=_live(p.body, {u.name for u in p.updates}))
+
+    phases = tuple(map(phase, fold.phases))
+    inside = {n for p in phases for n in _read_in(p.body)} | {v.name for p in phases for v in (p.lo, p.hi)}
+    return replace(fold, phases=phases, bounds=_live(fold.bounds, inside | after))
+
+
+def _read_in(region: Region) -> Iterator[str]:
+    return (v.name for op in region for v in reads(op))
+
+
+def read_by(*steps: Region | Fold) -> set[str]:
+    """The names that anything in the steps reads."""
+    names: set[str] = set()
+    for step in steps:
+        if not isinstance(step, Fold):
+            names.update(_read_in(step))
+            continue
+        names.update(_read_in(step.bounds))
+        for p in step.phases:
+            names |= {*_read_in(p.body), p.lo.name, p.hi.name, *(u.name for u in p.updates)}
+    return names
+
+
+def computed_with(plan: KernelPlan) -> set[str]:
+    """The values that anything but a matrix product in the storage dtype reads: a load of such a value is converted."""
+    names: set[str] = set()
+
+    def visit(region: Region) -> None:
+        for op in region:
+            for v in reads(op):
+                if not (isinstance(op, Dot) and op.narrow and v is not op.acc):
+                    names.add(v.name)
+
+    for step in plan.steps:
+        if isinstance(step, Fold):
+            visit(step.bounds)
+            for p in step.phases:
+                visit(p.body)
+                names.update(u.name for u in p.updates)
+        else:
+            visit(step)
+    return names

@@ -1,0 +1,79 @@
+"""Attention plans in the interpreter at odd sizes, with strided inputs and NaN-poisoned outputs, against torch in fp64."""
+
+import pytest
+import torch
+from plans import CASES, Case, softmax
+
+from einfuse.codegen.triton import Options, build, emit
+
+BOUNDS = {"f64": 1e-12, "f32": 2e-5, "bf16": 2e-2, "f16": 3e-3}
+
+
+def check(case: Case, directory, storage: str = "f32", sizes=None, params=None, options: Options | None = None) -> None:
+    sizes, params = {**case.sizes, **(sizes or {})}, {**case.params, **(params or {})}
+    inputs, outputs = case.tensors(sizes), case.outputs(sizes)
+    build(case.plan, emit(case.plan, options or Options()), directory)({**inputs, **outputs}, params, sizes)
+    for name, expected in case.reference(inputs, params).items():
+        found = outputs[name].double()
+        scale = expected[expected.isfinite()].abs().max().item() if expected.numel() else 1.0
+        torch.testing.assert_close(found, expected, rtol=0, atol=BOUNDS[storage] * max(scale, 1.0))
+
+
+@pytest.mark.parametrize("storage", ["f32", "bf16", "f64"])
+@pytest.mark.parametrize("name", CASES)
+def test_cases(name: str, storage: str, tmp_path) -> None:
+    check(CASES[name](storage=storage), tmp_path, storage)
+
+
+def test_half_precision(tmp_path) -> None:
+    check(softmax("f16"), tmp_path, "f16")
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "window"),
+    [(1, 53, 20), (37, 37, 100), (20, 5, 3), (53, 37, 9), (32, 64, 16), (33, 1, 1)],
+)
+def test_ranges(queries: int, keys: int, window: int, tmp_path) -> None:
+    """One row, whole tiles, more queries than keys (rows without keys give 0), windows below a block."""
+    check(softmax(), tmp_path, sizes={"B": 1, "H": 2, "Hk": 1, "Nq": queries, "Nk": keys}, params={"window": window})
+
+
+@pytest.mark.parametrize(
+    ("widths", "tile", "step"), [((3, 5), 32, 16), ((16, 130), 16, 32), ((24, 24), 4, 16), ((24, 24), 16, 8)]
+)
+def test_blocks(widths: tuple[int, int], tile: int, step: int, tmp_path) -> None:
+    """Widths below 16 and just above a power of two; tiles below 16 are widened, products over steps below 16 become sums."""
+    check(softmax(widths=widths, tile=tile, step=step), tmp_path, sizes={"B": 1, "H": 2, "Hk": 1})
+
+
+@pytest.mark.parametrize("name", ["softmax", "tabulated"])
+def test_descending_tiles(name: str, tmp_path) -> None:
+    check(CASES[name](), tmp_path, options=Options(descending=True))
+
+
+@pytest.mark.parametrize("fn", ["softplus", "tanh", "erf"])
+def test_other_weights(fn: str, tmp_path) -> None:
+    check(CASES["sigmoid"](fn=fn), tmp_path, sizes={"B": 1, "H": 1})
+
+
+def test_bf16_error_is_that_of_the_format(tmp_path) -> None:
+    """The error is at most twice that of eager torch in bf16, plus 2 ulp at the output's scale."""
+    case = softmax("bf16", widths=(32, 32))
+    inputs, outputs = case.tensors(case.sizes), case.outputs(case.sizes)
+    build(case.plan, emit(case.plan), tmp_path)({**inputs, **outputs}, case.params, case.sizes)
+    expected = case.reference(inputs, case.params)["o"]
+    q, k, v = (inputs[n].contiguous() for n in "qkv")
+    k, v = (t.repeat_interleave(2, 1) for t in (k, v))
+    age = torch.arange(37)[:, None] + 53 - 37 - torch.arange(53)
+    s = (q @ k.mT * case.params["scale"]).masked_fill((age < 0) | (age >= case.params["window"]), -torch.inf)
+    eager = (torch.softmax(s, -1) @ v).double()
+    allowed = 2 * (eager - expected).abs().max() + 2 * 2**-7 * expected.abs().max()
+    assert (outputs["o"].double() - expected).abs().max() <= allowed
+
+
+def test_nothing_to_do(tmp_path) -> None:
+    case = softmax()
+    sizes = {**case.sizes, "B": 0}
+    inputs, outputs = case.tensors(sizes), case.outputs(sizes)
+    build(case.plan, emit(case.plan), tmp_path)({**inputs, **outputs}, case.params, sizes)
+    assert outputs["o"].shape[0] == 0

@@ -1,0 +1,88 @@
+"""What every test relies on: Triton's interpreter, a cache of this run alone, and golden texts.
+
+`golden(text)` compares with tests/golden/<file>/<test>.txt; `pytest --update-golden` writes it, and a golden file that no test
+reads is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: before any test module is
+if WORKER:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker a core
+if (
+    "EINFUSE_TEST_CACHE" not in os.environ
+):  # set by the first process of a run, inherited by its workers: kernels are built once
+    os.environ["EINFUSE_TEST_CACHE"] = tempfile.mkdtemp(prefix="einfuse-tests-")
+    os.environ["EINFUSE_TEST_CACHE_OWNER"] = str(os.getpid())
+os.environ["EINFUSE_CACHE"] = os.environ["EINFUSE_TEST_CACHE"]
+os.environ["TRITON_CACHE_DIR"] = os.environ["EINFUSE_TEST_CACHE"] + "/triton"
+
+TESTS = Path(__file__).parent
+GOLDEN = TESTS / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write golden texts instead of comparing with them")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if WORKER:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if os.environ.get("EINFUSE_TEST_CACHE_OWNER") == str(os.getpid()):
+        import shutil
+
+        shutil.rmtree(os.environ["EINFUSE_TEST_CACHE"], ignore_errors=True)
+
+
+def golden_path(item: pytest.Item) -> Path:
+    name = item.name.replace("/", "-")
+    return GOLDEN / item.path.relative_to(TESTS).with_suffix("") / f"{name}.txt"
+
+
+@pytest.hookimpl(tryfirst=True)  # before -k and -m drop items
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if any("::" in arg for arg in config.args):
+        return  # single tests were asked for: the others of their file may own the other texts
+    wanted = {golden_path(item) for item in items}
+    orphans = sorted(str(p) for folder in {p.parent for p in wanted} for p in folder.glob("*.txt") if p not in wanted)
+    if orphans:
+        raise pytest.UsageError(f"golden files that no test reads: {', '.join(orphans)}")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    path = golden_path(request.node)
+
+    def check(text: str) -> None:
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        assert path.exists(), f"no {path}: run `pytest --update-golden` and review what it wrote"
+        assert text == path.read_text()
+
+    return check
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> Iterator[None]:
+    """Tests that draw inputs draw the same ones whatever ran before them."""
+    import torch
+
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    yield
+    torch.random.set_rng_state(state)

@@ -1,0 +1,52 @@
+"""The five folders are importable only as `einfuse.*`, and travel with the package."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("codegen", "dsl", "ir", "library", "runtime")
+DATA = (".attn", ".lark", ".j2", ".h", ".cpp")
+
+
+def test_no_folder_leaks_to_the_top_level(tmp_path: Path) -> None:
+    code = f"from importlib.util import find_spec; print([n for n in {FOLDERS} if find_spec(n)])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_is_loaded_once_as_part_of_the_package(name: str) -> None:
+    assert name not in sys.modules
+    spec = importlib.util.find_spec(f"einfuse.{name}")
+    assert spec is not None
+    assert spec.origin is not None
+    assert Path(spec.origin).resolve() == ROOT / name / "__init__.py"
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_package_reaches_a_folder_by_a_relative_link(name: str) -> None:
+    link = ROOT / "src" / "einfuse" / name
+    assert link.is_symlink()
+    assert str(link.readlink()) == f"../../{name}"
+
+
+def test_every_kind_of_data_file_is_packaged() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
+    found = {p.suffix for name in FOLDERS for p in (ROOT / name).rglob("*") if p.suffix in DATA}
+    assert {f"*{suffix}" for suffix in found} <= set(settings)
+
+
+def test_every_folder_of_python_files_is_a_package() -> None:
+    bare = [p.parent for name in FOLDERS for p in (ROOT / name).rglob("*.py") if not (p.parent / "__init__.py").exists()]
+    assert bare == []
+
+
+def test_no_test_folder_is_a_package() -> None:
+    assert list((ROOT / "tests").rglob("__init__.py")) == []
