@@ -7,7 +7,6 @@ points only, so nothing that an inf or a NaN does there can be seen, in values o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -536,7 +535,7 @@ class _Interpreter:
         local: dict[str, Block] = {**env, **zero}
         emitted: dict[str, list[Block]] = {}
         for lo, hi, _ in blocks:
-            inner = {**span, f.rank: (lo, hi), **{r: (lo, hi) for r in f.aligned}}
+            inner = {**span, f.rank: (lo, hi), **dict.fromkeys(f.aligned, (lo, hi))}
             for y in f.body:
                 if isinstance(y, State):
                     dims = zero[y.target].dims

@@ -7,7 +7,6 @@ own, and folds, states and carries can be written down. ``X'[i]`` is the re-base
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 
 from lark import Lark, Token, Transformer
 from lark.exceptions import UnexpectedInput

@@ -160,7 +160,7 @@ def _fused(c: Cascade) -> None:
 def _scheduled(c: Cascade) -> None:
     """V13: every loop has a step, tiles are powers of two."""
     for rank, block in c.tile:
-        _require(block > 0 and block & (block - 1) == 0 or block % 16 == 0, "V13", f"the tile of {rank} is {block}", c.loc)
+        _require((block > 0 and block & (block - 1) == 0) or block % 16 == 0, "V13", f"the tile of {rank} is {block}", c.loc)
     for x in c.body:
         if isinstance(x, Fold):
             _require(x.step > 0, "V13", f"the fold over {x.rank} has no step", x.loc)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from einfuse.codegen import KernelPlan, Storage, lower
-from einfuse.ir import Cascade, Scalar, interpret, pipeline
-from einfuse.ir.passes import canonicalise, online_fuse
+from einfuse.ir import Cascade, Scalar, derivation, interpret, pipeline
+from einfuse.ir.passes import canonicalise
 from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, ops
 from einfuse.runtime.backends import BACKENDS, BackendName, TritonBackend
@@ -27,7 +27,7 @@ class PassReport:
     before: int
     after: int
     reads: tuple[tuple[str, str], ...]
-    decisions: tuple[online_fuse.Decision, ...]
+    decisions: tuple[derivation.Decision, ...]
 
 
 @dataclass(eq=False)
@@ -121,10 +121,10 @@ class Attention:
         canonical = canonicalise.run(self.cascade)
         out = []
         for rank in canonicalise.fold_ranks(canonical):
-            derivation = online_fuse.derive(canonical, rank)
-            cuts = tuple((d.statistic, d.reader) for d in derivation.decisions if d.how == "cut")
-            before = online_fuse.count_passes(self.cascade, rank)
-            out.append(PassReport(rank, before, derivation.passes, cuts, tuple(derivation.decisions)))
+            found = derivation.derive(canonical, rank)
+            cuts = tuple((d.statistic, d.reader) for d in found.decisions if d.how == "cut")
+            before = derivation.count_passes(self.cascade, rank)
+            out.append(PassReport(rank, before, found.passes, cuts, tuple(found.decisions)))
         return tuple(out)
 
     def plan(self, backend: BackendName, dtype: torch.dtype = torch.float32, **sizes: int) -> KernelPlan:

@@ -67,7 +67,7 @@ def bench(
 
 def _one(attention: Attention, dtype: str, shape: BenchShape, backward: bool, repeats: int) -> BenchRow:
     inputs = bench_inputs(attention, DTYPES[dtype], shape)
-    q, k, v = list(x for x in inputs.values() if isinstance(x, torch.Tensor))[:3]
+    q, k, v = [x for x in inputs.values() if isinstance(x, torch.Tensor)][:3]
     causal = _is_causal(attention)
     peer_name = "sdpa causal" if causal else "sdpa full"
 

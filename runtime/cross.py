@@ -74,7 +74,9 @@ def _run(jobs: list[_Job]) -> list[dict[str, object]]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "jobs.pickle"
         path.write_bytes(pickle.dumps(jobs))
-        done = subprocess.run([sys.executable, "-m", "einfuse.runtime.cross", str(path)], env=env, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "einfuse.runtime.cross", str(path)], env=env, capture_output=True, text=True, check=False
+        )
     if done.returncode:
         raise EinfuseError(f"a kernel does not compile:\n{done.stderr[-4000:]}")
     out: list[dict[str, object]] = json.loads(done.stdout.splitlines()[-1])

@@ -27,7 +27,9 @@ def register(key: str, program: Program) -> Program:
 def _program(key: str) -> Program:
     """The program of a captured graph. Raises EinfuseError where this process has not compiled its spec."""
     if key not in _PROGRAMS:
-        raise EinfuseError(f"no attention with the key {key} is compiled in this process: compile its spec before running the graph")
+        raise EinfuseError(
+            f"no attention with the key {key} is compiled in this process: compile its spec before running the graph"
+        )
     return _PROGRAMS[key]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -74,8 +75,8 @@ def verify(
     rows: list[Row] = []
     for dtype in dtypes:
         inputs = example_inputs(attention.cascade, DTYPES[dtype], seed, shape or Shape())
-        truth = _evaluate(lambda **x: attention.reference(**x), inputs, torch.float64, gradients, seed)
-        eager = _evaluate(lambda **x: attention.reference(dtype=DTYPES[dtype], **x), inputs, DTYPES[dtype], gradients, seed)
+        truth = _evaluate(attention.reference, inputs, torch.float64, gradients, seed)
+        eager = _evaluate(functools.partial(attention.reference, dtype=DTYPES[dtype]), inputs, DTYPES[dtype], gradients, seed)
         for backend in backends:
             if progress is not None:
                 progress(f"{attention.name} {backend} {dtype}")

@@ -30,7 +30,6 @@ from einfuse.ir.nodes import Cascade, Einsum, Expr, Rank, Statement, Tensor
 from einfuse.ir.passes.canonicalise import fold_ranks
 from einfuse.ir.rewrite import fresh, prune
 
-
 TIE = 4e-6  # points this near to a maximum (relatively) share its gradient: fp32 scores are not computed the same way twice
 
 

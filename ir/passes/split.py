@@ -39,7 +39,9 @@ def splittable(cascade: Cascade) -> bool:
 def run(cascade: Cascade) -> tuple[Cascade, Cascade]:
     """The partial cascade (over one ambient rank more) and the merging one, of a scheduled cascade that is `splittable`."""
     if not splittable(cascade):
-        raise SpecError(f"{cascade.name} cannot be split: it has more than one pass, or writes from inside its loop", cascade.loc)
+        raise SpecError(
+            f"{cascade.name} cannot be split: it has more than one pass, or writes from inside its loop", cascade.loc
+        )
     taken = {r.name for r in cascade.ranks} | {x.target for x in statements(cascade)} | {t.name for t in cascade.inputs}
     part = fresh(PART, taken)
     at = next(n for n, x in enumerate(cascade.body) if isinstance(x, Fold))
@@ -52,7 +54,11 @@ def run(cascade: Cascade) -> tuple[Cascade, Cascade]:
 def _partial(c: Cascade, at: int, fold: Fold, part: str, states: list[State]) -> Cascade:
     extent = ex.size(c.rank(fold.rank).size)
     # a part is a whole number of steps, so that full blocks stay aligned
-    steps = call("//", call("+", extent, call("-", call("*", ex.size(PARTS), ex.const(fold.step)), ex.ONE)), call("*", ex.size(PARTS), ex.const(fold.step)))
+    steps = call(
+        "//",
+        call("+", extent, call("-", call("*", ex.size(PARTS), ex.const(fold.step)), ex.ONE)),
+        call("*", ex.size(PARTS), ex.const(fold.step)),
+    )
     width = call("*", steps, ex.const(fold.step))
     first = call("*", ex.index(part), width)
     last = call("+", first, width)
@@ -64,7 +70,9 @@ def _partial(c: Cascade, at: int, fold: Fold, part: str, states: list[State]) ->
     mask = ex.conjunction(fold.mask, call("<", ex.index(fold.rank), last))
     body = (*c.body[:at], replace(fold, ranges=ranges, mask=mask))
     ranks = (*c.ranks, Rank(part, "batch", PARTS))
-    return replace(c, name=f"{c.name}_partial", over=(*c.over, part), ranks=ranks, body=body, outs=tuple(y.target for y in states))
+    return replace(
+        c, name=f"{c.name}_partial", over=(*c.over, part), ranks=ranks, body=body, outs=tuple(y.target for y in states)
+    )
 
 
 def _merging(c: Cascade, at: int, fold: Fold, part: str, states: list[State], taken: set[str]) -> Cascade:
@@ -93,11 +101,15 @@ def _merging(c: Cascade, at: int, fold: Fold, part: str, states: list[State], ta
         elif y in lets:
             body.append(y)
     live = _live(states, held, over)
-    merged = Fold(part, tuple(body), live, 1, (Range(ex.ZERO, ex.size(PARTS), ex.ZERO, ex.ZERO if live is not None else ex.size(PARTS)),))
+    merged = Fold(
+        part, tuple(body), live, 1, (Range(ex.ZERO, ex.size(PARTS), ex.ZERO, ex.ZERO if live is not None else ex.size(PARTS)),)
+    )
     sizes = {r.name: ex.size(r.size) for r in c.ranks} | {part: ex.size(PARTS)}
     tensors = [Tensor(held[y.target], tuple(sizes[r] for r in (*c.over, part, *y.ranks))) for y in states]
     ranks = (*c.ranks, Rank(part, "batch", PARTS))
-    out = replace(c, name=f"{c.name}_merge", ranks=ranks, inputs=(*c.inputs, *tensors), body=(*c.body[:at], merged, *c.body[at + 1 :]))
+    out = replace(
+        c, name=f"{c.name}_merge", ranks=ranks, inputs=(*c.inputs, *tensors), body=(*c.body[:at], merged, *c.body[at + 1 :])
+    )
     return out
 
 

@@ -1,0 +1,261 @@
+"""The passes of a cascade over one rank: which reads of a statistic are deferred, carried, or force another pass.
+
+A reduction that reads an earlier statistic of the same rank can share its pass where algebra can correct for the statistic's moving;
+`ir.separability` decides that by rank and constructs the correction. Nothing is changed here: `passes.online_fuse` acts on the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from einfuse.ir import expr as ex
+from einfuse.ir import separability as sep
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Statement
+
+ORDER = ("max", "min")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How one read of a statistic by a reduction was resolved, for `einfuse passes`."""
+
+    statistic: str
+    reader: str
+    how: Literal["carry", "defer", "tower", "cut"]
+    detail: str
+    proof: Literal["proven", "sampled", "exact"]
+
+
+@dataclass(frozen=True, slots=True)
+class Accumulator:
+    """``post * red over j of map``; ``carry`` re-bases it; ``tower`` holds the further derivatives."""
+
+    map: Expr
+    post: Expr = ex.ONE
+    carry: tuple[tuple[Literal["*", "+"], Expr], ...] = ()
+    tower: tuple[Expr, tuple[Expr, ...]] | None = None
+
+
+@dataclass(slots=True)
+class Derivation:
+    """The pass of every statistic, its accumulators, and the decisions that led there."""
+
+    rank: str
+    level: dict[str, int] = field(default_factory=dict)
+    accumulators: dict[str, tuple[Accumulator, ...]] = field(default_factory=dict)
+    decisions: list[Decision] = field(default_factory=list)
+
+    @property
+    def passes(self) -> int:
+        return max(self.level.values(), default=0)
+
+
+def derive(cascade: Cascade, rank: str) -> Derivation:
+    """Decides the passes over ``rank`` of a canonical cascade; changes nothing."""
+    return _Deriver(cascade, rank).run()
+
+
+def reduces(x: Statement, rank: str) -> bool:
+    return isinstance(x, Einsum) and x.red is not None and rank in x.over
+
+
+def count_passes(cascade: Cascade, rank: str) -> int:
+    """The passes over ``rank`` of a cascade without folds, as it stands (FuseMax): a statement is one level above the reductions it reads."""
+    level: dict[str, int] = {}
+    most = 0
+    for x in cascade.body:
+        assert isinstance(x, Einsum), "passes are counted before fusing"
+        level[x.target] = max((level.get(n, 0) for n in ex.reads(x.map)), default=0) + (1 if reduces(x, rank) else 0)
+        if rank in (*x.ranks, *x.over):
+            most = max(most, level[x.target])
+    return most
+
+
+class _Deriver:
+    def __init__(self, cascade: Cascade, rank: str) -> None:
+        self.rank, self.out = rank, Derivation(rank)
+        self.statements: list[Einsum] = []  # reductions over the rank, and row scalars computed from them that they read
+        einsums = [x for x in cascade.body if isinstance(x, Einsum)]
+        needed = {n for x in einsums if reduces(x, rank) for n in ex.reads(x.map)}
+        for x in reversed(einsums):  # a row scalar is a let only if a later reduction reads it
+            if not reduces(x, rank) and x.target in needed:
+                needed |= ex.reads(x.map)
+        known: set[str] = set()
+        for x in einsums:
+            is_let = not x.red and rank not in x.ranks and x.target in needed and bool(ex.reads(x.map) & known)
+            if reduces(x, rank) or is_let:
+                self.statements.append(x)
+                known.add(x.target)
+        self.statistic = {ex.at(x.target, x.ranks): x.target for x in self.statements}
+        self.by_name = {x.target: x for x in self.statements}
+        self.column = _column_names(einsums, rank)
+        self.atoms = sep.Atoms(self.statistic)
+        self.sampler = sep.Sampler(set())
+
+    def run(self) -> Derivation:
+        for x in self.statements:
+            if not x.red:
+                self.out.level[x.target] = max((self.out.level[n] for n in ex.reads(x.map) if n in self.out.level), default=1)
+                self.out.accumulators[x.target] = ()
+            else:
+                self._reduction(x)
+            if sep.nonnegative(x.map):
+                self.sampler.positive.add(self.atoms.symbol(ex.at(x.target, x.ranks)))
+        return self.out
+
+    # -- one reduction -------------------------------------------------------------------------------------------------
+
+    def _reduction(self, x: Einsum) -> None:
+        inner, post = self._without_free_factors(x) if x.red == "sum" else (x.map, ex.ONE)
+        if post != ex.ONE:
+            for name in sorted(self._statistics_in(post)):
+                self.out.decisions.append(Decision(name, x.target, "defer", _short(post), "exact"))
+        forced: set[str] = set()
+        while True:
+            mark = len(self.out.decisions)
+            try:
+                level, accumulators = self._plan(x, inner, post, forced)
+                break
+            except _Cut as cut:  # a dependence that algebra could not separate after all
+                del self.out.decisions[mark:]
+                forced.add(cut.statistic)
+        self.out.level[x.target], self.out.accumulators[x.target] = level, accumulators
+
+    def _without_free_factors(self, x: Einsum) -> tuple[Expr, Expr]:
+        """Splits ``map`` into what depends on the rank and what leaves the sum. Pure order statistics stay: they bound the sum."""
+        over, under = ex.quotient(x.map)
+        free = {True: [f for f in over if self._leaves(f)], False: [f for f in under if self._leaves(f)]}
+        inner = ex.product(*(f for f in over if f not in free[True]))
+        below = [f for f in under if f not in free[False]]
+        inner = ex.call("/", inner, ex.product(*below)) if below else inner
+        post = ex.product(*free[True])
+        return inner, ex.call("/", post, ex.product(*free[False])) if free[False] else post
+
+    def _leaves(self, factor: Expr) -> bool:
+        if self._on_rank(factor):
+            return False
+        used = self._statistics_in(factor)
+        return not used or any(self.by_name[n].red not in ORDER for n in used)
+
+    def _on_rank(self, e: Expr) -> bool:
+        return self.rank in ex.indices(e) or bool(ex.reads(e) & self.column)
+
+    def _statistics_in(self, e: Expr) -> set[str]:
+        return {self.statistic[x] for x in ex.walk(e) if x in self.statistic}
+
+    def _plan(self, x: Einsum, inner: Expr, post: Expr, forced: set[str]) -> tuple[int, tuple[Accumulator, ...]]:
+        deps = [n for n in self.by_name if n in self._statistics_in(inner)]
+        shifted = {e.name for e in ex.walk(inner) if e.op == "load" and e.name in self.by_name and e not in self.statistic}
+        level = self.out.level
+        lowest = max([level[n] for n in (*deps, *self._statistics_in(post))] + [level[n] + 1 for n in shifted] + [1])
+        try:
+            f = self.atoms.to_sympy(inner) if deps else None
+        except KeyError:  # a function without algebra: every statistic it reads must be complete
+            f, forced = None, {*forced, *deps}
+        ranks = {d: self._rank(f, d) for d in deps} if f is not None else {}
+        additive = {d for d in deps if f is not None and x.red in ORDER and self._rank(sep.exponential(f), d) == 1}
+        other_space = {d for d in deps if self.by_name[d].red and self.by_name[d].mask != x.mask}
+        cut = {d for d in deps if d in forced | other_space or not self._separable(x, d, f, ranks, additive)}
+        if cut:
+            lowest = max(lowest, *(level[d] + 1 for d in cut))
+        for d in sorted(cut):
+            self.out.decisions.append(
+                Decision(d, x.target, "cut", f"no correction of finite rank moves {x.target} with {d}", "exact")
+            )
+        live = [d for d in deps if level[d] == lowest]
+        accumulators = [(f, Accumulator(inner, post))]
+        for d in sorted(live, key=lambda d: self.by_name[d].red == "sum"):
+            accumulators = [new for old in accumulators for new in self._resolve(x, d, *old, additive)]
+        return lowest, tuple(a for _, a in accumulators)
+
+    def _separable(self, x: Einsum, d: str, f: Any, ranks: dict[str, int], additive: set[str]) -> bool:
+        if x.red in ORDER:
+            return d in additive or (ranks.get(d, 99) == 1 and ex.at(d, self.by_name[d].ranks) in self._positive_factor(x))
+        return x.red == "sum" and (ranks.get(d, 99) <= sep.MAX_RANK or self._polynomial(f, d))
+
+    def _positive_factor(self, x: Einsum) -> set[Expr]:
+        """Statistics that scale the map of a max by a provably positive factor (a max of products carries only those)."""
+        over, under = ex.quotient(x.map)
+        return {f for f in (*over, *under) if f in self.statistic and self.atoms.symbol(f) in self.sampler.positive} | {
+            s for f in (*over, *under) if sep.nonnegative(f) for s in ex.walk(f) if s in self.statistic
+        }
+
+    def _polynomial(self, f: Any, d: str) -> bool:
+        return f is not None and not self.by_name[d].red and sep.tower(f, self._symbol(d)) is not None
+
+    def _symbol(self, name: str) -> Any:
+        return self.atoms.symbol(ex.at(name, self.by_name[name].ranks))
+
+    def _rank(self, f: Any, d: str) -> int:
+        return self.sampler.rank(f, self._symbol(d))
+
+    # -- one dependence --------------------------------------------------------------------------------------------------
+
+    def _resolve(self, x: Einsum, name: str, f: Any, acc: Accumulator, additive: set[str]) -> Iterable[tuple[Any, Accumulator]]:
+        """The accumulators that replace ``acc`` once its dependence on statistic ``name`` is dealt with."""
+        d = self._symbol(name)
+        if f is None or d not in f.free_symbols:
+            return [(f, acc)]
+        try:
+            if name in additive:
+                return [self._carry(x, name, f, acc, "+")]
+            red = self.by_name[name].red
+            if red is None and (derivatives := sep.tower(f, d)):
+                self.out.decisions.append(Decision(name, x.target, "tower", f"{len(derivatives)} derivatives", "proven"))
+                maps = tuple(self.atoms.to_expr(g) for g in derivatives[1:])
+                return [(f, replace(acc, tower=(ex.at(name, self.by_name[name].ranks), maps)))]
+            terms = sep.rank_one_terms(self.sampler, f, d)
+            parts = [(g, acc if len(terms) == 1 else replace(acc, map=self.atoms.to_expr(g))) for g in terms]
+            how = self._defer if red == "sum" else self._carry
+            return [how(x, name, g, part) if d in g.free_symbols else (g, part) for g, part in parts]
+        except sep.NotSeparable:
+            raise _Cut(name) from None
+
+    def _carry(self, x: Einsum, name: str, g: Any, acc: Accumulator, how: Literal["*", "+"] = "*") -> tuple[Any, Accumulator]:
+        d = self._symbol(name)
+        new = sep.prime(d)
+        if how == "+":
+            factor = sep.tidy(g.subs(d, new) - g)
+            moved = g + factor
+        else:
+            h = self.sampler.at_point(g, d)
+            factor = sep.tidy(h.subs(d, new) / h)
+            moved = g * factor
+        if new in self.sampler.positive or d in self.sampler.positive:
+            self.sampler.positive.add(new)
+        if factor.free_symbols - {d, new} or not self.sampler.holds(g.subs(d, new), moved):
+            raise sep.NotSeparable(f"the correction of {x.target} for {name} failed its numeric check")
+        proof: Literal["proven", "sampled"] = "proven" if sep.proven(g.subs(d, new), moved) else "sampled"
+        read = ex.at(name, self.by_name[name].ranks)
+        correction = self.atoms.to_expr(factor, {new: replace(read, op="new")})
+        self.out.decisions.append(Decision(name, x.target, "carry", _short(correction), proof))
+        return g, replace(acc, carry=(*acc.carry, (how, correction)))
+
+    def _defer(self, x: Einsum, name: str, g: Any, acc: Accumulator) -> tuple[Any, Accumulator]:
+        d = self._symbol(name)
+        h = self.sampler.at_point(g, d)
+        inner, post = sep.tidy(g.subs(d, 1)), sep.tidy(h / h.subs(d, 1))
+        if not self.sampler.holds(g, inner * post):
+            raise sep.NotSeparable(f"the factor of {x.target} in {name} failed its numeric check")
+        proof: Literal["proven", "sampled"] = "proven" if sep.proven(g, inner * post) else "sampled"
+        factor = self.atoms.to_expr(post)
+        self.out.decisions.append(Decision(name, x.target, "defer", _short(factor), proof))
+        return inner, replace(acc, map=self.atoms.to_expr(inner), post=ex.call("*", acc.post, factor))
+
+
+class _Cut(Exception):  # noqa: N818  # control flow
+    def __init__(self, statistic: str) -> None:
+        self.statistic = statistic
+
+
+def _column_names(einsums: list[Einsum], rank: str) -> set[str]:
+    """Statements that span the rank: reading one is depending on it, whatever the indices."""
+    return {x.target for x in einsums if rank in x.ranks}
+
+
+def _short(e: Expr) -> str:
+    from einfuse.ir.text import show_expr
+
+    return show_expr(e)
