@@ -32,7 +32,7 @@ from einfuse.ir import size as size_of
 from einfuse.ir.expr import factors, indices, names, product, reads, walk
 from einfuse.ir.interpret import is_let
 from einfuse.ir.passes.schedule import feature_ranks
-from einfuse.ir.rewrite import fresh
+from einfuse.ir.rewrite import fresh, within_axis
 from einfuse.ir.text import show_body
 
 
@@ -263,20 +263,14 @@ class _Lowering:
             self.used_params[tensor.name] = tensor.dtype
             return self._emit(("param", e.name), (), lambda n: kp.Param(Value(n, (), tensor.dtype), e.name), f"{e.name}_value")
         index = tuple(self._value(a, env) for a in e.args)
-        clamp = tuple(n for n, (a, axis) in enumerate(zip(e.args, tensor.axes, strict=True)) if not self._inside(a, axis))
+        clamp = tuple(
+            n for n, (a, axis) in enumerate(zip(e.args, tensor.axes, strict=True)) if not within_axis(self.cascade, a, axis)
+        )
         dims = self._dims(index)
         make = lambda n: kp.Load(Value(n, dims, tensor.dtype), e.name, index, None, clamp)  # noqa: E731
         out = self._emit(("load", e.name, index, clamp), index, make, f"{e.name}_tile" if dims else f"{e.name}_here")
         self.loaded.add(out.name)
         return out
-
-    def _inside(self, a: Expr, axis: Expr) -> bool:
-        """Is index ``a`` within its axis by construction (a coordinate of that very size, or ``h // g`` on an axis ``H // g``)?"""
-        if a.op == "index":
-            return axis == size_of(self.cascade.rank(a.name).size)
-        if a.op == "//" and axis.op == "//":
-            return self._inside(a.args[0], axis.args[0]) and a.args[1] == axis.args[1]
-        return False
 
     # -- statements ------------------------------------------------------------------------------------------------------------
 

@@ -118,12 +118,13 @@ def evaluate_indices(
     ranks: Sequence[str],
     inputs: Mapping[str, Tensor | Scalar],
     sizes: Mapping[str, int],
+    window: Mapping[str, tuple[int, int]] | None = None,
 ) -> list[Tensor]:
-    """Index expressions at every point of ``ranks``: tensors that broadcast against those axes, in that order."""
+    """Index expressions at every point of ``ranks`` (inside ``window``): tensors that broadcast against those axes, in that order."""
     run = _Interpreter(
         cascade, {t.name: inputs[t.name] for t in cascade.inputs if t.name in inputs}, dict(sizes), torch.float64
     )
-    span = {r: (0, n) for r, n in run.extent.items()}
+    span = {r: (0, n) for r, n in run.extent.items()} | dict(window or {})
     held = run._sorted(ranks)
     return [run._aligned(run._dense(e, {}, span), held).permute([held.index(r) for r in ranks]) for e in index]
 

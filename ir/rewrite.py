@@ -79,6 +79,15 @@ def _prune_fold(f: Fold, needed: set[str]) -> Fold | None:
     return replace(f, body=tuple(reversed(body)))
 
 
+def within_axis(c: Cascade, index: Expr, axis: Expr) -> bool:
+    """Is ``index`` inside an axis by construction (a coordinate of that very size, or ``h // g`` on an axis ``H // g``)?"""
+    if index.op == "index":
+        return axis == ex.size(c.rank(index.name).size)
+    if index.op == "//" and axis.op == "//":
+        return within_axis(c, index.args[0], axis.args[0]) and index.args[1] == axis.args[1]
+    return False
+
+
 def fresh(base: str, taken: set[str]) -> str:
     """``base``, or ``base_2``, ``base_3``, ... : the first that is not taken; it is then."""
     name, n = base, 1

@@ -142,7 +142,8 @@ class _Analysis:
     """A mask and its negation, opened into clauses once for every chunk of tiles, with the tables of one launch."""
 
     def __init__(self, mask: Expr, tables: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        kinds = {name: _KINDS[x.dtype.kind] for name, x in tables.items() if x.dtype.kind in _KINDS}
+        read = {name: tables[name] for name in ex.reads(mask) if name in tables}
+        kinds = {name: _KINDS[x.dtype.kind] for name, x in read.items() if x.dtype.kind in _KINDS}
         self.types = _types(kinds)
         self.tables = {name: Table(np.asarray(tables[name])) for name in kinds}
         self.yes, self.no = _conditions(mask, tuple(sorted(kinds.items())))

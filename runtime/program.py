@@ -15,7 +15,7 @@ from einfuse.ir.nodes import Einsum, Fold
 from einfuse.ir.passes import canonicalise, differentiate
 from einfuse.ir.passes.differentiate import Backward, Gradient
 from einfuse.ir.text import show
-from einfuse.runtime import cache
+from einfuse.runtime import cache, ranges
 from einfuse.runtime.backends import Backend, Kernel
 from einfuse.runtime.binding import STORAGE
 from einfuse.runtime.scatter import accumulate
@@ -37,8 +37,27 @@ class Program:
 
     cascade: Cascade
     strict: bool = False
+    suspects: tuple[ranges.Suspect, ...] = ()
+    in_range: set[tuple[object, ...]] = field(default_factory=set)
     built: dict[tuple[object, ...], Built] = field(default_factory=dict)
     backwards: dict[tuple[str, ...], Backward] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.suspects = ranges.suspects(self.cascade)
+
+    def check_ranges(
+        self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar], sizes: Mapping[str, int]
+    ) -> None:
+        """Raises ValueError where a read would leave its tensor. Free once seen, unless the values of a table decide."""
+        for suspect in self.suspects:
+            tables = suspect.tables & set(tensors)
+            if tables and any(not tensors[n].is_cpu for n in tables):
+                continue  # looking would stall the device; kernels clamp
+            key = (suspect, *sorted(sizes.items()), *sorted(numbers.items()))
+            if key not in self.in_range:
+                ranges.check(self.cascade, suspect, tensors, numbers, sizes)
+                if not tables:
+                    self.in_range.add(key)
 
     def canonical(self) -> Cascade:
         return canonicalise.run(self.cascade)
@@ -91,6 +110,7 @@ class Program:
     ) -> dict[str, torch.Tensor]:
         """The outputs, and what the backward for ``wanted`` will read."""
         cascade = self.saving(wanted)
+        self.check_ranges(tensors, numbers, sizes)
         outs = self.allocate(cascade, tensors, sizes)
         if any(x.numel() for x in outs.values()):
             built = self.build(cascade, _storage(cascade, {**tensors, **outs}), sizes, backend)

@@ -54,11 +54,8 @@ def run(cascade: Cascade) -> tuple[Cascade, Cascade]:
 def _partial(c: Cascade, at: int, fold: Fold, part: str, states: list[State]) -> Cascade:
     extent = ex.size(c.rank(fold.rank).size)
     # a part is a whole number of steps, so that full blocks stay aligned
-    steps = call(
-        "//",
-        call("+", extent, call("-", call("*", ex.size(PARTS), ex.const(fold.step)), ex.ONE)),
-        call("*", ex.size(PARTS), ex.const(fold.step)),
-    )
+    stride = call("*", ex.size(PARTS), ex.const(fold.step))
+    steps = call("//", call("+", extent, call("-", stride, ex.ONE)), stride)
     width = call("*", steps, ex.const(fold.step))
     first = call("*", ex.index(part), width)
     last = call("+", first, width)

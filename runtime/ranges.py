@@ -1,0 +1,127 @@
+"""Reads outside a tensor, found before a kernel runs: with the point where it happens, and without visiting every point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from einfuse.ir import Cascade, Einsum, Expr, Scalar, call, classify, conjunction, const
+from einfuse.ir import expr as ex
+from einfuse.ir.interpret import evaluate_indices
+from einfuse.ir.passes import infer_space
+from einfuse.ir.rewrite import within_axis
+from einfuse.ir.text import show_expr
+from einfuse.runtime.binding import evaluate
+
+TILE = 64
+TILES_TRIED = 16  # a tile that may hold an outside read is looked through point by point; that many of them
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """An index that is not inside its axis by construction, and the space in which it is read."""
+
+    statement: str
+    tensor: str
+    axis: int
+    index: Expr
+    extent: Expr
+    space: Expr | None
+
+    @property
+    def outside(self) -> Expr:
+        below = call("<", self.index, const(0))
+        above = call(">=", self.index, self.extent)
+        both = conjunction(self.space, call("or", below, above))
+        assert both is not None, "the index is compared"
+        return both
+
+    @property
+    def tables(self) -> set[str]:
+        """The tensors whose values decide."""
+        return ex.reads(self.outside)
+
+
+def suspects(cascade: Cascade) -> tuple[Suspect, ...]:
+    """Every index that has to be looked at for a call."""
+    return tuple(dict.fromkeys(_suspects(infer_space.run(cascade))))
+
+
+def _suspects(cascade: Cascade) -> Iterator[Suspect]:
+    tensors = {t.name: t for t in cascade.inputs if not t.param}
+    statements = {x.target: x for x in cascade.body if isinstance(x, Einsum)}
+
+    def written_out(e: Expr) -> Expr:
+        def definition(x: Expr) -> Expr | None:
+            source = statements.get(x.name) if x.op == "load" else None
+            if source is None or source.red is not None:
+                return None
+            return written_out(ex.rename(source.map, dict(zip(source.ranks, x.args, strict=True))))
+
+        return ex.substitute(e, definition)
+
+    for x in statements.values():
+        for e in (y for part in (x.map, x.mask) if part is not None for y in ex.walk(part)):
+            if e.op != "load" or e.name not in tensors:
+                continue
+            for n, (index, axis) in enumerate(zip(e.args, tensors[e.name].axes, strict=True)):
+                index = written_out(index)
+                if not within_axis(cascade, index, axis) and not ex.reads(index) & set(statements):
+                    space = None if x.mask is None or e in set(ex.walk(x.mask)) else written_out(x.mask)
+                    yield Suspect(x.target, e.name, n, index, axis, space)
+
+
+def check(
+    cascade: Cascade,
+    suspect: Suspect,
+    tensors: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, Scalar],
+    sizes: Mapping[str, int],
+) -> None:
+    """Raises ValueError that names the tensor, the index, its value and the point, if a live point reads outside."""
+    outside = suspect.outside
+    extents = {r.name: r.size if isinstance(r.size, int) else sizes[r.size] for r in cascade.ranks}
+    if any(n == 0 for n in extents.values()):
+        return
+    used = [r.name for r in cascade.ranks if r.name in ex.indices(outside)]
+    ambient = {r: extents[r] for r in cascade.over}
+    free = [r for r in used if r not in ambient]
+    if len(free) > 2:
+        return  # more than a pair of coordinates: kernels clamp such a read
+    rows, columns = (free + [r for r in extents if r not in free and r not in ambient])[:2]
+    arrays = {n: tensors[n].detach().cpu().numpy() for n in suspect.tables if n in tensors}
+    found = classify(
+        outside, (rows, extents[rows], TILE), (columns, extents[columns], TILE), dict(sizes), dict(numbers), arrays, ambient
+    )
+    live = np.argwhere(found.kind != 0)
+    for at in live[:TILES_TRIED]:
+        window = {r: (int(k), int(k) + 1) for r, k in zip(found.ranks, at[:-2], strict=True)}
+        for r, k in ((rows, at[-2]), (columns, at[-1])):
+            window[r] = (int(k) * TILE, min((int(k) + 1) * TILE, extents[r]))
+        _look(cascade, suspect, used, window, {**tensors, **numbers}, sizes)
+
+
+def _look(
+    cascade: Cascade,
+    suspect: Suspect,
+    used: list[str],
+    window: Mapping[str, tuple[int, int]],
+    inputs: Mapping[str, torch.Tensor | Scalar],
+    sizes: Mapping[str, int],
+) -> None:
+    """Raises for the first outside read among the points of a window."""
+    values = evaluate_indices(cascade, (suspect.outside, suspect.index), used, inputs, sizes, window)
+    bad = torch.broadcast_to(values[0].bool(), torch.broadcast_shapes(*(v.shape for v in values))).nonzero()
+    if len(bad) == 0:
+        return
+    at = tuple(int(k) for k in bad[0])
+    value = int(torch.broadcast_to(values[1], torch.broadcast_shapes(*(v.shape for v in values)))[at])
+    where = ", ".join(f"{r} = {window.get(r, (0, 0))[0] + k}" for r, k in zip(used, at, strict=True))
+    extent = evaluate(suspect.extent, sizes)
+    raise ValueError(
+        f"{cascade.name}: index {suspect.axis} of {suspect.tensor} is {show_expr(suspect.index)} = {value} at {where}, "
+        f"but the axis has {extent} entries"
+    )

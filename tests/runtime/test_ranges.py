@@ -1,0 +1,74 @@
+"""A read outside a tensor is found before any kernel runs, with the point where it happens; a read inside is never blamed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from einfuse.ir.text import parse
+from einfuse.runtime.program import Program
+
+TEXT = """cascade demo over b {
+  rank b: batch = B
+  rank i: query = Nq
+  rank j: key = Nk
+  in x[B, Nq, Nk]: float
+  in table[R]: float
+  in page[B, P]: int
+  in rows[S]: float
+  param width: int = 4
+  s[i, j] = x[b, i, j] + table[INDEX] WHERE
+  o[i] = sum[j] s[i, j]
+  out o
+}"""
+
+
+def check(index: str, where: str = "", nq: int = 100, nk: int = 100, r: int = 199, page: list[int] | None = None, width: int = 4) -> None:
+    c = parse(TEXT.replace("INDEX", index).replace("WHERE", where))
+    tensors = {
+        "x": torch.zeros(2, nq, nk),
+        "table": torch.zeros(r),
+        "page": torch.tensor([page or [0] * nk] * 2),
+        "rows": torch.zeros(3),
+    }
+    sizes = {"B": 2, "Nq": nq, "Nk": nk, "R": r, "P": nk, "S": 3}
+    Program(c).check_ranges(tensors, {"width": width}, sizes)
+
+
+@pytest.mark.parametrize(
+    ("index", "where", "r"),
+    [
+        ("j - i + Nq - 1", "", 199),
+        ("max(min(j - i, 7), -7) + 7", "", 15),
+        ("i - j", "where j <= i", 100),
+        ("i - j", "where j <= i and i - j < width[]", 4),
+        ("j % 3", "", 3),
+        ("page[b, j]", "", 1),
+    ],
+)
+def test_reads_inside_pass(index: str, where: str, r: int) -> None:
+    check(index, where, r=r)
+
+
+@pytest.mark.parametrize(
+    ("index", "where", "r", "words"),
+    [
+        ("j - i + Nq", "", 199, ["index 0 of table is j - i + Nq = 199", "i = 0, j = 99", "has 199 entries"]),
+        ("i - j", "", 100, ["index 0 of table is i - j = -1", "i = 0, j = 1"]),
+        ("i - j", "where j <= i and i - j <= width[]", 4, ["= 4 at i = 4, j = 0", "has 4 entries"]),
+        ("j % 5", "", 3, ["= 3 at"]),
+    ],
+)
+def test_reads_outside_name_the_point(index: str, where: str, r: int, words: list[str]) -> None:
+    with pytest.raises(ValueError, match="demo: index 0 of table") as caught:
+        check(index, where, r=r)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_values_of_a_table_decide() -> None:
+    page = [0] * 100
+    page[71] = 5
+    with pytest.raises(ValueError, match=r"page\[b, j\] = 5 at b = 0, j = 71, but the axis has 5 entries"):
+        check("page[b, j]", r=5, page=page)
+    check("page[b, j]", r=6, page=page)
