@@ -5,30 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 
 from einfuse.codegen import KernelPlan, Storage, lower
-from einfuse.codegen.plan import Fold as PlanFold
-from einfuse.ir import Cascade, Scalar, classify, pipeline
-from einfuse.ir.nodes import Einsum, Fold
+from einfuse.ir import Cascade, Scalar, pipeline
+from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes import canonicalise, differentiate
 from einfuse.ir.passes.differentiate import Backward, Gradient
 from einfuse.ir.text import show
 from einfuse.runtime import cache, ranges
-from einfuse.runtime.backends import Backend, Kernel
+from einfuse.runtime.backends import Backend
 from einfuse.runtime.binding import STORAGE
+from einfuse.runtime.launch import Built, launch
 from einfuse.runtime.scatter import accumulate
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """One kernel ready to run: the scheduled cascade, its plan, source and callable."""
-
-    cascade: Cascade
-    plan: KernelPlan
-    source: str
-    kernel: Kernel
 
 
 @dataclass(slots=True)
@@ -198,45 +187,3 @@ def _extent(cascade: Cascade, rank: str, sizes: Mapping[str, int]) -> int:
 def _storage(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> dict[str, Storage]:
     names = [t.name for t in cascade.inputs if not t.param] + list(cascade.outs)
     return {n: STORAGE[tensors[n].dtype] for n in names}
-
-
-def launch(built: Built, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar], sizes: Mapping[str, int]) -> None:
-    """Runs a kernel, with the tables of live tiles where a fold asks for them."""
-    tables: dict[str, torch.Tensor] = {}
-    for step in built.plan.steps:
-        if isinstance(step, PlanFold) and step.tabulated:
-            tables |= tile_tables(built.cascade, step, tensors, numbers, sizes)
-    built.kernel({**tensors, **tables}, numbers, sizes)
-
-
-def tile_tables(
-    cascade: Cascade,
-    step: PlanFold,
-    tensors: Mapping[str, torch.Tensor],
-    numbers: Mapping[str, Scalar],
-    sizes: Mapping[str, int],
-) -> dict[str, torch.Tensor]:
-    """The lists of full and partial tiles of one fold, from the symbolic analysis of its mask."""
-    fold = next(x for x in cascade.body if isinstance(x, Fold) and x.rank == step.rank and x.tabulated)
-    read = _read_tables(fold)
-    arrays = {n: _array(tensors[n]) for n in read if n in tensors}
-    ((rank, block),) = cascade.tile
-    rows = (rank, cascade.rank(rank).size, block)
-    columns = (fold.rank, cascade.rank(fold.rank).size, fold.step)
-    ambient = {r: _extent(cascade, r, sizes) for r in cascade.over}
-    tiles = classify(fold.mask, rows, columns, dict(sizes), dict(numbers), arrays, ambient)
-    count, blocks = tiles.csr(step.table_ranks)
-    device = next(iter(tensors.values())).device
-    return {f"{fold.rank}_count": torch.from_numpy(count).to(device), f"{fold.rank}_block": torch.from_numpy(blocks).to(device)}
-
-
-def _read_tables(fold: Fold) -> set[str]:
-    from einfuse.ir.expr import reads
-
-    return reads(fold.mask)
-
-
-def _array(x: torch.Tensor) -> np.ndarray:
-    """A mask's table on the host (a copy from the device: the only synchronisation of a launch)."""
-    out: np.ndarray = x.detach().cpu().numpy()
-    return out

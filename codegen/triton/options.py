@@ -41,10 +41,10 @@ def block_sizes(storage: str, width: int, backward: bool = False, target: GpuTar
     """A tile and a step for the widest feature rank, in a forward pass (two products a block) or a backward one (four)."""
     column = 0 if width <= 64 else 1 if width <= 128 else 2 if width <= 256 else 3
     if storage not in ("bf16", "f16"):
-        return ((32, 32), (32, 16 if backward else 32), (16, 16), (16, 16))[column]
+        return ((32, 32), (16 if backward else 32, 16), (16, 16), (16, 16))[column]
     if backward:
-        wide = {"sm_90": (64, 64), "sm_80": (64, 32), "gfx942": (64, 32)}[target]
-        return (((64, 32) if target == "gfx942" else (64, 64)), wide, (32, 16 if target == "gfx942" else 32), (16, 16))[column]
+        half = target == "gfx942"
+        return ((64, 32 if half else 64), (64, 32), (32, 16 if half else 32), (16, 16))[column]
     return ((128, 64), (128, 64 if target == "sm_90" else 32), (64, 32), (32, 16))[column]
 
 
@@ -62,7 +62,7 @@ def launch_options(plan: KernelPlan, target: GpuTarget = "sm_90", precision: Pre
         (_volume(layout, d) for d in _dots(plan, layout) if _dtype(plan, d) == "f32" and precision == "ieee"), default=0
     )
     if unrolled:
-        return {"num_warps": min(16, max(4, _power(unrolled // (256 * 32)))), "num_stages": 1}
+        return {"num_warps": min(16, max(8, _power(unrolled // (256 * 32)))), "num_stages": 1}
     warps = 4 if _held(plan, layout) <= 96 * 128 else 8
     room = SHARED[target] - 24 * 1024 - _resident(plan, layout)
     return {"num_warps": warps, "num_stages": max(1, min(3, room // max(1, _streamed(plan, layout))))}

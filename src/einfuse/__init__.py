@@ -1,1 +1,27 @@
-"""einfuse: write attention as einsums, get fused, differentiable, verified kernels."""
+"""einfuse: write the attention you mean as a few lines of index notation; get a fused, differentiable, verified kernel.
+
+    import einfuse
+
+    attn = einfuse.compile("alibi")                    # a spec of the library, a path to an .attn file, or the text of a spec
+    o = attn(q, k, v, slope=slope)                     # q: [B, H, Nq, D], k: [B, Hk, Nk, D], v: [B, Hk, Nk, E] -> o: [B, H, Nq, E]
+    einfuse.verify(attn).ok                            # against the float64 oracle, forward and all gradients
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from einfuse.ir import EinfuseError as EinfuseError
+from einfuse.ir import SpecError as SpecError
+from einfuse.runtime import Attention as Attention
+from einfuse.runtime import BenchShape as BenchShape
+from einfuse.runtime import Certificate as Certificate
+from einfuse.runtime import SpecInfo as SpecInfo
+from einfuse.runtime import bench as bench
+from einfuse.runtime import compile as compile
+from einfuse.runtime import cross_compile as cross_compile
+from einfuse.runtime import list_specs as list_specs
+from einfuse.runtime import verify as verify
+
+try:
+    __version__ = version("einfuse")
+except PackageNotFoundError:  # run from a checkout, not installed
+    __version__ = "0.0.0"

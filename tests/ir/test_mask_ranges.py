@@ -136,7 +136,7 @@ def test_ranges_keep_their_contract(name: str, tile: str) -> None:
     rng = np.random.default_rng(len(name))
     plain = cascade(CLOSED[name], tile, sizes=("Nq", "Nk"))
     fold = fold_of(plain)
-    for _ in range(14):
+    for _ in range(8):
         block, step = int(rng.choice([16, 32, 128])), int(rng.choice([0, 8, 16, 64, 24]))
         c = mask_ranges.run(replace(plain, tile=((tile, block),), body=(replace(fold, step=step),)))
         assert fold_of(c).ranges
@@ -253,7 +253,15 @@ def test_random_masks_keep_the_contract() -> None:
 
     def term(x: str) -> str:
         w = ("3", "16", "w[]", "s[]")[rng.integers(4)]
-        forms = (x, x, f"{rng.integers(2, 4)} * {x}", f"{x} // {w}", f"({x} + {rng.integers(9)}) // {w}", f"max({x}, s[])", f"-{x}")
+        forms = (
+            x,
+            x,
+            f"{rng.integers(2, 4)} * {x}",
+            f"{x} // {w}",
+            f"({x} + {rng.integers(9)}) // {w}",
+            f"max({x}, s[])",
+            f"-{x}",
+        )
         return forms[rng.integers(len(forms))]
 
     def bound() -> str:
@@ -262,9 +270,13 @@ def test_random_masks_keep_the_contract() -> None:
         return f"{term('j')} {op} {other} + {rng.integers(-30, 30)}"
 
     closed = 0
-    for n in range(160):
-        text = " or ".join("(" + " and ".join(bound() for _ in range(rng.integers(1, 4))) + ")" for _ in range(rng.integers(1, 3)))
-        c = mask_ranges.run(cascade(text, "ij"[n % 2], int(rng.choice([16, 32, 48])), int(rng.choice([0, 8, 16, 24])), ("Nq", "Nk")))
+    for n in range(60):
+        text = " or ".join(
+            "(" + " and ".join(bound() for _ in range(rng.integers(1, 4))) + ")" for _ in range(rng.integers(1, 3))
+        )
+        c = mask_ranges.run(
+            cascade(text, "ij"[n % 2], int(rng.choice([16, 32, 48])), int(rng.choice([0, 8, 16, 24])), ("Nq", "Nk"))
+        )
         if fold_of(c).tabulated:
             continue
         closed += 1
@@ -272,4 +284,4 @@ def test_random_masks_keep_the_contract() -> None:
             env = {"B": 2, "Nq": int(rng.integers(1, 140)), "Nk": int(rng.integers(1, 140)), "prefix": rng.integers(0, 150, 2)}
             env |= {"w": int(rng.choice([-7, -1, 1, 5, 40])), "s": int(rng.choice([-3, 1, 2, 9]))}
             check_contract(c, env)
-    assert closed > 80
+    assert closed > 40

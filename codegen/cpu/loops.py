@@ -1,0 +1,182 @@
+"""Prints a loop nest: operations at the level of their innermost rank, numbers outside, vectors in the last loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from einfuse.codegen.cpu import access
+from einfuse.codegen.cpu.functions import Ref, applied, literal, number, spread
+from einfuse.codegen.cpu.schedule import Nest
+from einfuse.codegen.cpu.text import Place, Scope, Text
+from einfuse.codegen.plan import Arg, Const, Coordinate, Load, Map, Op, Reduce, Store, Value
+from einfuse.ir import MONOIDS
+
+_COMBINE = {"sum": "{0} + {1}", "prod": "{0} * {1}", "max": "maximum({0}, {1})", "min": "minimum({0}, {1})", "any": "{0} | {1}"}
+TYPES = {"float": ("T", "V"), "int": ("long", "VI"), "bool": ("bool", "VI")}
+
+
+class NestPrinter:
+    """Prints one nest. ``self.before[level]`` and ``self.after[level]`` are the lines around the next inner loop; the last level's
+    ``before`` is the body of the vectorised loop."""
+
+    def __init__(self, text: Text, scope: Scope, nest: Nest, tensors: Mapping[str, Arg]) -> None:
+        self.text, self.scope, self.nest, self.tensors = text, scope, nest, tensors
+        self.at = {r: text.names.fresh(f"{r}_") for r in nest.dims}
+        self.before: list[list[str]] = [[] for _ in nest.dims]
+        self.after: list[list[str]] = [[] for _ in nest.dims]
+        self.outside: list[str] = []
+        self.done: list[str] = []
+        self.refs: dict[str, Ref] = {}
+        self.kept = {v.name for v in nest.kept}
+
+    def printed(self) -> None:
+        writes: list[str] = []
+        for op in self.nest.ops:
+            if isinstance(op, Store):
+                self.before[-1] += access.store(self, op)
+            elif isinstance(op, Reduce):
+                self.reduce(op)
+            else:
+                ref = self.evaluate(op)
+                if op.out.name in self.kept:
+                    writes.append(f"store({self.element(self.scope.places[op.out.name])}, {spread(ref)});")
+        self.before[-1] += writes
+        self.emit()
+
+    def emit(self) -> None:
+        text, nest = self.text, self.nest
+        for line in self.outside:
+            text.line(line)
+        for level, rank in enumerate(nest.dims):
+            at, count = self.at[rank], self.scope.extents[rank].count
+            step = f"{at} += W" if level == len(nest.dims) - 1 else f"++{at}"
+            text.line(f"for (long {at} = 0; {at} < {count}; {step}) {{")
+            text.indent += 1
+            for line in self.before[level]:
+                text.line(line)
+        for level in reversed(range(len(nest.dims))):
+            for line in self.after[level]:
+                text.line(line)
+            text.indent -= 1
+            text.line("}")
+        for line in self.done:
+            text.line(line)
+
+    # ------------------------------------------------------------------------------------------------------------- values
+
+    def level(self, dims: tuple[str, ...]) -> int:
+        return max(self.nest.dims.index(d) for d in dims)
+
+    def is_vector(self, dims: tuple[str, ...]) -> bool:
+        return self.nest.dims[-1] in dims
+
+    def element(self, place: Place) -> str:
+        """The address of the current point (or of the current lanes) in a buffer."""
+        parts = [self.at[d] if s == "1" else f"{self.at[d]} * {s}" for d, s in zip(place.dims, place.steps, strict=True)]
+        return " + ".join([place.pointer, *parts])
+
+    def ref(self, v: Value) -> Ref:
+        """The value at the current point: computed here, or read from its buffer."""
+        found = self.refs.get(v.name) or self.scope.scalars.get(v.name)
+        if found is not None:
+            return found
+        recipe = self.scope.recipes.get(v.name)
+        if isinstance(recipe, Coordinate | Const):
+            return self.evaluate(recipe)
+        place = self.scope.places[v.name]
+        vector = self.is_vector(v.dims)
+        text = f"load({self.element(place)})" if vector else f"*({self.element(place)})"
+        if v.dtype == "bool" and not vector:
+            text = f"({text} != 0)"
+        return self.define(v, Ref(text, v.dtype, vector))
+
+    def define(self, v: Value, ref: Ref) -> Ref:
+        """Gives the text a name at the level of the value's ranks."""
+        name = self.text.names.fresh(v.name)
+        kind = TYPES[v.dtype][1 if ref.vector else 0]
+        self.before[self.level(v.dims)].append(f"const {kind} {name} = {ref.text};")
+        self.refs[v.name] = Ref(name, v.dtype, ref.vector)
+        return self.refs[v.name]
+
+    def evaluate(self, op: Op) -> Ref:
+        match op:
+            case Const(out=out, value=value):
+                return literal(value, out.dtype)
+            case Coordinate(out=out, rank=rank):
+                return self.coordinate(out, rank)
+            case Load(out=out):
+                return self.define(out, access.load(self, op))
+            case Map(out=out, fn=fn, args=args):
+                ref = applied(fn, [self.ref(a) for a in args], out.dtype)
+                if self.is_vector(out.dims) and not ref.vector:
+                    ref = Ref(spread(ref), ref.dtype, True)
+                return self.define(out, ref)
+        raise AssertionError(f"{type(op).__name__} has no place in a loop nest")
+
+    def coordinate(self, out: Value, rank: str) -> Ref:
+        start = self.scope.extents[rank].start
+        here = self.at[rank] if start == "0" else f"{start} + {self.at[rank]}"
+        vector = self.is_vector((rank,))
+        return self.define(out, Ref(f"lanes({here})" if vector else here, "int", vector))
+
+    # --------------------------------------------------------------------------------------------------------- reductions
+
+    def reduce(self, op: Reduce) -> None:
+        if op.out.name not in self.kept:
+            return
+        fn = "max" if op.fn == "any" and op.out.dtype != "bool" else op.fn
+        fn = "any" if op.out.dtype == "bool" and fn in ("max", "sum") else fn
+        identity = number(_identity(fn, op), op.out.dtype)
+        if op.rank == self.nest.dims[-1]:
+            self.reduce_lanes(op, fn, identity)
+        else:
+            self.reduce_memory(op, fn, identity)
+
+    def reduce_lanes(self, op: Reduce, fn: str, identity: str) -> None:
+        """Along the vectorised rank: an accumulator of lanes, folded when the row ends."""
+        acc = self.text.names.fresh(f"{op.out.name}_lanes")
+        kind = TYPES[op.out.dtype][1]
+        outer = self.before[-2] if len(self.nest.dims) > 1 else self.outside
+        end = self.after[-2] if len(self.nest.dims) > 1 else self.done
+        outer.append(f"{kind} {acc} = spread({identity});")
+        value = spread(self.ref(op.arg))
+        extent = self.scope.extents[op.rank]
+        value = f"within<{extent.most}>({value}, {self.at[op.rank]}, spread({identity}))"
+        self.before[-1].append(f"{acc} = {_COMBINE[fn].format(acc, value)};")
+        total = f"{fn}_of({acc})"
+        if not op.out.dims:
+            name = self.text.names.fresh(op.out.name)
+            end.append(f"const {TYPES[op.out.dtype][0]} {name} = {total};")
+            self.scope.scalars[op.out.name] = Ref(name, op.out.dtype)
+            return
+        place = self.scope.places[op.out.name]
+        end.append(f"{place.pointer}[{self.element(place)[len(place.pointer) + 3 :]}] = {'-(I)' if fn == 'any' else ''}{total};")
+
+    def reduce_memory(self, op: Reduce, fn: str, identity: str) -> None:
+        """Along an outer rank: the result is accumulated in its buffer."""
+        place = self.scope.places[op.out.name]
+        depth = len(self.nest.dims)
+        self.outside += fill(self.text, self.scope, place, identity, op.out)
+        here = self.element(place)
+        value = spread(self.ref(op.arg))
+        assert depth > 1, "a reduction along the only rank is along the vectorised one"
+        self.before[-1].append(f"store({here}, {_COMBINE[fn].format(f'load({here})', value)});")
+
+
+def fill(text: Text, scope: Scope, place: Place, value: str, v: Value) -> list[str]:
+    """Lines that set every element of a buffer."""
+    at = [text.names.fresh(f"{d}_") for d in place.dims]
+    head = ""
+    for n, (d, x) in enumerate(zip(place.dims, at, strict=True)):
+        step = f"{x} += W" if n == len(at) - 1 else f"++{x}"
+        head += f"for (long {x} = 0; {x} < {scope.extents[d].count}; {step}) "
+    parts = [x if s == "1" else f"{x} * {s}" for x, s in zip(at, place.steps, strict=True)]
+    return [f"{head}store({' + '.join([place.pointer, *parts])}, spread({value}));"]
+
+
+def _identity(fn: str, op: Reduce) -> float | bool | int:
+    if op.out.dtype == "bool":
+        return False
+    if op.out.dtype == "int" and fn in ("max", "min"):
+        return -(2**31) if fn == "max" else 2**31 - 1
+    return MONOIDS[fn] if op.fn != "any" else 0.0

@@ -1,0 +1,54 @@
+// What a kernel asks of the machine: scratch memory of a thread, the queue of its work, and which blocks are packed.
+
+struct Scratch {
+  void* held[MOST_BUFFERS] = {};
+  int count = 0;
+  bool ok = true;
+  template <class E> E* take(long n) {
+    const size_t bytes = ((size_t)(n + W) * sizeof(E) + 4095) / 4096 * 4096;
+    void* p = ok ? std::aligned_alloc(bytes >= (1 << 21) ? 1 << 21 : 4096, bytes >= (1 << 21) ? (bytes + (1 << 21) - 1) >> 21 << 21 : bytes)
+                 : nullptr;
+    if (!p) { ok = false; return nullptr; }
+#if defined(__linux__)
+    if (bytes >= (1 << 21)) madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+    if (bytes <= (1 << 17)) std::memset(p, 0, bytes);
+    return (E*)(held[count++] = p);
+  }
+  ~Scratch() { for (int n = 0; n < count; ++n) std::free(held[n]); }
+};
+
+// Items 0 .. total in runs that get shorter towards the end and never cross a multiple of `group` (what shares packed blocks).
+struct Queue {
+  const long total, group, threads;
+  std::atomic<long> next_item{0};
+  Queue(long total, long group, long threads) : total(total), group(group), threads(threads) {}
+  bool next(long& first, long& last) {
+    first = next_item.load();
+    do {
+      if (first >= total) return false;
+      const long most = maximum(1L, (total - first) / (2 * threads));
+      last = minimum(minimum(first + most, total), (first / group + 1) * group);
+    } while (!next_item.compare_exchange_weak(first, last));
+    return true;
+  }
+};
+
+// Which blocks of a folded rank a thread holds in packed form, for the ambient point they were packed at.
+template <int KEYS> struct Packed {
+  double key[KEYS + 1];
+  long version = 0;
+  int32_t* of;
+  template <class... K> void at(K... values) {
+    const double now[KEYS + 1] = {(double)values..., 0.0};
+    bool same = version > 0;
+    for (int n = 0; n < KEYS; ++n) same = same && key[n] == now[n];
+    if (same) return;
+    std::memcpy(key, now, sizeof now);
+    ++version;
+  }
+  template <class F> void need(long from, long n, long granule, long size, F pack) {
+    for (long g = from / granule; g * granule < from + n; ++g)
+      if (of[g] != (int32_t)version) { pack(g * granule, minimum(granule, size - g * granule)); of[g] = (int32_t)version; }
+  }
+};

@@ -1,0 +1,169 @@
+"""From straight-line block operations to loop nests: which operations share a loop, and which values need a buffer.
+
+    before   t = qk * c ; m = max[j](t) ; p = exp(t - m) ; l = sum[j](p) ; acc' = acc + p v
+    after    nest (i, j): t, m        nest (i, j): t again, p, l; p is kept for the product        product acc'
+
+Operations with the same domain run in one nest as long as none needs what another has only at the nest's end (a reduction). A
+value that a later nest reads is computed again there if that is cheap, else it is kept in a buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from einfuse.codegen.cpu.dataflow import domain, reads
+from einfuse.codegen.plan import Coordinate, Dot, Map, Op, Reduce, Store, Value
+
+
+@dataclass(frozen=True, slots=True)
+class Single:
+    """An operation on scalars."""
+
+    op: Op
+
+
+@dataclass(frozen=True, slots=True)
+class Nest:
+    """Operations in one loop nest over ``dims``, the last of them in vectors; ``kept`` are written to buffers (or scalars)."""
+
+    dims: tuple[str, ...]
+    ops: tuple[Op, ...]
+    kept: tuple[Value, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A matrix product."""
+
+    op: Dot
+
+
+Node = Single | Nest | Product
+
+CHEAP = frozenset("+ - * < <= > >= == != and or not neg abs max min sign select float int copy".split())
+
+
+def arrange(ops: Sequence[Op], order: tuple[str, ...]) -> list[Node]:
+    """The operations in an order that fills loop nests: scalars first, then small domains, and products when nothing else is ready."""
+    nodes: list[Node] = []
+    pending, missing = list(ops), {op.out.name for op in ops if not isinstance(op, Store)}
+    while pending:
+        single = next((op for op in pending if not domain(op, order) and _ready(op, missing)), None)
+        if single is not None:
+            chosen: list[Op] = [single]
+            nodes.append(Single(single))
+        else:
+            ready = [op for op in pending if _ready(op, missing) and not isinstance(op, Dot)]
+            if ready:
+                dims = min((domain(op, order) for op in ready), key=len)
+                chosen = _together(pending, dims, missing, order)
+                nodes.append(Nest(dims, tuple(chosen)))
+            else:
+                chosen = [op for op in pending if _ready(op, missing)]
+                nodes += [Product(op) for op in chosen if isinstance(op, Dot)]
+        assert chosen, "operations stand in the order of their use"
+        taken = set(map(id, chosen))
+        pending = [op for op in pending if id(op) not in taken]
+        missing -= {op.out.name for op in chosen if not isinstance(op, Store)}
+    return nodes
+
+
+def _ready(op: Op, missing: set[str]) -> bool:
+    return all(v.name not in missing for v in reads(op))
+
+
+def _together(pending: Sequence[Op], dims: tuple[str, ...], missing: set[str], order: tuple[str, ...]) -> list[Op]:
+    """The operations over ``dims`` that can run in one nest now."""
+    here: set[str] = set()
+    chosen: list[Op] = []
+    for op in pending:
+        if isinstance(op, Dot) or domain(op, order) != dims:
+            continue
+        if all(v.name not in missing or v.name in here for v in reads(op)):
+            chosen.append(op)
+            if not isinstance(op, Store | Reduce):
+                here.add(op.out.name)
+    return chosen
+
+
+def settle(nodes: Sequence[Node], recipes: Mapping[str, Op], wanted: set[str]) -> tuple[list[Node], set[str]]:
+    """Decides what each nest computes and keeps.
+
+    ``recipes`` are the operations that may be repeated, ``wanted`` the names read after the last node. Returns the nodes and
+    every name that is read from a buffer or a scalar.
+    """
+    read = set(wanted)
+    out: list[Node] = []
+    for node in reversed(nodes):
+        if isinstance(node, Nest):
+            nest = _nest(node, recipes, read)
+            if nest is not None:
+                out.append(nest)
+        elif isinstance(node.op, Store) or node.op.out.name in read:
+            read |= {v.name for v in reads(node.op)}
+            out.append(node)
+    return out[::-1], read
+
+
+def _nest(node: Nest, recipes: Mapping[str, Op], read: set[str]) -> Nest | None:
+    own = {op.out.name: op for op in node.ops if not isinstance(op, Store | Reduce)}
+    roots = [op for op in node.ops if isinstance(op, Store) or op.out.name in read]
+    ops: list[Op] = []
+    seen: set[str] = set()
+    needed: set[str] = set()
+
+    def visit(op: Op) -> None:
+        for v in reads(op):
+            if v.name in own:
+                if v.name not in seen:
+                    seen.add(v.name)
+                    visit(own[v.name])
+            elif v.dims and v.name not in read and _repeated(v, node.dims, recipes):
+                if v.name not in seen:
+                    seen.add(v.name)
+                    visit(recipes[v.name])
+            elif not (v.dims and isinstance(recipes.get(v.name), Coordinate)):
+                needed.add(v.name)
+            elif v.name not in seen:
+                seen.add(v.name)
+                ops.append(recipes[v.name])
+        ops.append(op)
+
+    for root in roots:
+        if isinstance(root, Store | Reduce):
+            visit(root)
+        elif root.out.name not in seen:
+            seen.add(root.out.name)
+            visit(root)
+    kept = tuple(op.out for op in roots if not isinstance(op, Store | Coordinate))
+    ops = [op for op in ops if not isinstance(op, Coordinate) or op.out.dims]
+    read |= needed
+    return Nest(node.dims, tuple(ops), kept) if kept or any(isinstance(op, Store) for op in ops) else None
+
+
+def _repeated(v: Value, dims: tuple[str, ...], recipes: Mapping[str, Op]) -> bool:
+    """Whether computing a value again beats a buffer."""
+    op = recipes.get(v.name)
+    if isinstance(op, Coordinate):
+        return True
+    if not isinstance(op, Map) or op.fn not in CHEAP:
+        return False
+    return _cost(v, recipes) <= (8 if v.dtype == "bool" else 6 if v.dims == dims else 2)
+
+
+def _cost(v: Value, recipes: Mapping[str, Op], depth: int = 0) -> int:
+    op = recipes.get(v.name)
+    if not v.dims or isinstance(op, Coordinate):
+        return 0
+    if not isinstance(op, Map) or op.fn not in CHEAP or depth > 8:
+        return 1
+    return 1 + sum(_cost(a, recipes, depth + 1) for a in op.args)
+
+
+def node_reads(node: Node) -> set[str]:
+    """The names a node reads from buffers and scalars."""
+    if not isinstance(node, Nest):
+        return {v.name for v in reads(node.op)}
+    computed = {op.out.name for op in node.ops if not isinstance(op, Store | Reduce)}
+    return {v.name for op in node.ops for v in reads(op)} - computed

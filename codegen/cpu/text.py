@@ -1,0 +1,78 @@
+"""The text of a kernel while it is written: lines with indentation, and where the values of the plan are found in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from einfuse.codegen.cpu.functions import Ref
+from einfuse.codegen.cpu.names import Names
+from einfuse.codegen.plan import Op
+from einfuse.ir import DType
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A buffer: a pointer, the ranks it spans and its step in elements along each (text; the last one is 1 where it is vectorised)."""
+
+    pointer: str
+    dims: tuple[str, ...]
+    steps: tuple[str, ...]
+    dtype: DType = "float"
+
+    @property
+    def row(self) -> str:
+        """The distance of two rows."""
+        return self.steps[0] if len(self.steps) > 1 else "0"
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The part of a rank that a block covers: its first coordinate, how many exist, and how many it may hold."""
+
+    start: str
+    count: str
+    most: int
+
+
+@dataclass(slots=True)
+class Scope:
+    """What can be seen at a place in the text."""
+
+    scalars: dict[str, Ref] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+    turned: dict[str, Place] = field(default_factory=dict)  # transposed copies of two-dimensional values
+    recipes: dict[str, Op] = field(default_factory=dict)
+    extents: dict[str, Extent] = field(default_factory=dict)
+
+    def inner(self) -> Scope:
+        return Scope(dict(self.scalars), dict(self.places), dict(self.turned), dict(self.recipes), dict(self.extents))
+
+
+@dataclass(slots=True)
+class Text:
+    """Lines, and the names and thread-wide buffers that they use."""
+
+    names: Names = field(default_factory=Names)
+    lines: list[str] = field(default_factory=list)
+    buffers: list[str] = field(default_factory=list)  # declarations at the start of a thread
+    indent: int = 0
+    pool: dict[tuple[object, ...], str] = field(default_factory=dict)
+
+    def line(self, text: str = "") -> None:
+        self.lines.append("  " * self.indent + text if text else "")
+
+    @contextmanager
+    def block(self, head: str, tail: str = "}") -> Iterator[None]:
+        self.line(head + " {")
+        self.indent += 1
+        yield
+        self.indent -= 1
+        self.line(tail)
+
+    def buffer(self, name: str, element: str, count: str, note: str = "") -> str:
+        """A new buffer of the thread."""
+        text = self.names.fresh(name)
+        self.buffers.append(f"{element}* const {text} = scratch.take<{element}>({count});" + (f"  // {note}" if note else ""))
+        return text

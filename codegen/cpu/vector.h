@@ -1,0 +1,103 @@
+// Vectors of the compiler's own (no intrinsics): V of the accumulation type T, VI of integers and truth values as wide as T.
+// A truth value is 0 or -1 in every lane. Lanes of padding hold anything; nothing that mixes lanes may read them.
+
+#if defined(__AVX512F__)
+constexpr int BYTES = 64, ROWS = 6, COLUMNS = 4;  // 24 accumulators of 32 registers
+#elif defined(__AVX__)
+constexpr int BYTES = 32, ROWS = 6, COLUMNS = 2;  // 12 of 16
+#elif defined(__aarch64__)
+constexpr int BYTES = 16, ROWS = 6, COLUMNS = 4;  // 24 of 32
+#else
+constexpr int BYTES = 16, ROWS = 6, COLUMNS = 2;
+#endif
+typedef T V __attribute__((vector_size(BYTES)));
+typedef I VI __attribute__((vector_size(BYTES)));
+constexpr long W = BYTES / sizeof(T);
+
+constexpr long padded(long n) { return (n + W - 1) / W * W; }
+constexpr long ceil_div(long n, long by) { return (n + by - 1) / by; }
+
+#define INLINE static inline __attribute__((always_inline))
+#pragma GCC diagnostic ignored "-Wpsabi"
+
+INLINE V load(const T* p) { V x; __builtin_memcpy(&x, p, sizeof x); return x; }
+INLINE VI load(const I* p) { VI x; __builtin_memcpy(&x, p, sizeof x); return x; }
+INLINE void store(T* p, V x) { __builtin_memcpy(p, &x, sizeof x); }
+INLINE void store(I* p, VI x) { __builtin_memcpy(p, &x, sizeof x); }
+
+INLINE V spread(T x) { return x - V{}; }
+INLINE VI spread(long x) { return (I)x - VI{}; }
+INLINE VI spread(bool x) { return -(I)x - VI{}; }
+
+INLINE VI iota() { VI x; for (int l = 0; l < W; ++l) x[l] = l; return x; }
+INLINE VI lanes(long from) { return iota() + (I)from; }
+
+INLINE V select(VI c, V a, V b) { return c ? a : b; }
+INLINE VI select(VI c, VI a, VI b) { return c ? a : b; }
+template <class X> INLINE X select(bool c, X a, X b) { return c ? a : b; }
+
+INLINE V real(VI x) { return __builtin_convertvector(x, V); }
+INLINE T real(long x) { return (T)x; }
+INLINE V truth_real(VI x) { return real(-x); }
+INLINE VI whole(V x) { return __builtin_convertvector(x, VI); }
+INLINE long whole(T x) { return (long)x; }
+INLINE V bits_real(VI x) { V y; __builtin_memcpy(&y, &x, sizeof y); return y; }
+INLINE VI bits_int(V x) { VI y; __builtin_memcpy(&y, &x, sizeof y); return y; }
+
+INLINE V maximum(V a, V b) { return a > b ? a : b; }
+INLINE VI maximum(VI a, VI b) { return a > b ? a : b; }
+INLINE T maximum(T a, T b) { return a > b ? a : b; }
+INLINE long maximum(long a, long b) { return a > b ? a : b; }
+INLINE V minimum(V a, V b) { return a < b ? a : b; }
+INLINE VI minimum(VI a, VI b) { return a < b ? a : b; }
+INLINE T minimum(T a, T b) { return a < b ? a : b; }
+INLINE long minimum(long a, long b) { return a < b ? a : b; }
+INLINE V absolute(V x) { return bits_real(bits_int(x) & (VI)(~((VI{} + 1) << (8 * sizeof(T) - 1)))); }
+INLINE T absolute(T x) { return x < 0 ? -x : x; }
+INLINE VI absolute(VI x) { return x < 0 ? -x : x; }
+INLINE long absolute(long x) { return x < 0 ? -x : x; }
+INLINE VI sign(VI x) { return (x < 0) - (x > 0); }
+INLINE V sign(V x) { return real((VI)(x < 0) - (VI)(x > 0)); }
+INLINE long sign(long x) { return (x > 0) - (x < 0); }
+INLINE T sign(T x) { return (T)((x > 0) - (x < 0)); }
+
+// Division that rounds down, and what it leaves. A divisor of 0 stands only in padding or where a select discards it.
+INLINE long floor_div(long a, long b) { b += b == 0; long q = a / b; return q - ((a % b != 0) & ((a < 0) != (b < 0))); }
+INLINE long floor_mod(long a, long b) { return a - floor_div(a, b) * b; }
+INLINE VI floor_div(VI a, VI b) {
+  if constexpr (sizeof(I) == 4) {  // exact in double: 32-bit quotients have 53 bits to round in
+    VI q;
+    for (int l = 0; l < W; ++l) q[l] = (I)__builtin_floor((double)a[l] / (double)(b[l] == 0 ? 1 : b[l]));
+    return q;
+  }
+  VI q;
+  for (int l = 0; l < W; ++l) q[l] = floor_div((long)a[l], (long)b[l]);
+  return q;
+}
+INLINE VI floor_mod(VI a, VI b) { return a - floor_div(a, b) * b; }
+
+template <int STEP, class X> INLINE X rotated(X x) {
+  VI at = (iota() + STEP) % (I)W;
+  return __builtin_shuffle(x, at);
+}
+template <class X, class F> INLINE X folded(X x, F f) {  // f over all lanes, in every lane
+  if constexpr (W >= 16) x = f(x, rotated<8>(x));
+  if constexpr (W >= 8) x = f(x, rotated<4>(x));
+  if constexpr (W >= 4) x = f(x, rotated<2>(x));
+  return f(x, rotated<1>(x));
+}
+INLINE T sum_of(V x) { return folded(x, [](V a, V b) { return a + b; })[0]; }
+INLINE long sum_of(VI x) { return folded(x, [](VI a, VI b) { return a + b; })[0]; }
+INLINE T prod_of(V x) { return folded(x, [](V a, V b) { return a * b; })[0]; }
+INLINE long prod_of(VI x) { return folded(x, [](VI a, VI b) { return a * b; })[0]; }
+INLINE T max_of(V x) { return folded(x, [](V a, V b) { return maximum(a, b); })[0]; }
+INLINE long max_of(VI x) { return folded(x, [](VI a, VI b) { return maximum(a, b); })[0]; }
+INLINE T min_of(V x) { return folded(x, [](V a, V b) { return minimum(a, b); })[0]; }
+INLINE long min_of(VI x) { return folded(x, [](VI a, VI b) { return minimum(a, b); })[0]; }
+INLINE bool any_of(VI x) { return folded(x, [](VI a, VI b) { return a | b; })[0] != 0; }
+
+// x where the lane is one of the first N of the block, else the identity of the reduction that follows.
+template <long N, class X> INLINE X within(X x, long at, X identity) {
+  if constexpr (N % W == 0) return x;
+  return at + W <= N ? x : select(lanes(at) < (I)N, x, identity);
+}

@@ -1,0 +1,104 @@
+// Single precision. Reductions and polynomials after Cody and Waite and the Cephes library (S. Moshier).
+
+// x * 2^n for whole n of any size: in two steps, so that a result below the normal range is rounded once.
+INLINE V times_power(V x, V n) {
+#if defined(__AVX512F__)
+  return (V)__builtin_ia32_scalefps512_mask(x, n, V{}, -1, 4);
+#else
+  VI e = whole(n), half = e >> 1;
+  return x * bits_real((half + 127) << 23) * bits_real((e - half + 127) << 23);
+#endif
+}
+INLINE V nearest(V x) { const V big = spread(12582912.f); return (x + big) - big; }  // 1.5 * 2^23; |x| < 2^22
+
+// e^r for |r| <= ln(2) / 2
+INLINE V exponential_core(V r) {
+  V p = spread(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  return p * (r * r) + r + 1.f;
+}
+INLINE V exponential(V x) {
+  x = x < -104.f ? spread(-104.f) : x;  // 0 from here on; NaN stays
+  x = x > 89.f ? spread(89.f) : x;      // inf from here on
+  const V n = nearest(x * 1.44269504088896341f);
+  const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  return times_power(exponential_core(r), n);
+}
+INLINE V exponential2(V x) {
+  x = x < -151.f ? spread(-151.f) : x;
+  x = x > 129.f ? spread(129.f) : x;
+  const V n = nearest(x);
+  return times_power(exponential_core((x - n) * 0.693147180559945309f), n);
+}
+
+// x = m * 2^n with m in [sqrt(1/2), sqrt(2)), for positive finite x; then log(m) = r - r^2/2 + r^3 p(r), r = m - 1
+struct Split { V r, tail, n; };
+INLINE Split logarithm_split(V x) {
+  const VI tiny = x < 1.17549435e-38f;
+  const VI b = bits_int(select(tiny, x * 8388608.f, x));
+  const VI shifted = b - 0x3f3504f3;
+  V n = real(shifted >> 23) - select(tiny, spread(23.f), V{});
+  const V r = bits_real((shifted & 0x7fffff) + 0x3f3504f3) - 1.f;
+  V p = spread(7.0376836292e-2f);
+  p = p * r - 1.1514610310e-1f;
+  p = p * r + 1.1676998740e-1f;
+  p = p * r - 1.2420140846e-1f;
+  p = p * r + 1.4249322787e-1f;
+  p = p * r - 1.6668057665e-1f;
+  p = p * r + 2.0000714765e-1f;
+  p = p * r - 2.4999993993e-1f;
+  p = p * r + 3.3333331174e-1f;
+  return {r, p * r * (r * r), n};
+}
+INLINE V logarithm_ends(V x, V y) {  // what the split cannot say: 0, inf, negative numbers and NaN
+  const V inf = spread(__builtin_inff());
+  y = select(x == 0.f, -inf, y);
+  y = select(x == inf, inf, y);
+  return select(x >= 0.f, y, spread(__builtin_nanf("")));
+}
+INLINE V logarithm(V x) {
+  const Split s = logarithm_split(x);
+  V y = s.tail - s.n * 2.12194440e-4f;
+  y = y - 0.5f * (s.r * s.r);
+  return logarithm_ends(x, (s.r + y) + s.n * 0.693359375f);
+}
+INLINE V logarithm2(V x) {
+  const Split s = logarithm_split(x);
+  const V y = s.tail - 0.5f * (s.r * s.r);  // log2(e) = 1 + 0.442695...
+  return logarithm_ends(x, ((y * 0.44269504088896341f + s.r * 0.44269504088896341f) + y + s.r) + s.n);
+}
+// Kahan: the rounding of 1 + x is undone by the quotient.
+INLINE V logarithm1p(V x) {
+  const V u = 1.f + x, d = u - 1.f;
+  const V y = logarithm(u) * select(d == 0.f, spread(1.f), x / d);
+  return select((VI)(d == 0.f) | (VI)(x == __builtin_inff()), x, y);
+}
+INLINE V hyperbolic_tangent(V x) {
+  const V a = absolute(x), z = x * x;
+  V p = spread(-5.70498872745e-3f);
+  p = p * z + 2.06390887954e-2f;
+  p = p * z - 5.37397155531e-2f;
+  p = p * z + 1.33314422036e-1f;
+  p = p * z - 3.33332819422e-1f;
+  const V small = p * z * x + x;
+  const V large = 1.f - 2.f / (exponential(a + a) + 1.f);
+  const V sign_bit = bits_real(bits_int(x) & (VI)(VI{} + (I)0x80000000));
+  return select(a < 0.625f, small, bits_real(bits_int(large) | bits_int(sign_bit)));
+}
+INLINE V logistic(V x) {
+  const V e = exponential(-absolute(x));
+  return select(x >= 0.f, spread(1.f), e) / (1.f + e);
+}
+// log1p(e) for e in [0, 1] needs none of the corrections for special operands.
+INLINE V soft_plus(V x) {
+  const V e = exponential(-absolute(x)), u = 1.f + e, d = u - 1.f;
+  const Split s = logarithm_split(u);
+  V y = s.tail - s.n * 2.12194440e-4f;
+  y = (s.r + (y - 0.5f * (s.r * s.r))) + s.n * 0.693359375f;
+  y = select(d == 0.f, e, y + (e - d) / u);  // the first term of what 1 + e lost
+  return select(x > 0.f, x, x <= 0.f ? V{} : x) + y;
+}

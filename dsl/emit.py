@@ -1,0 +1,106 @@
+"""The statements of a cascade under construction: fresh names, and equal ones made only once."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from einfuse.dsl.names import Held
+from einfuse.dsl.values import Value, coordinate, merged, moved, read
+from einfuse.ir import Einsum, Expr, SpecError, conjunction
+from einfuse.ir.expr import factors, indices
+
+MAX_STATEMENTS = 10_000
+
+
+class Emitter:
+    """Collects statements in order of dependency."""
+
+    def __init__(self, taken: set[str], order: dict[str, int]) -> None:
+        self.taken, self.order = taken, order
+        self.body: list[Einsum] = []
+        self._known: dict[str, Held] = {}  # unnamed statements by their contents
+        self._counters: dict[str, int] = {}
+        self._named: set[str] = set()  # the targets that the user chose
+
+    def sorted(self, ranks: frozenset[str] | set[str]) -> tuple[str, ...]:
+        """Ranks in order of declaration."""
+        return tuple(sorted(ranks, key=self.order.__getitem__))
+
+    def fresh(self, hint: str) -> str:
+        """``hint``, or ``hint_1``, ... if it is taken."""
+        hint = re.sub(r"\W", "_", hint)
+        name, n = hint, self._counters.get(hint, 0)
+        while name in self.taken:
+            n += 1
+            name = f"{hint}_{n}"
+        self._counters[hint] = n
+        self.taken.add(name)
+        return name
+
+    def named(self, statement: Einsum, value: Value) -> Held:
+        """A statement under the name that the attention's author chose."""
+        self._append(statement)
+        self._named.add(statement.target)
+        return _held(statement, value)
+
+    def unnamed(self, statement: Einsum, value: Value) -> Held:
+        """A statement whose name (a hint) is ours to choose; one with the same contents is not made again."""
+        key = repr(dataclasses.replace(statement, target=""))
+        held = self._known.get(key)
+        if held is None:
+            statement = dataclasses.replace(statement, target=self.fresh(statement.target))
+            self._append(statement)
+            held = self._known[key] = _held(statement, value)
+        return held
+
+    def adopt(self, value: Value, since: int) -> Einsum | None:
+        """Takes back the last statement if it is unnamed, made after the first ``since`` ones (so that nobody else can read it), and
+        ``value`` is exactly its value: the reader becomes it."""
+        last = self.body[-1] if len(self.body) > since else None
+        if last is None or last.target in self._named or value.expr.op != "load" or value.expr.value != last.target:
+            return None
+        if [a.value if a.op == "index" else None for a in value.expr.args] != list(last.ranks):
+            return None
+        self.body.pop()
+        self._known.pop(repr(dataclasses.replace(last, target="")), None)
+        self.taken.discard(last.target)
+        return last
+
+    def _append(self, statement: Einsum) -> None:
+        if len(self.body) >= MAX_STATEMENTS:
+            raise SpecError(
+                f"the cascade has more than {MAX_STATEMENTS:,} statements once definitions are filled in", statement.loc
+            )
+        self.body.append(statement)
+
+
+def reduction_name(red: str, value: Value, target: str) -> str:
+    """A name for an unnamed reduction: ``qk`` for a product of q and k, ``p_sum`` for a sum of p, else after the target."""
+    parts = factors(value.expr)
+    if all(p.op == "load" for p in parts):
+        word = "".join(p.name for p in parts)
+        if len(parts) == 1:
+            return f"{word}_{red}"
+        if len(word) <= 8 and red == "sum":
+            return word
+    return f"{target}_{red}"
+
+
+def load_held(held: Held, args: tuple[Value, ...] | None = None) -> Value:
+    """A statement read at its own coordinates, or at ``args``."""
+    at = tuple(map(coordinate, held.ranks)) if args is None else args
+    return read(held.name, held.dtype, at, moved(held.space, held.ranks, at))
+
+
+def _held(statement: Einsum, value: Value) -> Held:
+    gone = set(statement.over)
+    space = (*value.space, *((statement.mask,) if statement.mask is not None else ()))
+    kept = tuple(p for p in merged(space) if not indices(p) & gone)
+    dtype = "float" if statement.red and value.dtype == "int" else value.dtype
+    return Held(statement.target, statement.ranks, dtype, kept)
+
+
+def mask_of(where: Value | None) -> Expr | None:
+    """The mask of a statement: its condition, and the spaces of what the condition reads."""
+    return None if where is None else conjunction(where.expr, *where.space)

@@ -1,0 +1,255 @@
+"""Text to syntax tree. Every fault of syntax is a `SpecError` with its place and what was expected."""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+from lark import Lark, Token, v_args
+from lark.exceptions import UnexpectedInput, VisitError
+from lark.tree import Meta
+from lark.visitors import Transformer_NonRecursive
+
+from einfuse.dsl import ast
+from einfuse.dsl.diagnostics import syntax_error
+from einfuse.ir import Span, SpecError
+
+MAX_TEXT = 1_000_000
+MAX_NESTING = 200
+
+
+def parse(text: str, file: str = "<text>") -> ast.Module:
+    """The syntax tree of ``text``. Raises SpecError where it is not ``.attn``; names are not looked up yet."""
+    try:
+        return _parsed(text, file)
+    except SpecError as error:
+        raise error.within(text) from None
+
+
+def read_spec(path: str | Path) -> str:
+    """The text of a file. Raises SpecError where it is not UTF-8 or too large."""
+    data = Path(path).read_bytes()
+    if len(data) > MAX_TEXT:
+        raise SpecError(f"{path} holds {len(data):,} bytes; a spec holds at most {MAX_TEXT:,}")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - data.rfind(b"\n", 0, error.start)
+        where = Span(str(path), line, column)
+        raise SpecError(f"byte {error.start} is not UTF-8 text", where, "save the file as UTF-8") from None
+
+
+def _parsed(text: str, file: str) -> ast.Module:
+    if len(text) > MAX_TEXT:
+        raise SpecError(f"the text has {len(text):,} characters; a spec has at most {MAX_TEXT:,}", Span(file, 1, 1))
+    try:
+        items: list[Any] = _Build(file).transform(grammar().parse(text))
+    except UnexpectedInput as error:
+        raise syntax_error(error, text, file) from None
+    except VisitError as error:
+        if isinstance(error.orig_exc, SpecError):
+            raise error.orig_exc from None
+        raise
+    module = _module(items, file, text)
+    for node, depth in ast.walk(module):
+        if depth > MAX_NESTING:
+            raise SpecError(
+                f"this is nested more than {MAX_NESTING} levels deep",
+                node.loc if not isinstance(node, ast.Module) else None,
+                "give a part of the expression a name of its own",
+            )
+    return module
+
+
+@functools.cache
+def grammar() -> Lark:
+    """The parser; its trees are turned into `dsl.ast` nodes by `_Build`."""
+    path = Path(__file__).parent / "grammar" / "attn.lark"
+    return Lark(path.read_text(encoding="utf-8"), parser="lalr", propagate_positions=True, maybe_placeholders=True)
+
+
+def _module(items: list[Any], file: str, text: str) -> ast.Module:
+    """Sorts the items of a file and gives each docstring to what follows it (the first one, otherwise, to the file)."""
+    doc, pending = "", None
+    uses: list[ast.Use] = []
+    definitions: list[ast.Definition] = []
+    attentions: list[ast.Attention] = []
+    for n, item in enumerate(items):
+        if isinstance(item, _Doc):
+            if pending is not None and (doc or pending is not items[0]):
+                raise _stray(pending)
+            if pending is not None:
+                doc = pending.text
+            pending = item
+        elif isinstance(item, ast.Use):
+            if pending is not None:
+                if n != 1:
+                    raise _stray(pending)
+                doc, pending = pending.text, None
+            uses.append(item)
+        else:
+            assert isinstance(item, ast.Definition | ast.Attention), f"the grammar has no item {type(item).__name__}"
+            if pending is not None:
+                item, pending = _with_doc(item, pending.text), None
+            (definitions if isinstance(item, ast.Definition) else attentions).append(item)  # type: ignore[arg-type]
+    if pending is not None:
+        if len(items) > 1:
+            raise _stray(pending)
+        doc = pending.text
+    return ast.Module(doc, tuple(uses), tuple(definitions), tuple(attentions), file, text)
+
+
+def _with_doc(item: ast.Definition | ast.Attention, doc: str) -> ast.Definition | ast.Attention:
+    import dataclasses
+
+    return dataclasses.replace(item, doc=doc)
+
+
+class _Doc:
+    def __init__(self, text: str, loc: Span) -> None:
+        self.text, self.loc = text, loc
+
+
+def _stray(doc: _Doc) -> SpecError:
+    return SpecError(
+        "a docstring stands first in the file or right before an `attention` or a `def`", doc.loc, "write a comment with # here"
+    )
+
+
+def _span(file: str, meta: Meta | Token) -> Span:
+    """The place of a token or of the tokens of a rule."""
+    start, end, line, column = meta.start_pos, meta.end_pos, meta.line, meta.column
+    known = start is not None and end is not None and line is not None and column is not None
+    assert known, "positions are on"
+    return Span(file, line, column, max(1, end - start))  # type: ignore[operator,arg-type]  # known
+
+
+def _number(token: Token, loc: Span) -> ast.Number:
+    text = str(token)
+    if len(text) > 40:
+        raise SpecError("this number has more than 40 characters", loc)
+    if text.isdigit():
+        value: int | float = int(text)
+        if value >= 2**63:
+            raise SpecError(f"{text} does not fit in 64 bits", loc)
+        return ast.Number(value, "int", loc)
+    value = float(text)
+    if math.isinf(value):
+        raise SpecError(f"{text} is too large for a float", loc)
+    return ast.Number(value, "float", loc)
+
+
+@v_args(meta=True)
+class _Build(Transformer_NonRecursive[Token, Any]):
+    """Lark's callbacks, bottom up and without recursion. Optional parts that are absent arrive as None."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self.file = file
+
+    def start(self, _: Meta, c: list[Any]) -> list[Any]:
+        return c
+
+    def docstring(self, m: Meta, c: list[Token]) -> _Doc:
+        return _Doc(_dedent(c[0][3:-3]), _span(self.file, m))
+
+    def use(self, m: Meta, c: list[Any]) -> ast.Use:
+        module, name = (None if t is None else ast.Name(str(t), _span(self.file, t)) for t in c)
+        assert module is not None, "the grammar asks for a module"
+        return ast.Use(module, name, _span(self.file, m))
+
+    def name(self, m: Meta, c: list[Token]) -> ast.Name:
+        return ast.Name(str(c[0]), _span(self.file, m))
+
+    def path(self, m: Meta, c: list[Token]) -> ast.Name:
+        return ast.Name(".".join(c), _span(self.file, m))
+
+    def names(self, _: Meta, c: list[Any]) -> tuple[Any, ...]:
+        return tuple(x for x in c if x is not None)
+
+    members = params = exprs = arguments = names
+
+    def param(self, m: Meta, c: list[Any]) -> ast.Param:
+        name, kind, members, default = c
+        return ast.Param(name, kind, members[0] if members else (), default, _span(self.file, m))
+
+    def attention(self, m: Meta, c: list[Any]) -> ast.Attention:
+        name, params, over, *body = c
+        return ast.Attention(name, params or (), over or (), tuple(body), loc=_span(self.file, m))
+
+    def rank(self, m: Meta, c: list[Any]) -> ast.RankLine:
+        return ast.RankLine(c[0], c[1], c[2], _span(self.file, m))
+
+    def input(self, m: Meta, c: list[Any]) -> ast.Input:
+        return ast.Input(c[0], c[1] or (), c[2], c[3] is not None, _span(self.file, m))
+
+    def output(self, m: Meta, c: list[Any]) -> ast.Output:
+        return ast.Output(c[0], _span(self.file, m))
+
+    def statement(self, m: Meta, c: list[Any]) -> ast.Statement:
+        return ast.Statement(c[0], c[1], c[2], c[3], _span(self.file, m))
+
+    def short_definition(self, m: Meta, c: list[Any]) -> ast.Definition:
+        return ast.Definition(c[0], c[1] or (), c[2] or (), (), c[3], loc=_span(self.file, m))
+
+    def long_definition(self, m: Meta, c: list[Any]) -> ast.Definition:
+        name, ranks, params, *body, result = c
+        return ast.Definition(name, ranks or (), params or (), tuple(body), result, block=True, loc=_span(self.file, m))
+
+    def conditional(self, m: Meta, c: list[Any]) -> ast.Conditional:
+        return ast.Conditional(c[0], c[1], c[2], _span(self.file, m))
+
+    def binary(self, m: Meta, c: list[Any]) -> ast.Binary:
+        return ast.Binary(str(c[1]), c[0], c[2], _span(self.file, m))
+
+    def unary(self, m: Meta, c: list[Any]) -> ast.Unary:
+        return ast.Unary("not", c[1], _span(self.file, m))
+
+    def negative(self, m: Meta, c: list[Any]) -> ast.Unary:
+        return ast.Unary("neg", c[-1], _span(self.file, m))
+
+    def compare(self, m: Meta, c: list[Any]) -> ast.Compare:
+        return ast.Compare(tuple(str(t) for t in c[1::2]), tuple(c[0::2]), _span(self.file, m))
+
+    def number(self, _: Meta, c: list[Token]) -> ast.Number:
+        return _number(c[0], _span(self.file, c[0]))
+
+    def truth(self, m: Meta, c: list[Token]) -> ast.Truth:
+        return ast.Truth(str(c[0]) == "true", _span(self.file, m))
+
+    def group(self, _: Meta, c: list[Any]) -> Any:
+        return c[0]
+
+    def read(self, m: Meta, c: list[Any]) -> ast.Read:
+        return ast.Read(c[0], c[1] or (), _span(self.file, m))
+
+    def masked(self, _: Meta, c: list[Any]) -> _Masked:
+        return _Masked(c[0], c[1])
+
+    def call(self, m: Meta, c: list[Any]) -> ast.Call:
+        return _call(c[0], None, c[1], _span(self.file, m))
+
+    def indexed_call(self, m: Meta, c: list[Any]) -> ast.Call:
+        return _call(c[0], c[1], c[2], _span(self.file, m))
+
+
+class _Masked:
+    """``value where condition`` between the parentheses of a reduction."""
+
+    def __init__(self, value: ast.Expr, where: ast.Expr) -> None:
+        self.value, self.where = value, where
+
+
+def _call(name: ast.Name, ranks: tuple[ast.Expr, ...] | None, args: Any, loc: Span) -> ast.Call:
+    if isinstance(args, _Masked):
+        return ast.Call(name, ranks, (args.value,), args.where, loc)
+    return ast.Call(name, ranks, args or (), None, loc)
+
+
+def _dedent(text: str) -> str:
+    import inspect
+
+    return inspect.cleandoc(text)

@@ -1,0 +1,102 @@
+"""Commands that run kernels: verify, bench."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+
+import einfuse
+from einfuse._cli import inputs, screen
+from einfuse.runtime.bench import BenchRow, BenchShape
+from einfuse.runtime.cross import TARGETS
+from einfuse.runtime.verify import DTYPES, Row
+
+
+def interpret_triton() -> None:
+    """Without a GPU, Triton kernels run in Triton's interpreter; Triton reads this when it is imported."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def verify(args: argparse.Namespace) -> int:
+    interpret_triton()
+    attentions = inputs.attentions(args.specs, args)
+    backends = tuple(args.backend or ("cpu", "triton"))
+    dtypes = tuple(args.dtype or ("float32", "bfloat16"))
+    rows: list[Row] = []
+    steps = len(attentions) * (len(backends) * len(dtypes) + (len(dtypes) if args.cross else 0))
+    with screen.working(steps) as step:
+        for attention in attentions:
+            gradients = not args.forward_only
+            found = einfuse.verify(
+                attention, backends=backends, dtypes=dtypes, gradients=gradients, seed=args.seed, progress=step
+            )
+            rows += found.rows
+            for dtype in dtypes if args.cross else ():
+                step(f"{attention.name} compiled for {', '.join(TARGETS)}, {dtype}")
+                rows += _crossed(attention, dtype, gradients)
+    ok = all(r.ok for r in rows)
+    if args.json:
+        screen.report({"ok": ok, "rows": [asdict(r) for r in rows]})
+    else:
+        show_rows(rows)
+    return 0 if ok else 1
+
+
+def _crossed(attention: einfuse.Attention, dtype: str, backward: bool) -> list[Row]:
+    """A row a kernel and target: the error is the number of spills."""
+    kernels = einfuse.cross_compile(attention, dtype=DTYPES[dtype], backward=backward)
+    return [
+        Row(attention.name, f"triton {k.target}", k.dtype, f"{k.name} {k.matrix}".strip(), float(k.spills), 0.0, k.ok)
+        for k in kernels
+    ]
+
+
+def show_rows(rows: Sequence[Row]) -> None:
+    """A line a spec, back end and dtype while all is well; every comparison of those where something is not."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for r in rows:
+        groups.setdefault((r.name, r.backend, r.dtype), []).append(r)
+    shown = screen.table("spec", "back end", "dtype", "compared", ">error", ">allowed", "")
+    for key, group in groups.items():
+        if all(r.ok for r in group):
+            worst = max(group, key=lambda r: r.error / r.allowed if r.allowed else 0.0)
+            named = ", ".join(dict.fromkeys(r.what for r in group))
+            shown.add_row(*key, named, f"{worst.error:.2g}", f"{worst.allowed:.2g}", screen.verdict(True))
+            continue
+        for r in group:
+            shown.add_row(*key, r.what, f"{r.error:.2g}", f"{r.allowed:.2g}", screen.verdict(r.ok))
+    wrong = sum(not r.ok for r in rows)
+    console = screen.out()
+    console.print(shown)
+    console.print(f"{len(rows)} comparisons, {wrong} wrong" if wrong else f"{len(rows)} comparisons, all good")
+
+
+def bench(args: argparse.Namespace) -> int:
+    attentions = inputs.attentions(args.specs, args)
+    dtypes = tuple(args.dtype or ("float32",))
+    shape = BenchShape(args.batch, args.heads, args.length, args.width)
+    with screen.working(len(attentions) * len(dtypes)) as step:
+        rows = einfuse.bench(
+            attentions, dtypes=dtypes, shapes=(shape,), backward=args.backward, repeats=args.repeats, progress=step
+        )
+    if args.json:
+        screen.report({"rows": [asdict(r) for r in rows]})
+    else:
+        show_bench(rows)
+    return 0
+
+
+def show_bench(rows: Sequence[BenchRow]) -> None:
+    shown = screen.table("variant", "dtype", "shape", "beside", ">ratio", ">spread")
+    for r in rows:
+        shown.add_row(r.variant, r.dtype, r.shape, r.peer, f"{r.ratio:.2f}", f"{r.spread:.2f}")
+    console = screen.out()
+    console.print(shown)
+    console.print(
+        "ratio: the other's time / ours, median of interleaved runs (above 1: ours is faster); spread: quartiles apart"
+    )

@@ -1,0 +1,181 @@
+"""The command `einfuse`: what it accepts, and what its exit code says.
+
+0: good. 1: the spec, or a check of it, failed. 2: the command was used wrongly (argparse says how).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from einfuse._cli import screen
+from einfuse.ir import EinfuseError, SpecError
+from einfuse.ir.pipeline import PASSES
+
+BACKENDS = ("cpu", "triton", "torch")
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+
+class Command(Protocol):
+    """What a module of `einfuse._cli` holds for each command."""
+
+    def __call__(self, args: argparse.Namespace) -> int: ...
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code (and leaves by SystemExit(2) where argparse finds the usage wrong)."""
+    top = parser()
+    args = top.parse_args(argv)
+    if args.command == "verify" and bool(args.specs) == args.all:
+        top.error("verify: name the specs, or give --all")
+    try:
+        return _command(args)(args)
+    except SpecError as error:
+        screen.fault(error)
+    except EinfuseError as error:
+        screen.say(f"einfuse {args.command}: {error}")
+    except OSError as error:  # a file that cannot be read or written, a full disk
+        screen.say(f"einfuse {args.command}: {error}")
+    except KeyboardInterrupt:
+        screen.say("stopped")
+        return 130
+    return 1
+
+
+def _command(args: argparse.Namespace) -> Command:
+    """Modules are imported when their command is: `einfuse --help` waits for none of them."""
+    module, name = args.run.split(":")
+    return cast(Command, getattr(importlib.import_module(f"einfuse._cli.{module}"), name))
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="einfuse",
+        description="Write attention as a few lines of index notation; get fused, differentiable, verified kernels.",
+        epilog="SPEC is the name of a library spec (`einfuse list`) or the path of an .attn file.",
+    )
+    top.add_argument("--version", action="version", version=_version())
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _text_commands(commands)
+    _inside_commands(commands)
+    _measuring_commands(commands)
+    _machine_commands(commands)
+    return top
+
+
+Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def _text_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    check = _add(commands, "check", "texts:check", "find every fault of spec files, by line and column", report=True)
+    check.add_argument("files", nargs="+", metavar="FILE")
+    _params(check)
+    fmt = _add(commands, "fmt", "texts:fmt", "rewrite spec files in the canonical form")
+    fmt.add_argument("files", nargs="+", metavar="FILE")
+    fmt.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a file would change")
+    listed = _add(commands, "list", "texts:list_specs", "the specs of the library", report=True)
+    listed.add_argument("query", nargs="?", default="", metavar="QUERY", help="only those with this in name, family or paper")
+
+
+def _inside_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    emit = _add(commands, "emit", "inside:emit", "print the generated kernels of a spec")
+    _spec(emit)
+    emit.add_argument("--backend", choices=BACKENDS, required=True)
+    emit.add_argument("--dtype", choices=DTYPES, default="float32", help="of the tensors; %(default)s unless given")
+    emit.add_argument("--backward", action="store_true", help="the backward kernels as well")
+    emit.add_argument("--size", action="append", default=[], metavar="NAME=N", type=_size, help="a width; 64 unless given")
+    ir = _add(commands, "ir", "inside:ir", "print the cascade of a spec after a pass of the compiler")
+    _spec(ir)
+    ir.add_argument("--after", choices=PASSES, default="build", metavar="PASS", help=", ".join(PASSES))
+    passes = _add(commands, "passes", "inside:passes", "how often the keys are read, and what forces it", report=True)
+    _spec(passes)
+    passes.add_argument("--rank", help="another folded rank than the first")
+
+
+def _measuring_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    verify = _add(commands, "verify", "measure:verify", "compare kernels and gradients with the float64 oracle", report=True)
+    verify.add_argument("specs", nargs="*", metavar="SPEC")
+    verify.add_argument("--all", action="store_true", help="every spec of the library")
+    verify.add_argument("--backend", action="append", choices=BACKENDS, help="again for more; cpu and triton unless given")
+    verify.add_argument("--dtype", action="append", choices=DTYPES, help="again for more; float32 and bfloat16 unless given")
+    verify.add_argument("--seed", type=int, default=0, help="of the inputs; %(default)s unless given")
+    verify.add_argument("--cross", action="store_true", help="compile every Triton kernel for sm_80, sm_90 and gfx942 as well")
+    verify.add_argument("--forward-only", action="store_true", help="leave the gradients out")
+    _params(verify)
+    bench = _add(commands, "bench", "measure:bench", "time specs beside scaled_dot_product_attention, in one run", report=True)
+    bench.add_argument("specs", nargs="*", metavar="SPEC", help="every spec of the library unless given")
+    bench.add_argument("--dtype", action="append", choices=DTYPES, help="again for more; float32 unless given")
+    for name, default in (("batch", 1), ("heads", 8), ("length", 2048), ("width", 64), ("repeats", 7)):
+        bench.add_argument(f"--{name}", type=_positive, default=default, metavar="N", help="%(default)s unless given")
+    bench.add_argument("--backward", action="store_true", help="forward and backward together")
+    _params(bench)
+
+
+def _machine_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    _add(commands, "doctor", "doctor:doctor", "what einfuse finds on this machine, and what to do about the rest", report=True)
+    demo = _add(commands, "demo", "demo:demo", "one spec from its text to a verified, timed kernel")
+    demo.add_argument("spec", nargs="?", default="alibi_window", metavar="SPEC", help="%(default)s unless given")
+    demo.add_argument("--length", type=_positive, default=2048, metavar="N", help="tokens to time; %(default)s unless given")
+    _params(demo)
+
+
+def _add(
+    commands: Commands[argparse.ArgumentParser], name: str, run: str, text: str, report: bool = False
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(run=run, json=False)
+    if report:
+        command.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    return command
+
+
+def _spec(command: argparse.ArgumentParser) -> None:
+    command.add_argument("spec", metavar="SPEC", help="a name of the library, or a path")
+    _params(command)
+
+
+def _params(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-p", "--param", action="append", default=[], metavar="NAME=VALUE", type=_assignment, help="a parameter of the spec"
+    )
+
+
+def _assignment(text: str) -> tuple[str, int | float | bool | str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    if value in ("true", "false"):
+        return name, value == "true"
+    for number in (int, float):
+        try:
+            return name, number(value)
+        except ValueError:
+            continue  # not a number of this kind
+    return name, value
+
+
+def _size(text: str) -> tuple[str, int]:
+    name, value = _assignment(text)
+    return name, _positive(str(value))
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"einfuse {version('einfuse')}"
+    except PackageNotFoundError:
+        return "einfuse (not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
