@@ -337,7 +337,7 @@ class _Reverse:
                 given += shared
         for rank, gs in sorted(groups.items(), key=lambda kv: kv[0] != row):
             name = "rows" if rank == row else f"columns_{rank}"
-            cascades.append((self._cascade(name, everything, given, [g.statement for g in gs]), tuple(gs)))
+            cascades.append((self._cascade(name, everything, given, list(dict.fromkeys(g.statement for g in gs))), tuple(gs)))
         read = {t.name for c, _ in cascades for t in c.inputs}
         return Backward(tuple(x.target for x in saved if x.target in read), tuple(cascades))
 

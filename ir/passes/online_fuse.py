@@ -113,6 +113,7 @@ class _Surgeon:
         wanted = {n for x in cascade_rest(self.cascade, self.mine) for n in _all_reads(x)}
         this = max((self.derivation.level[n] for n in names), default=0)
         wanted |= {n for other, level in self.derivation.level.items() if level > this for n in self._needs(other)}
+        wanted |= {n for x in (*epilogue, *lets) for n in ex.reads(x.map)}
         epilogue += [x for x in lets if x.target in wanted]
         outs = [self.einsums[n] for n in emitted]
         local = self._block_local([*states, *outs])
