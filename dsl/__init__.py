@@ -6,7 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from einfuse.dsl.ast import Module as Module
+from einfuse.dsl.decorators import MaskMod as MaskMod
+from einfuse.dsl.decorators import ScoreMod as ScoreMod
+from einfuse.dsl.decorators import attention as attention
+from einfuse.dsl.decorators import mask_mod as mask_mod
+from einfuse.dsl.decorators import score_mod as score_mod
 from einfuse.dsl.elaborate import elaborate as elaborate
+from einfuse.dsl.format import format_text as format_text
 from einfuse.dsl.parse import parse as parse
 from einfuse.dsl.parse import read_spec as read_spec
 from einfuse.dsl.signature import InputInfo as InputInfo

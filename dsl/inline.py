@@ -79,7 +79,7 @@ class Inliner:
         value = caller.value(arg)
         uses, indexed = _uses(d, param)
         if indexed or (uses > 1 and not value.cheap):
-            return self._stored(param, value, arg)
+            return self._stored(arg.name.text if isinstance(arg, ast.Call) else param, value, arg)
         return value
 
     def _check(self, d: ast.Definition, e: ast.Call) -> None:

@@ -1,0 +1,6 @@
+"""Plans as C++ for CPUs: `emit` prints a standalone file, `build` compiles and loads it."""
+
+from einfuse.codegen.cpu.build import BuildError as BuildError
+from einfuse.codegen.cpu.build import CpuKernel as CpuKernel
+from einfuse.codegen.cpu.build import build as build
+from einfuse.codegen.cpu.emit import emit as emit

@@ -21,7 +21,9 @@ class NestPrinter:
 
     def __init__(self, text: Text, scope: Scope, nest: Nest, tensors: Mapping[str, Arg]) -> None:
         self.text, self.scope, self.nest, self.tensors = text, scope, nest, tensors
-        self.at = {r: text.names.fresh(f"{r}_") for r in nest.dims}
+        self.names = text.names.child()
+        self.names.taken |= text.threadwide
+        self.at = {r: self.names.fresh(f"{r}_") for r in nest.dims}
         self.before: list[list[str]] = [[] for _ in nest.dims]
         self.after: list[list[str]] = [[] for _ in nest.dims]
         self.outside: list[str] = []
@@ -92,7 +94,7 @@ class NestPrinter:
 
     def define(self, v: Value, ref: Ref) -> Ref:
         """Gives the text a name at the level of the value's ranks."""
-        name = self.text.names.fresh(v.name)
+        name = self.names.fresh(v.name)
         kind = TYPES[v.dtype][1 if ref.vector else 0]
         self.before[self.level(v.dims)].append(f"const {kind} {name} = {ref.text};")
         self.refs[v.name] = Ref(name, v.dtype, ref.vector)
@@ -132,9 +134,15 @@ class NestPrinter:
         else:
             self.reduce_memory(op, fn, identity)
 
+    def outer_name(self, name: str) -> str:
+        """A name that is free inside the nest and around it."""
+        text = self.names.fresh(name)
+        self.text.names.taken.add(text)
+        return text
+
     def reduce_lanes(self, op: Reduce, fn: str, identity: str) -> None:
         """Along the vectorised rank: an accumulator of lanes, folded when the row ends."""
-        acc = self.text.names.fresh(f"{op.out.name}_lanes")
+        acc = self.outer_name(f"{op.out.name}_lanes")
         kind = TYPES[op.out.dtype][1]
         outer = self.before[-2] if len(self.nest.dims) > 1 else self.outside
         end = self.after[-2] if len(self.nest.dims) > 1 else self.done
@@ -145,12 +153,12 @@ class NestPrinter:
         self.before[-1].append(f"{acc} = {_COMBINE[fn].format(acc, value)};")
         total = f"{fn}_of({acc})"
         if not op.out.dims:
-            name = self.text.names.fresh(op.out.name)
+            name = self.outer_name(op.out.name)
             end.append(f"const {TYPES[op.out.dtype][0]} {name} = {total};")
             self.scope.scalars[op.out.name] = Ref(name, op.out.dtype)
             return
         place = self.scope.places[op.out.name]
-        end.append(f"{place.pointer}[{self.element(place)[len(place.pointer) + 3 :]}] = {'-(I)' if fn == 'any' else ''}{total};")
+        end.append(f"*({self.element(place)}) = {'-(I)' if fn == 'any' else ''}{total};")
 
     def reduce_memory(self, op: Reduce, fn: str, identity: str) -> None:
         """Along an outer rank: the result is accumulated in its buffer."""
@@ -165,7 +173,8 @@ class NestPrinter:
 
 def fill(text: Text, scope: Scope, place: Place, value: str, v: Value) -> list[str]:
     """Lines that set every element of a buffer."""
-    at = [text.names.fresh(f"{d}_") for d in place.dims]
+    names = text.names.child()
+    at = [names.fresh(f"{d}_") for d in place.dims]
     head = ""
     for n, (d, x) in enumerate(zip(place.dims, at, strict=True)):
         step = f"{x} += W" if n == len(at) - 1 else f"++{x}"

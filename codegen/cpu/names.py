@@ -9,15 +9,16 @@ from pathlib import Path
 _KEYWORDS = """alignas alignof and asm auto bool break case catch char class const constexpr continue default delete do double
 else enum explicit export extern false float for friend goto if inline int long mutable namespace new not nullptr operator or
 private protected public register return short signed sizeof static struct switch template this throw true try typedef typeid
-union unsigned using virtual void volatile while xor std INF NOT_A_NUMBER bf16 f16 ptrs strides sizes params threads scratch queue
-item first last rest done""".split()
+union unsigned using virtual void volatile while xor std INF NOT_A_NUMBER MOST_BUFFERS T I V VI W l from n item last queue scratch
+ptrs strides sizes params threads tiles points shared_tiles n_threads einfuse_kernel main errno NULL""".split()
 HEADERS = {p.stem: p for p in sorted(Path(__file__).parent.glob("*.h"))}
 
 
 def _reserved() -> frozenset[str]:
-    """The keywords and every word that the headers use, so that no value of a plan hides a function."""
-    words = {w for p in HEADERS.values() for w in re.findall(r"[A-Za-z_]\w*", re.sub(r"//.*", "", p.read_text()))}
-    return frozenset(words) | frozenset(_KEYWORDS)
+    """The keywords, and the functions, macros and types of the headers, which no value of a plan may hide."""
+    text = "\n".join(re.sub(r"//.*", "", p.read_text()) for p in HEADERS.values())
+    words = re.findall(r"([A-Za-z_]\w*)\s*[(<{]|\b([A-Z]\w*)", text)
+    return frozenset(_KEYWORDS) | frozenset(w for pair in words for w in pair if w)
 
 
 RESERVED = _reserved()
@@ -31,15 +32,28 @@ def identifier(name: str) -> str:
 
 @dataclass(slots=True)
 class Names:
-    """The identifiers taken so far."""
+    """The identifiers that can be seen in a scope; ``ever`` are those of all scopes, which buffers of the thread avoid."""
 
     taken: set[str] = field(default_factory=lambda: set(RESERVED))
+    ever: set[str] = field(default_factory=lambda: set(RESERVED))
+
+    def child(self) -> Names:
+        """The names of a block inside: siblings may repeat them."""
+        return Names(set(self.taken), self.ever)
 
     def fresh(self, name: str) -> str:
+        return self._take(name, self.taken)
+
+    def unique(self, name: str) -> str:
+        """A name that no scope has used yet."""
+        return self._take(name, self.ever)
+
+    def _take(self, name: str, avoid: set[str]) -> str:
         base = identifier(name)
         text, n = base, 1
-        while text in self.taken:
+        while text in avoid or text in self.taken:
             n += 1
-            text = f"{base}_{n}" if not base.endswith("_") else f"{base}{n}"
+            text = f"{base}{'' if base.endswith('_') else '_'}{n}"
         self.taken.add(text)
+        self.ever.add(text)
         return text

@@ -32,6 +32,7 @@ struct Queue {
     } while (!next_item.compare_exchange_weak(first, last));
     return true;
   }
+  bool finished() const { return next_item.load() >= total; }  // a thread without memory takes no items
 };
 
 // Which blocks of a folded rank a thread holds in packed form, for the ambient point they were packed at.

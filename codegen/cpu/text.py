@@ -59,20 +59,34 @@ class Text:
     buffers: list[str] = field(default_factory=list)  # declarations at the start of a thread
     indent: int = 0
     pool: dict[tuple[object, ...], str] = field(default_factory=dict)
+    threadwide: set[str] = field(default_factory=set)
+
+    def fresh(self, name: str) -> str:
+        """A name that is free here and is not that of a buffer."""
+        self.names.taken |= self.threadwide
+        return self.names.fresh(name)
+
+    def unique(self, name: str) -> str:
+        """A name for something of the thread."""
+        text = self.names.unique(name)
+        self.threadwide.add(text)
+        return text
 
     def line(self, text: str = "") -> None:
         self.lines.append("  " * self.indent + text if text else "")
 
     @contextmanager
     def block(self, head: str, tail: str = "}") -> Iterator[None]:
+        names, self.names = self.names, self.names.child()
         self.line(head + " {")
         self.indent += 1
         yield
         self.indent -= 1
+        self.names = names
         self.line(tail)
 
     def buffer(self, name: str, element: str, count: str, note: str = "") -> str:
         """A new buffer of the thread."""
-        text = self.names.fresh(name)
+        text = self.unique(name)
         self.buffers.append(f"{element}* const {text} = scratch.take<{element}>({count});" + (f"  // {note}" if note else ""))
         return text

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         screen.fault(error)
     except EinfuseError as error:
         screen.say(f"einfuse {args.command}: {error}")
+    except BrokenPipeError:  # the reader (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:  # a file that cannot be read or written, a full disk
         screen.say(f"einfuse {args.command}: {error}")
     except KeyboardInterrupt:

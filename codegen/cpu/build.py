@@ -1,0 +1,157 @@
+"""`build`: a generated text compiled, kept in a folder under a name made of all that it depends on, and loaded."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from einfuse.codegen.cpu.kernel import table_ranks
+from einfuse.codegen.cpu.names import identifier
+from einfuse.codegen.plan import KernelPlan
+from einfuse.ir import EinfuseError, Scalar
+
+if TYPE_CHECKING:
+    import torch
+
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-semantic-interposition",
+         "-w", "-shared", "-fPIC", "-fopenmp")  # fmt: skip
+
+
+class BuildError(EinfuseError):
+    """No compiler, or it failed: ``str(error)`` says which, with the end of its output."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuKernel:
+    """A loaded kernel; a call writes the plan's output tensors. ``library`` is the file it was loaded from."""
+
+    plan: KernelPlan
+    library: Path
+    function: Any
+
+    def __call__(self, tensors: Mapping[str, torch.Tensor], params: Mapping[str, Scalar], sizes: Mapping[str, int]) -> None:
+        import torch
+
+        plan = self.plan
+        own = [tensors[t.name] for t in plan.tensors]
+        for t, x in zip(plan.tensors, own, strict=True):
+            assert x.device.type == "cpu", f"{t.name} is on {x.device}: this kernel runs on the CPU"
+            assert x.dim() == t.axes, f"{t.name} has {x.dim()} axes, the kernel was built for {t.axes}"
+        tables = [tensors[f"{r}_{k}"].contiguous() for r in table_ranks(plan) for k in ("count", "block")]
+        longest = [x.shape[-1] for x in tables[1::2]]
+        strides = [s for x in own for s in x.stride()]
+        extents = [*(int(sizes[n]) for n in plan.sizes), *(n for x in own for n in x.shape), *longest]
+        numbers = [float(params[n]) for n, _ in plan.params]
+        code = self.function(
+            (ctypes.c_void_p * max(1, len(own) + len(tables)))(*(x.data_ptr() for x in (*own, *tables))),
+            (ctypes.c_int64 * max(1, len(strides)))(*strides),
+            (ctypes.c_int64 * max(1, len(extents)))(*extents),
+            (ctypes.c_double * max(1, len(numbers)))(*numbers),
+            torch.get_num_threads(),
+        )
+        if code:
+            raise MemoryError(f"not enough memory for the scratch buffers of the kernel {plan.name}")
+
+
+def build(plan: KernelPlan, source: str, folder: Path, flags: Sequence[str] = ()) -> CpuKernel:
+    """The kernel of a text that `emit` made. ``flags`` are given to the compiler after `FLAGS`.
+
+    The compiled file is kept in ``folder``, which machines with different processors may share; a temporary folder stands in where it
+    cannot be written. Raises BuildError.
+    """
+    compiler = find_compiler()
+    options = [*FLAGS, *flags]
+    key = "\n".join([source, *options, _version(compiler), processor()])
+    name = f"einfuse_{identifier(plan.name)}_{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
+    path = folder / name
+    if not path.exists():
+        path = _compile(compiler, options, source, path)
+    return CpuKernel(plan, path, _function(path))
+
+
+def find_compiler() -> str:
+    """The path of ``$CXX``, c++, g++ or clang++, the first that exists."""
+    for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
+        found = shutil.which(name)
+        if found:
+            return found
+    raise BuildError("no C++ compiler: looked for $CXX, c++, g++ and clang++; install one, or use the torch back end")
+
+
+def _function(path: Path) -> Any:
+    try:
+        function = ctypes.CDLL(str(path)).einfuse_kernel
+    except OSError as error:
+        raise BuildError(f"the compiled kernel {path} cannot be loaded: {error}") from error
+    function.restype = ctypes.c_int
+    function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int]
+    return function
+
+
+def _compile(compiler: str, options: Sequence[str], source: str, path: Path) -> Path:
+    """Compile to ``path`` by an atomic rename: two processes that build the same kernel do not meet half a file."""
+    folder = _writable(path.parent)
+    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".so.tmp")
+    os.close(handle)
+    try:
+        done = subprocess.run(
+            [compiler, *options, "-x", "c++", "-", "-o", temporary], input=source, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            tail = "\n".join(done.stderr.strip().splitlines()[-20:])
+            raise BuildError(f"{compiler} failed ({done.returncode}) on the kernel {path.stem}:\n{tail}")
+        os.chmod(temporary, 0o755)
+        os.replace(temporary, folder / path.name)
+    except OSError as error:
+        raise BuildError(f"{path.name} cannot be built in {folder}: {error}") from error
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    return folder / path.name
+
+
+def _writable(folder: Path) -> Path:
+    """``folder``, or a private temporary one where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass  # a read-only home folder: the kernel is compiled once a process instead
+    return _private_folder()
+
+
+@functools.cache
+def _private_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="einfuse_"))
+
+
+@functools.cache
+def _version(compiler: str) -> str:
+    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    return f"{compiler} {done.stdout.splitlines()[0] if done.stdout else ''}"
+
+
+@functools.cache
+def processor() -> str:
+    """What ``-march=native`` depends on: the architecture, the model and its instruction sets."""
+    lines: list[str] = []
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.split(":")[0].strip() in ("model name", "flags", "Features", "CPU implementer", "CPU part"):
+                lines.append(line)
+            if not line.strip() and lines:
+                break  # the first processor stands for all
+    except OSError:
+        lines.append(platform.processor())
+    return "\n".join([platform.machine(), *lines])

@@ -1,0 +1,172 @@
+"""Prints a plan as one C++ function: arguments, the queue of work, and per item the steps of the plan."""
+
+from __future__ import annotations
+
+from einfuse.codegen.cpu.access import ELEMENTS
+from einfuse.codegen.cpu.dataflow import fold_reads, operations, prune, reads
+from einfuse.codegen.cpu.folds import FoldPrinter, kept
+from einfuse.codegen.cpu.functions import Ref
+from einfuse.codegen.cpu.names import identifier
+from einfuse.codegen.cpu.pack import Dependence
+from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
+from einfuse.codegen.cpu.schedule import arrange, settle
+from einfuse.codegen.cpu.text import Extent, Scope, Text
+from einfuse.codegen.plan import Coordinate, Fold, KernelPlan, Region, Store
+
+
+class KernelPrinter:
+    """Prints one plan. The order of arguments is that of `arguments`."""
+
+    def __init__(self, plan: KernelPlan) -> None:
+        self.plan = prune(plan)
+        self.text, self.scope = Text(), Scope()
+        self.tensors = {t.name: t for t in plan.tensors}
+        self.dependence = Dependence(self.plan)
+        self.tables = table_ranks(self.plan)
+
+    def printed(self) -> list[str]:
+        text = self.text
+        self.arguments()
+        body = Text(text.names, indent=3, threadwide=text.threadwide)
+        self.text = body
+        self.item()
+        lines = text.lines
+        for line in self.start():
+            lines.append(f"  {line}")
+        lines += ["#pragma omp parallel num_threads(n_threads)", "  {", "    Scratch scratch;"]
+        lines += [f"    {b}" for b in body.buffers]
+        lines += ["    long item, last;", "    while (scratch.ok && queue.next(item, last)) for (; item < last; ++item) {"]
+        lines += body.lines
+        lines += ["    }", "  }", "  return queue.finished() ? 0 : 1;"]
+        return lines
+
+    # ---------------------------------------------------------------------------------------------------------- arguments
+
+    def arguments(self) -> None:
+        text, scope, plan = self.text, self.scope, self.plan
+        text.indent = 1
+        axis = 0
+        for n, t in enumerate(plan.tensors):
+            name = self.fresh_tensor(t.name, t.axes)
+            scope.scalars[f"tensor {t.name}"] = Ref(name, "int")
+            const = "" if t.out else "const "
+            element = f"{const}{ELEMENTS[t.storage]}*"
+            text.line(f"{element} const {name} = ({element})ptrs[{n}];")
+            if t.axes:
+                text.line(f"const long {', '.join(f'{name}_s{a} = strides[{axis + a}]' for a in range(t.axes))};")
+            axis += t.axes
+        for n, rank in enumerate(self.tables):
+            name = text.names.fresh(f"{rank}_table")
+            scope.scalars[f"table {rank}"] = Ref(name, "int")
+            at = len(plan.tensors) + 2 * n
+            text.line(f"const int32_t* const {name}_count = (const int32_t*)ptrs[{at}];")
+            text.line(f"const int32_t* const {name}_block = (const int32_t*)ptrs[{at + 1}];")
+        at = 0
+        for name in plan.sizes:
+            local = text.names.fresh(name)
+            text.line(f"const long {local} = sizes[{at}];")
+            scope.scalars[f"size {name}"] = Ref(local, "int")
+            at += 1
+        for t in plan.tensors:
+            name = scope.scalars[f"tensor {t.name}"].text
+            clamped = clamped_axes(plan, t.name)
+            if clamped:
+                text.line(f"const long {', '.join(f'{name}_n{a} = sizes[{at + a}]' for a in clamped)};")
+            at += t.axes
+        for rank in self.tables:
+            text.line(f"const long {scope.scalars[f'table {rank}'].text}_longest = sizes[{at}];")
+            at += 1
+        for n, (name, dtype) in enumerate(plan.params):
+            kind = {"float": "T", "int": "long", "bool": "bool"}[dtype]
+            local = text.names.fresh(name)
+            text.line(f"const {kind} {local} = ({kind})params[{n}];")
+            scope.scalars[f"param {name}"] = Ref(local, dtype)
+
+    def fresh_tensor(self, name: str, axes: int) -> str:
+        """A name whose strides' and extents' names are free too."""
+        taken = self.text.names.taken
+        base = identifier(name)
+        while base in taken or any(f"{base}_{k}{a}" in taken for k in "sn" for a in range(axes)):
+            base += "_"
+        taken |= {base, *(f"{base}_{k}{a}" for k in "sn" for a in range(axes))}
+        return base
+
+    def extent(self, size: int | str) -> str:
+        return str(size) if isinstance(size, int) else self.scope.scalars[f"size {size}"].text
+
+    def start(self) -> list[str]:
+        """How many items there are, and how many threads share them."""
+        plan = self.plan
+        tile = plan.tile
+        points = " * ".join(self.extent(b.size) for b in plan.ambient) or "1"
+        lines = [f"const long tiles = {f'ceil_div({self.extent(tile.size)}, {tile.block})' if tile else '1'};"]
+        lines.append(f"const long points = {points};")
+        lines.append("if (points <= 0 || tiles <= 0) return 0;")
+        lines.append("const bool shared_tiles = tiles > 1;")
+        lines.append("const long n_threads = maximum(1L, minimum((long)threads, points * tiles));")
+        lines.append("Queue queue(points * tiles, tiles, n_threads);")
+        return lines
+
+    # --------------------------------------------------------------------------------------------------------------- items
+
+    def item(self) -> None:
+        text, scope, plan = self.text, self.scope, self.plan
+        rest = "item"
+        if plan.tile:
+            rank, size = plan.tile.rank, self.extent(plan.tile.size)
+            lo, hi, count = (text.names.fresh(f"{rank}_{k}") for k in ("lo", "hi", "n"))
+            tile = text.names.fresh("tile_at")
+            text.line(f"const long {tile} = item % tiles, {lo} = {tile} * {plan.tile.block};")
+            text.line(f"const long {hi} = minimum({lo} + {plan.tile.block}, {size}), {count} = {hi} - {lo};")
+            scope.extents[rank] = Extent(lo, count, plan.tile.block)
+            scope.scalars |= {f"size {rank}.lo": Ref(lo, "int"), f"size {rank}.hi": Ref(hi, "int")}
+            scope.scalars |= {"tile": Ref(tile, "int"), "tiles": Ref("tiles", "int")}
+            rest = "(item / tiles)"
+        for n, b in reversed(list(enumerate(plan.ambient))):
+            at = text.names.fresh(b.rank)
+            text.line(f"const long {at} = {rest if n == 0 else f'{rest} % {self.extent(b.size)}'};")
+            rest = f"({rest} / {self.extent(b.size)})"
+            scope.scalars[f"coordinate {b.rank}"] = Ref(at, "int")
+        for f in plan.features:
+            assert isinstance(f.size, int), "sizes of features are known"
+            scope.extents[f.rank] = Extent("0", str(f.size), f.size)
+        for n, step in enumerate(plan.steps):
+            text.line()
+            if isinstance(step, Fold):
+                text.line(f"// fold over {step.rank} in blocks of {step.step}")
+                self.region(step.bounds, fold_reads(step) | self.read_after(n))
+                FoldPrinter(text, scope, plan, step, self.dependence, self.tensors).printed()
+            else:
+                self.region(step, self.read_after(n))
+
+    def read_after(self, n: int) -> set[str]:
+        names: set[str] = set()
+        for step in self.plan.steps[n + 1 :]:
+            names |= fold_reads(step) if isinstance(step, Fold) else {v.name for op in step for v in reads(op)}
+        return names
+
+    def region(self, region: Region, wanted: set[str]) -> None:
+        """Straight-line code of an item; values that later steps read stay in buffers of their own."""
+        text, scope = self.text, self.scope
+        self.dependence.learn(region)
+        coordinates = {n: op for n, op in scope.recipes.items() if isinstance(op, Coordinate)}
+        own = {op.out.name: op for op in region if not isinstance(op, Store)}
+        scope.recipes |= own
+        nodes, _ = settle(arrange(region, self.plan.order), {**coordinates, **own}, wanted)
+        for node in nodes:
+            for v in kept(node):
+                scope.places[v.name] = local_place(scope, v, text.buffer(v.name, element_of(v), block_size(scope, v.dims)))
+        print_nodes(text, scope, nodes, self.tensors)
+
+
+def table_ranks(plan: KernelPlan) -> tuple[str, ...]:
+    """The ranks whose live blocks come from tables, in the order in which these are passed."""
+    return tuple(dict.fromkeys(s.rank for s in plan.steps if isinstance(s, Fold) and s.tabulated))
+
+
+def clamped_axes(plan: KernelPlan, tensor: str) -> tuple[int, ...]:
+    axes: set[int] = set()
+    for op in operations(plan):
+        if getattr(op, "tensor", None) == tensor:
+            axes |= set(getattr(op, "clamp", ()))
+    return tuple(sorted(axes))

@@ -1,0 +1,100 @@
+"""What a loop body computes from its folded rank and ambient ranks alone: packed once per block and shared by all tiles.
+
+    before   fold j { k = load(...) ; kn = k * rsqrt(sum[d](k * k)) ; s = q . kn ; ... }          for every tile
+    after    pack j { k ; kn, transposed }  when a block is first needed;  fold j { s = q . kn ; ... }
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from einfuse.codegen.cpu.dataflow import reads
+from einfuse.codegen.plan import Const, Coordinate, Dot, KernelPlan, Load, Map, Op, Param, Reduce, Region, Size, Store, Value
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a value depends on: ``free`` of tile, states and the place of a block; the ambient ranks it changes with."""
+
+    free: bool = True
+    ambient: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class Dependence:
+    """The facts of every value seen so far."""
+
+    plan: KernelPlan
+    facts: dict[str, Facts] = field(default_factory=dict)
+
+    def learn(self, region: Region, fold: str | None = None) -> None:
+        for op in region:
+            if not isinstance(op, Store):
+                self.facts[op.out.name] = self._of(op, fold)
+
+    def bind(self, v: Value) -> None:
+        """A state: it changes from block to block and from tile to tile."""
+        self.facts[v.name] = Facts(False)
+
+    def _of(self, op: Op, fold: str | None) -> Facts:
+        tile = self.plan.tile.rank if self.plan.tile else None
+        match op:
+            case Const() | Param():
+                return Facts()
+            case Size(name=name):
+                return Facts("." not in name)
+            case Coordinate(rank=rank):
+                here = frozenset([rank]) if any(b.rank == rank for b in self.plan.ambient) else frozenset[str]()
+                return Facts(rank != tile, here)
+        known = [self.facts[v.name] for v in reads(op)]
+        mixes = isinstance(op, Reduce | Dot) and op.rank == fold
+        return Facts(all(f.free for f in known) and not mixes, frozenset().union(*(f.ambient for f in known)))
+
+
+@dataclass(slots=True)
+class Packing:
+    """The shared computation of one fold, collected from its phases: equal values of two phases are one."""
+
+    rank: str
+    ops: list[Op] = field(default_factory=list)
+    known: dict[Op, Value] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+    plain: dict[str, Value] = field(default_factory=dict)  # wanted as they are
+    turned: dict[str, Value] = field(default_factory=dict)  # wanted transposed
+    outer: dict[str, Value] = field(default_factory=dict)  # what it reads from outside the loop
+
+    def add(self, v: Value, body: Mapping[str, Op]) -> Value:
+        """The packed counterpart of a body's value."""
+        op = body.get(v.name)
+        if op is None:
+            self.outer[v.name] = v
+            return v
+        here = _with(op, {a.name: self.add(a, body) for a in reads(op)})
+        key = replace(here, out=Value("", v.dims, v.dtype))  # type: ignore[type-var]
+        if key not in self.known:
+            name = v.name
+            while name in self.names:
+                name += "_"
+            self.names.add(name)
+            self.known[key] = Value(name, v.dims, v.dtype)
+            self.ops.append(replace(here, out=self.known[key]))  # type: ignore[type-var]
+        return self.known[key]
+
+
+def shared(op: Op, facts: Mapping[str, Facts], rank: str) -> bool:
+    """Whether an operation of a body over ``rank`` belongs to what is packed."""
+    return not isinstance(op, Store) and rank in op.out.dims and facts[op.out.name].free
+
+
+def _with(op: Op, new: Mapping[str, Value]) -> Op:
+    match op:
+        case Load(index=index, where=where):
+            return replace(op, index=tuple(new[v.name] for v in index), where=new[where.name] if where else None)
+        case Map(args=args):
+            return replace(op, args=tuple(new[v.name] for v in args))
+        case Reduce(arg=arg):
+            return replace(op, arg=new[arg.name])
+        case Dot(a=a, b=b, acc=acc):
+            return replace(op, a=new[a.name], b=new[b.name], acc=new[acc.name] if acc else None)
+    return op

@@ -1,0 +1,115 @@
+"""Prints straight-line regions: scalars as variables, loop nests, and matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from einfuse.codegen.cpu import access
+from einfuse.codegen.cpu.functions import Ref, applied, literal
+from einfuse.codegen.cpu.loops import TYPES, NestPrinter
+from einfuse.codegen.cpu.schedule import Nest, Node, Single
+from einfuse.codegen.cpu.text import Place, Scope, Text
+from einfuse.codegen.plan import Arg, Const, Coordinate, Dot, Load, Map, Op, Param, Size, Store, Value
+
+
+def print_nodes(text: Text, scope: Scope, nodes: Sequence[Node], tensors: Mapping[str, Arg]) -> None:
+    """The nodes in order; every kept value has its place in ``scope`` already."""
+    for node in nodes:
+        if isinstance(node, Single):
+            single(text, scope, node.op, tensors)
+        elif isinstance(node, Nest):
+            NestPrinter(text, scope, node, tensors).printed()
+        else:
+            product(text, scope, node.op)
+
+
+def single(text: Text, scope: Scope, op: Op, tensors: Mapping[str, Arg]) -> None:
+    """A statement on scalars."""
+    if isinstance(op, Store):
+        index = [scope.scalars[v.name] for v in op.index]
+        tensor = scope.scalars[f"tensor {op.tensor}"].text
+        text.line(access.scalar_store(op, index, scope.scalars[op.value.name], tensor))
+        return
+    ref = _scalar(scope, op, tensors)
+    if ref.literal is None and not ref.text.isidentifier():
+        name = text.fresh(op.out.name)
+        text.line(f"const {TYPES[op.out.dtype][0]} {name} = {ref.text};")
+        ref = Ref(name, op.out.dtype)
+    scope.scalars[op.out.name] = ref
+
+
+def _scalar(scope: Scope, op: Op, tensors: Mapping[str, Arg]) -> Ref:
+    match op:
+        case Const(out=out, value=value):
+            return literal(value, out.dtype)
+        case Coordinate(rank=rank):
+            return scope.scalars[f"coordinate {rank}"]
+        case Size(name=name):
+            return scope.scalars[f"size {name}"]
+        case Param(name=name):
+            return scope.scalars[f"param {name}"]
+        case Load(tensor=tensor, index=index, where=where):
+            refs = [scope.scalars[v.name] for v in index]
+            alive = scope.scalars[where.name] if where else None
+            return access.scalar_load(op, refs, alive, scope.scalars[f"tensor {tensor}"].text, tensors[tensor].storage)
+        case Map(fn=fn, args=args, out=out):
+            return applied(fn, [scope.scalars[v.name] for v in args], out.dtype)
+    raise AssertionError(f"{type(op).__name__} is not an operation on scalars")
+
+
+def product(text: Text, scope: Scope, op: Dot) -> None:
+    """A matrix product: rows along the first rank of the result, vectors along the second."""
+    a, b, x, y = operands(op)
+    left, out = scope.places[a.name], scope.places[op.out.name]
+    right = scope.places[b.name] if b.dims == (op.rank, y) else turned(text, scope, b)
+    steps = dict(zip(left.dims, left.steps, strict=True))
+    acc = f"{scope.places[op.acc.name].pointer}, {scope.places[op.acc.name].row}" if op.acc else "nullptr, 0"
+    counts = ", ".join(scope.extents[r].count for r in (x, y, op.rank))
+    text.line(f"// {op.out.name}[{x}, {y}] = {'' if op.acc is None else op.acc.name + ' + '}sum[{op.rank}] {a.name} * {b.name}")
+    text.line(
+        f"matmul({out.pointer}, {out.row}, {acc}, {left.pointer}, {steps[x]}, {steps[op.rank]}, {right.pointer}, {right.row}, {counts});"
+    )
+
+
+def operands(op: Dot) -> tuple[Value, Value, str, str]:
+    """The operand with the result's first rank, the other, and the two ranks."""
+    assert len(op.out.dims) == 2, "a product has two ranks"
+    x, y = op.out.dims
+    a, b = (op.a, op.b) if x in op.a.dims else (op.b, op.a)
+    assert {*a.dims} == {x, op.rank}, "the left operand spans the first and the reduced rank"
+    assert {*b.dims} == {y, op.rank}, "the right operand spans the second and the reduced rank"
+    return a, b, x, y
+
+
+def turned(text: Text, scope: Scope, v: Value) -> Place:
+    """The transposed copy of a value, made now if there is none."""
+    if v.name not in scope.turned:
+        source = scope.places[v.name]
+        rows, columns = (scope.extents[d] for d in v.dims)
+        pointer = text.buffer(f"{v.name}_t", "T", f"{columns.most} * padded({rows.most})")
+        text.line(f"transpose({pointer}, padded({rows.most}), {source.pointer}, {source.row}, {rows.count}, {columns.count});")
+        scope.turned[v.name] = Place(pointer, v.dims[::-1], (f"padded({rows.most})", "1"))
+    return scope.turned[v.name]
+
+
+def local_place(scope: Scope, v: Value, pointer: str) -> Place:
+    """The place of a block in a buffer of its own: row-major, the last rank padded to whole vectors."""
+    return Place(pointer, v.dims, strides(scope, v.dims), v.dtype)
+
+
+def strides(scope: Scope, dims: tuple[str, ...]) -> tuple[str, ...]:
+    most = [scope.extents[d].most for d in dims]
+    out = []
+    for n in range(len(dims)):
+        inner = [str(m) for m in most[n + 1 : -1]] + ([f"padded({most[-1]})"] if n < len(dims) - 1 else [])
+        out.append(" * ".join(inner) or "1")
+    return tuple(out)
+
+
+def block_size(scope: Scope, dims: tuple[str, ...]) -> str:
+    most = [scope.extents[d].most for d in dims]
+    return " * ".join([*map(str, most[:-1]), f"padded({most[-1]})"])
+
+
+def element_of(v: Value) -> str:
+    return "T" if v.dtype == "float" else "I"
