@@ -26,20 +26,23 @@ class Captures:
 
     def argument(self, p: inspect.Parameter, place: Span | None) -> Any:
         """What the function gets for a keyword-only argument."""
-        if p.default is not p.empty and (isinstance(p.default, bool) or not isinstance(p.default, int | float)):
-            return p.default
+        default: object = p.default
+        required = default is p.empty
+        if not required and (isinstance(default, bool) or not isinstance(default, int | float)):
+            return default
         if p.name in RESERVED:
             raise SpecError(f"`{p.name}` is a name of the attention itself", place, "choose another name for the argument")
         self.places.setdefault(p.name, place)
-        if p.default is p.empty:
+        if required:
             if p.name in self.numbers:
                 raise self._twice(p.name, place)
             kind = _TYPES.get(p.annotation)
             self.tensors[p.name] = kind or self.tensors.get(p.name)
             return Captured(p.name)
-        if p.name in self.tensors or repr(self.numbers.get(p.name, p.default)) != repr(p.default):
+        assert isinstance(default, int | float), "other defaults have been handed back"
+        if p.name in self.tensors or repr(self.numbers.get(p.name, default)) != repr(default):
             raise self._twice(p.name, place)
-        self.numbers[p.name] = p.default
+        self.numbers[p.name] = default
         return Symbol(ast.Name(p.name))
 
     def _twice(self, name: str, place: Span | None) -> SpecError:

@@ -55,7 +55,8 @@ class MaskMod:
 
     def __init__(self, fn: Callable[..., Any] | None, op: Literal["and", "or", "not"] | None = None, *parts: MaskMod) -> None:
         self.fn, self.op, self.parts = fn, op, parts
-        self.name = _name(fn) if fn is not None else "_".join((("not",) if op == "not" else ()) + tuple(p.name for p in parts))
+        names = [_name(fn)] if fn is not None else [p.name for p in parts]
+        self.name: str = "_".join(["not", *names] if op == "not" else names)
         self.__doc__ = fn.__doc__ if fn is not None else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -139,7 +140,7 @@ def _module(score: ScoreMod | None, mask: MaskMod | None, normalizer: str | None
     value = raw if score is None else score.trace(raw, captures)
     where = None if mask is None else mask.trace(captures)
     weights = _weights(normalizer)
-    head = (
+    head: tuple[ast.Element, ...] = (
         ast.RankLine(_names("i"), ast.Name("query")),
         ast.RankLine(_names("j"), ast.Name("key")),
         ast.RankLine(_names("d", "e"), ast.Name("feature")),
@@ -150,13 +151,13 @@ def _module(score: ScoreMod | None, mask: MaskMod | None, normalizer: str | None
         ),
     )
     weighted = ast.Binary("*", weights.value, ast.Name("v"))
-    body = (
+    body: tuple[ast.Element, ...] = (
         *captures.inputs(value, where),
         ast.Statement(ast.Name("s", value.loc), _names("i", "j"), value, where, value.loc),
         ast.Statement(ast.Name("o"), _names("i", "e"), ast.Call(ast.Name("sum"), _names("j"), (weighted,))),
         ast.Output(_names("o")),
     )
-    name = "_".join(m.name for m in (score, mask) if m is not None) or "attention"
+    name = "_".join(m.name for m in (score, mask) if m is not None) or "dot_product"
     doc = "\n\n".join(inspect.cleandoc(m.__doc__) for m in (score, mask) if m is not None and m.__doc__)
     node = ast.Attention(ast.Name(name[:80]), captures.params(), _names("b", "h"), (*head, *body), doc)
     return ast.Module("", weights.uses, weights.definitions, (node,), "<traced>")

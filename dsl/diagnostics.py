@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from lark import Token
@@ -62,6 +63,8 @@ _FOREIGN = {
     "?": "a choice is written a if condition else b",
 }
 
+_BARE_OPERAND = re.compile(r"\b(sum|max|min|prod|mean|any|count)\s*\[[^\]\n]*\]\s*\w+\s*$")
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint that names the known word closest to ``name``, or nothing."""
@@ -76,7 +79,7 @@ def syntax_error(error: UnexpectedInput, text: str, file: str) -> SpecError:
         where = Span(file, error.line, error.column)
         return SpecError(f"the character {found!r} has no meaning here", where, _FOREIGN.get(found, ""))
     assert isinstance(error, UnexpectedToken), "the lexer and the LALR parser have no other refusals"
-    token, before = error.token, (error.token_history or [None])[-1]
+    token, before = error.token, _before(error)
     if token.type == "$END":
         lines = text.splitlines() or [""]
         where = Span(file, len(lines), len(lines[-1]) + 1)
@@ -87,6 +90,15 @@ def syntax_error(error: UnexpectedInput, text: str, file: str) -> SpecError:
         return typo
     shown = f"`{token}`" if len(token) <= 30 else "this"
     return SpecError(f"unexpected {shown}: {_expected(error)}", where, _hint(token, before, text))
+
+
+def _before(error: UnexpectedToken) -> Token | None:
+    """The last token the parser took before the one it refused."""
+    stack = error.interactive_parser.parser_state.value_stack if error.interactive_parser is not None else []
+    last = stack[-1] if stack else None
+    while last is not None and not isinstance(last, Token):
+        last = last.children[-1] if last.children else None
+    return last
 
 
 def _typo(token: Token, before: Token | None, file: str) -> SpecError | None:
@@ -135,10 +147,10 @@ def _hint(token: Token, before: Token | None, text: str) -> str:
         return "a power is written x ^ y"
     if token == "where":
         return "a condition stands after the whole value of a statement, or last inside a reducer: sum[j](x where j < 4)"
+    if _BARE_OPERAND.search(text[: token.start_pos]):
+        return "the operand of a reducer stands in parentheses: max[j](s)"
     if str(token) in KEYWORDS:
         return f"`{token}` is a word of the language and cannot be a name"
-    if before == "]":
-        return "the operand of a reducer stands in parentheses: max[j](s)"
     return ""
 
 

@@ -22,6 +22,7 @@ class Emitter:
         self._known: dict[str, Held] = {}  # unnamed statements by their contents
         self._counters: dict[str, int] = {}
         self._named: set[str] = set()  # the targets that the user chose
+        self._held: dict[str, Held] = {}
 
     def sorted(self, ranks: frozenset[str] | set[str]) -> tuple[str, ...]:
         """Ranks in order of declaration."""
@@ -40,9 +41,8 @@ class Emitter:
 
     def named(self, statement: Einsum, value: Value) -> Held:
         """A statement under the name that the attention's author chose."""
-        self._append(statement)
         self._named.add(statement.target)
-        return _held(statement, value)
+        return self._append(statement, value)
 
     def unnamed(self, statement: Einsum, value: Value) -> Held:
         """A statement whose name (a hint) is ours to choose; one with the same contents is not made again."""
@@ -50,9 +50,14 @@ class Emitter:
         held = self._known.get(key)
         if held is None:
             statement = dataclasses.replace(statement, target=self.fresh(statement.target))
-            self._append(statement)
-            held = self._known[key] = _held(statement, value)
+            held = self._known[key] = self._append(statement, value)
         return held
+
+    def repeated(self, value: Value, ranks: tuple[str, ...]) -> Held | None:
+        """The statement over ``ranks`` that ``value`` is nothing but a read of."""
+        held = self._held.get(value.expr.name) if value.expr.op == "load" else None
+        same = held is not None and held.ranks == ranks and value.expr == load_held(held).expr
+        return held if same else None
 
     def adopt(self, value: Value, since: int) -> Einsum | None:
         """Takes back the last statement if it is unnamed, made after the first ``since`` ones (so that nobody else can read it), and
@@ -67,12 +72,14 @@ class Emitter:
         self.taken.discard(last.target)
         return last
 
-    def _append(self, statement: Einsum) -> None:
+    def _append(self, statement: Einsum, value: Value) -> Held:
         if len(self.body) >= MAX_STATEMENTS:
             raise SpecError(
                 f"the cascade has more than {MAX_STATEMENTS:,} statements once definitions are filled in", statement.loc
             )
         self.body.append(statement)
+        held = self._held[statement.target] = _held(statement, value)
+        return held
 
 
 def reduction_name(red: str, value: Value, target: str) -> str:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from einfuse.dsl import ast
 from einfuse.dsl.diagnostics import nearest
-from einfuse.dsl.emit import Emitter, load_held, mask_of, reduction_name
+from einfuse.dsl.emit import Emitter, load_held
 from einfuse.dsl.inline import Inliner
 from einfuse.dsl.modules import REDUCERS
 from einfuse.dsl.names import Binding, Choice, Definitions, Held, Source, unknown
-from einfuse.dsl.values import MAX_DEPTH, Value, apply, constant, extent, join, merged, read, rename_plain
-from einfuse.ir import FUNCTIONS, MONOIDS, Einsum, Span, SpecError, conjunction, const
-from einfuse.ir.expr import indices
+from einfuse.dsl.reduce import Reducer
+from einfuse.dsl.values import MAX_DEPTH, Value, apply, constant, extent, read, rename_plain
+from einfuse.ir import FUNCTIONS, Span, SpecError
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +232,7 @@ class Evaluator:
     def _call(self, e: ast.Call) -> Value:
         name = e.name.text
         if e.ranks is not None and name in REDUCERS:
-            return self._reduction(e)
+            return Reducer(self).value(e)
         if e.where is not None:
             raise self.fault(
                 f"a `where` stands inside a reducer; `{name}` is none", e.where, f"reducers: {', '.join(REDUCERS)}"
@@ -284,8 +284,6 @@ class Evaluator:
             raise self.fault("`size` takes one rank", e, "write size(j)")
         return extent(self.frame.extents[self.rank(e.args[0])])
 
-    # -- reductions ------------------------------------------------------------------------------------------------------
-
     def rank(self, e: ast.Expr) -> str:
         """The rank that ``e`` names. Raises SpecError where it is not a bare rank."""
         binding = self.scope.get(e.text) if isinstance(e, ast.Name) else None
@@ -297,69 +295,3 @@ class Evaluator:
             )
         what = f"`{e}` is not a rank" if isinstance(e, ast.Name) else "this is not a rank"
         raise self.fault(what, e, "a rank is declared by a line such as `rank j: key`")
-
-    def _over(self, e: ast.Call) -> tuple[str, ...]:
-        over = tuple(self.rank(r) for r in e.ranks or ())
-        for n, (r, node) in enumerate(zip(over, e.ranks or (), strict=True)):
-            if r in over[:n]:
-                raise self.fault(f"the rank `{r}` is reduced twice", node)
-            if r in self.ambient:
-                raise self.fault(
-                    f"`{r}` is ambient and cannot be reduced: every point of it is computed alone",
-                    node,
-                    f"take `{r}` out of `over` and declare it: rank {r}: head",
-                )
-        return over
-
-    def _reduction(self, e: ast.Call) -> Value:
-        name = e.name.text
-        if name in ("argmax", "topk"):
-            raise self.fault(f"`{name}` is not available yet", e, "max[j](x) gives the largest value")
-        over = self._over(e)
-        if len(e.args) != 1:
-            raise self.fault(f"the reducer `{name}` takes one operand, found {len(e.args)}", e)
-        body = self.value(e.args[0])
-        where = self.condition(e.where) if e.where is not None else None
-        occurring = body.ranks | (where.ranks if where is not None else frozenset())
-        for r, node in zip(over, e.ranks or (), strict=True):
-            if r not in occurring:
-                raise self.fault(
-                    f"the rank `{r}` does not occur in what is reduced over it", node, f"the number of its points is size({r})"
-                )
-        self.reduced |= set(over)
-        if name == "count":
-            return self._count(over, body, where, e)
-        if name == "mean":
-            total = self._reduced("sum", over, body, where, e)
-            return apply("/", (total, self._count(over, body, where, e)), self.place(e))
-        return self._reduced(name, over, body, where, e)
-
-    def _reduced(self, red: str, over: tuple[str, ...], body: Value, where: Value | None, e: ast.Call) -> Value:
-        assert red in MONOIDS, f"{red} is no reducer of the IR"
-        if (body.dtype == "bool") != (red == "any"):
-            found = "a condition" if body.dtype == "bool" else "a number"
-            wanted = "conditions" if red == "any" else "numbers"
-            hint = "write any[j](condition), or sum[j](int(condition))" if red != "any" else "compare the number with something"
-            raise self.fault(f"`{red}` reduces {wanted}, found {found}", e, hint)
-        mask = mask_of(where)
-        whole = join((body, where)) if where is not None else body
-        ranks = self.emitter.sorted(whole.ranks - set(over) - self.ambient)
-        name = reduction_name(red, body, self.target)
-        statement = Einsum(name, ranks, red, over, body.expr, mask, self.place(e))
-        return load_held(self.emitter.unnamed(statement, body)).at(self.place(e))
-
-    def _count(self, over: tuple[str, ...], body: Value, where: Value | None, e: ast.Call) -> Value:
-        """The number of existing points: the size of the ranks where no condition mentions them."""
-        conditions = merged((*body.space, *((where.expr, *where.space) if where is not None else ())))
-        bounds = [p for p in conditions if indices(p) & set(over)]
-        if not bounds:
-            out = extent(self.frame.extents[over[0]])
-            for r in over[1:]:
-                out = apply("*", (out, extent(self.frame.extents[r])), self.place(e))
-            return dataclasses.replace(out, dtype="float", ranks=(body.ranks - set(over)), space=conditions)
-        every = frozenset().union(*(indices(p) for p in conditions))
-        mask = conjunction(*conditions)
-        statement = Einsum(
-            "count", self.emitter.sorted(every - set(over) - self.ambient), "sum", over, const(1), mask, self.place(e)
-        )
-        return load_held(self.emitter.unnamed(statement, constant(1))).at(self.place(e))

@@ -14,6 +14,8 @@ from einfuse.dsl.diagnostics import KEYWORDS
 from einfuse.dsl.parse import parse
 
 WIDTH = 128
+NESTED = 8
+"""How many brackets deep a line may be broken."""
 _TOKEN = re.compile(
     r'(?P<doc>"""[^"]*(?:"{1,2}[^"]+)*""")|(?P<comment>\#[^\n]*)'
     r"|(?P<number>(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[0-9]+(?:[eE][+-]?[0-9]+)?)"
@@ -131,7 +133,8 @@ def _between(tokens: list[_Token], n: int, starts: dict[tuple[int, int], str]) -
 
 def _blank(before: _Line, line: _Line) -> bool:
     """Is there a blank line between two logical lines?"""
-    if before.tokens[-1].text == "{" or line.what == "}":
+    opening = next((t for t in reversed(before.tokens) if t.kind != "comment"), None)
+    if line.what == "}" or (opening is not None and opening.text == "{"):
         return False
     if line.indent == 0 and before.what == "}":
         return True
@@ -159,21 +162,29 @@ def _rendered(line: _Line) -> list[str]:
 
 
 def _wrapped(tokens: list[_Token], pad: str, deeper: str, whole: bool) -> list[str]:
-    """Tokens in as many lines as their width needs: a break before `where` first, then before operators and after commas."""
+    """Tokens in as many lines as their width needs: a break before `where` first, then outside brackets, then ever deeper inside."""
     text = pad + _joined(tokens)
     if whole or len(text) <= WIDTH or tokens[0].kind == "doc":
         return [text]
     out: list[str] = []
-    for n, part in enumerate(_clauses(tokens)):
-        current: list[_Token] = []
-        for chunk in _chunks(part):
-            start = deeper if n or out else pad
-            if current and len(start + _joined(current + chunk)) > WIDTH:
-                out.append(start + _joined(current))
-                current = []
-            current = current + chunk
-        out.append((deeper if n or out else pad) + _joined(current))
+    for part in _clauses(tokens):
+        start = deeper if out else pad
+        out += next(p for level in range(NESTED + 1) if (p := _packed(part, start, deeper, level)) is not None)
     return out
+
+
+def _packed(tokens: list[_Token], pad: str, deeper: str, level: int) -> list[str] | None:
+    """Lines filled up to the width, broken at most ``level`` brackets deep; None where that does not suffice."""
+    out: list[str] = []
+    current: list[_Token] = []
+    for chunk in _chunks(tokens, level):
+        start = deeper if out else pad
+        if current and len(start + _joined(current + chunk)) > WIDTH:
+            out.append(start + _joined(current))
+            current = []
+        current = current + chunk
+    out.append((deeper if out else pad) + _joined(current))
+    return out if level >= NESTED or all(len(x) <= WIDTH for x in out) else None
 
 
 def _clauses(tokens: list[_Token]) -> list[list[_Token]]:
@@ -186,12 +197,16 @@ def _clauses(tokens: list[_Token]) -> list[list[_Token]]:
     return [tokens]
 
 
-def _chunks(tokens: list[_Token]) -> list[list[_Token]]:
+def _chunks(tokens: list[_Token], level: int) -> list[list[_Token]]:
+    """Tokens split before operators and after commas that stand in at most ``level`` brackets."""
     out: list[list[_Token]] = [[]]
+    depth = 0
     for t in tokens:
-        if out[-1] and ((t.text in _BREAKS and not t.unary) or out[-1][-1].text == ","):
+        depth -= t.text in (")", "]")
+        if out[-1] and depth <= level and ((t.text in _BREAKS and not t.unary) or out[-1][-1].text == ","):
             out.append([])
         out[-1].append(t)
+        depth += t.text in ("(", "[")
     return out
 
 

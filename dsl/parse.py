@@ -13,7 +13,7 @@ from lark.tree import Meta
 from lark.visitors import Transformer_NonRecursive
 
 from einfuse.dsl import ast
-from einfuse.dsl.diagnostics import syntax_error
+from einfuse.dsl.diagnostics import KEYWORDS, syntax_error
 from einfuse.ir import Span, SpecError
 
 MAX_TEXT = 1_000_000
@@ -162,10 +162,12 @@ class _Build(Transformer_NonRecursive[Token, Any]):
         return ast.Use(module, name, _span(self.file, m))
 
     def name(self, m: Meta, c: list[Token]) -> ast.Name:
-        return ast.Name(str(c[0]), _span(self.file, m))
-
-    def path(self, m: Meta, c: list[Token]) -> ast.Name:
+        for t in c:
+            if t in KEYWORDS:  # the lexer takes one as a name where no keyword can stand
+                raise SpecError(f"`{t}` is a word of the language and cannot be a name", _span(self.file, t))
         return ast.Name(".".join(c), _span(self.file, m))
+
+    path = name
 
     def names(self, _: Meta, c: list[Any]) -> tuple[Any, ...]:
         return tuple(x for x in c if x is not None)

@@ -30,6 +30,9 @@ def bind(scope: Evaluator, s: ast.Statement, keep: bool = False, named: bool = F
     ranks = _ranks(scope, s, value, where, over)
     if last is None and value.plain and value.cheap and value.dtype != "float" and where is None and not keep:
         return Held(s.target.text, ranks, value.dtype, value.space, value)
+    repeated = scope.emitter.repeated(value, ranks) if last is None and where is None and not named else None
+    if repeated is not None:
+        return repeated
     mask = mask_of(where)
     loc = scope.place(s.target)
     if last is not None:

@@ -111,6 +111,8 @@ def apply(op: str, args: tuple[Value, ...], loc: Span | None) -> Value:
             "this expression is too large once its definitions are filled in", loc, "give a part of it a name of its own"
         )
     expr = call(op, *(a.expr for a in args))
+    if dtype == "float" and (type(expr.value) is int or any(expr is a.expr and a.dtype == "int" for a in args)):
+        expr = call("float", expr)  # folding dropped the float operand: 1.0 * i
     if expr.op == "const":
         return dataclasses.replace(whole, expr=expr, dtype=dtype, nodes=1, depth=1)
     return dataclasses.replace(whole, expr=expr, dtype=dtype, nodes=whole.nodes + 1, depth=whole.depth + 1).at(loc)

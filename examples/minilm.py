@@ -133,7 +133,7 @@ def show(result: Result) -> None:
         others = likeness[n].clone()
         others[n] = -1
         near = int(others.argmax())
-        table.add_row(str(tokens), sentence[:36], SENTENCES[near][:36], f"{others[near]:.2f}")
+        table.add_row(str(tokens), sentence[:28], SENTENCES[near][:28], f"{others[near]:.2f}")
     console.print(table)
     console.print(
         f"\n{len(SENTENCES)} sentences of {min(result.tokens)} to {max(result.tokens)} tokens in one padded batch, float32"

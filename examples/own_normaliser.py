@@ -43,6 +43,7 @@ def main(backends: tuple[str, ...] = ("cpu", "triton"), length: int = 96) -> dic
 
         q, k, v = (torch.randn(1, 2, length, 32, requires_grad=True) for _ in range(3))
         out = attention(q, k, v)
+        assert isinstance(out, torch.Tensor), "one output"
         out.square().sum().backward()
         console.print(
             f"  output {tuple(out.shape)}, |dq| {q.grad.norm():.3f}, |dk| {k.grad.norm():.3f}, |dv| {v.grad.norm():.3f}"

@@ -8,6 +8,7 @@ from einfuse.runtime.bench import BenchRow as BenchRow
 from einfuse.runtime.bench import BenchShape as BenchShape
 from einfuse.runtime.bench import bench as bench
 from einfuse.runtime.compile import SpecInfo as SpecInfo
+from einfuse.runtime.compile import attention as attention
 from einfuse.runtime.compile import compile as compile
 from einfuse.runtime.compile import list_specs as list_specs
 from einfuse.runtime.cross import CompiledKernel as CompiledKernel

@@ -12,7 +12,11 @@ B, H, N, D = 2, 4, 45, 16
 
 
 def qkv(heads: int = H, keys: int = N, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    return [torch.randn(B, H, N, D, dtype=dtype), torch.randn(B, heads, keys, D, dtype=dtype), torch.randn(B, heads, keys, D, dtype=dtype)]
+    return [
+        torch.randn(B, H, N, D, dtype=dtype),
+        torch.randn(B, heads, keys, D, dtype=dtype),
+        torch.randn(B, heads, keys, D, dtype=dtype),
+    ]
 
 
 def run(name: str, *args: torch.Tensor, **kwargs: torch.Tensor | int | float) -> torch.Tensor:

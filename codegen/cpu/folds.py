@@ -24,6 +24,7 @@ class _Body:
     buffers: Assignment
     packed: dict[str, Value]
     full: bool
+    coordinates: dict[str, Op]
     function: str = ""
 
 
@@ -79,7 +80,8 @@ class FoldPrinter:
             if name in plain or name not in turned:
                 self.packing.plain[value.name] = value
         buffers = assign(nodes, self.fold.states, updates)
-        return _Body(nodes, updates, buffers, packed, phase.label == "full")
+        mine = {n: op for n, op in all_ops.items() if isinstance(op, Coordinate)}
+        return _Body(nodes, updates, buffers, packed, phase.label == "full", mine)
 
     def normal(self, phase: Phase) -> tuple[Region, tuple[Value, ...]]:
         """The body with every update a value of its own, shaped like the state; products accumulate onto blocks of their shape."""
@@ -211,6 +213,7 @@ class FoldPrinter:
         lo, count = text.fresh(f"{rank}_lo"), text.fresh(f"{rank}_n")
         scope.extents[rank] = Extent(lo, count, fold.step)
         scope.scalars[f"size {rank}.lo"] = Ref(lo, "int")
+        scope.recipes |= body.coordinates
         with text.block(f"const auto {body.function} = [&](const long {lo})", "};"):
             most = f"{fold.step}" if body.full else f"minimum({fold.step}L, {self.size} - {lo})"
             text.line(f"const long {count} = {most};")

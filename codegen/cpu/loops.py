@@ -38,7 +38,7 @@ class NestPrinter:
                 self.before[-1] += access.store(self, op)
             elif isinstance(op, Reduce):
                 self.reduce(op)
-            else:
+            elif not isinstance(op, Coordinate) and op.out.name not in self.refs:
                 ref = self.evaluate(op)
                 if op.out.name in self.kept:
                     writes.append(f"store({self.element(self.scope.places[op.out.name])}, {spread(ref)});")

@@ -9,12 +9,30 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from einfuse.dsl import functions as functions
+from einfuse.dsl import mask_mod as mask_mod
+from einfuse.dsl import masks as masks
+from einfuse.dsl import score_mod as score_mod
+from einfuse.dsl.functions import clamp as clamp
+from einfuse.dsl.functions import cos as cos
+from einfuse.dsl.functions import erf as erf
+from einfuse.dsl.functions import exp as exp
+from einfuse.dsl.functions import log as log
+from einfuse.dsl.functions import maximum as maximum
+from einfuse.dsl.functions import minimum as minimum
+from einfuse.dsl.functions import sigmoid as sigmoid
+from einfuse.dsl.functions import sin as sin
+from einfuse.dsl.functions import softcap as softcap
+from einfuse.dsl.functions import sqrt as sqrt
+from einfuse.dsl.functions import tanh as tanh
+from einfuse.dsl.functions import where as where
 from einfuse.ir import EinfuseError as EinfuseError
 from einfuse.ir import SpecError as SpecError
 from einfuse.runtime import Attention as Attention
 from einfuse.runtime import BenchShape as BenchShape
 from einfuse.runtime import Certificate as Certificate
 from einfuse.runtime import SpecInfo as SpecInfo
+from einfuse.runtime import attention as attention
 from einfuse.runtime import bench as bench
 from einfuse.runtime import compile as compile
 from einfuse.runtime import cross_compile as cross_compile

@@ -26,7 +26,9 @@ def test_kernels_are_right(name: str, dtype: str, backend: BackendName) -> None:
 
 
 @pytest.mark.parametrize("name", ["causal", "alibi_window", "sigmoid", "document", "cosine"])
-@pytest.mark.parametrize("shape", [Shape(1, 2, 1, 1, (1, 1), 1), Shape(1, 2, 7, 129, (3, 65), 2), Shape(2, 2, 130, 64, (64, 8), 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [Shape(1, 2, 1, 1, (1, 1), 1), Shape(1, 2, 7, 129, (3, 65), 2), Shape(2, 2, 130, 64, (64, 8), 1)], ids=str
+)
 def test_odd_shapes(name: str, shape: Shape) -> None:
     certificate = einfuse.verify(einfuse.compile(name), backends=["cpu"], dtypes=["float32"], shape=shape)
     assert certificate.ok, [r for r in certificate.rows if not r.ok]
@@ -44,7 +46,19 @@ def test_a_spec_is_short_and_says_where_it_comes_from(path: Path) -> None:
 def test_list_names_what_compile_takes() -> None:
     listed = einfuse.list_specs()
     assert {s.name for s in listed} == set(SPECS)
-    for name in ("full", "causal", "alibi", "sliding_window", "softcap", "t5_bias", "document", "prefix", "sink", "sigmoid", "rope"):
+    for name in (
+        "full",
+        "causal",
+        "alibi",
+        "sliding_window",
+        "softcap",
+        "t5_bias",
+        "document",
+        "prefix",
+        "sink",
+        "sigmoid",
+        "rope",
+    ):
         assert name in SPECS
     assert all(s.paper and s.family for s in listed)
 

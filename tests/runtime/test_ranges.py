@@ -23,7 +23,9 @@ TEXT = """cascade demo over b {
 }"""
 
 
-def check(index: str, where: str = "", nq: int = 100, nk: int = 100, r: int = 199, page: list[int] | None = None, width: int = 4) -> None:
+def check(
+    index: str, where: str = "", nq: int = 100, nk: int = 100, r: int = 199, page: list[int] | None = None, width: int = 4
+) -> None:
     c = parse(TEXT.replace("INDEX", index).replace("WHERE", where))
     tensors = {
         "x": torch.zeros(2, nq, nk),

@@ -81,15 +81,14 @@ def _compiler() -> Finding:
 
 def _processor() -> Finding:
     info = Path("/proc/cpuinfo")
-    fields = dict(
-        (part.strip() for part in line.split(":", 1))
-        for line in (info.read_text().split("\n\n")[0].splitlines() if info.is_file() else ())
-        if ":" in line
-    )
+    fields: dict[str, str] = {}
+    for line in info.read_text().split("\n\n")[0].splitlines() if info.is_file() else ():
+        name, _, value = line.partition(":")
+        fields[name.strip()] = value.strip()
     flags = (fields.get("flags") or fields.get("Features") or "").split()
-    name = fields.get("model name") or platform.processor() or platform.machine()
+    model = fields.get("model name") or platform.processor() or platform.machine()
     wide = [f for f in WIDE if f in flags]
-    return Finding("processor", f"{name}, {os.cpu_count()} cores" + (f", {' '.join(wide)}" if wide else ""))
+    return Finding("processor", f"{model}, {os.cpu_count()} cores" + (f", {' '.join(wide)}" if wide else ""))
 
 
 def _gpu() -> Finding:

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import einfuse
-from einfuse.ir import Scalar
+from einfuse.ir import SpecError
+
+OWN = ("source", "backend", "strict")
 
 
-def params(args: argparse.Namespace) -> dict[str, Scalar | str]:
-    return dict(args.param)
+def params(args: argparse.Namespace) -> dict[str, Any]:
+    """What --param gave, ready to be passed to `einfuse.compile` beside its own arguments."""
+    given = dict(args.param)
+    for name in OWN:
+        if name in given:
+            raise SpecError(f"--param sets a parameter of the spec; `{name}` is none")
+    return given
 
 
 def attention(spec: str, args: argparse.Namespace) -> einfuse.Attention:

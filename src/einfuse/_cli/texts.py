@@ -23,8 +23,8 @@ def check(args: argparse.Namespace) -> int:
     if args.json:
         screen.report({"ok": not faults, "errors": [_as_json(f, e, len(args.files) > 1) for f, e in faults]})
     else:
-        for _, error in faults:
-            screen.fault(error)
+        for _, found in faults:
+            screen.fault(found)
         if not faults:
             screen.out().print(f"{len(args.files)} file{'s' * (len(args.files) > 1)} good")
     return 1 if faults else 0

@@ -1,0 +1,69 @@
+"""The scalar functions of the IR as torch text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from einfuse.ir import FUNCTIONS, DType
+
+FORMS: dict[str, str] = {
+    "+": "{} + {}",
+    "-": "{} - {}",
+    "*": "{} * {}",
+    "/": "{} / {}",
+    "//": "torch.div({}, {}, rounding_mode='floor')",
+    "%": "torch.remainder({}, {})",
+    "^": "torch.pow({}, {})",
+    "neg": "-{}",
+    "abs": "{}.abs()",
+    "max": "torch.maximum({}, {})",
+    "min": "torch.minimum({}, {})",
+    "sign": "{}.sign()",
+    "exp": "{}.exp()",
+    "exp2": "{}.exp2()",
+    "log": "{}.log()",
+    "log2": "{}.log2()",
+    "log1p": "{}.log1p()",
+    "sqrt": "{}.sqrt()",
+    "rsqrt": "{}.rsqrt()",
+    "tanh": "{}.tanh()",
+    "sigmoid": "{}.sigmoid()",
+    "softplus": "torch.logaddexp({0}, torch.zeros_like({0}))",
+    "erf": "{}.erf()",
+    "sin": "{}.sin()",
+    "cos": "{}.cos()",
+    "floor": "{}.floor()",
+    "float": "{}",
+    "int": "{}",
+    "<": "{} < {}",
+    "<=": "{} <= {}",
+    ">": "{} > {}",
+    ">=": "{} >= {}",
+    "==": "{} == {}",
+    "!=": "{} != {}",
+    "and": "{} & {}",
+    "or": "{} | {}",
+    "not": "~{}",
+    "select": "torch.where({}, {}, {})",
+    "copy": "{}",
+}
+assert FORMS.keys() == FUNCTIONS.keys() | {"copy"}, "every scalar function of the IR has a torch form"
+KINDS: dict[DType, str] = {"float": "real", "int": "torch.int64", "bool": "torch.bool"}
+
+
+def form(fn: str, args: Sequence[tuple[str, DType]], out: DType) -> str:
+    """``fn(*args)`` as a tensor of type ``out``; operands are brought to the type the function computes in."""
+    types = [t for _, t in (args[1:] if fn == "select" else args)]
+    wanted: DType | None = "float" if "float" in types else "int" if "int" in types else "bool"
+    if fn in ("float", "int", "copy", "not", "and", "or"):
+        wanted = None
+    elif fn == "floor" or FUNCTIONS[fn].result == "float":
+        wanted = "float"
+    texts = [
+        name if wanted is None or kind == wanted or (fn == "select" and n == 0) else f"{name}.to({KINDS[wanted]})"
+        for n, (name, kind) in enumerate(args)
+    ]
+    text = FORMS[fn].format(*texts)
+    result: DType | str | None = FUNCTIONS[fn].result if fn in FUNCTIONS else None
+    found = {"float": types[0], "int": types[0], "copy": types[0], "floor": "float"}.get(fn, wanted if result == "same" else result)
+    return text if found == out else f"({text}).to({KINDS[out]})"

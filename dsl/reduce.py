@@ -1,0 +1,88 @@
+"""Reductions: ``red[ranks](value where condition)`` becomes a statement of its own, read where it stood."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from einfuse.dsl import ast
+from einfuse.dsl.emit import load_held, mask_of, reduction_name
+from einfuse.dsl.values import Value, apply, constant, extent, join, merged
+from einfuse.ir import MONOIDS, Einsum, conjunction, const
+from einfuse.ir.expr import indices
+
+if TYPE_CHECKING:
+    from einfuse.dsl.evaluate import Evaluator
+
+
+class Reducer:
+    """Makes the reductions that are met ``at`` an evaluator."""
+
+    def __init__(self, at: Evaluator) -> None:
+        self.at = at
+
+    def _over(self, e: ast.Call) -> tuple[str, ...]:
+        over = tuple(self.at.rank(r) for r in e.ranks or ())
+        for n, (r, node) in enumerate(zip(over, e.ranks or (), strict=True)):
+            if r in over[:n]:
+                raise self.at.fault(f"the rank `{r}` is reduced twice", node)
+            if r in self.at.ambient:
+                raise self.at.fault(
+                    f"`{r}` is ambient and cannot be reduced: every point of it is computed alone",
+                    node,
+                    f"take `{r}` out of `over` and declare it: rank {r}: head",
+                )
+        return over
+
+    def value(self, e: ast.Call) -> Value:
+        name = e.name.text
+        if name in ("argmax", "topk"):
+            raise self.at.fault(f"`{name}` is not available yet", e, "max[j](x) gives the largest value")
+        over = self._over(e)
+        if len(e.args) != 1:
+            raise self.at.fault(f"the reducer `{name}` takes one operand, found {len(e.args)}", e)
+        body = self.at.value(e.args[0])
+        where = self.at.condition(e.where) if e.where is not None else None
+        occurring = body.ranks | (where.ranks if where is not None else frozenset())
+        for r, node in zip(over, e.ranks or (), strict=True):
+            if r not in occurring:
+                raise self.at.fault(
+                    f"the rank `{r}` does not occur in what is reduced over it", node, f"the number of its points is size({r})"
+                )
+        self.at.reduced |= set(over)
+        if name == "count":
+            return self._count(over, body, where, e)
+        if name == "mean":
+            total = self._reduced("sum", over, body, where, e)
+            return apply("/", (total, self._count(over, body, where, e)), self.at.place(e))
+        return self._reduced(name, over, body, where, e)
+
+    def _reduced(self, red: str, over: tuple[str, ...], body: Value, where: Value | None, e: ast.Call) -> Value:
+        assert red in MONOIDS, f"{red} is no reducer of the IR"
+        if (body.dtype == "bool") != (red == "any"):
+            found = "a condition" if body.dtype == "bool" else "a number"
+            wanted = "conditions" if red == "any" else "numbers"
+            hint = "write any[j](condition), or sum[j](int(condition))" if red != "any" else "compare the number with something"
+            raise self.at.fault(f"`{red}` reduces {wanted}, found {found}", e, hint)
+        mask = mask_of(where)
+        whole = join((body, where)) if where is not None else body
+        ranks = self.at.emitter.sorted(whole.ranks - set(over) - self.at.ambient)
+        name = reduction_name(red, body, self.at.target)
+        statement = Einsum(name, ranks, red, over, body.expr, mask, self.at.place(e))
+        return load_held(self.at.emitter.unnamed(statement, body)).at(self.at.place(e))
+
+    def _count(self, over: tuple[str, ...], body: Value, where: Value | None, e: ast.Call) -> Value:
+        """The number of existing points: the size of the ranks where no condition mentions them."""
+        conditions = merged((*body.space, *((where.expr, *where.space) if where is not None else ())))
+        bounds = [p for p in conditions if indices(p) & set(over)]
+        if not bounds:
+            out = extent(self.at.frame.extents[over[0]])
+            for r in over[1:]:
+                out = apply("*", (out, extent(self.at.frame.extents[r])), self.at.place(e))
+            return dataclasses.replace(out, dtype="float", ranks=(body.ranks - set(over)), space=conditions)
+        every = frozenset().union(*(indices(p) for p in conditions))
+        mask = conjunction(*conditions)
+        statement = Einsum(
+            "count", self.at.emitter.sorted(every - set(over) - self.at.ambient), "sum", over, const(1), mask, self.at.place(e)
+        )
+        return load_held(self.at.emitter.unnamed(statement, constant(1))).at(self.at.place(e))

@@ -1,0 +1,244 @@
+"""Every command: its output, its JSON, its exit code, and that a user's fault never shows a traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from einfuse.cli import main
+from einfuse.ir.pipeline import PASSES
+
+GOOD = """
+attention mine(window: int = 4) over b, h {
+  rank i: query; rank j: key; rank d, e: feature
+  in q[b, h, i, d]
+  in k[b, h, j, d]
+  in v[b, h, j, e]
+  s = sum[d](q * k) / sqrt(D) where j <= i and i - j < window
+  o[i, e] = sum[j](softmax[j](s) * v)
+  out o
+}
+"""
+BAD = GOOD.replace("softmax[j]", "softmix[j]")
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> str:
+    path = tmp_path / "good.attn"
+    path.write_text(GOOD)
+    return str(path)
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> str:
+    path = tmp_path / "bad.attn"
+    path.write_text(BAD)
+    return str(path)
+
+
+def reported(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> Any:
+    """What a command with --json prints, after its exit code was looked at."""
+    assert main([*argv, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+# -- texts ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_check_accepts_a_good_file(capsys: pytest.CaptureFixture[str], good: str) -> None:
+    assert reported(capsys, "check", good) == {"ok": True, "errors": []}
+
+
+def test_check_names_place_message_and_hint(capsys: pytest.CaptureFixture[str], bad: str) -> None:
+    found = reported(capsys, "check", bad, code=1)
+    (error,) = found["errors"]
+    assert found["ok"] is False
+    assert set(error) == {"line", "column", "message", "hint"}
+    assert (error["line"], error["column"]) == (8, 20)
+    assert "softmix" in error["message"]
+    assert "softmax" in error["hint"]
+
+
+def test_check_reports_the_fault_of_every_file(capsys: pytest.CaptureFixture[str], good: str, bad: str) -> None:
+    found = reported(capsys, "check", good, bad, "no-such-file.attn", code=1)
+    assert [e["message"].split(":")[0] for e in found["errors"]] == [bad, "no-such-file.attn"]
+
+
+def test_check_shows_the_line_with_a_caret(capsys: pytest.CaptureFixture[str], bad: str) -> None:
+    assert main(["check", bad]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"error {bad}:8:20: ")
+    assert lines[1].strip() == "o[i, e] = sum[j](softmix[j](s) * v)"
+    assert lines[2].index("^") == lines[1].index("softmix")
+
+
+def test_check_of_bytes_that_are_no_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "noise.attn"
+    path.write_bytes(b"\xff\xfe\x00attention")
+    assert "UTF-8" in reported(capsys, "check", str(path), code=1)["errors"][0]["message"]
+
+
+def test_fmt_rewrites_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "loose.attn"
+    path.write_text(GOOD.replace("  in q", "        in    q"))
+    assert main(["fmt", "--check", str(path)]) == 1
+    assert "        in    q" in path.read_text()
+    assert main(["fmt", str(path)]) == 0
+    assert "        in    q" not in path.read_text()
+    assert main(["fmt", "--check", str(path)]) == 0
+    assert "would rewrite" in capsys.readouterr().err
+
+
+def test_list_finds_by_name_family_and_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    everything = reported(capsys, "list")["specs"]
+    assert all(set(s) == {"name", "family", "path", "paper"} for s in everything)
+    assert {"full", "causal", "alibi", "sigmoid", "softmax1"} <= {s["name"] for s in everything}
+    assert [s["name"] for s in reported(capsys, "list", "PRESS ET AL")["specs"]] == ["alibi", "alibi_window"]
+    assert reported(capsys, "list", "no such thing") == {"specs": []}
+
+
+# -- inside --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_ir_after_every_pass(capsys: pytest.CaptureFixture[str], good: str, name: str) -> None:
+    assert main(["ir", good, "--after", name]) == 0
+    assert capsys.readouterr().out.startswith("cascade mine over b, h {")
+
+
+def test_passes(capsys: pytest.CaptureFixture[str], good: str) -> None:
+    found = reported(capsys, "passes", good)
+    assert set(found) == {"name", "rank", "before", "after", "reads", "carries"}
+    assert (found["name"], found["rank"], found["before"], found["after"], found["reads"]) == ("mine", "j", 3, 1, [])
+    assert {"m"} == {c["statistic"] for c in found["carries"] if c["how"] == "carry"}
+    assert main(["passes", good]) == 0
+    assert "mine over j: 3 passes -> 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("backend", "mark"), [("cpu", "#include"), ("triton", "@triton.jit")])
+def test_emit(capsys: pytest.CaptureFixture[str], good: str, backend: str, mark: str) -> None:
+    assert main(["emit", good, "--backend", backend]) == 0
+    forward = capsys.readouterr().out
+    assert main(["emit", good, "--backend", backend, "--backward", "--dtype", "bfloat16", "--size", "D=32"]) == 0
+    assert mark in forward
+    assert len(capsys.readouterr().out) > len(forward)
+
+
+def test_a_parameter_reaches_the_spec(capsys: pytest.CaptureFixture[str], good: str) -> None:
+    assert main(["ir", good, "-p", "window=9"]) == 0
+    assert "param window: int = 9" in capsys.readouterr().out
+
+
+# -- running -------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_verify(capsys: pytest.CaptureFixture[str], good: str) -> None:
+    found = reported(capsys, "verify", good, "--backend", "triton", "--dtype", "float32", "--seed", "3")
+    assert found["ok"] is True
+    assert {r["what"] for r in found["rows"]} == {"out 0", "d q", "d k", "d v"}
+    assert set(found["rows"][0]) == {"name", "backend", "dtype", "what", "error", "allowed", "ok"}
+    assert all(0 <= r["error"] <= r["allowed"] for r in found["rows"])
+
+
+def test_verify_fails_with_one_when_a_kernel_is_wrong(
+    capsys: pytest.CaptureFixture[str], good: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import einfuse
+    from einfuse.runtime import Certificate, Row
+
+    wrong = Row("mine", "cpu", "float32", "out 0", float("inf"), 1e-6, False)
+    monkeypatch.setattr(einfuse, "verify", lambda *args, **kwargs: Certificate((wrong,)))
+    found = reported(capsys, "verify", good, code=1)
+    assert found["rows"][0]["error"] is None  # JSON has no infinity
+    assert main(["verify", good]) == 1
+    assert "WRONG" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_verify_cross_compiles(capsys: pytest.CaptureFixture[str], good: str) -> None:
+    argv = ("verify", good, "--cross", "--forward-only", "--backend", "triton", "--dtype", "bfloat16")
+    crossed = [r for r in reported(capsys, *argv)["rows"] if r["backend"] != "triton"]
+    assert {r["backend"] for r in crossed} == {"triton sm_80", "triton sm_90", "triton gfx942"}
+    assert all(r["ok"] and r["error"] == 0 for r in crossed)
+    assert all("wgmma" in r["what"] for r in crossed if r["backend"] == "triton sm_90")
+
+
+@pytest.mark.slow
+def test_bench(capsys: pytest.CaptureFixture[str], good: str) -> None:
+    argv = ("bench", good, "--length", "64", "--heads", "2", "--width", "16", "--repeats", "2")
+    (row,) = reported(capsys, *argv)["rows"]
+    assert set(row) == {"variant", "dtype", "shape", "peer", "ratio", "spread"}
+    assert (row["variant"], row["dtype"], row["shape"]) == ("mine", "float32", "B1 H2 S64 D16")
+    assert row["ratio"] > 0
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    checks = {c["what"]: c for c in found["checks"]}
+    assert {"python", "torch", "triton", "C++ compiler", "processor", "GPU", "cache"} == set(checks)
+    assert found["ok"] == all(c["ok"] for c in checks.values())
+    assert all(c["advice"] for c in checks.values() if not c["ok"])
+
+
+def test_doctor_says_what_to_do_without_a_compiler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from einfuse._cli import doctor
+
+    monkeypatch.setattr(doctor, "compiler", lambda: None)
+    assert main(["doctor"]) == 1
+    assert "install g++ or clang++" in capsys.readouterr().out
+
+
+# -- usage ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["fly"],
+        ["check"],
+        ["emit", "full"],
+        ["emit", "full", "--backend", "cuda"],
+        ["ir", "full", "--after", "magic"],
+        ["verify"],
+        ["verify", "full", "--all"],
+        ["bench", "full", "--length", "0"],
+        ["passes", "full", "--param", "window"],
+        ["emit", "full", "--backend", "cpu", "--size", "D=wide"],
+    ],
+)
+def test_wrong_usage_exits_with_two(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+    assert "usage: einfuse" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["ir"], ["passes"], ["emit", "--backend", "cpu"], ["verify"], ["bench"], ["demo"]])
+@pytest.mark.parametrize(("spec", "phrase"), [("caussal", "causal"), ("no/such.attn", "no file"), (".", "no spec")])
+def test_a_spec_that_does_not_exist(command: list[str], spec: str, phrase: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, spec]) == 1
+    printed = capsys.readouterr().err
+    assert phrase in printed
+    assert "Traceback" not in printed
+
+
+def test_a_parameter_that_does_not_exist(capsys: pytest.CaptureFixture[str], good: str) -> None:
+    assert main(["ir", good, "-p", "windo=3"]) == 1
+    assert "windo" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_as_a_process(bad: str) -> None:
+    run = subprocess.run([sys.executable, "-m", "einfuse", "check", bad], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert run.stderr.startswith("error ")
+    assert "Traceback" not in run.stderr

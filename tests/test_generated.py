@@ -1,0 +1,178 @@
+"""Specs drawn at random, through every pass and into kernels: values and gradients against the oracle.
+
+A failure shrinks and is printed as `.attn`; it then belongs into CORPUS below, which is run first, every time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, note, settings
+
+import einfuse
+from einfuse.dsl import compile_text
+from einfuse.ir import Cascade, Scalar, interpret, pipeline
+from einfuse.ir.passes import canonicalise, differentiate
+from einfuse.runtime.backends import BackendName
+from einfuse.runtime.scatter import accumulate
+from einfuse.runtime.verify import Shape, example_inputs, example_sizes
+from einfuse.testing import specs
+
+SHAPE = Shape(batch=2, heads=2, queries=7, keys=9, widths=(3, 4), group=2)
+RELAXED = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+
+HEAD = """attention past(window: int = 4) over b, h {
+  rank i: query; rank j: key; rank d, e: feature
+  in q[b, h, i, d]
+  in k[b, h // group, j, d]
+  in v[b, h // group, j, e]
+"""
+CORPUS = {
+    "a maximum that is no mere stabiliser": """  s = sum[d](q * k) where j <= i
+  m = max[j](s)
+  p = exp(s - m) - exp(-m)
+  o[i, e] = sum[j](p / (sum[j](abs(p)) + 0.01) * v)
+  out o
+}""",
+    "a normaliser whose reference is a row scalar": """  s = sum[d](q * k) where j <= i
+  m = max(max[j](s), 0)
+  p = exp(s - m)
+  o[i, e] = sum[j](p / (exp(-m) + sum[j](p)) * v)
+  out o
+}""",
+    "normalised keys in a ragged last block": """  kn[j, d] = k / sqrt(sum[d](k * k))
+  s = sum[d](q * kn) where j <= i + 3
+  o[i, e] = sum[j](softmax[j](s) * v)
+  out o
+}""",
+    "rows that see nothing": """  s = sum[d](q * k) where j + 3 <= i
+  o[i, e] = sum[j](softmax[j](s) * v)
+  out o
+}""",
+    "a table read at a computed bucket": """  in table[h, 4]
+  bucket[i, j] = min(abs(i - j), 3)
+  s = sum[d](q * k) + table[h, bucket]
+  o[i, e] = sum[j](softmax[j](s) * v)
+  out o
+}""",
+}
+
+
+def close(found: torch.Tensor, truth: torch.Tensor, what: str) -> None:
+    finite = torch.isfinite(truth)
+    torch.testing.assert_close(found[finite], truth[finite], rtol=1e-7, atol=1e-7, msg=lambda m: f"{what}: {m}")
+
+
+def check_passes(c: Cascade) -> None:
+    """Every stage means the same, and the derived gradients (fused themselves) are autograd's."""
+    sizes = example_sizes(c, SHAPE)
+    x = example_inputs(c, torch.float64, 1, SHAPE)
+    leaves: dict[str, torch.Tensor | Scalar] = {
+        n: v.detach().clone().requires_grad_() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+        for n, v in x.items()
+    }
+    truth = interpret(c, leaves, sizes)
+
+    def observe(stage: str, k: Cascade) -> None:
+        found = interpret(k, leaves, sizes)
+        for name, value in truth.items():
+            close(found[name], value, f"{name} after {stage}")
+
+    pipeline.run(c, 4, 2, observe=observe)
+    wanted = [n for n, v in leaves.items() if isinstance(v, torch.Tensor) and v.requires_grad]
+    directions = {n: torch.randn(o.shape, dtype=torch.float64) for n, o in truth.items()}
+    tensors = {n: v for n, v in leaves.items() if isinstance(v, torch.Tensor)}
+    expected = torch.autograd.grad(
+        list(truth.values()), [tensors[n] for n in wanted], list(directions.values()), allow_unused=True
+    )
+    with torch.no_grad():
+        found = derived_gradients(c, leaves, sizes, directions, wanted)
+    for name, g in zip(wanted, expected, strict=True):
+        zero = torch.zeros_like(tensors[name])
+        close(found.get(name, zero), zero if g is None else g, f"d {name}")
+
+
+def derived_gradients(
+    c: Cascade,
+    x: dict[str, torch.Tensor | Scalar],
+    sizes: dict[str, int],
+    directions: dict[str, torch.Tensor],
+    wanted: list[str],
+) -> dict[str, torch.Tensor]:
+    canonical = canonicalise.run(c)
+    backward = differentiate.run(canonical, wanted)
+    outs = (*canonical.outs, *(n for n in backward.saved if n not in canonical.outs))
+    env = {
+        **x,
+        **interpret(replace(canonical, outs=outs), x, sizes),
+        **{differentiate.adjoint(n): g for n, g in directions.items()},
+    }
+    tensors = {n: v for n, v in x.items() if isinstance(v, torch.Tensor)}
+    numbers = {n: v for n, v in x.items() if not isinstance(v, torch.Tensor)}
+    total: dict[str, torch.Tensor] = {}
+    for cascade, parts in backward.cascades:
+        found = interpret(pipeline.run(cascade, 4, 2), env, sizes)
+        env |= found
+        for part in parts:
+            accumulate(total, cascade, part, found[part.statement], tensors, numbers, sizes)
+    return total
+
+
+def check_kernels(text: str, backend: BackendName) -> None:
+    attention = einfuse.compile(text)
+    # 5 and not 2: a drawn spec may have a gradient of two numbers, where the eager error is a matter of luck
+    certificate = einfuse.verify(attention, backends=[backend], dtypes=["float32"], shape=SHAPE, factor=5.0)
+    assert certificate.ok, [r for r in certificate.rows if not r.ok]
+
+
+@pytest.mark.parametrize("text", CORPUS.values(), ids=list(CORPUS))
+def test_past_failures_through_the_passes(text: str) -> None:
+    check_passes(compile_text(HEAD + text))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["cpu", "triton", "torch"])
+@pytest.mark.parametrize("text", CORPUS.values(), ids=list(CORPUS))
+def test_past_failures_through_kernels(text: str, backend: BackendName) -> None:
+    check_kernels(HEAD + text, backend)
+
+
+@given(specs())
+@settings(RELAXED, max_examples=25)
+def test_drawn_specs_through_the_passes(text: str) -> None:
+    note(text)
+    check_passes(compile_text(text))
+
+
+@pytest.mark.slow
+@given(specs())
+@settings(RELAXED, max_examples=150)
+def test_many_drawn_specs_through_the_passes(text: str) -> None:
+    note(text)
+    check_passes(compile_text(text))
+
+
+@pytest.mark.slow
+@given(specs())
+@settings(RELAXED, max_examples=6)
+def test_drawn_specs_through_cpu_kernels(text: str) -> None:
+    note(text)
+    check_kernels(text, "cpu")
+
+
+@pytest.mark.slow
+@given(specs())
+@settings(RELAXED, max_examples=10)
+def test_drawn_specs_through_tiled_torch(text: str) -> None:
+    note(text)
+    check_kernels(text, "torch")
+
+
+@pytest.mark.slow
+@given(specs())
+@settings(RELAXED, max_examples=10)
+def test_drawn_specs_through_triton(text: str) -> None:
+    note(text)
+    check_kernels(text, "triton")
