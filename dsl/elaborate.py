@@ -62,7 +62,7 @@ class _Attention:
         scope: dict[str, Binding] = {**self.params.bindings}
         scope |= {str(r.size): extent(r.size) for r in self.ranks if isinstance(r.size, str) and r.size not in scope}
         scope |= {r.name: coordinate(r.name) for r in self.ranks}
-        axes = Axes(self.ranks, self.params, scope)
+        axes = Axes(self.ranks, self.names, scope)
         inputs = list(self.params.tensors)
         for x in self.elements:
             if isinstance(x, ast.Input):
@@ -106,10 +106,7 @@ class _Attention:
         for name in (*(p.name for p in node.params), *(n for x in self.elements for n in _declares(x))):
             if name.text in self.names:
                 first = self.names[name.text].loc
-                where = f" in line {first.line}" if first else ""
-                raise SpecError(
-                    f"`{name}` is declared twice (first{where})" if where else f"`{name}` is declared twice", name.loc
-                )
+                raise SpecError(f"`{name}` is declared twice" + (f" (first in line {first.line})" if first else ""), name.loc)
             self.names[name.text] = name
         for r in self.ranks:
             size = r.size if isinstance(r.size, str) else ""

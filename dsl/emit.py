@@ -7,10 +7,13 @@ import re
 
 from einfuse.dsl.names import Held
 from einfuse.dsl.values import Value, coordinate, merged, moved, read
-from einfuse.ir import Einsum, Expr, SpecError, conjunction
+from einfuse.ir import Einsum, Expr, Span, SpecError, conjunction
 from einfuse.ir.expr import factors, indices
 
 MAX_STATEMENTS = 10_000
+MAX_NODES_IN_ALL = 1_000_000
+MAX_STEPS = 200_000
+"""Bounds on the work that a text of a stranger can cause."""
 
 
 class Emitter:
@@ -23,6 +26,15 @@ class Emitter:
         self._counters: dict[str, int] = {}
         self._named: set[str] = set()  # the targets that the user chose
         self._held: dict[str, Held] = {}
+        self._nodes = self._steps = 0
+
+    def step(self, loc: Span | None) -> None:
+        """Counts one evaluation. Raises SpecError where there are too many."""
+        self._steps += 1
+        if self._steps > MAX_STEPS:
+            raise SpecError(
+                "the definitions of this text make too much work", loc, "fewer calls inside calls, or statements for results"
+            )
 
     def sorted(self, ranks: frozenset[str] | set[str]) -> tuple[str, ...]:
         """Ranks in order of declaration."""
@@ -77,6 +89,9 @@ class Emitter:
             raise SpecError(
                 f"the cascade has more than {MAX_STATEMENTS:,} statements once definitions are filled in", statement.loc
             )
+        self._nodes += value.nodes
+        if self._nodes > MAX_NODES_IN_ALL:
+            raise SpecError("the cascade is too large once its definitions are filled in", statement.loc)
         self.body.append(statement)
         held = self._held[statement.target] = _held(statement, value)
         return held

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from einfuse.dsl import ast
 from einfuse.dsl.diagnostics import nearest
@@ -24,6 +24,7 @@ class Frame:
     ambient: frozenset[str]
     sizes: Mapping[str, Value]
     extents: Mapping[str, int | str]
+    uses: dict[tuple[int, str], tuple[int, bool]] = field(default_factory=dict)  # of parameters, kept by `Inliner`
 
 
 class Evaluator:
@@ -65,6 +66,7 @@ class Evaluator:
     def value(self, e: ast.Expr) -> Value:
         """The value of ``e``. Raises SpecError where it has none."""
         self.level += 1
+        self.emitter.step(self.place(e))
         if self.level > MAX_DEPTH:
             raise self.fault(f"this is nested more than {MAX_DEPTH} levels deep once definitions are filled in", e)
         try:

@@ -77,7 +77,10 @@ class Inliner:
             if binding is not None:
                 return binding
         value = caller.value(arg)
-        uses, indexed = _uses(d, param)
+        key = (id(d), param)
+        if key not in caller.frame.uses:
+            caller.frame.uses[key] = _uses(d, param)
+        uses, indexed = caller.frame.uses[key]
         if indexed or (uses > 1 and not value.cheap):
             return self._stored(arg.name.text if isinstance(arg, ast.Call) else param, value, arg)
         return value

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -93,19 +95,13 @@ def _module(items: list[Any], file: str, text: str) -> ast.Module:
         else:
             assert isinstance(item, ast.Definition | ast.Attention), f"the grammar has no item {type(item).__name__}"
             if pending is not None:
-                item, pending = _with_doc(item, pending.text), None
+                item, pending = dataclasses.replace(item, doc=pending.text), None
             (definitions if isinstance(item, ast.Definition) else attentions).append(item)  # type: ignore[arg-type]
     if pending is not None:
         if len(items) > 1:
             raise _stray(pending)
         doc = pending.text
     return ast.Module(doc, tuple(uses), tuple(definitions), tuple(attentions), file, text)
-
-
-def _with_doc(item: ast.Definition | ast.Attention, doc: str) -> ast.Definition | ast.Attention:
-    import dataclasses
-
-    return dataclasses.replace(item, doc=doc)
 
 
 class _Doc:
@@ -154,7 +150,7 @@ class _Build(Transformer_NonRecursive[Token, Any]):
         return c
 
     def docstring(self, m: Meta, c: list[Token]) -> _Doc:
-        return _Doc(_dedent(c[0][3:-3]), _span(self.file, m))
+        return _Doc(inspect.cleandoc(c[0][3:-3]), _span(self.file, m))
 
     def use(self, m: Meta, c: list[Any]) -> ast.Use:
         module, name = (None if t is None else ast.Name(str(t), _span(self.file, t)) for t in c)
@@ -249,9 +245,3 @@ def _call(name: ast.Name, ranks: tuple[ast.Expr, ...] | None, args: Any, loc: Sp
     if isinstance(args, _Masked):
         return ast.Call(name, ranks, (args.value,), args.where, loc)
     return ast.Call(name, ranks, args or (), None, loc)
-
-
-def _dedent(text: str) -> str:
-    import inspect
-
-    return inspect.cleandoc(text)

@@ -27,6 +27,8 @@ class Tables:
     made: dict[str, torch.Tensor]
 
     def serve(self, tensors: list[torch.Tensor], key: tuple[object, ...]) -> bool:
+        if any(x.is_inference() for x in tensors):
+            return False  # they count no versions: a change in place would go unseen
         same = zip(self.tensors, tensors, strict=True)
         return self.key == key and all(ref() is x and version == x._version for (ref, version), x in same)
 
@@ -66,6 +68,8 @@ def _tables(
     made: dict[str, torch.Tensor] = {}
     for step in folds:
         made |= tile_tables(built.cascade, step, tensors, numbers, sizes)
+    if any(x.is_inference() for x in held):
+        return made
     built.tables.append(Tables(tuple((weakref.ref(x), x._version) for x in held), key, made))
     del built.tables[:-REMEMBERED]
     return made

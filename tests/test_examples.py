@@ -64,7 +64,7 @@ def test_training_draws_its_curves(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # the model library's own
+@pytest.mark.filterwarnings("ignore")  # the model library's own
 def test_minilm_gives_the_stock_models_embeddings() -> None:
     module = example("minilm")
     if importlib.util.find_spec(module.PACKAGE) is None:

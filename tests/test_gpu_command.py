@@ -79,7 +79,7 @@ def test_every_variant_is_in_the_library(parts: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # flex_attention warns that it is not compiled
+@pytest.mark.filterwarnings("ignore")  # flex_attention warns that it is not compiled
 @pytest.mark.parametrize("name", ["causal", "full", "alibi", "alibi_window", "softcap", "document", "prefix", "head_bias"])
 def test_a_peer_computes_what_the_spec_says(parts: Any, name: str) -> None:
     peers = parts["gpu_peers"]
@@ -93,7 +93,7 @@ def test_a_peer_computes_what_the_spec_says(parts: Any, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 def test_a_timing_has_both_directions(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     timing = parts["gpu_time"]
     ticks = iter(range(1, 10_000))

@@ -119,6 +119,7 @@ BODIES = {
         8,
         "explicit indices",
     ),
+    "statement as a size": ("  in x[b, s]\n  s[i] = i\n  out s\n}", "`s` is not a size", 6, 11, "a new name"),
     "axis without coordinate": ("  in x[b, N]\n  s[i] = x\n  out s\n}", "axis 2 of `x` is the size `N`", 7, 10, "x[b, ...]"),
     "input not given": (
         "  in x[i] optional\n  s[i] = x\n  out s\n}",
@@ -266,6 +267,8 @@ def test_limits() -> None:
     assert "levels deep" in fault(chain + "attention f { rank i: key s = g0(i) out s }").message
     doubling = "".join(f"def g{n}(x) = g{n + 1}(x) + g{n + 1}(x)\n" for n in range(30)) + "def g30(x) = x + 1\n"
     assert "too large" in fault(doubling + "attention f { rank i: key s = g0(i) out s }").message
+    idle = doubling.replace("g30(x) = x + 1", "g30(x) = 0 * x")
+    assert "too much work" in fault(idle + "attention f { rank i: key s = g0(i) out s }").message
     stored = "".join(f"def g{n}(x) {{ y = g{n + 1}(x + {n}.5) z = g{n + 1}(x - {n}.5) return y * z }}\n" for n in range(20))
     stored += "def g20(x) = exp(x)\n"
     assert "10,000 statements" in fault(stored + "attention f { rank i: key s = g0(exp(i)) out s }").message

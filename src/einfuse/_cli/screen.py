@@ -84,9 +84,10 @@ def table(*columns: str, title: str = "") -> Table:
 
 @contextmanager
 def working(total: int | None = None) -> Iterator[Callable[[str], None]]:
-    """A progress bar on stderr, gone when the work is done; yields what to call before each step, with its name."""
+    """A progress bar on stderr where that is a terminal, gone when the work is done; yields what to call before each step, with its name."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err(), transient=True) as bar:
+    console = err()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=total)
         done = -1
 
