@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from einfuse.dsl import functions as functions
+from einfuse.dsl import masks as masks
 from einfuse.dsl.ast import Module as Module
 from einfuse.dsl.decorators import MaskMod as MaskMod
 from einfuse.dsl.decorators import ScoreMod as ScoreMod

@@ -123,6 +123,7 @@ def _held(statement: Einsum, value: Value) -> Held:
     return Held(statement.target, statement.ranks, dtype, kept)
 
 
-def mask_of(where: Value | None) -> Expr | None:
-    """The mask of a statement: its condition, and the spaces of what the condition reads."""
-    return None if where is None else conjunction(where.expr, *where.space)
+def mask_of(where: Value | None, value: Value) -> Expr | None:
+    """The mask of a statement: its condition, the spaces of what the condition reads, and those that folding lost of the value."""
+    conditions = (where.expr, *where.space) if where is not None else ()
+    return conjunction(*conditions, *value.lost)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from einfuse.dsl import ast
-from einfuse.dsl.emit import load_held
+from einfuse.dsl.emit import load_held, mask_of
 from einfuse.dsl.names import Binding, Defined, Held
 from einfuse.dsl.statement import bind
 from einfuse.dsl.values import Value
@@ -67,7 +67,7 @@ class Inliner:
     def _stored(self, hint: str, value: Value, at: ast.Expr) -> Held:
         emitter = self.caller.emitter
         ranks = emitter.sorted(value.ranks - self.caller.ambient)
-        return emitter.unnamed(Einsum(hint, ranks, None, (), value.expr, None, self.caller.place(at)), value)
+        return emitter.unnamed(Einsum(hint, ranks, None, (), value.expr, mask_of(None, value), self.caller.place(at)), value)
 
     def _argument(self, d: ast.Definition, param: str, arg: ast.Expr) -> Binding:
         """A name stands for what it names; another value that is used more than once, or at other indices, becomes a statement."""

@@ -64,7 +64,7 @@ class Reducer:
             wanted = "conditions" if red == "any" else "numbers"
             hint = "write any[j](condition), or sum[j](int(condition))" if red != "any" else "compare the number with something"
             raise self.at.fault(f"`{red}` reduces {wanted}, found {found}", e, hint)
-        mask = mask_of(where)
+        mask = mask_of(where, body)
         whole = join((body, where)) if where is not None else body
         ranks = self.at.emitter.sorted(whole.ranks - set(over) - self.at.ambient)
         name = reduction_name(red, body, self.at.target)

@@ -33,7 +33,7 @@ def bind(scope: Evaluator, s: ast.Statement, keep: bool = False, named: bool = F
     repeated = scope.emitter.repeated(value, ranks) if last is None and where is None and not named else None
     if repeated is not None:
         return repeated
-    mask = mask_of(where)
+    mask = mask_of(where, value)
     loc = scope.place(s.target)
     if last is not None:
         statement = dataclasses.replace(last, target=s.target.text, ranks=ranks, mask=conjunction(last.mask, mask), loc=loc)

@@ -17,7 +17,8 @@ PLAIN_NODES = 400
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """``space`` holds the conditions under which every statement that is read here exists.
+    """``space`` holds the conditions under which every statement that is read here exists, ``lost`` those of them whose reads folding
+    dropped (``0 * s``): the mask has to say them.
 
     ``ranks`` are those the user wrote, whether or not folding dropped them. ``nodes`` and ``depth`` bound the work of later passes.
     ``plain`` values are made of coordinates, sizes, numbers and inputs of ints and bools alone.
@@ -30,6 +31,7 @@ class Value:
     nodes: int = 1
     depth: int = 1
     plain: bool = True
+    lost: tuple[Expr, ...] = ()
 
     @property
     def constant(self) -> Scalar | None:
@@ -86,6 +88,7 @@ def join(args: Iterable[Value]) -> Value:
         sum(a.nodes for a in args),
         max((a.depth for a in args), default=0),
         all(a.plain for a in args),
+        merged(tuple(p for a in args for p in a.lost)),
     )
 
 
@@ -114,7 +117,7 @@ def apply(op: str, args: tuple[Value, ...], loc: Span | None) -> Value:
     if dtype == "float" and (type(expr.value) is int or any(expr is a.expr and a.dtype == "int" for a in args)):
         expr = call("float", expr)  # folding dropped the float operand: 1.0 * i
     if expr.op == "const":
-        return dataclasses.replace(whole, expr=expr, dtype=dtype, nodes=1, depth=1)
+        return dataclasses.replace(whole, expr=expr, dtype=dtype, nodes=1, depth=1, lost=whole.space)
     return dataclasses.replace(whole, expr=expr, dtype=dtype, nodes=whole.nodes + 1, depth=whole.depth + 1).at(loc)
 
 

@@ -120,7 +120,7 @@ def test_passes(capsys: pytest.CaptureFixture[str], good: str) -> None:
     assert "mine over j: 3 passes -> 1" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("backend", "mark"), [("cpu", "#include"), ("triton", "@triton.jit")])
+@pytest.mark.parametrize(("backend", "mark"), [("cpu", "#include"), ("triton", "@triton.jit"), ("torch", "import torch")])
 def test_emit(capsys: pytest.CaptureFixture[str], good: str, backend: str, mark: str) -> None:
     assert main(["emit", good, "--backend", backend]) == 0
     forward = capsys.readouterr().out

@@ -71,11 +71,10 @@ INLINE V logarithm2(V x) {
   const V y = s.tail - 0.5f * (s.r * s.r);  // log2(e) = 1 + 0.442695...
   return logarithm_ends(x, ((y * 0.44269504088896341f + s.r * 0.44269504088896341f) + y + s.r) + s.n);
 }
-// Kahan: the rounding of 1 + x is undone by the quotient.
+// What the rounding of 1 + x lost comes back as the first term of its series.
 INLINE V logarithm1p(V x) {
-  const V u = 1.f + x, d = u - 1.f;
-  const V y = logarithm(u) * select(d == 0.f, spread(1.f), x / d);
-  return select((VI)(d == 0.f) | (VI)(x == __builtin_inff()), x, y);
+  const V u = 1.f + x, y = logarithm(u), lost = (x - (u - 1.f)) / u;
+  return select((VI)(u == 0.f) | (VI)(x == __builtin_inff()), y, y + lost);
 }
 INLINE V hyperbolic_tangent(V x) {
   const V a = absolute(x), z = x * x;

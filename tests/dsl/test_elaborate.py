@@ -202,6 +202,13 @@ def test_count_and_mean_are_over_existing_points(body: Body) -> None:
     ]
 
 
+def test_a_read_that_folds_away_still_limits_the_space(body: Body) -> None:
+    assert body("  s = sum[d](q * k)  where j <= i\n  t = 0 * s + i\n  l = sum[j](s ^ 0)\n  out t, l")[1:] == [
+        "t[i, j] = float(i) where j <= i",
+        "l[i] = sum[j] 1.0 where j <= i",
+    ]
+
+
 def test_the_count_of_a_dense_space_is_its_size(body: Body) -> None:
     text = "  s = sum[d](q * k)  where i > 2\n  m = mean[j](s)\n  c = s * count[i, j](s) / size(j)\n  out m, c"
     assert body(text)[1:] == [

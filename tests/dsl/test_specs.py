@@ -196,6 +196,29 @@ def test_the_log_sum_exp_is_an_output() -> None:
     torch.testing.assert_close(interpret(c, inputs, sizes)["z"], wanted, rtol=1e-9, atol=1e-10)
 
 
+NORMALISERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "rms_normalise": lambda x: x / (x * x).mean().add(1e-6).sqrt(),
+    "l2_normalise": lambda x: x / (x * x).sum().add(1e-6).sqrt(),
+    "standardise": lambda x: (x - x.mean()) / x.var(correction=0).add(1e-6).sqrt(),
+    "mean_normalise": lambda x: x / len(x),
+    "softmax": lambda x: x.softmax(0),
+    "softmax1": lambda x: x.exp() / (1 + x.exp().sum()),
+    "log_sum_exp": lambda x: x.logsumexp(0).expand(len(x)),
+}
+
+
+@pytest.mark.parametrize("name", NORMALISERS)
+def test_normalisers_count_only_what_exists(name: str) -> None:
+    text = (
+        f"attention f {{ rank i: query; rank j: key in x[i, j] s = x where j <= i + 2 o[i, j] = {name}[j](s) + 0 * s out o }}"
+    )
+    x = torch.randn(5, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    out = interpret(dsl.compile_text(text), {"x": x}, {"Nq": 5, "Nk": 9})["o"]
+    for i in range(5):
+        torch.testing.assert_close(out[i, : i + 3], NORMALISERS[name](x[i, : i + 3]), rtol=1e-9, atol=1e-12)
+    assert not out.triu(3).any(), "a point that does not exist is 0"
+
+
 def _evaluate(e: object, sizes: dict[str, int]) -> int:
     from einfuse.ir.expr import FUNCTIONS
     from einfuse.ir.nodes import Expr

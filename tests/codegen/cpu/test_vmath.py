@@ -1,0 +1,76 @@
+"""The vector functions against float64: errors in units in the last place over their whole range, and special operands."""
+
+import ctypes
+import math
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from einfuse.codegen.cpu.build import find_compiler
+from einfuse.codegen.cpu.names import HEADERS
+
+FUNCTIONS = {
+    "exponential": (torch.exp, (-104, 89), 1.5),
+    "exponential2": (torch.exp2, (-149, 128), 1.5),
+    "logarithm": (torch.log, (1e-38, 100), 1.5),
+    "logarithm2": (torch.log2, (1e-38, 100), 2),
+    "logarithm1p": (torch.log1p, (-0.999, 10), 2),
+    "hyperbolic_tangent": (torch.tanh, (-10, 10), 2),
+    "logistic": (torch.sigmoid, (-80, 30), 2.5),
+    "soft_plus": (lambda x: x.clamp(min=0) + torch.log1p(torch.exp(-x.abs())), (-80, 30), 2.5),
+    "reciprocal_root": (torch.rsqrt, (1e-30, 100), 1.5),
+    "error_function": (torch.erf, (-5, 5), 1.5),
+    "sine": (torch.sin, (-100, 100), 1.5),
+}
+
+
+@pytest.fixture(scope="module")
+def apply(tmp_path_factory):
+    """All functions in one library: ``apply(name, x)``."""
+    text = "#include <cmath>\n#include <cstdint>\nusing T = float; using I = int32_t;\n"
+    text += "".join(HEADERS[h].read_text() for h in ("vector", "vmath", "vmath_f32"))
+    for name in FUNCTIONS:
+        text += f'extern "C" void run_{name}(float* x, long n) {{ for (long k = 0; k < n; k += W) store(x + k, {name}(load(x + k))); }}\n'
+    path: Path = tmp_path_factory.mktemp("vmath") / "vmath.so"
+    flags = ["-std=c++20", "-O2", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-w", "-shared", "-fPIC"]
+    subprocess.run([find_compiler(), *flags, "-x", "c++", "-", "-o", str(path)], input=text, text=True, check=True)
+    library = ctypes.CDLL(str(path))
+
+    def call(name: str, x: torch.Tensor) -> torch.Tensor:
+        out = torch.cat([x, torch.zeros(-len(x) % 16)]).contiguous()
+        getattr(library, f"run_{name}")(ctypes.c_void_p(out.data_ptr()), ctypes.c_long(len(out)))
+        return out[: len(x)]
+
+    return call
+
+
+def points(lo: float, hi: float) -> torch.Tensor:
+    """Even steps over the range, and steps in the exponent on both sides of 0."""
+    even = torch.linspace(lo, hi, 200_000)
+    small = torch.logspace(-30, math.log10(max(abs(lo), hi)), 50_000, dtype=torch.float64).float()
+    every = torch.cat([even, small, -small])
+    return every[(every >= lo) & (every <= hi)]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_accuracy(name: str, apply) -> None:
+    truth, (lo, hi), bound = FUNCTIONS[name]
+    x = points(lo, hi)
+    expected = truth(x.double())
+    keep = expected.abs().float().isfinite()
+    x, expected = x[keep], expected[keep]
+    _, exponent = torch.frexp(expected.float())
+    ulp = torch.ldexp(torch.ones_like(expected), exponent.clamp(min=-125) - 24)
+    error = (apply(name, x).double() - expected).abs() / ulp
+    assert error.max() <= bound, f"{error.max():.3f} ulp at {x[error.argmax()]}"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_special_operands(name: str, apply) -> None:
+    x = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1e30, -1e30, 3e38, -3e38, 1.0, -1.0, 1e-42])
+    expected = FUNCTIONS[name][0](x.double()).float()
+    if name == "sine":  # the argument reduction of huge operands is the C library's
+        x, expected = x[:5], expected[:5]
+    torch.testing.assert_close(apply(name, x), expected, rtol=1e-6, atol=1e-44, equal_nan=True)
