@@ -11,6 +11,22 @@ INLINE V times_power(V x, V n) {
 }
 INLINE V nearest(V x) { const V big = spread(12582912.f); return (x + big) - big; }  // 1.5 * 2^23; |x| < 2^22
 
+// x, but at least lo or at most hi; NaN stays. The C++ condition costs two instructions where the machine has one.
+INLINE V at_least(T lo, V x) {
+#if defined(__AVX512F__)
+  return (V)__builtin_ia32_maxps512_mask(spread(lo), x, V{}, -1, 4);
+#else
+  return x < lo ? spread(lo) : x;
+#endif
+}
+INLINE V at_most(T hi, V x) {
+#if defined(__AVX512F__)
+  return (V)__builtin_ia32_minps512_mask(spread(hi), x, V{}, -1, 4);
+#else
+  return x > hi ? spread(hi) : x;
+#endif
+}
+
 // e^r for |r| <= ln(2) / 2
 INLINE V exponential_core(V r) {
   V p = spread(1.9875691500e-4f);
@@ -22,15 +38,13 @@ INLINE V exponential_core(V r) {
   return p * (r * r) + r + 1.f;
 }
 INLINE V exponential(V x) {
-  x = x < -104.f ? spread(-104.f) : x;  // 0 from here on; NaN stays
-  x = x > 89.f ? spread(89.f) : x;      // inf from here on
+  x = at_most(89.f, at_least(-104.f, x));  // 0 below, inf above
   const V n = nearest(x * 1.44269504088896341f);
   const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   return times_power(exponential_core(r), n);
 }
 INLINE V exponential2(V x) {
-  x = x < -151.f ? spread(-151.f) : x;
-  x = x > 129.f ? spread(129.f) : x;
+  x = at_most(129.f, at_least(-151.f, x));
   const V n = nearest(x);
   return times_power(exponential_core((x - n) * 0.693147180559945309f), n);
 }
