@@ -13,7 +13,7 @@ from einfuse.ir import Cascade, Scalar, derivation, interpret, pipeline
 from einfuse.ir.passes import canonicalise
 from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, ops
-from einfuse.runtime.backends import BACKENDS, BackendName, TritonBackend
+from einfuse.runtime.backends import BACKENDS, BackendName, Target, TritonBackend
 from einfuse.runtime.program import Program, blocks
 
 Output = torch.Tensor | tuple[torch.Tensor, ...]
@@ -77,7 +77,7 @@ class Attention:
         held = list(tensors.values())
         grad = torch.is_grad_enabled()
         needs = [grad and x.requires_grad for x in held]
-        outs = ops.forward(self.key, self.backend or "", held, ints, floats, needs)[: len(self.cascade.outs)]  # type: ignore[arg-type]
+        outs = ops.forward(self.key, self.backend or "", held, ints, floats, needs)[: len(self.cascade.outs)]
         return outs[0] if len(outs) == 1 else tuple(outs)
 
     def given(self, optional: Iterable[str]) -> Attention:
@@ -129,7 +129,7 @@ class Attention:
 
     def plan(self, backend: BackendName, dtype: torch.dtype = torch.float32, **sizes: int) -> KernelPlan:
         """The forward kernel as data, for feature sizes given by name (default 64)."""
-        return self.plans(backend, dtype, **sizes)[0]
+        return self.plans(backend, dtype, False, **sizes)[0]
 
     def plans(
         self, backend: BackendName, dtype: torch.dtype = torch.float32, backward: bool = False, **sizes: int
@@ -142,7 +142,7 @@ class Attention:
         return "\n\n".join(text for _, text in self.emitted(backend, dtype, backward, sizes))
 
     def emitted(
-        self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int], target: str | None = None
+        self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int], target: Target | None = None
     ) -> list[tuple[KernelPlan, str]]:
         """Plan and text of every kernel; ``target`` asks for the tiles of a GPU that need not be there."""
         chosen = BACKENDS[backend]

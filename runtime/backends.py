@@ -20,12 +20,14 @@ Kernel = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str
 """Runs one plan: tensors (outputs included), host numbers and sizes, all by name."""
 
 BackendName = Literal["cpu", "triton", "torch"]
+Target = Literal["sm_80", "sm_90", "gfx942"]
 
 
 class Backend(Protocol):
     """A way to run plans. ``blocks`` gives the tile and step that suit the dtype and widest feature of a call."""
 
-    name: BackendName
+    @property
+    def name(self) -> BackendName: ...
 
     def blocks(self, storage: Storage, width: int, backward: bool) -> tuple[int, int]: ...
     def emit(self, plan: KernelPlan) -> str: ...
@@ -57,7 +59,7 @@ class TritonBackend:
     """Triton, for GPUs; on CPU tensors under Triton's interpreter."""
 
     name: BackendName = "triton"
-    target: str | None = None  # of the device at hand, unless named
+    target: Target | None = None  # of the device at hand, unless named
 
     def blocks(self, storage: Storage, width: int, backward: bool) -> tuple[int, int]:
         from einfuse.codegen import triton
@@ -99,7 +101,7 @@ BACKENDS: dict[BackendName, Backend] = {"cpu": CpuBackend(), "triton": TritonBac
 
 
 @functools.cache
-def device_target() -> str:
+def device_target() -> Target:
     """The kind of the GPU at hand, as the tables of tile sizes name it; the newest where there is none."""
     if not torch.cuda.is_available():
         return "sm_90"

@@ -19,8 +19,9 @@ from einfuse.codegen import KernelPlan
 from einfuse.ir import EinfuseError
 from einfuse.runtime import cache
 from einfuse.runtime.attention import Attention
+from einfuse.runtime.backends import Target
 
-TARGETS = ("sm_80", "sm_90", "gfx942")
+TARGETS: tuple[Target, ...] = ("sm_80", "sm_90", "gfx942")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class _Job(TypedDict):
 
 def cross_compile(
     attention: Attention,
-    targets: Sequence[str] = TARGETS,
+    targets: Sequence[Target] = TARGETS,
     dtype: torch.dtype = torch.bfloat16,
     backward: bool = True,
     **sizes: int,
