@@ -16,20 +16,22 @@ import torch
 from einfuse.codegen import KernelPlan, Storage
 from einfuse.ir import EinfuseError, Scalar
 
-Kernel = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], None]
-"""Runs one plan: tensors (outputs included), host numbers and sizes, all by name."""
+Kernel = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], int | None]
+"""Runs one plan: tensors (outputs included), host numbers and sizes, all by name. Gives the number of values that spilled, if known."""
 
 BackendName = Literal["cpu", "triton", "torch"]
+Tilings = tuple[tuple[int, int], ...]
 Target = Literal["sm_80", "sm_90", "gfx942"]
 
 
 class Backend(Protocol):
-    """A way to run plans. ``blocks`` gives the tile and step that suit the dtype and widest feature of a call."""
+    """A way to run plans. ``tilings`` gives the tiles and steps that suit the dtype and widest feature of a call, the best first:
+    the next is taken where a kernel turns out to spill registers."""
 
     @property
     def name(self) -> BackendName: ...
 
-    def blocks(self, storage: Storage, width: int, backward: bool) -> tuple[int, int]: ...
+    def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings: ...
     def emit(self, plan: KernelPlan) -> str: ...
     def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel: ...
 
@@ -40,8 +42,8 @@ class CpuBackend:
 
     name: BackendName = "cpu"
 
-    def blocks(self, storage: Storage, width: int, backward: bool) -> tuple[int, int]:
-        return (48, 128)
+    def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
+        return ((48, 128),)
 
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import cpu
@@ -61,10 +63,10 @@ class TritonBackend:
     name: BackendName = "triton"
     target: Target | None = None  # of the device at hand, unless named
 
-    def blocks(self, storage: Storage, width: int, backward: bool) -> tuple[int, int]:
+    def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         from einfuse.codegen import triton
 
-        return triton.block_sizes(storage, width, backward, self.target or device_target())
+        return triton.tilings(storage, width, backward, self.target or device_target())
 
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import triton
@@ -83,8 +85,8 @@ class TorchBackend:
 
     name: BackendName = "torch"
 
-    def blocks(self, storage: Storage, width: int, backward: bool) -> tuple[int, int]:
-        return (256, 256)
+    def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
+        return ((256, 256),)
 
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import torch as reference
