@@ -26,6 +26,7 @@ class Program:
 
     cascade: Cascade
     strict: bool = False
+    wide: bool = False  # outputs stay in accumulation precision
     suspects: tuple[ranges.Suspect, ...] = ()
     in_range: set[tuple[object, ...]] = field(default_factory=set)
     built: dict[tuple[object, ...], Built] = field(default_factory=dict)
@@ -141,7 +142,7 @@ class Program:
         out = {}
         for name in cascade.outs:
             shape = [_extent(cascade, r, sizes) for r in (*cascade.over, *ranks[name])]
-            public = name in self.cascade.outs and not set(ranks[name]) <= sequence
+            public = not self.wide and name in self.cascade.outs and not set(ranks[name]) <= sequence
             pair = len(set(ranks[name]) & sequence) > 1  # only live points are written
             make = torch.zeros if pair else torch.empty
             out[name] = make(shape, dtype=dtype if public or pair else wide, device=device)
