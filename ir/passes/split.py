@@ -29,8 +29,8 @@ BOUNDS = "bounds"
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The parts of a cascade along ``rank``. ``states`` are the outputs of ``partial`` and ``merge``; `held` is what each is called as an input of
-    ``merge`` and ``merged`` (with an axis of parts behind the ambient ones) and of ``finalise`` (without).
+    """The parts of a cascade along ``rank``. ``states`` are the outputs of ``partial`` and ``merge``; ``held`` is what each is called as
+    an input of ``merge`` and ``merged`` (with an axis of parts behind the ambient ones) and of ``finalise`` (without).
 
     ``partial`` takes last the ``bounds`` [Parts, 2] of the parts, first key and behind the last. ``merged`` is merge and finalise in one.
     Sizes that no state tells are int parameters of the other cascades, by the names in ``sizes``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -44,7 +45,7 @@ def test_any_tree_of_parts_is_the_whole(name: str) -> None:
     @given(cuts=st.lists(st.integers(0, NK), max_size=4), seed=st.integers(0, 99))
     def check(cuts: list[int], seed: int) -> None:
         ends = [0, *sorted(cuts), NK]
-        parts = [attn.state(*args, **extra, keys=pair) for pair in zip(ends, ends[1:], strict=False)]
+        parts = [attn.state(*args, **extra, keys=pair) for pair in itertools.pairwise(ends)]
         out = attn.finalise(tree(attn, parts, random.Random(seed)))
         torch.testing.assert_close(out, truth, rtol=1e-11, atol=1e-11)
 
