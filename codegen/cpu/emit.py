@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from einfuse.codegen.cpu.kernel import KernelPrinter, table_ranks
+from einfuse.codegen.cpu.kernel import KernelPrinter, paired, table_ranks
 from einfuse.codegen.cpu.names import HEADERS
 from einfuse.codegen.plan import KernelPlan
 
@@ -14,7 +14,7 @@ _INCLUDES = "#include <atomic>\n#include <cmath>\n#include <cstdint>\n#include <
 def emit(plan: KernelPlan) -> str:
     """The text: what is computed, the headers it uses, and ``einfuse_kernel``."""
     lines = KernelPrinter(plan).printed()
-    headers = ["vector", "vmath", f"vmath_{plan.compute}", "memory", "matmul", "runtime"]
+    headers = ["vector", "vmath", f"vmath_{plan.compute}", "memory", *(["pairs"] if paired(plan) else []), "matmul", "runtime"]
     most = sum("scratch.take<" in line for line in lines)
     parts = [
         _title(plan),
@@ -38,7 +38,7 @@ def _types(plan: KernelPlan) -> str:
     real, whole = ("double", "int64_t") if plan.compute == "f64" else ("float", "int32_t")
     return (
         f"using T = {real};  // accumulation\nusing I = {whole};  // integers and truth values in vectors\n"
-        "constexpr T INF = __builtin_inff(), NOT_A_NUMBER = __builtin_nanf(\"\");\n"
+        'constexpr T INF = __builtin_inff(), NOT_A_NUMBER = __builtin_nanf("");\n'
     )
 
 

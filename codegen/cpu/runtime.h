@@ -50,6 +50,6 @@ template <int KEYS> struct Packed {
   }
   template <class F> void need(long from, long n, long granule, long size, F pack) {
     for (long g = from / granule; g * granule < from + n; ++g)
-      if (of[g] != (int32_t)version) { pack(g * granule, minimum(granule, size - g * granule)); of[g] = (int32_t)version; }
+      if (of[g] != (int32_t)version) { pack(g * granule, minimum(granule, size - g * granule), g * granule); of[g] = (int32_t)version; }
   }
 };
