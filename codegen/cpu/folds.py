@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from einfuse.codegen.cpu import forms
-from einfuse.codegen.cpu.buffers import Assignment, assign
+from einfuse.codegen.cpu.buffers import Assignment, assign, stores
 from einfuse.codegen.cpu.forms import FORMS, Form, operands
 from einfuse.codegen.cpu.functions import Ref, number
 from einfuse.codegen.cpu.loops import TYPES, fill
@@ -62,7 +62,7 @@ class FoldPrinter:
             body.function = text.fresh(f"{'full' if body.full else 'masked'}_{fold.rank}")
             self.body(body)
         for n, p in enumerate(fold.phases):
-            self.phase(n, p, bodies[p.body, p.updates, p.label == "full"].function)
+            self.phase(n, p, bodies[p.body, p.updates, p.label == "full"])
 
     # ----------------------------------------------------------------------------------------------------------- analysis
 
@@ -135,13 +135,12 @@ class FoldPrinter:
     def body(self, body: _Body) -> None:
         text, fold, rank = self.text, self.fold, self.fold.rank
         scope = self.scope.inner()
-        lo, count = text.fresh(f"{rank}_lo"), text.fresh(f"{rank}_n")
+        lo, count, end = text.fresh(f"{rank}_lo"), text.fresh(f"{rank}_n"), text.fresh(f"{rank}_end")
         scope.extents[rank] = Extent(lo, count, fold.step, whole=body.full)
         scope.scalars[f"size {rank}.lo"] = Ref(lo, "int")
         scope.recipes |= body.coordinates
-        with text.block(f"const auto {body.function} = [&](const long {lo})", "};"):
-            most = f"{fold.step}" if body.full else f"minimum({fold.step}L, {self.size} - {lo})"
-            text.line(f"const long {count} = {most};")
+        with text.block(f"const auto {body.function} = [&](const long {lo}{'' if body.full else f', const long {end}'})", "};"):
+            text.line(f"const long {count} = {fold.step if body.full else f'minimum({fold.step}L, {end} - {lo})'};")
             self.bring(body, scope, lo, count)
             self.places(body, scope)
             print_nodes(text, scope, body.nodes, self.tensors)
@@ -210,13 +209,15 @@ class FoldPrinter:
 
     # -------------------------------------------------------------------------------------------------------------- phases
 
-    def phase(self, n: int, phase: Phase, function: str) -> None:
+    def phase(self, n: int, phase: Phase, body: _Body) -> None:
         text, fold, scope = self.text, self.fold, self.scope
         rank = fold.rank
         lo = text.names.child().fresh(f"{rank}_lo")
         if not fold.tabulated:
             start, stop = scope.scalars[phase.lo.name].text, scope.scalars[phase.hi.name].text
-            text.line(f"for (long {lo} = {start}; {lo} < {stop}; {lo} += {fold.step}) {function}({lo});")
+            end = self.size if stores(body.nodes) else f"minimum({stop}, {self.size})"  # no point at or beyond stop is alive
+            call = f"{body.function}({lo}{'' if body.full else f', {end}'});"
+            text.line(f"for (long {lo} = {start}; {lo} < {stop}; {lo} += {fold.step}) {call}")
             return
         row = "0"
         for r in fold.table_ranks:
@@ -234,8 +235,8 @@ class FoldPrinter:
         n_, at = text.fresh("n"), text.fresh("row")
         text.line(f"const long {at} = ({row}) * 2 + {n};  // {phase.label} blocks of this tile")
         text.line(
-            f"for (long {n_} = 0; {n_} < {table}_count[{at}]; ++{n_}) "
-            f"{function}((long){table}_block[{at} * {table}_longest + {n_}] * {fold.step});"
+            f"for (long {n_} = 0; {n_} < {table}_count[{at}]; ++{n_}) {body.function}"
+            f"((long){table}_block[{at} * {table}_longest + {n_}] * {fold.step}{'' if body.full else f', {self.size}'});"
         )
 
 
