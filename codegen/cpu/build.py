@@ -24,7 +24,7 @@ from einfuse.ir import EinfuseError, Scalar
 if TYPE_CHECKING:
     import torch
 
-FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-semantic-interposition",
+FLAGS = ("-std=c++20", "-O2", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-semantic-interposition",
          "-w", "-shared", "-fPIC", "-fopenmp")  # fmt: skip
 
 

@@ -8,13 +8,22 @@ from einfuse.codegen.cpu.kernel import KernelPrinter, paired, table_ranks
 from einfuse.codegen.cpu.names import HEADERS
 from einfuse.codegen.plan import KernelPlan
 
-_INCLUDES = "#include <atomic>\n#include <cmath>\n#include <cstdint>\n#include <cstdlib>\n#include <cstring>\n"
+_INCLUDES = "#include <cstdint>\n#include <cstdlib>\n#include <cstring>\n"
 
 
 def emit(plan: KernelPlan) -> str:
     """The text: what is computed, the headers it uses, and ``einfuse_kernel``."""
     lines = KernelPrinter(plan).printed()
-    headers = ["vector", "vmath", f"vmath_{plan.compute}", "memory", *(["pairs"] if paired(plan) else []), "matmul", "runtime"]
+    headers = [
+        "vector",
+        "vmath",
+        f"vmath_{plan.compute}",
+        "memory",
+        *(["pairs"] if paired(plan) else []),
+        "matmul",
+        "stream",
+        "runtime",
+    ]
     most = sum("scratch.take<" in line for line in lines)
     parts = [
         _title(plan),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from einfuse.codegen.cpu import forms
@@ -56,6 +56,7 @@ class FoldPrinter:
         self.states()
         if self.packing.forms:
             self.packs.printed()
+            self.packs.stream(self.product_operands(bodies.values()))
         for body in bodies.values():
             self.hoist(body)
         for body in bodies.values():
@@ -63,6 +64,18 @@ class FoldPrinter:
             self.body(body)
         for n, p in enumerate(fold.phases):
             self.phase(n, p, bodies[p.body, p.updates, p.label == "full"])
+
+    def product_operands(self, bodies: Iterable[_Body]) -> set[str]:
+        """The packed values that nothing but products reads, as their right operands."""
+        right: set[str] = set()
+        other: set[str] = set()
+        for body in bodies:
+            for node in body.nodes:
+                mine = {operands(node.op)[1].name} if isinstance(node, Product) and not _both(node.op) else set()
+                right |= {body.packed[n].name for n in mine & body.packed.keys()}
+                other |= {body.packed[n].name for n in (node_reads(node) - mine) & body.packed.keys()}
+            other |= {body.packed[u.name].name for u in body.updates if u.name in body.packed}
+        return right - other
 
     # ----------------------------------------------------------------------------------------------------------- analysis
 
@@ -151,8 +164,12 @@ class FoldPrinter:
         if not body.packed:
             return
         at = self.text.fresh(f"{self.fold.rank}_place")
-        self.text.line(f"const long {at} = {self.packs.need}({lo}, {count});")
+        streamed = self.packs.streamed
+        need = f"{self.packs.need}({lo}, {count})"
+        self.text.line(f"const long {at} = {f'{streamed} ? 0 : ' if streamed else ''}{need};")
         for name, value in body.packed.items():
+            if streamed:
+                scope.there[name] = (streamed, self.packs.unpacked(value, lo))
             for form in FORMS:
                 if (value.name, form) not in self.packs.pointers:
                     continue
@@ -238,6 +255,10 @@ class FoldPrinter:
             f"for (long {n_} = 0; {n_} < {table}_count[{at}]; ++{n_}) {body.function}"
             f"((long){table}_block[{at} * {table}_longest + {n_}] * {fold.step}{'' if body.full else f', {self.size}'});"
         )
+
+
+def _both(op: Dot) -> bool:
+    return op.a.name == op.b.name
 
 
 def _uses(nodes: Sequence[Node], updates: Sequence[Value], narrow: bool) -> dict[str, set[Form]]:

@@ -1,6 +1,7 @@
 // Operands of products in bf16, two neighbouring terms in 32 bits: one instruction multiplies both and adds them in single precision.
 // Where the machine has no such instruction the halves are widened and added one after the other.
 
+#define EINFUSE_PAIRS
 struct Pair { uint32_t bits; };  // the first term is the low half
 typedef uint32_t VP __attribute__((vector_size(BYTES)));
 constexpr long pairs(long n) { return (n + 1) / 2; }

@@ -66,13 +66,17 @@ def product(text: Text, scope: Scope, op: Dot) -> None:
     steps = dict(zip(left.dims, left.steps, strict=True))
     acc = f"{scope.places[op.acc.name].pointer}, {scope.places[op.acc.name].row}" if op.acc else "nullptr, 0"
     m, n, terms = (scope.extents[r].count for r in (x, y, op.rank))
-    if left_form in PAIRED:
-        terms = f"pairs({terms})"
+    whole = f"pairs({terms})" if left_form in PAIRED else terms
     text.line(f"// {op.out.name}[{x}, {y}] = {'' if op.acc is None else op.acc.name + ' + '}sum[{op.rank}] {a.name} * {b.name}")
-    text.line(
-        f"matmul({out.pointer}, {out.row}, {acc}, {left.pointer}, {steps[x]}, {steps[op.rank]}, "
-        f"{right.pointer}, {right.row}, {m}, {n}, {terms});"
-    )
+    result = f"{out.pointer}, {out.row}, {acc}, {left.pointer}, {steps[x]}"
+    call = f"matmul({result}, {steps[op.rank]}, {right.pointer}, {right.row}, {m}, {n}, {whole});"
+    if b.name in scope.there and steps[op.rank] == "1":
+        when, there = scope.there[b.name]
+        form = f"dots({{}}, {whole});" if "turned" in right_form else f"sums({{}}, {terms});"
+        stream = form.format(f"{result}, {there.pointer}, {there.row}, {m}, {n}")
+        text.line(f"if ({when}) {stream}")
+        call = f"else {call}"
+    text.line(call)
 
 
 def local_place(scope: Scope, v: Value, pointer: str) -> Place:

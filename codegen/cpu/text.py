@@ -44,13 +44,22 @@ class Scope:
     scalars: dict[str, Ref] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
     forms: dict[tuple[str, str], Place] = field(default_factory=dict)  # copies of two-dimensional values for products
+    there: dict[str, tuple[str, Place]] = field(
+        default_factory=dict
+    )  # right operands that may be read from the caller, and when
     recipes: dict[str, Op] = field(default_factory=dict)
     extents: dict[str, Extent] = field(default_factory=dict)
     narrow: bool = False  # products may take their operands in bf16
 
     def inner(self) -> Scope:
         return Scope(
-            dict(self.scalars), dict(self.places), dict(self.forms), dict(self.recipes), dict(self.extents), self.narrow
+            dict(self.scalars),
+            dict(self.places),
+            dict(self.forms),
+            dict(self.there),
+            dict(self.recipes),
+            dict(self.extents),
+            self.narrow,
         )
 
 

@@ -58,6 +58,26 @@ def test_pairs(queries: int, keys: int, window: int, flags: list[str], folder) -
     check(run, softmax(storage="bf16", widths=(23, 37)), "bf16", sizes, {"window": window, "group": 2})
 
 
+@pytest.mark.parametrize("storage", ["f32", "bf16"])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 300), (4, 37), (5, 37)])
+@pytest.mark.parametrize("apart", [False, True], ids=["rows", "strided"])
+def test_few_queries(queries: int, keys: int, storage: str, apart: bool, folder) -> None:
+    """One tile of at most four rows reads keys and values where they lie, if their features are neighbours there."""
+    case = softmax(storage=storage, widths=(64, 96), tile=48, step=128)
+    text = cpu.emit(case.plan)
+    assert "dots(" in text
+    assert "sums(" in text
+
+    def change(t):
+        return {n: x.mT.contiguous().mT if apart and n in "kv" else x for n, x in t.items()}
+
+    def run(plan, tensors, params, sizes):
+        cpu.build(plan, text, folder, ["-O1"])(tensors, params, sizes)
+
+    sizes = {"B": 1, "H": 2, "Hk": 1, "Nq": queries, "Nk": keys}
+    check(run, case, storage, sizes, {"window": 250, "group": 2}, change)
+
+
 @pytest.mark.parametrize(("widths", "tile", "step"), [((1, 3), 16, 8), ((64, 64), 48, 128), ((80, 128), 48, 128)])
 def test_widths(widths: tuple[int, int], tile: int, step: int, run) -> None:
     """Features below a vector, whole register tiles, and blocks larger than the problem."""
