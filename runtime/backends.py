@@ -34,7 +34,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CpuBackend:
-    """C++ with vector extensions and OpenMP."""
+    """C++ with vector extensions and OpenMP; a kernel that cannot be built here runs as plain torch, which a warning says once."""
 
     name: BackendName = "cpu"
 
@@ -49,7 +49,11 @@ class CpuBackend:
     def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel:
         from einfuse.codegen import cpu
 
-        return cpu.build(plan, source, folder)
+        try:
+            return cpu.build(plan, source, folder)
+        except cpu.BuildError as error:
+            _warn_of_torch(str(error))
+            return TorchBackend().build(plan, TorchBackend().emit(plan), folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,16 @@ class TorchBackend:
 
 
 BACKENDS: dict[BackendName, Backend] = {"cpu": CpuBackend(), "triton": TritonBackend(), "torch": TorchBackend()}
+
+
+_warned: list[str] = []
+
+
+def _warn_of_torch(reason: str) -> None:
+    """One warning a process: the kernels that follow most likely fail for the same reason."""
+    if not _warned:
+        _warned.append(reason)
+        warnings.warn(f"CPU kernels run as tiled torch code, several times slower: {reason}", stacklevel=2)
 
 
 @functools.cache
