@@ -23,13 +23,19 @@ BackendName = Literal["cpu", "triton", "torch"]
 
 
 class Backend(Protocol):
-    """A way to run plans. ``blocks`` gives the tile and step that suit the dtype and widest feature of a call."""
+    """A way to run plans. ``blocks`` gives the tile and step that suit the dtype and widest feature of a call.
+
+    ``merge`` makes one plan of two that walk the same pairs, the first by rows, where it can; ``merges`` says whether that pays for
+    so many ambient points.
+    """
 
     name: BackendName
 
     def blocks(self, storage: Storage, width: int, backward: bool) -> tuple[int, int]: ...
     def emit(self, plan: KernelPlan) -> str: ...
     def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel: ...
+    def merges(self, points: int) -> bool: ...
+    def merge(self, rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,16 @@ class CpuBackend:
             _warn_of_torch(str(error))
             return TorchBackend().build(plan, TorchBackend().emit(plan), folder)
 
+    def merges(self, points: int) -> bool:
+        """A merged plan saves two products of seven, and keeps the tiles of a point on one thread."""
+        threads = torch.get_num_threads()
+        return points >= 3 * threads or (points >= threads and points % threads == 0)
+
+    def merge(self, rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None:
+        from einfuse.codegen import cpu
+
+        return cpu.merge(rows, columns)
+
 
 @dataclass(frozen=True, slots=True)
 class TritonBackend:
@@ -78,6 +94,12 @@ class TritonBackend:
 
         return triton.build(plan, source, folder)
 
+    def merges(self, points: int) -> bool:
+        return False
+
+    def merge(self, rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None:
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class TorchBackend:
@@ -97,6 +119,12 @@ class TorchBackend:
         from einfuse.codegen import torch as reference
 
         return reference.build(plan, source, folder)
+
+    def merges(self, points: int) -> bool:
+        return False
+
+    def merge(self, rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None:
+        return None
 
 
 BACKENDS: dict[BackendName, Backend] = {"cpu": CpuBackend(), "triton": TritonBackend(), "torch": TorchBackend()}

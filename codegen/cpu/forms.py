@@ -33,8 +33,8 @@ def wanted(op: Dot, narrow: bool) -> tuple[Form, Form]:
     """The forms of the left and the right operand; ``narrow``: operands that may be rounded become bf16."""
     a, b, x, y = operands(op)
     upright = b.dims == (op.rank, y)
-    if narrow and op.narrow and a.dims == (x, op.rank):
-        return "rows", "columns" if upright else "turned_rows"
+    if narrow and op.narrow:
+        return "rows" if a.dims == (x, op.rank) else "columns", "columns" if upright else "turned_rows"
     return "plain", "plain" if upright else "turned"
 
 

@@ -6,6 +6,7 @@ from einfuse.codegen.cpu.access import ELEMENTS
 from einfuse.codegen.cpu.dataflow import fold_reads, operations, prune, reads
 from einfuse.codegen.cpu.folds import FoldPrinter
 from einfuse.codegen.cpu.functions import Ref
+from einfuse.codegen.cpu.merge import sequential
 from einfuse.codegen.cpu.names import identifier
 from einfuse.codegen.cpu.pack import Dependence
 from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
@@ -35,7 +36,12 @@ class KernelPrinter:
             lines.append(f"  {line}")
         lines += ["#pragma omp parallel num_threads(n_threads)", "  {", "    Scratch scratch;"]
         lines += [f"    {b}" for b in body.buffers]
-        lines += ["    long item, last;", "    while (scratch.ok && queue.next(item, last)) for (; item < last; ++item) {"]
+        if sequential(self.plan):
+            lines += ["    long point, past;  // its tiles run in order: each adds to what those before it wrote"]
+            lines += ["    while (scratch.ok && queue.next(point, past)) for (; point < past; ++point)"]
+            lines += ["    for (long item = point * tiles; item < (point + 1) * tiles; ++item) {"]
+        else:
+            lines += ["    long item, last;", "    while (scratch.ok && queue.next(item, last)) for (; item < last; ++item) {"]
         lines += body.lines
         lines += ["    }", "  }", "  return queue.finished() ? 0 : 1;"]
         return lines
@@ -103,8 +109,9 @@ class KernelPrinter:
         lines.append(f"const long points = {points};")
         lines.append("if (points <= 0 || tiles <= 0) return 0;")
         lines.append("const bool shared_tiles = tiles > 1;")
-        lines.append("const long n_threads = maximum(1L, minimum((long)threads, points * tiles));")
-        lines.append("Queue queue(points * tiles, tiles, n_threads);")
+        whole = "points" if sequential(plan) else "points * tiles"
+        lines.append(f"const long n_threads = maximum(1L, minimum((long)threads, {whole}));")
+        lines.append(f"Queue queue({whole}, {1 if sequential(plan) else 'tiles'}, n_threads);")
         return lines
 
     # --------------------------------------------------------------------------------------------------------------- items

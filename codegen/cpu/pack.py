@@ -48,6 +48,8 @@ class Dependence:
             case Coordinate(rank=rank):
                 here = frozenset([rank]) if any(b.rank == rank for b in self.plan.ambient) else frozenset[str]()
                 return Facts(rank != tile, here)
+            case Load(tensor=tensor) if any(t.name == tensor and t.out for t in self.plan.tensors):
+                return Facts(False)  # an earlier tile wrote it
         known = [self.facts[v.name] for v in reads(op)]
         mixes = isinstance(op, Reduce | Dot) and op.rank == fold
         return Facts(all(f.free for f in known) and not mixes, frozenset().union(*(f.ambient for f in known)))
