@@ -17,7 +17,7 @@ from einfuse.flex.tracer import RANKS, Tracer
 from einfuse.flex.value import Value
 from einfuse.ir import Cascade, Einsum, Rank, Scalar, Tensor, const, index, load
 from einfuse.ir import expr as ex
-from einfuse.runtime import Attention
+from einfuse.runtime import Attention, BackendName
 
 Extra = Literal["lse", "top"]
 """Row statistics beside the output: the log-sum-exp of the scores, and their maximum."""
@@ -94,11 +94,11 @@ def arguments(tracer: Tracer) -> tuple[dict[str, torch.Tensor], dict[str, Scalar
 _COMPILED: dict[tuple[object, ...], Attention] = {}
 
 
-def compiled(whole: Cascade) -> Attention:
+def compiled(whole: Cascade, backend: BackendName | None = None) -> Attention:
     """The attention of a cascade: the same object for the same content, for ever."""
-    key = (whole.ranks, whole.inputs, whole.body, whole.outs)
+    key = (whole.ranks, whole.inputs, whole.body, whole.outs, backend)
     if key not in _COMPILED:
-        _COMPILED[key] = Attention(whole)
+        _COMPILED[key] = Attention(whole, backend)
     return _COMPILED[key]
 
 

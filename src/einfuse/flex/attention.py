@@ -13,6 +13,7 @@ from einfuse.flex.block_mask import BlockMask
 from einfuse.flex.masks import ScoreFunction
 from einfuse.flex.picked import sliced_mask_error
 from einfuse.flex.tracer import Tracer
+from einfuse.runtime import BackendName
 
 
 class AuxRequest(NamedTuple):
@@ -29,6 +30,7 @@ class AuxOutput(NamedTuple):
     max_scores: torch.Tensor | None = None
 
 
+@torch.compiler.disable  # a trace is Python that torch's own tracer cannot follow; what it ends in is an operator of torch
 def flex_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -47,7 +49,8 @@ def flex_attention(
     ``query[B, Hq, L, E]``, ``key[B, Hkv, S, E]``, ``value[B, Hkv, S, Ev]`` of one float dtype give ``[B, Hq, L, Ev]``; with
     ``return_lse`` also the log-sum-exp of the scores, with ``return_aux`` an `AuxOutput`. ``score_mod(score, b, h, q_idx, kv_idx)`` and the
     mask's function are traced as they are at every call; captured tensors are read in place and get gradients, captured numbers
-    compile nothing. ``scale`` None is 1 / sqrt(E). ``kernel_options`` tune other compilers, and change nothing here.
+    compile nothing. ``scale`` None is 1 / sqrt(E). Of ``kernel_options``, ``backend`` ("cpu", "triton", "torch") chooses a back end; those that
+    tune torch's kernels change nothing here.
 
     Raises SpecError with the user's line where a function cannot be traced, ValueError for shapes, TypeError for dtypes.
     """
@@ -64,7 +67,8 @@ def flex_attention(
         extras += ("lse",)
     if return_aux is not None and return_aux.max_scores:
         extras += ("top",)
-    out, stats = _run(query, key, value, score_mod, mask, scale, extras)
+    backend = (kernel_options or {}).get("backend")
+    out, stats = _run(query, key, value, score_mod, mask, scale, extras, backend)
     if return_aux is not None:
         return out, AuxOutput(stats.get("lse"), stats.get("top"))
     return (out, stats["lse"]) if return_lse else out
@@ -78,6 +82,7 @@ def _run(
     mask: BlockMask | None,
     scale: float | None,
     extras: tuple[Extra, ...],
+    backend: BackendName | None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     sizes = dict(zip(("b", "h", "i", "j"), (*query.shape[:3], key.shape[2]), strict=True))
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
@@ -86,7 +91,7 @@ def _run(
     if score_mod is not None:
         score = tracer.run(score_mod, score)
     condition = None if mask is None else tracer.condition(mask.function())
-    attention = assemble.compiled(assemble.cascade(tracer, score, condition, extras))
+    attention = assemble.compiled(assemble.cascade(tracer, score, condition, extras), backend)
     tensors, numbers = assemble.arguments(tracer)
     factor = 1 / math.sqrt(max(1, query.shape[-1])) if scale is None else float(scale)
     result = attention(query, key, value, **tensors, scale=factor, **numbers)

@@ -39,9 +39,8 @@ class Blocks:
             raise ValueError("full_kv_num_blocks and full_kv_indices are given together or not at all")
         partial = _dense(number, indices)
         full = torch.zeros_like(partial) if full_number is None or full_indices is None else _dense(full_number, full_indices)
-        batch, heads, rows, columns = torch.broadcast_shapes(partial.shape, full.shape)
-        shape = (batch, heads, rows, columns)
-        return cls(full.expand(shape).contiguous(), partial.expand(shape).contiguous(), size)
+        full, partial = torch.broadcast_tensors(full, partial)
+        return cls(full.contiguous(), partial.contiguous(), size)
 
     def of(self, mask_mod: MaskFunction) -> MaskFunction:
         """The points of full blocks, and those of partial blocks that ``mask_mod`` lets through."""

@@ -6,33 +6,33 @@ at every call: a function whose captures or globals have changed is another trac
 
 from __future__ import annotations
 
-import inspect
-import itertools
 import linecache
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from einfuse.flex.lift import Captures
 from einfuse.flex.numbers import Float, Int, Tag
+from einfuse.flex.place import check_signature, here, name, place, raised_at
+from einfuse.flex.tables import minus_infinite
 from einfuse.flex.value import Kind, Part, Value, flat
-from einfuse.ir import Einsum, Expr, Rank, Scalar, Span, SpecError, const, index, load, size
+from einfuse.flex.watch import Watch
+from einfuse.ir import Einsum, Expr, Rank, Scalar, SpecError, const, index, load, size
 from einfuse.ir import expr as ex
 
-_OURS = tuple(f"{Path(file).resolve().parent}/" for file in (__file__, torch.__file__))
 RANKS = {"b": "B", "h": "H", "i": "Nq", "j": "Nk"}
 """The coordinates of a score, and the names of their sizes."""
 _KINDS: dict[torch.dtype, Kind] = {
     torch.bool: "bool",
-    **dict.fromkeys((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8), "int"),  # type: ignore[dict-item]
-    **dict.fromkeys((torch.float64, torch.float32, torch.bfloat16, torch.float16), "float"),  # type: ignore[dict-item]
+    **dict.fromkeys((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8), "int"),
+    **dict.fromkeys((torch.float64, torch.float32, torch.bfloat16, torch.float16), "float"),
 }
+
+
+_LEAST = -3.0e38
+"""Below every score that is not minus infinity."""
 
 
 @dataclass(slots=True)
@@ -70,40 +70,47 @@ class Tracer:
     def run(self, fn: Callable[..., Any], *first: Value) -> Value:
         """``fn(*first, b, h, i, j)``. Raises SpecError that names the operation and the line where it cannot be traced."""
         try:
-            _check_signature(fn, 4 + len(first))
+            check_signature(fn, 4 + len(first))
             coordinates = [Value(self, index(r), "int") for r in RANKS]
             lifted = self.captures.lifted(fn)
-            with _Mode(self):
+            with Watch(self):
                 result = lifted(*first, *coordinates)
             return self._result(fn, result)
+        except (
+            TypeError,
+            IndexError,
+            AttributeError,
+            KeyError,
+        ) as error:  # what Python and numpy say of a Value they cannot use
+            said = SpecError(f"`{name(fn)}` cannot be traced: {type(error).__name__}: {error}", raised_at(error))
+            file = said.loc.file if said.loc is not None else ""
+            raise said.within("".join(linecache.getlines(file))) from error
         except SpecError as error:
             file = error.loc.file if error.loc is not None else ""
             raise error.within("".join(linecache.getlines(file))) from None
 
     def _result(self, fn: Callable[..., Any], result: object) -> Value:
-        place, name = _place(fn), _name(fn)
+        at, word = place(fn), name(fn)
         assigned = self.captures.assigned()
         if assigned is not None:
-            raise SpecError(
-                f"`{name}` assigns to the captured variable `{assigned}`", place, "a score has no order of evaluation"
-            )
+            raise SpecError(f"`{word}` assigns to the captured variable `{assigned}`", at, "a score has no order of evaluation")
         if result is None or isinstance(result, Part | tuple | list):
             found = "nothing" if result is None else f"a {type(result).__name__}"
-            raise SpecError(f"`{name}` returns {found}", place, "return one number, or one condition")
+            raise SpecError(f"`{word}` returns {found}", at, "return one number, or one condition")
         value = self.value(result)
         if value.axis is not None:
-            raise SpecError(f"`{name}` returns {self.length(value.axis)} numbers", place, "reduce them: x.sum(-1)")
+            raise SpecError(f"`{word}` returns {self.length(value.axis)} numbers", at, "reduce them: x.sum(-1)")
         return value
 
     def condition(self, fn: Callable[..., Any]) -> Value:
         """A mask function's condition. Raises SpecError where it gives a number."""
         value = self.run(fn)
         if value.kind != "bool":
-            raise SpecError(f"`{_name(fn)}` returns a {value.kind}, a mask is a condition", _place(fn), "compare it: x != 0")
+            raise SpecError(f"`{name(fn)}` returns a {value.kind}, a mask is a condition", place(fn), "compare it: x != 0")
         return value
 
     def refuse(self, message: str, hint: str = "") -> NoReturn:
-        raise SpecError(message, _here(), hint)
+        raise SpecError(message, here(), hint)
 
     def apply(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """A function or method of torch, by name."""
@@ -188,7 +195,9 @@ class Tracer:
         captured = self._captured(tensor)
         for n, i in enumerate(found):
             self._size_of(captured, n, i.expr)
-        return Value(self, load(captured.name, *(i.expr for i in found)), captured.kind, axis)
+        read = load(captured.name, *(i.expr for i in found))
+        alive = ex.call(">", read, const(_LEAST)) if captured.kind == "float" and minus_infinite(tensor) else None
+        return Value(self, read, captured.kind, axis, alive)
 
     def _view(self, tensor: torch.Tensor, indices: list[Any]) -> tuple[torch.Tensor, list[Value]]:
         """Slices done for good, on a view; symbolic and plain indices as values, in order."""
@@ -238,7 +247,7 @@ class Tracer:
 
     def _size_of(self, captured: Captured, n: int, i: Expr) -> None:
         """An axis read at a plain coordinate has the size of that coordinate, where it is so: no read can leave it then."""
-        if i.op != "index" or not captured.axes[n].name.endswith(f"_size{n}"):
+        if i.op != "index" or captured.axes[n] != size(f"{captured.name}_size{n}"):
             return
         extent = self.sizes[i.name] if i.name in RANKS else self.length(i.name)
         if captured.tensor.shape[n] == extent:
@@ -260,66 +269,3 @@ class Tracer:
 
     def _ranks_behind(self, e: Expr) -> set[str]:
         return {r for s in self.statements if s.target in ex.reads(e) for r in s.ranks}
-
-
-class _Mode(TorchFunctionMode):
-    """Catches what torch does with captured tensors while a function runs."""
-
-    def __init__(self, tracer: Tracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if any(isinstance(x, Value | Part) for x in flat(args, kwargs)):
-            if name == "__getitem__" and isinstance(args[0], torch.Tensor):
-                return self.tracer.read(args[0], args[1] if isinstance(args[1], tuple) else (args[1],))
-            return self.tracer.apply(name, args, kwargs)
-        in_place = name.endswith("_") and not name.endswith("__")
-        if (
-            in_place
-            or name == "__setitem__"
-            or name.startswith("__i")
-            and name[3:-2] in ("add", "sub", "mul", "truediv", "and", "or")
-        ):
-            self.tracer.refuse(f"`{name.strip('_')}` changes a captured tensor", "compute a new tensor instead")
-        return func(*args, **kwargs)
-
-
-def _check_signature(fn: Callable[..., Any], expected: int) -> None:
-    """Raises SpecError where a function does not take the arguments of a score (or mask) function."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = [p for p in inspect.signature(fn).parameters.values()]
-    most = sum(p.kind in kinds for p in parameters)
-    least = sum(p.kind in kinds and p.default is p.empty for p in parameters)
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters) or least == expected or (least < expected <= most and least != 4):
-        return
-    words = {4: "a mask function takes (b, h, q_idx, kv_idx)", 5: "a score function takes (score, b, h, q_idx, kv_idx)"}
-    other = {4: "; this looks like a score function", 5: "; this looks like a mask function: give it to create_block_mask"}
-    found = f"`{_name(fn)}` takes {least} arguments"
-    raise SpecError(f"{words[expected]}, {found}{other[expected] if least in (4, 5) else ''}", _place(fn))
-
-
-def _place(fn: Callable[..., Any]) -> Span | None:
-    code = getattr(fn, "__code__", None)
-    return Span(code.co_filename, code.co_firstlineno, 1) if code is not None else None
-
-
-def _name(fn: Callable[..., Any]) -> str:
-    return getattr(fn, "__name__", "") or type(fn).__name__
-
-
-def _here() -> Span | None:
-    """The place in the user's code that is being run."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_OURS):
-        frame = frame.f_back
-    if frame is None:
-        return None
-    at = next(itertools.islice(frame.f_code.co_positions(), frame.f_lasti // 2, None), None)
-    line, last, column, end = at or (None, None, None, None)
-    if line is None or column is None:
-        return Span(frame.f_code.co_filename, frame.f_lineno, 1)
-    length = end - column if end is not None and last == line else 1
-    return Span(frame.f_code.co_filename, line, column + 1, max(1, length))
