@@ -35,7 +35,7 @@ def tree() -> Tensor:
 def vsa() -> Callable[..., Any]:
     torch.manual_seed(5)
     chosen = torch.rand(2, 2, 4, 4).topk(2, -1).indices.int()
-    return masks.generate_vsa_mask_mod(chosen, masks.create_vsa_tile_metadata((4, 4, 4), (1, 4, 4), device="cpu"))
+    return masks.generate_vsa_mask_mod(chosen, 16, torch.tensor([16, 16, 9, 16]))
 
 
 MASKS: dict[str, Callable[[], Callable[..., Any]]] = {
@@ -91,7 +91,9 @@ def test_the_list_is_complete() -> None:
     assert len(made) == len(MASKS) + len(MODS)  # "gelu" and "sigmoid" are one of them, and MLA has a test of its own
 
 
-def eager(q: Tensor, k: Tensor, v: Tensor, score_mod: Any, mask_mod: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+def eager(
+    q: Tensor, k: Tensor, v: Tensor, score_mod: Any, mask_mod: Any, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Tensor, Tensor]:
     from torch.nn.attention import flex_attention as torchs
 
     monkeypatch.setattr(torchs, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)

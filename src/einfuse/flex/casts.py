@@ -81,6 +81,15 @@ def _detach(t: Tracer, x: Any) -> Value:
     return v
 
 
-@operation("squeeze", "unsqueeze", "view", "reshape", "flatten", "expand", "item", "requires_grad_")
+@operation("unsqueeze")
+def _unsqueeze(t: Tracer, x: Any, dim: int) -> Value:
+    """A number as a vector of one, which meets any vector."""
+    v = t.value(x)
+    if v.axis is not None or dim not in (0, -1):
+        t.refuse("`unsqueeze` of a vector cannot be traced")
+    return v
+
+
+@operation("squeeze", "view", "reshape", "flatten", "expand", "item", "requires_grad_")
 def _shape(t: Tracer, x: Any, *_: Any, **__: Any) -> Value:
     t.refuse("a traced number has no shape to change", "a score is one number")
