@@ -33,7 +33,12 @@ def mask_of(mask_mod: Callable[..., Any], rows: int, columns: int | None = None)
 
 
 def check(
-    qkv: tuple[Tensor, ...], dense: Any, score_mod: Any = None, mask_mod: Any = None, also: tuple[Tensor, ...] = (), **given: Any
+    qkv: tuple[Tensor, ...],
+    dense: Any,
+    score_mod: Any = None,
+    mask_mod: Any = None,
+    also: tuple[Tensor, ...] = (),
+    **given: Any,
 ) -> Tensor:
     """Values and all gradients, of the log-sum-exp as well; gives back the output."""
     q, k, v = qkv
@@ -50,7 +55,8 @@ def check(
     live = torch.isfinite(lse)
     inputs = [x for x in (*qkv, *also) if x.requires_grad]
     grads = [
-        torch.autograd.grad((o * left).sum() + (z[live] * right[live]).sum(), inputs) for o, z in ((out, aux.lse), (wanted, lse))
+        torch.autograd.grad((o * left).sum() + (z[live] * right[live]).sum(), inputs)
+        for o, z in ((out, aux.lse), (wanted, lse))
     ]
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
     assert isinstance(out, Tensor)
@@ -92,15 +98,26 @@ def test_the_row_maximum(qkv: Any) -> None:
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "softcap": lambda s, b, h, i, j: 5 * torch.tanh(s / 5),
     "clamp": lambda s, b, h, i, j: s.clamp(-1, 1.5) + torch.clamp(i - j, max=3) * 0.1,
-    "rounding": lambda s, b, h, i, j: s + torch.round((i - j) * 0.5) - torch.floor(i / 3) + torch.ceil(j / 4) + torch.trunc((j - i) / 2),
-    "division": lambda s, b, h, i, j: s + (i - j) // 3 - (j - i) % 5 + torch.div(j - i, 4, rounding_mode="trunc") + (s * 2) % 1.5,
+    "rounding": lambda s, b, h, i, j: (
+        s + torch.round((i - j) * 0.5) - torch.floor(i / 3) + torch.ceil(j / 4) + torch.trunc((j - i) / 2)
+    ),
+    "division": lambda s, b, h, i, j: (
+        s + (i - j) // 3 - (j - i) % 5 + torch.div(j - i, 4, rounding_mode="trunc") + (s * 2) % 1.5
+    ),
     "powers": lambda s, b, h, i, j: s + 2.0 ** -(h + 1) * (i - j) ** 2 + (i + 1).float().log2().sqrt() - torch.rsqrt(1.0 + j),
     "logic": lambda s, b, h, i, j: s + (((i < j) ^ (i % 2 == 0)) & ~(j > 5)) * 1.5 + (i == j).to(s.dtype) - (h != b).int(),
     "activations": lambda s, b, h, i, j: (
-        torch.nn.functional.gelu(s, approximate="tanh") + torch.nn.functional.silu(s) + torch.nn.functional.softplus(s) + torch.relu(s)
+        torch.nn.functional.gelu(s, approximate="tanh")
+        + torch.nn.functional.silu(s)
+        + torch.nn.functional.softplus(s)
+        + torch.relu(s)
     ),
-    "choices": lambda s, b, h, i, j: torch.maximum(s, torch.minimum(s * 2, s.new_zeros(()))) + s.masked_fill(i == j, 0.25).abs(),
-    "trigonometry": lambda s, b, h, i, j: s + torch.cos((i - j) * 0.3) - torch.sin(s) + torch.erf(s) + torch.sigmoid(-s) + torch.expm1(s / 9),
+    "choices": lambda s, b, h, i, j: (
+        torch.maximum(s, torch.minimum(s * 2, s.new_zeros(()))) + s.masked_fill(i == j, 0.25).abs()
+    ),
+    "trigonometry": lambda s, b, h, i, j: (
+        s + torch.cos((i - j) * 0.3) - torch.sin(s) + torch.erf(s) + torch.sigmoid(-s) + torch.expm1(s / 9)
+    ),
     "bits": lambda s, b, h, i, j: s + ((i >> 2) & 3) * 0.5 + (((i & 3) << 2) | (j & 3)) * 0.1,
 }
 
@@ -262,5 +279,7 @@ def test_shapes_are_refused(qkv: Any) -> None:
 def test_reads_outside_of_a_captured_tensor_are_refused(qkv: Any) -> None:
     q, k, v = qkv(1, 2, 9)
     table = torch.zeros(16)
-    with pytest.raises(ValueError, match=r"index 0 of \w+table is i - j \+ 8 = 16 at i = 8, j = 0, but the axis has 16 entries"):
+    with pytest.raises(
+        ValueError, match=r"index 0 of \w+table is i - j \+ 8 = 16 at i = 8, j = 0, but the axis has 16 entries"
+    ):
         flex_attention(q, k, v, lambda s, b, h, i, j: s + table[i - j + 8], kernel_options=OPTIONS)

@@ -60,8 +60,6 @@ class _Blocks:
             {"b": batch, "h": heads},
         )
         kind = found.kind.copy()
-        if columns % width:
-            kind[..., -1][kind[..., -1] == FULL] = PARTIAL
         for at, window, blocks in self._unsure(kind, found.ranks):
             live = self._points(window)
             for n in blocks:
@@ -69,6 +67,9 @@ class _Blocks:
                 tile = live[:, lo : lo + width]
                 whole = bool(tile.all()) and tile.shape == (height, width)
                 kind[(*at, n)] = FULL if whole else PARTIAL if bool(tile.any()) else EMPTY
+        for n, size, edge in ((rows, height, kind[..., -1:, :]), (columns, width, kind[..., -1:])):
+            if n % size:  # as torch has it: what lies beyond the mask is not there
+                np.minimum(edge, PARTIAL, out=edge)
         own = [r in found.ranks for r in ("b", "h")]
         kind = kind.reshape(*(n if mine else 1 for n, mine in zip((batch, heads), own, strict=True)), *kind.shape[-2:])
         return np.broadcast_to(kind, (batch, heads, *kind.shape[-2:]))

@@ -93,6 +93,9 @@ def _run(
     condition = None if mask is None else tracer.condition(mask.function())
     attention = assemble.compiled(assemble.cascade(tracer, score, condition, extras), backend)
     tensors, numbers = assemble.arguments(tracer)
+    if torch.is_grad_enabled() and not any(x.requires_grad for x in (query, key, value)):
+        if any(x.requires_grad for x in tensors.values()):
+            query = query.detach().requires_grad_()  # a backward for captured tensors alone would have no loop over the keys
     factor = 1 / math.sqrt(max(1, query.shape[-1])) if scale is None else float(scale)
     result = attention(query, key, value, **tensors, scale=factor, **numbers)
     if isinstance(result, torch.Tensor):
