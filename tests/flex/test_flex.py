@@ -256,7 +256,7 @@ def test_masks_of_other_lengths_are_refused(qkv: Any) -> None:
     q, k, v = qkv(1, 2, 9)
     with pytest.raises(ValueError, match=r"made for 12 queries and 12 keys, found 9 and 9.*_adjust\(9, 9\)"):
         flex_attention(q, k, v, None, mask_of(causal, 12))
-    with pytest.raises(TypeError, match="block_mask must be a BlockMask .*, found Tensor"):
+    with pytest.raises(TypeError, match=r"block_mask must be a BlockMask .*, found Tensor"):
         flex_attention(q, k, v, None, torch.ones(9, 9))
 
 

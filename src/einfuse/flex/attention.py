@@ -30,7 +30,7 @@ class AuxOutput(NamedTuple):
     max_scores: torch.Tensor | None = None
 
 
-@torch.compiler.disable  # a trace is Python that torch's own tracer cannot follow; what it ends in is an operator of torch
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch types it so; a trace is Python that dynamo cannot follow
 def flex_attention(
     query: torch.Tensor,
     key: torch.Tensor,

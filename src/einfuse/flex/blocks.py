@@ -39,7 +39,8 @@ class Blocks:
             raise ValueError("full_kv_num_blocks and full_kv_indices are given together or not at all")
         partial = _dense(number, indices)
         full = torch.zeros_like(partial) if full_number is None or full_indices is None else _dense(full_number, full_indices)
-        full, partial = torch.broadcast_tensors(full, partial)
+        shape = tuple(map(max, full.shape, partial.shape))
+        full, partial = full.expand(shape), partial.expand(shape)
         return cls(full.contiguous(), partial.contiguous(), size)
 
     def of(self, mask_mod: MaskFunction) -> MaskFunction:
