@@ -26,12 +26,10 @@ def show_expr(e: Expr, above: int = 0) -> str:
         return str(e.value).lower() if isinstance(e.value, bool) else _number(e, above)
     if e.op in ("index", "size"):
         return e.name
-    args = ", ".join(show_expr(a) for a in e.args)
-    if e.op in ("load", "new"):
-        return f"{e.name}{chr(39) if e.op == 'new' else ''}[{args}]"
     level = _PRECEDENCE.get(e.op)
     if level is None:
-        return f"{e.op}({args})"
+        args = ", ".join(show_expr(a) for a in e.args)
+        return f"{e.name}{chr(39) if e.op == 'new' else ''}[{args}]" if e.op in ("load", "new") else f"{e.op}({args})"
     if e.op == "not":
         text = f"not {show_expr(e.args[0], level)}"
     elif e.op == "neg":
