@@ -546,7 +546,9 @@ class _Interpreter:
             inner = {**span, **dict.fromkeys((f.rank, *f.aligned), (lo, min(lo + step, extent)))}
             if f.count:
                 inner[f.count] = (n, n + 1)
+            number = {f.count: ex.const(n)} if f.count else {}
             for y in f.body:
+                y = replace(y, map=ex.rename(y.map, number)) if number else y
                 if isinstance(y, State):
                     local[y.target] = self._held(y, y.map, zero[y.target].dims, local, inner)
                 else:

@@ -71,7 +71,7 @@ class _Verifier:
         if x.red == "solve":  # an equation reads itself
             self.local[x.target], self.types[x.target] = x.ranks, "float"
             _require(x.map.op == "+" and len(x.over) == 1, "V5", f"{x.target} is not an equation b + m * {x.target}", x.loc)
-        free = {*x.ranks, *x.over, *self.c.over}
+        free = {*x.ranks, *x.over, *self.c.over, *((fold.count,) if fold is not None and fold.count else ())}
         dtype = self._check(x.map, free, x.loc)
         if x.mask is not None:
             _require(

@@ -121,7 +121,9 @@ class _Chunker:
         body = (*self._ordered(), *states)
         chosen = step or (BLOCK_OF_FEATURES if self.features else BLOCK)
         fold = replace(self.scan, body=body, step=chosen, aligned=(self.r,))
-        return prune(replace(self.cascade, ranks=(*self.cascade.ranks, self.other), body=(fold,)))
+        at = self.cascade.ranks.index(self.cascade.rank(self.i)) + 1
+        ranks = (*self.cascade.ranks[:at], self.other, *self.cascade.ranks[at:])
+        return prune(replace(self.cascade, ranks=ranks, body=(fold,)))
 
     # -- statements --------------------------------------------------------------------------------------------------------------
 
@@ -201,21 +203,39 @@ class _Chunker:
         y, found = self.states[state], self.updates[state]
         total = self._carried(name, y, weights, over, new)
         unknown: list[Expr] = []
-        for parts in found.writes:
-            mine = [p for p in parts if found.read is not None and found.read in ex.reads(p)]
+        cyclic = name == found.read and not new
+        for parts in found.writes if cyclic else self._writes(state):
+            mine = [p for p in parts if found.read is not None and found.read in ex.reads(p)] if cyclic else []
             rest = tuple(p for p in parts if p not in mine)
             pair, after = self._pair(name, y, weights, rest, over, new)
-            if mine and name == found.read and not new:
+            if mine:
                 if any(ex.indices(p) & set(y.ranks) for p in after):
                     raise NotLinear(f"{name} meets itself with a weight for every feature")
                 unknown.append(ex.product(pair, *map(self._there, after)))
                 continue
-            after = (*after, *mine)
             kept = set().union(*(ex.indices(p) for p in (*after, pair))) - {self.r}
             e = ex.product(pair, *map(self._there, after))
-            share = self._named(f"{name}_near", kept | {self.i}, "sum", (self.r,), e, self._earlier("<=" if new else "<"))
+            share = self._named(f"{name}_near", kept | {self.i}, "sum", (self.r,), e)
             total = call("+", total, share)
         return total, unknown
+
+    def _writes(self, state: str) -> list[tuple[Expr, ...]]:
+        """The writes of a state, those with the same factors of its first rank joined into one."""
+        y = self.states[state]
+        groups: dict[tuple[Expr, ...], list[tuple[Expr, ...]]] = {}
+        for parts in self.updates[state].writes:
+            first = tuple(p for p in parts if y.ranks and y.ranks[0] in ex.indices(p))
+            groups.setdefault(first, []).append(tuple(p for p in parts if p not in first))
+        out = []
+        for first, rests in groups.items():
+            if len(rests) == 1:
+                out.append((*first, *rests[0]))
+                continue
+            total = ex.product(*rests[0])
+            for rest in rests[1:]:
+                total = call("+", total, ex.product(*rest))
+            out.append((*first, self._named(f"{state}_value", ex.indices(total) | {self.i}, None, (), total)))
+        return out
 
     def _carried(self, name: str, y: State, weights: tuple[Expr, ...], over: tuple[str, ...], new: bool) -> Expr:
         """The share of the state at the start of the block."""
@@ -242,7 +262,7 @@ class _Chunker:
         decay = self.decays.get(y.target)
         if decay is None and ex.is_const(self.updates[y.target].decay, 0):
             raise NotLinear(f"{y.target} keeps nothing from point to point")
-        mask = self._earlier("<=" if new else "<")
+        mask = self._earlier("<=" if new else "<")  # of the matrix itself: what reads it needs none
         inside = decay is not None and bool(decay.ranks & set(over))
         move = self._move(decay, new)
         summed = tuple(p for p in rest if ex.indices(p) & set(over))
@@ -253,15 +273,12 @@ class _Chunker:
             if not all(any(r in ex.indices(p) for p in parts) for r in over):
                 raise NotLinear(f"{name} sums a state over a rank that it does not write")
             kept = set().union(*map(ex.indices, parts)) - set(over)
-            matrix = self._named(f"{name}_pairs", kept | {self.i, self.r}, "sum", over, ex.product(*parts), mask if inside else None)
+            matrix = self._named(f"{name}_pairs", kept | {self.i, self.r}, "sum", over, ex.product(*parts), mask if inside or decay is None else None)
         else:
             matrix = ex.product(*weights)
-        if inside or decay is None:
-            whole = matrix
-        else:
-            whole = call("*", matrix, move)
-        if decay is None and over:
-            return whole, after
+        if over and (inside or decay is None):
+            return matrix, after
+        whole = call("*", matrix, move)
         kept = ex.indices(whole)
         return self._named(f"{name}_weights", kept | {self.i, self.r}, None, (), whole, mask), after
 
@@ -313,7 +330,7 @@ class _Chunker:
         keeps = not ex.is_const(found.decay, 0)
         total: Expr = call("*", self._factor(decay, "T"), ex.at(y.target, y.ranks)) if keeps else ex.ZERO
         factor = self._factor(decay, "H")
-        for parts in found.writes:
+        for parts in self._writes(y.target):
             parts = (*parts, factor) if decay is not None else parts
             groups = _grouped(parts, {self.i, *self.cascade.over})
             terms = [self._named(f"{y.target}_write", ex.indices(g) | {self.i}, None, (), g) if g.op != "load" else g for g in groups]
