@@ -15,6 +15,7 @@ from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, ops
 from einfuse.runtime.backends import BACKENDS, BackendName, TritonBackend
 from einfuse.runtime.program import Program, blocks
+from einfuse.runtime.scan import ScanProgram, program_of
 
 Output = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -50,7 +51,7 @@ class Attention:
 
     def __post_init__(self) -> None:
         self.key = cache.content(show(self.cascade), self.strict)
-        self.program = ops.register(self.key, Program(self.cascade, self.strict))
+        self.program = ops.register(self.key, program_of(self.cascade, self.strict))
 
     def __repr__(self) -> str:
         inputs = ", ".join(t.name for t in self.cascade.inputs)
