@@ -110,6 +110,8 @@ class _Chunker:
             decay = inline(found.decay, {n: y for n, y in pointwise.items() if not ex.reads(found.decay) & set(self.states)})
             self.updates[name] = found
             if not ex.is_const(found.decay, 0):
+                if len(ex.indices(decay) & set(state.ranks)) > 1:
+                    raise NotLinear(f"every entry of {name} has a decay of its own, so that point by point is less work")
                 self.decays[name] = self._decay(name, log_decay(decay))
         done: set[str] = set()
         for y in self.scan.body:
