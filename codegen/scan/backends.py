@@ -18,13 +18,16 @@ Kernel = Callable[[Mapping[str, "torch.Tensor"], Mapping[str, Scalar], Mapping[s
 
 def emit(plan: ScanPlan, backend: Name) -> str:
     """The standalone text of the kernel."""
-    from einfuse.codegen.scan import emit_torch
+    from einfuse.codegen.scan import emit_cpu, emit_torch
 
-    return emit_torch.emit(plan)
+    return {"cpu": emit_cpu.emit, "triton": emit_torch.emit, "torch": emit_torch.emit}[backend](plan)
 
 
 def build(plan: ScanPlan, source: str, backend: Name, folder: Path) -> Kernel:
     """The kernel of a text that `emit` made."""
+    from einfuse.codegen.cpu import build as build_cpu
     from einfuse.codegen.torch import build as build_torch
 
+    if backend == "cpu":
+        return build_cpu(plan, source, folder)  # type: ignore[arg-type]  # it reads what both plans have
     return build_torch(plan, source, folder)  # type: ignore[arg-type]  # it reads the name alone

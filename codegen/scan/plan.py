@@ -78,6 +78,11 @@ class ScanPlan:
     narrow: kp.Storage = "f32"
 
     @property
+    def steps(self) -> tuple[()]:
+        """The folds whose live tiles come from tables, for the launcher of `codegen.cpu`: a scan has none."""
+        return ()
+
+    @property
     def order(self) -> tuple[str, ...]:
         """The canonical order of ranks in ``dims``."""
         return (self.rank, *((self.other,) if self.other else ()), *(f.rank for f in self.features))
