@@ -118,7 +118,12 @@ class Attention:
         return show(pipeline.run(self.cascade, block, step, self.strict, after))
 
     def passes(self) -> tuple[PassReport, ...]:
-        """For every folded rank: passes before and after fusing, the reads that force the rest, and how every other was resolved."""
+        """For every folded rank: passes before and after fusing, the reads that force the rest, and how every other was resolved.
+
+        A scan is one pass over its rank by what it is.
+        """
+        if isinstance(self.program, ScanProgram):
+            return (PassReport(self.program.rank, 1, 1, (), ()),)
         canonical = canonicalise.run(self.cascade)
         out = []
         for rank in canonicalise.fold_ranks(canonical):
@@ -146,6 +151,9 @@ class Attention:
         self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int], target: str | None = None
     ) -> list[tuple[KernelPlan, str]]:
         """Plan and text of every kernel; ``target`` asks for the tiles of a GPU that need not be there."""
+        if isinstance(self.program, ScanProgram):
+            tables = [self._example_storage(c, dtype) for c in self.program.cascades(backward)]
+            return self.program.emitted(backend, tables, backward, sizes)  # type: ignore[return-value]  # a plan of its own kind
         chosen = BACKENDS[backend]
         if target is not None:
             chosen = TritonBackend(target=target)

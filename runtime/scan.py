@@ -39,6 +39,13 @@ class ScanProgram(Program):
         self.blocked = chunk.run(infer_space.run(self.cascade))
 
     @property
+    def rank(self) -> str:
+        """The rank that is scanned."""
+        (fold,) = self.blocked.body
+        assert isinstance(fold, Fold), "a blocked scan is one fold"
+        return fold.rank
+
+    @property
     def step(self) -> int:
         (fold,) = self.blocked.body
         assert isinstance(fold, Fold), "a blocked scan is one fold"

@@ -223,9 +223,7 @@ class _Printer:
                 return _number(value)
             case Coordinate(rank=rank):
                 return self.coordinate(rank, index)
-            case Relabel(arg=arg):
-                assert self.plan.other is not None, "only a scan with pairs renames points"
-                old, new = (self.plan.rank, self.plan.other) if self.plan.rank in arg.dims else (self.plan.other, self.plan.rank)
+            case Relabel(arg=arg, moved=(old, new)):
                 return self.at(arg, {**index, old: index[new]})
             case Load():
                 return self.loaded(op, index)

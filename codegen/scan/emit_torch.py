@@ -261,12 +261,10 @@ class _Printer:
                 x, y = out.dims
                 a, b = (a, b) if x in a.dims else (b, a)
                 return f"product({self.ref(a)}, {self.ref(b)}, {self.axis(x)}, {self.axis(y)}, {self.axis(rank)})"
-            case Relabel(arg=arg):
-                assert self.plan.other is not None, "only a scan with pairs renames points"
-                return f"{self.ref(arg)}.transpose({self.axis(self.plan.rank)}, {self.axis(self.plan.other)})"
+            case Relabel(arg=arg, moved=(old, new)):
+                return f"{self.ref(arg)}.transpose({self.axis(old)}, {self.axis(new)})"
             case Solve(out=out, matrix=matrix, known=known, transposed=transposed):
-                assert self.plan.other is not None, "an equation is over pairs of points"
-                row, column = self.axis(self.plan.rank), self.axis(self.plan.other)
+                row, column = map(self.axis, matrix.dims)
                 return f"solve({self.ref(matrix)}, {self.ref(known)}, {row}, {column}, {transposed})"
         raise AssertionError(f"{type(op).__name__} is not an operation of a plan")
 

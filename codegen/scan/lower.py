@@ -35,7 +35,7 @@ class _ScanLowering(_Lowering):
         assert isinstance(fold, Fold), "a blocked scan is one fold"
         self.fold = fold
         super().__init__(cascade, storage, sizes)
-        self.other = fold.aligned[0] if fold.aligned else None
+        self.others = fold.aligned
         self.order = (fold.rank, *fold.aligned, *(r for r in self.features))
         self.states = [y for y in fold.body if isinstance(y, IrState)]
 
@@ -101,7 +101,7 @@ class _ScanLowering(_Lowering):
             equations=show_body(c),
             ambient=tuple(kp.Block(r, self._size_name(c.rank(r).size), 1) for r in c.over),
             rank=f.rank,
-            other=self.other,
+            others=self.others,
             count=f.count,
             size=self._size_name(c.rank(f.rank).size),
             step=f.step,
@@ -121,16 +121,17 @@ class _ScanLowering(_Lowering):
     # -- values ----------------------------------------------------------------------------------------------------------------
 
     def _value(self, e: Expr, env: Mapping[str, Value], new: Mapping[str, Value] | None = None, name: str = "t") -> Value:
-        i, r = self.fold.rank, self.other
-        if r is not None and r in indices(e) and i not in indices(e) and not self._held_there(e):
-            return self._relabelled(self._value(rename(e, {r: coordinate(i)}), env, new, name), i, r)
+        i = self.fold.rank
+        there = [r for r in self.others if r in indices(e)]
+        if len(there) == 1 and i not in indices(e) and not self._held_there(e):
+            return self._relabelled(self._value(rename(e, {there[0]: coordinate(i)}), env, new, name), i, there[0])
         if e.op == "load" and e.name in env:
             own = tuple(map(coordinate, self.ranks[e.name]))
             if e.args == own:
                 return env[e.name]
             here = {x.name: a.name for x, a in zip(own, e.args, strict=True) if a.op == "index"}
             moved = {x: a for x, a in here.items() if x != a}
-            if len(here) == len(own) and len(moved) == 1 and {*moved, *moved.values()} == {i, r}:
+            if len(here) == len(own) and len(moved) == 1 and {*moved, *moved.values()} <= {i, *self.others}:
                 ((old, now),) = moved.items()
                 return self._relabelled(env[e.name], old, now)
             raise SpecError(f"a kernel cannot read {e.name} at other coordinates than its own", e.loc, "shift the input instead")
@@ -147,7 +148,7 @@ class _ScanLowering(_Lowering):
         return self._emit(("relabel", value, now), (value,), lambda n: Relabel(Value(n, dims, value.dtype), value), value.name)
 
     def _coordinate(self, rank: str) -> Value:
-        if rank == self.other:
+        if rank in self.others:
             return self._relabelled(super()._coordinate(self.fold.rank), self.fold.rank, rank)
         if rank == self.fold.count:  # a number that changes from block to block
             make = lambda n: kp.Coordinate(Value(n, (), "int"), rank)  # noqa: E731
@@ -210,8 +211,8 @@ class _ScanLowering(_Lowering):
 
     def _solve(self, x: Einsum) -> Value:
         base, share = equation(x)
-        matrix, i, r = share.args[0], self.fold.rank, self.other
-        assert r is not None and matrix.op == "load", "an equation is over pairs of points, its matrix a statement"
+        matrix, i, (r, *_) = share.args[0], self.fold.rank, self.others
+        assert matrix.op == "load", "the matrix of an equation is a statement"
         transposed = matrix.args == (coordinate(r), coordinate(i))
         m = self._value(load(matrix.name, coordinate(i), coordinate(r)), self.env)
         known = self._shaped(self._value(base, self.env), x)

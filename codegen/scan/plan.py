@@ -1,7 +1,7 @@
 """ScanPlan: a blocked scan as plain data. One program a point of the ambient ranks; it runs the blocks of one rank in order.
 
     ambient  b, h                   one program each
-    scanned  i, with other i_2      lo <= i < hi, the block; i_2 are the same points once more (a second axis of the same extent)
+    scanned  i, with others i_2 ... lo <= i < hi, the block; i_2 are the same points once more (a second axis of the same extent)
     feature  d, e  (static sizes)   held whole
 
 Operations are those of `codegen.plan` in single assignment, with two more. Values span ranks in `ScanPlan.order`. The last block
@@ -21,10 +21,16 @@ from einfuse.ir import DType
 
 @dataclass(frozen=True, slots=True)
 class Relabel:
-    """The same block with ``i`` for ``i_2`` or the other way round: no work, only other names for its axes."""
+    """The same block with one name of the scanned rank for another (``i`` for ``i_2``): no work, only other names for its axes."""
 
     out: Value
     arg: Value
+
+    @property
+    def moved(self) -> tuple[str, str]:
+        """The old name and the new one."""
+        (old,), (new,) = set(self.arg.dims) - set(self.out.dims), set(self.out.dims) - set(self.arg.dims)
+        return old, new
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,7 @@ class ScanPlan:
     equations: str
     ambient: tuple[kp.Block, ...]
     rank: str
-    other: str | None
+    others: tuple[str, ...]
     count: str | None
     size: int | str
     step: int
@@ -85,12 +91,12 @@ class ScanPlan:
     @property
     def order(self) -> tuple[str, ...]:
         """The canonical order of ranks in ``dims``."""
-        return (self.rank, *((self.other,) if self.other else ()), *(f.rank for f in self.features))
+        return (self.rank, *self.others, *(f.rank for f in self.features))
 
     @property
     def moving(self) -> tuple[str, ...]:
         """The ranks that hold the points of a block."""
-        return (self.rank, *((self.other,) if self.other else ()))
+        return (self.rank, *self.others)
 
 
 def reads(op: Op) -> tuple[Value, ...]:

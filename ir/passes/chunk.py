@@ -8,7 +8,9 @@
                                                           state S[d, e] = set exp(T) * S + sum[i] k * exp(H[i]) * v
                                                         }
 
-with T the sum of g over the block and H[i] what is left of it after i, so that no exponent is positive where g is not. A decay with a
+with T the sum of g over the block and H[i] what is left of it after i, so that no exponent is positive where g is not. Each sum is kept
+in two parts, one of multiples of 1 / 1024 (exact in any float type) and a small rest: the difference of two large sums would have
+lost the digits that near points need. A decay with a
 feature of its own weighs inside the sum over it. Where the update reads the carried state itself (delta rules), these reads u
 solve a triangular system in the block (the UT transform: Yang et al., NeurIPS 2024), ``u[i] = b[i] + sum over r < i of M[i, r] u[r]``,
 and are then writes like any other. Nothing is known by name: see `ir.recurrence`.
@@ -25,6 +27,9 @@ from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, State
 from einfuse.ir.recurrence import LogDecay, NotLinear, Update, clean, expand, inline, log_decay, update
 from einfuse.ir.rewrite import fresh, prune
 
+GRAIN = 1024
+LEAST = 1e4
+"""The coarse part of a logarithm is a multiple of 1 / GRAIN, no less than -LEAST: sums over a block are exact in 24 bits."""
 BLOCK = 64
 BLOCK_OF_FEATURES = 16
 """Points of a block: with a decay per feature every pair of points costs an exponential per feature."""
@@ -82,10 +87,12 @@ def _whole(cascade: Cascade, scan: Fold) -> Cascade:
 @dataclass(slots=True)
 class _Decay:
     """What a decay adds up to inside a block, each None where it is 1 throughout: over the points up to one's own (``G``), before it
-    (``G_old``), after it (``H``) and all (``T``); ``ranks`` those of the logarithm; the numbers of resets likewise."""
+    (``G_old``), after it (``H``) and all (``T``), as coarse ``sums`` and ``rests``; ``ranks`` those of the logarithm; the numbers of
+    resets likewise."""
 
     ranks: frozenset[str]
     sums: dict[str, Expr]
+    rests: dict[str, Expr]
     resets: dict[str, Expr]
 
 
@@ -290,15 +297,22 @@ class _Chunker:
         """The statements that add up a decay inside a block."""
         ranks = ex.indices(found.log) - {self.i, *self.cascade.over}
         self.features |= bool(ranks)
-        out = _Decay(frozenset(ranks), {}, {})
+        out = _Decay(frozenset(ranks), {}, {}, {})
+        coarse = rest = None
+        if found.log is not None:
+            log = self._named(f"{state}_log", ranks | {self.i}, None, (), found.log)
+            whole = call("floor", call("*", call("max", log, ex.const(-LEAST)), ex.const(float(GRAIN))))
+            coarse = self._named(f"{state}_coarse", ranks | {self.i}, None, (), call("/", call("float", whole), ex.const(float(GRAIN))))
+            rest = call("-", log, coarse)
+        resets = call("float", found.reset) if found.reset is not None else None
         masks = {"G": self._earlier("<="), "G_old": self._earlier("<"), "H": self._earlier(">")}
-        for kind, e, table in (("", found.log, out.sums), ("_resets", call("float", found.reset) if found.reset else None, out.resets)):
+        for kind, e, table in (("", coarse, out.sums), ("_rest", rest, out.rests), ("_resets", resets, out.resets)):
             if e is None:
                 continue
-            if kind and ex.indices(e) - {self.i, *self.cascade.over}:
+            if e is resets and ex.indices(e) - {self.i, *self.cascade.over}:
                 raise NotLinear("a reset differs from feature to feature")
             mine = ex.indices(e) - {self.i, *self.cascade.over}
-            value = self._named(f"{state}_log{kind}", mine | {self.i}, None, (), e)
+            value = self._named(f"{state}_log{kind}", mine | {self.i}, None, (), e) if e.op != "load" else e
             for name, mask in masks.items():
                 table[name] = self._named(f"{state}_{name}{kind}", mine | {self.i}, "sum", (self.r,), self._there(value), mask)
             table["T"] = self._named(f"{state}_T{kind}", mine, "sum", (self.i,), value)
@@ -308,7 +322,7 @@ class _Chunker:
         """``exp`` of a sum of the decay; 0 where there was a reset."""
         if decay is None:
             return ex.ONE
-        value = call("exp", decay.sums[which]) if decay.sums else ex.const(1.0)
+        value = call("exp", call("+", decay.sums[which], decay.rests[which])) if decay.sums else ex.const(1.0)
         if not decay.resets:
             return value
         return call("select", call("==", decay.resets[which], ex.const(0.0)), value, ex.const(0.0))
@@ -320,7 +334,8 @@ class _Chunker:
         which = "G" if new else "G_old"
         value: Expr = ex.const(1.0)
         if decay.sums:
-            value = call("exp", call("-", decay.sums[which], self._there(decay.sums["G"])))
+            parts = [call("-", t[which], self._there(t["G"])) for t in (decay.sums, decay.rests)]
+            value = call("exp", call("+", *parts))
         if not decay.resets:
             return value
         return call("select", call("==", decay.resets[which], self._there(decay.resets["G"])), value, ex.const(0.0))

@@ -7,7 +7,8 @@
 
 The forward scan gives out the state at the start of every block (``S_start``); everything else inside a block is computed again. Each
 statement hands its adjoint on to what it reads, summed over the ranks that the read has not; the adjoint of a triangular system is
-the transposed system.
+the transposed system. A difference of two prefix sums is what it is, the sum of what lies between them, and its adjoint is handed to
+the summands at once: as two adjoints of prefix sums, nearly all of it would cancel and leave its rounding errors.
 """
 
 from __future__ import annotations
@@ -171,12 +172,62 @@ class _Reverse:
 
     def _pointwise(self, e: Expr, bar: Expr, space: set[str], mask: Expr | None, x: Einsum | State) -> None:
         """Hands ``bar * de/dread`` on to every read of ``e``."""
-        for read in dict.fromkeys(y for y in ex.walk(e) if y.op == "load"):
+        held: dict[Expr, Expr] = {}  # differences of prefix sums, for the rest as good as constants
+        for part in dict.fromkeys(y for y in ex.walk(e) if y.op == "-"):
+            between = self._between(part)
+            if between is None:
+                continue
+            held[ex.load(f"<{len(held)}>")] = part
+            slope = derivative(e, part)
+            if not ex.is_const(slope, 0):
+                self._hand_between(between, call("*", bar, slope), space, mask)
+        hidden = {part: name for name, part in held.items()}
+        rest = ex.substitute(e, hidden.get)
+        for read in dict.fromkeys(y for y in ex.walk(rest) if y.op == "load" and y not in held):
             if not self._matters(read.name):
                 continue
-            slope = derivative(e, read)
+            slope = ex.substitute(derivative(rest, read), held.get)
             if not ex.is_const(slope, 0):
                 self._hand(read, call("*", bar, slope), space, mask)
+
+    def _between(self, e: Expr) -> tuple[Einsum, Einsum] | None:
+        """The two prefix sums, at one's own point and at the other one of a pair, that ``e`` is the difference of."""
+        if e.op != "-" or not self.fold.aligned or any(a.op != "load" for a in e.args):
+            return None
+        i, r = self.fold.rank, self.fold.aligned[0]
+        statements = {y.target: y for y in self.fold.body if isinstance(y, Einsum)}
+        found = [statements.get(a.name) for a in e.args]
+        first, second = found
+        if first is None or second is None or first.map != second.map or first.map.op != "load" or first.over != (r,) or second.over != (r,):
+            return None
+        here, there = (ex.at(x.target, x.ranks) for x in (first, second))
+        earlier = [call(op, ex.index(r), ex.index(i)) for op in ("<=", "<")]
+        same = e.args[0] == here and e.args[1] == ex.rename(there, {i: ex.index(r)})
+        return (first, second) if same and first.mask in earlier and second.mask == earlier[0] else None
+
+    def _hand_between(self, sums: tuple[Einsum, Einsum], value: Expr, space: set[str], mask: Expr | None) -> None:
+        """Hands the adjoint of a sum over ``i_2 < i_3 <= i`` to its summands."""
+        i, (r, *more) = self.fold.rank, self.fold.aligned
+        if not more:
+            more = [fresh(f"{i}_3", self.taken)]
+            at = next(n for n, x in enumerate(self.cascade.ranks) if x.name == r) + 1
+            own = replace(self.cascade.rank(r), name=more[0])
+            fold = replace(self.fold, aligned=(r, more[0]))
+            ranks = (*self.cascade.ranks[:at], own, *self.cascade.ranks[at:])
+            self.cascade = replace(self.cascade, ranks=ranks, body=(fold,))
+            self.order = [x.name for x in ranks]
+        middle, (upper, _) = more[0], sums
+        features = space & (ex.indices(upper.map) - set(self.cascade.over) - {r})
+        assert upper.mask is not None, "a prefix sum has a condition"
+        if mask is not None:
+            value = self._named("d_moves", space, None, (), value, mask)
+        for rank in sorted(space - {i, r} - features, key=self.order.index):
+            value = self._named("d_moves", space - {rank}, "sum", (rank,), value, None)
+        below = ex.rename(upper.mask, {r: ex.index(middle)})
+        passed = self._named("d_passed", {middle, r, *features}, "sum", (i,), value, below)
+        above = call("<", ex.index(r), ex.index(middle))
+        share = self._named("d_between", {middle, *features}, "sum", (r,), passed, above)
+        self._hand(ex.rename(upper.map, {r: ex.index(middle)}), share, {middle, *features}, None)
 
     def _hand(self, read: Expr, value: Expr, space: set[str], mask: Expr | None) -> None:
         """Adds ``value``, summed over what the read has not, to the adjoint of what is read."""
