@@ -29,5 +29,5 @@ def build(plan: ScanPlan, source: str, backend: Name, folder: Path) -> Kernel:
     from einfuse.codegen.torch import build as build_torch
 
     if backend == "cpu":
-        return build_cpu(plan, source, folder)  # type: ignore[arg-type]  # it reads what both plans have
+        return build_cpu(plan, source, folder, ("-O2",))  # type: ignore[arg-type]  # it reads what both plans have
     return build_torch(plan, source, folder)  # type: ignore[arg-type]  # it reads the name alone

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from einfuse.codegen.plan import Const, Coordinate, Dot, Load, Map, Param, Reduce, Size, Store, Value
-from einfuse.codegen.scan.plan import Op, Relabel, ScanPlan, Solve, reads
+from einfuse.codegen.scan.plan import Op, Prefix, Relabel, ScanPlan, Solve, reads
 
 ELEMENTS = {"f64": "double", "f32": "float", "bf16": "bf16", "f16": "f16", "i64": "int64_t", "i32": "int32_t", "i16": "int16_t",
             "i8": "int8_t", "u8": "uint8_t", "bool": "bool"}  # fmt: skip
@@ -276,6 +276,8 @@ class _Printer:
                 self.dot(op)
             case Solve():
                 self.solve(op)
+            case Prefix():
+                self.prefix(op)
 
     def local(self, v: Value, text: str) -> None:
         name = self.fresh(f"c_{v.name}")
@@ -352,6 +354,25 @@ class _Printer:
             self.line("}" * len(v.dims))
         else:
             self.places[v.name] = total
+
+    def prefix(self, op: Prefix) -> None:
+        v, x = op.out, f"x_{_id(op.rank)}"
+        text = self.at(op.arg, {**self.own(v.dims), **({op.rank: f"{x}_before"} if op.exclusive else {})})
+        self.places[v.name] = self.buffer(v)
+        before = self.element(v, {**self.own(v.dims), op.rank: f"{x}_before"})
+        rest = tuple(d for d in v.dims if d != op.rank)
+        self.line(f"for (long turn = 0; turn < {self.bound(op.rank)}; ++turn) {{")
+        self.indent += 1
+        self.line(f"const long {x} = {f'{self.bound(op.rank)} - 1 - turn' if op.reverse else 'turn'};")
+        self.line(f"const long {x}_before = {x} {'+' if op.reverse else '-'} 1;")
+        first = "0" if op.exclusive else text
+        self.line("if (turn == 0) {")
+        self.loops(rest, f"  {self.element(v)} = {first};")
+        self.line("} else {")
+        self.loops(rest, f"  {self.element(v)} = {before} + {text};")
+        self.line("}")
+        self.indent -= 1
+        self.line("}")
 
     def matrix(self, v: Value) -> tuple[Value, str]:
         """The buffer that holds a matrix, through its other names, with its value."""

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 
 from einfuse.codegen.plan import Const, Coordinate, Dot, Load, Map, Param, Reduce, Size, Store, Value
-from einfuse.codegen.scan.plan import Op, Relabel, ScanPlan, Solve, reads
+from einfuse.codegen.scan.plan import Op, Prefix, Relabel, ScanPlan, Solve, reads
 from einfuse.codegen.torch.emit import identifier
 from einfuse.codegen.torch.functions import form
 
@@ -57,11 +57,20 @@ def solve(matrix, known, row, column, upwards):
     return out.movedim(-2, row)
 
 
+def prefix(x, axis, reverse, exclusive):
+    """Running sums along an axis, from its end where reverse, without the point itself where exclusive."""
+    x = x.flip(axis) if reverse else x
+    if exclusive:
+        x = torch.cat([torch.zeros_like(x.narrow(axis, 0, 1)), x.narrow(axis, 0, x.shape[axis] - 1)], axis)
+    x = x.cumsum(axis)
+    return x.flip(axis) if reverse else x
+
+
 def parts(x, blocks):
     """x block by block."""
     return x.split(1, BLOCKS) if x.shape[BLOCKS] > 1 else [x] * blocks
 '''
-_RESERVED = {"torch", "view", "take", "product", "solve", "parts", "kernel", "tensors", "params", "sizes", "device", "real", "number"}
+_RESERVED = {"torch", "view", "take", "product", "solve", "prefix", "parts", "kernel", "tensors", "params", "sizes", "device", "real", "number"}
 _RESERVED |= {"lo", "blocks", "step", "first", "at", "along", "AXES", "BLOCKS", "sorted", "range", "len", "reversed", "min"}
 
 
@@ -263,6 +272,8 @@ class _Printer:
                 return f"product({self.ref(a)}, {self.ref(b)}, {self.axis(x)}, {self.axis(y)}, {self.axis(rank)})"
             case Relabel(arg=arg, moved=(old, new)):
                 return f"{self.ref(arg)}.transpose({self.axis(old)}, {self.axis(new)})"
+            case Prefix(arg=arg, rank=rank, reverse=reverse, exclusive=exclusive):
+                return f"prefix({self.ref(arg)}, {self.axis(rank)}, {reverse}, {exclusive})"
             case Solve(out=out, matrix=matrix, known=known, transposed=transposed):
                 row, column = map(self.axis, matrix.dims)
                 return f"solve({self.ref(matrix)}, {self.ref(known)}, {row}, {column}, {transposed})"

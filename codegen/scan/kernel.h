@@ -20,12 +20,12 @@ static inline long floor_div(long a, long b) { long q = a / b; return q - ((a % 
 static inline long floor_mod(long a, long b) { return a - floor_div(a, b) * b; }
 static inline long inside(long x, long n) { return x < 0 ? 0 : x >= n ? (n > 0 ? n - 1 : 0) : x; }
 
-// 2^n * p(r) with |r| <= ln 2 / 2: a polynomial of degree 6, and the power of two in two steps so that its ends come out right
+// 2^n * p(r) with |r| <= ln 2 / 2: a polynomial of degree 7, and the power of two in two steps so that its ends come out right
 static inline float fast_exp(float x) {
   x = std::min(std::max(x, -104.0f), 104.0f);
   float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;
   float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.0f / 720;
+  float p = 1.0f / 5040; p = p * r + 1.0f / 720;
   p = p * r + 1.0f / 120; p = p * r + 1.0f / 24; p = p * r + 1.0f / 6; p = p * r + 0.5f; p = p * r + 1.0f; p = p * r + 1.0f;
   int32_t whole = (int32_t)n, half = whole >> 1;
   int32_t a = (half + 127) << 23, b = (whole - half + 127) << 23;
@@ -44,17 +44,24 @@ typedef T Lanes __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
 template <int ROWS, int VECTORS, bool ADD>
 static inline void tile(long K, const T* a, long a_x, long a_r, const T* b, long b_r, T* c, long c_x) {
   Lanes sum[ROWS][VECTORS];
+#pragma GCC unroll 8
   for (int x = 0; x < ROWS; ++x)
+#pragma GCC unroll 8
     for (int y = 0; y < VECTORS; ++y) sum[x][y] = ADD ? *(const Lanes*)(c + x * c_x + y * LANES) : Lanes{};
   for (long r = 0; r < K; ++r) {
     Lanes right[VECTORS];
+#pragma GCC unroll 8
     for (int y = 0; y < VECTORS; ++y) right[y] = *(const Lanes*)(b + r * b_r + y * LANES);
+#pragma GCC unroll 8
     for (int x = 0; x < ROWS; ++x) {
       const T left = a[x * a_x + r * a_r];
+#pragma GCC unroll 8
       for (int y = 0; y < VECTORS; ++y) sum[x][y] += left * right[y];
     }
   }
+#pragma GCC unroll 8
   for (int x = 0; x < ROWS; ++x)
+#pragma GCC unroll 8
     for (int y = 0; y < VECTORS; ++y) *(Lanes*)(c + x * c_x + y * LANES) = sum[x][y];
 }
 template <int VECTORS, bool ADD>

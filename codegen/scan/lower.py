@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from einfuse.codegen import plan as kp
 from einfuse.codegen.lower import _Lowering, _Scope, _signed
 from einfuse.codegen.plan import Value
-from einfuse.codegen.scan.plan import Op, Relabel, ScanPlan, Solve, State, reads
+from einfuse.codegen.scan.plan import Op, Prefix, Relabel, ScanPlan, Solve, State, reads
 from einfuse.ir import MONOIDS, Cascade, Einsum, Expr, Fold, SpecError
 from einfuse.ir import State as IrState
 from einfuse.ir import index as coordinate
@@ -160,6 +160,10 @@ class _ScanLowering(_Lowering):
     def _statement(self, x: Einsum) -> Value:
         if x.red == "solve":
             return self._solve(x)
+        if x.red == "sum" and x.mask is not None:
+            found = self._prefix(x, x.over[0], x.mask)
+            if found is not None:
+                return found
         mask = self._value(x.mask, self.env) if x.mask is not None else None
         if x.red is None:
             value = self._value(x.map, self.env, name=x.target)
@@ -170,6 +174,23 @@ class _ScanLowering(_Lowering):
         value = self._as_float(self._value(x.map, self.env))
         value = self._masked(value, mask, MONOIDS[x.red])
         return self._reduce(x.red, value, rank, x.target)
+
+    def _prefix(self, x: Einsum, rank: str, mask: Expr) -> Value | None:
+        """A sum over all points before (or after) each one, of what does not depend on that one: running sums."""
+        sides = [a.value if a.op == "index" else None for a in mask.args]
+        moving = {self.fold.rank, *self.others}
+        if mask.op not in ("<", "<=", ">", ">=") or rank not in sides or not set(sides) <= moving:
+            return None
+        (kept,) = (s for s in sides if s != rank)
+        assert isinstance(kept, str), "both sides are ranks"
+        if kept in indices(x.map):
+            return None
+        upwards = (mask.op in ("<", "<=")) == (sides[0] == rank)
+        value = self._as_float(self._value(x.map, self.env))
+        value = value if rank in value.dims else self._broadcast(value, {rank}, x.target)
+        exclusive = mask.op in ("<", ">")
+        make = lambda n: Prefix(Value(n, value.dims, "float"), value, rank, not upwards, exclusive)  # noqa: E731
+        return self._relabelled(self._emit(("prefix", value, rank, upwards, exclusive), (value,), make, x.target), rank, kept)
 
     def _sum(self, x: Einsum, rank: str, mask: Value | None) -> Value:
         """A sum of products: a matrix product where two groups of factors meet only in the summed rank."""

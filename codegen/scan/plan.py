@@ -4,9 +4,9 @@
     scanned  i, with others i_2 ... lo <= i < hi, the block; i_2 are the same points once more (a second axis of the same extent)
     feature  d, e  (static sizes)   held whole
 
-Operations are those of `codegen.plan` in single assignment, with two more. Values span ranks in `ScanPlan.order`. The last block
+Operations are those of `codegen.plan` in single assignment, with three more. Values span ranks in `ScanPlan.order`. The last block
 (the first one run, where ``reverse``) may be shorter than ``step``: points beyond the size do not exist, and no `Reduce`, `Dot`,
-`Solve` or `Store` sees them.
+`Solve`, `Prefix` or `Store` sees them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,18 @@ class Solve:
     transposed: bool
 
 
-Op = kp.Op | Relabel | Solve
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Sums along ``rank`` up to each point (``reverse``: from each point to the end), the point itself included unless ``exclusive``."""
+
+    out: Value
+    arg: Value
+    rank: str
+    reverse: bool
+    exclusive: bool
+
+
+Op = kp.Op | Relabel | Solve | Prefix
 Region = tuple[Op, ...]
 
 
@@ -106,7 +117,7 @@ def reads(op: Op) -> tuple[Value, ...]:
             return (*index, *((where,) if where is not None else ()))
         case kp.Map(args=args):
             return args
-        case kp.Reduce(arg=arg) | Relabel(arg=arg):
+        case kp.Reduce(arg=arg) | Relabel(arg=arg) | Prefix(arg=arg):
             return (arg,)
         case kp.Dot(a=a, b=b, acc=acc):
             return (a, b, *((acc,) if acc is not None else ()))
