@@ -345,7 +345,8 @@ class _Printer:
         for k, r in enumerate(v.dims):
             self.line(f"{'  ' * k}for (long x_{_id(r)} = 0; x_{_id(r)} < {self.bound(r)}; ++x_{_id(r)}) {{")
         pad = "  " * len(v.dims)
-        self.line(f"{pad}{TYPES[v.dtype]} {total} = {start};")
+        kind = "double" if op.fn == "sum" and not v.dims else TYPES[v.dtype]  # a sum of a whole block is cheap to keep exact
+        self.line(f"{pad}{kind} {total} = {start};")
         if op.fn == "sum":
             self.lines.append(f"#pragma omp simd reduction(+ : {total})")
         self.line(f"{pad}for (long x_{_id(rank)} = 0; x_{_id(rank)} < {self.bound(rank)}; ++x_{_id(rank)}) {total} = {step.format(total, text)};")
@@ -353,7 +354,7 @@ class _Printer:
             self.line(f"{pad}{self.element(v)} = {total};")
             self.line("}" * len(v.dims))
         else:
-            self.places[v.name] = total
+            self.local(v, f"({TYPES[v.dtype]}){total}")
 
     def prefix(self, op: Prefix) -> None:
         v, x = op.out, f"x_{_id(op.rank)}"
