@@ -151,7 +151,27 @@ class Output:
     loc: Span | None = _loc()
 
 
-Element = RankLine | Input | Statement | Output
+@dataclass(frozen=True, slots=True)
+class StateLine:
+    """``state target[ranks] = value from initial``: inside a scan; ``initial`` None: zero."""
+
+    target: Name
+    ranks: tuple[Name, ...]
+    value: Expr
+    initial: Expr | None = None
+    loc: Span | None = _loc()
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """``scan rank { ... }``: the body once for every point of the rank, in order."""
+
+    rank: Name
+    body: tuple[Statement | StateLine, ...]
+    loc: Span | None = _loc()
+
+
+Element = RankLine | Input | Statement | Output | Scan
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +219,7 @@ class Module:
     source: str = field(default="", compare=False, repr=False)
 
 
-Node = Expr | Param | RankLine | Input | Statement | Output | Attention | Definition | Use | Module
+Node = Expr | Param | RankLine | Input | Statement | Output | StateLine | Scan | Attention | Definition | Use | Module
 
 
 def children(node: Node) -> Iterator[Node]:

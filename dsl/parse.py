@@ -185,6 +185,12 @@ class _Build(Transformer_NonRecursive[Token, Any]):
     def statement(self, m: Meta, c: list[Any]) -> ast.Statement:
         return ast.Statement(c[0], c[1], c[2], c[3], _span(self.file, m))
 
+    def scan(self, m: Meta, c: list[Any]) -> ast.Scan:
+        return ast.Scan(c[0], tuple(c[1:]), _span(self.file, m))
+
+    def state(self, m: Meta, c: list[Any]) -> ast.StateLine:
+        return ast.StateLine(c[0], c[1] or (), c[2], c[3], _span(self.file, m))
+
     def short_definition(self, m: Meta, c: list[Any]) -> ast.Definition:
         return ast.Definition(c[0], c[1] or (), c[2] or (), (), c[3], loc=_span(self.file, m))
 

@@ -11,11 +11,13 @@ import torch
 
 from einfuse.codegen import KernelPlan, Storage, lower
 from einfuse.ir import Cascade, Scalar, derivation, interpret, pipeline
-from einfuse.ir.passes import canonicalise, split
+from einfuse.ir.passes import canonicalise
+from einfuse.ir.passes import split as splitting
 from einfuse.ir.text import show
-from einfuse.runtime import binding, cache, ops, parts
+from einfuse.runtime import binding, cache, ops, parts, stream
 from einfuse.runtime.backends import BACKENDS, Backend, BackendName, Target, Tilings, TritonBackend
 from einfuse.runtime.program import Program, tilings
+from einfuse.runtime.scan import ScanProgram, program_of
 
 Output = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -75,11 +77,12 @@ class Attention:
     optional: frozenset[str] = frozenset()
     wide: bool = field(default=False, repr=False)
     program: Program = field(init=False)
+    resumed: Attention | None = field(default=None, init=False, repr=False)
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.key = cache.content(show(self.cascade), self.strict, self.wide)
-        self.program = ops.register(self.key, Program(self.cascade, self.strict, self.wide))
+        self.program = ops.register(self.key, program_of(self.cascade, self.strict, self.wide))
 
     def __repr__(self) -> str:
         inputs = ", ".join(t.name for t in self.cascade.inputs)
@@ -108,6 +111,18 @@ class Attention:
         needs = [grad and x.requires_grad for x in held]
         outs = ops.forward(self.key, self.backend or "", held, ints, floats, needs)[: len(self.cascade.outs)]
         return outs[0] if len(outs) == 1 else tuple(outs)
+
+    def step(
+        self, state: stream.States | parts.PartialState | None, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar
+    ) -> tuple[Output, stream.States | parts.PartialState]:
+        """The outputs for the next points and the states after them: ``o, state = attn.step(state, q, k, v)``, first with None.
+
+        Of a scan: any number of points of its rank, each call going on from the states of the one before; row by row the same as one call
+        for all. Of a one-pass attention: the keys and values that follow those of earlier calls, for queries that stay; the output
+        is that for all keys so far. States are tensors of constant size. Raises SpecError where the spec depends on positions along
+        the rank, or needs all keys at once.
+        """
+        return stream.step(self, state, args, kwargs)
 
     def given(self, optional: Iterable[str]) -> Attention:
         """The same attention with these of its optional inputs given (a spec of its own, compiled once)."""
@@ -142,10 +157,15 @@ class Attention:
     # -- in parts ----------------------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def _parts(self) -> tuple[split.Split, Attention, Attention, Attention]:
-        found = split.run(self.cascade)
+    def _parts(self) -> tuple[splitting.Split, Attention, Attention, Attention]:
+        found = splitting.run(self.cascade)
         of = functools.partial(Attention, backend=self.backend, strict=self.strict)
         return found, of(found.partial, wide=True), of(found.merge, wide=True), of(found.finalise, wide=True)
+
+    @property
+    def split(self) -> splitting.Split:
+        """The cascades of `state`, `merge` and `finalise`. Raises SpecError for an attention of more than one pass."""
+        return self._parts[0]
 
     def state(
         self, *args: torch.Tensor, keys: tuple[int, int] | None = None, **kwargs: torch.Tensor | Scalar
@@ -192,7 +212,12 @@ class Attention:
         return show(pipeline.run(self.cascade, block, step, self.strict, after))
 
     def passes(self) -> tuple[PassReport, ...]:
-        """For every folded rank: passes before and after fusing, the reads that force the rest, and how every other was resolved."""
+        """For every folded rank: passes before and after fusing, the reads that force the rest, and how every other was resolved.
+
+        A scan is one pass over its rank by what it is.
+        """
+        if isinstance(self.program, ScanProgram):
+            return (PassReport(self.program.rank, 1, 1, (), ()),)
         canonical = canonicalise.run(self.cascade)
         out = []
         for rank in canonicalise.fold_ranks(canonical):
@@ -220,6 +245,9 @@ class Attention:
         self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int], target: Target | None = None
     ) -> list[tuple[KernelPlan, str]]:
         """Plan and text of every kernel at its first tiling; ``target`` asks for those of a GPU that need not be there."""
+        if isinstance(self.program, ScanProgram):
+            tables = [self._example_storage(c, dtype) for c in self.program.cascades(backward)]
+            return self.program.emitted(backend, tables, backward, sizes)  # type: ignore[return-value]  # a plan of its own kind
         return [(c.plan, c.source) for c in self.candidates(backend, dtype, backward, sizes, target)]
 
     def candidates(

@@ -144,7 +144,7 @@ class _Surgeon:
             states += (
                 self._tower(name, x, acc)
                 if acc.tower
-                else [State(name, x.ranks, x.red, acc.map, self._carried(name, x, acc), x.loc)]
+                else [State(name, x.ranks, x.red, acc.map, self._carried(name, x, acc), loc=x.loc)]
             )
             if not simple:
                 value = ex.at(name, x.ranks)
@@ -172,7 +172,7 @@ class _Surgeon:
             for i in range(k + 1, len(names)):
                 term = ex.product(ex.const(1 / math.factorial(i - k)), *[move] * (i - k), ex.at(names[i], x.ranks))
                 carry = ex.call("+", carry, term)
-            states.append(State(names[k], x.ranks, x.red, g, carry if k < len(derivatives) else None, x.loc))
+            states.append(State(names[k], x.ranks, x.red, g, carry if k < len(derivatives) else None, loc=x.loc))
         return states
 
 
