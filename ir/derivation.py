@@ -192,7 +192,7 @@ class _Deriver:
             )
         live = [d for d in deps if level[d] == lowest]
         accumulators = [(f, Accumulator(inner, post))]
-        for d in sorted(live, key=lambda d: not self._deferrable(d)):  # what leaves the sum first: it may leave it in parts
+        for d in sorted(live, key=lambda d: self._turn(f, d)):
             accumulators = [new for old in accumulators for new in self._resolve(x, d, *old, additive)]
         return lowest, tuple(a for _, a in accumulators)
 
@@ -211,6 +211,10 @@ class _Deriver:
                 if not self._on_rank(part):
                     self.sampler.row.add(symbol)
         return f
+
+    def _turn(self, f: Any, d: str) -> int:
+        """When a dependence is dealt with: what leaves the sum first (it may split it), then carries, then towers (they fix the map)."""
+        return 2 if self._polynomial(f, d) else 0 if self._deferrable(d) else 1
 
     def _deferrable(self, name: str) -> bool:
         """Does a sum go into this statistic? Then its factor waits for the end; order statistics exist for range alone."""
@@ -245,6 +249,8 @@ class _Deriver:
         d = self._symbol(name)
         if f is None or d not in f.free_symbols:
             return [(f, acc)]
+        if acc.tower is not None:
+            raise _Cut(name)  # the derivatives were taken of a map that still held this statistic
         try:
             if name in additive:
                 return [self._carry(x, name, f, acc, "+")]

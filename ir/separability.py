@@ -90,7 +90,13 @@ class Atoms:
     def symbol(self, e: Expr) -> sp.Symbol:
         if e not in self.symbols:
             name = self.statistics.get(e, f"x{len(self.symbols)}")
-            sign = {"positive": True} if e.op == "const" and nonnegative(e) else {"nonnegative": True} if nonnegative(e, self.positive) else {}
+            sign = (
+                {"positive": True}
+                if e.op == "const" and nonnegative(e)
+                else {"nonnegative": True}
+                if nonnegative(e, self.positive)
+                else {}
+            )
             self.symbols[e] = sp.Symbol(name, real=True, **sign)
         return self.symbols[e]
 
