@@ -74,9 +74,7 @@ class Evaluator:
             raise self.fault(f"this is nested more than {MAX_DEPTH} levels deep once definitions are filled in", e)
         try:
             match e:
-                case ast.Number():
-                    return constant(e.value).at(self.place(e))
-                case ast.Truth():
+                case ast.Number() | ast.Truth():
                     return constant(e.value).at(self.place(e))
                 case ast.Name():
                     return self._name(e)

@@ -38,7 +38,7 @@ def _types(plan: KernelPlan) -> str:
     real, whole = ("double", "int64_t") if plan.compute == "f64" else ("float", "int32_t")
     return (
         f"using T = {real};  // accumulation\nusing I = {whole};  // integers and truth values in vectors\n"
-        'constexpr T INF = __builtin_inff(), NOT_A_NUMBER = __builtin_nanf("");\n'
+        "constexpr T INF = __builtin_inff(), NOT_A_NUMBER = __builtin_nanf(\"\");\n"
     )
 
 

@@ -138,17 +138,13 @@ class FoldPrinter:
             self.pointers[v.name, False] = pointer, row
         for v in packing.turned.values():
             row = text.unique(f"{v.name}_row")
-            text.buffers.append(
-                f"const long {row} = (ceil_div({held}, W) | 1) * W;  // an odd number of vectors: no two rows collide"
-            )
+            text.buffers.append(f"const long {row} = (ceil_div({held}, W) | 1) * W;  // an odd number of vectors: no two rows collide")
             self.pointers[v.name, True] = text.buffer(f"{v.name}_turned", element_of(v), f"{self.width(v)} * {row}"), row
         keys = self.keys()
         state = text.unique(f"{rank}_blocks")
         text.buffers.append(f"Packed<{len(keys)}> {state};")
         text.buffers.append(f"{state}.of = scratch.take<int32_t>({self.keep} ? ceil_div({self.size}, {fold.step}) : 0);")
-        text.buffers.append(
-            f"if (scratch.ok) std::memset({state}.of, 0, 4 * ({self.keep} ? ceil_div({self.size}, {fold.step}) : 0));"
-        )
+        text.buffers.append(f"if (scratch.ok) std::memset({state}.of, 0, 4 * ({self.keep} ? ceil_div({self.size}, {fold.step}) : 0));")
         text.line(f"{state}.at({', '.join(keys)});")
         pack = text.fresh(f"pack_{rank}")
         lo, count = text.fresh(f"{rank}_lo"), text.fresh(f"{rank}_n")
@@ -285,11 +281,7 @@ class FoldPrinter:
         for r in fold.table_ranks:
             block = next(b for b in self.plan.ambient if b.rank == r)
             extent = str(block.size) if isinstance(block.size, int) else scope.scalars[f"size {block.size}"].text
-            row = (
-                f"({row} * {extent} + {scope.scalars[f'coordinate {r}'].text})"
-                if row != "0"
-                else scope.scalars[f"coordinate {r}"].text
-            )
+            row = f"({row} * {extent} + {scope.scalars[f'coordinate {r}'].text})" if row != "0" else scope.scalars[f"coordinate {r}"].text
         tiles = scope.scalars.get("tiles")
         if tiles is not None:
             row = f"{row} * {tiles.text} + {scope.scalars['tile'].text}"

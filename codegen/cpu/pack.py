@@ -1,7 +1,7 @@
 """What a loop body computes from its folded rank and ambient ranks alone: packed once per block and shared by all tiles.
 
-before   fold j { k = load(...) ; kn = k * rsqrt(sum[d](k * k)) ; s = q . kn ; ... }          for every tile
-after    pack j { k ; kn, transposed }  when a block is first needed;  fold j { s = q . kn ; ... }
+    before   fold j { k = load(...) ; kn = k * rsqrt(sum[d](k * k)) ; s = q . kn ; ... }          for every tile
+    after    pack j { k ; kn, transposed }  when a block is first needed;  fold j { s = q . kn ; ... }
 """
 
 from __future__ import annotations
