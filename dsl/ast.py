@@ -97,7 +97,18 @@ class Conditional:
     loc: Span | None = _loc()
 
 
-Expr = Name | Number | Truth | Read | Call | Unary | Binary | Compare | Conditional
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """``repeat(count, a = start, b = start, next_a, next_b)``: the first name after ``count`` simultaneous steps."""
+
+    count: Expr
+    names: tuple[Name, ...]
+    starts: tuple[Expr, ...]
+    steps: tuple[Expr, ...]
+    loc: Span | None = _loc()
+
+
+Expr = Name | Number | Truth | Read | Call | Unary | Binary | Compare | Conditional | Repeat
 
 
 @dataclass(frozen=True, slots=True)

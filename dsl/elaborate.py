@@ -52,7 +52,7 @@ class _Attention:
     def __init__(self, node: ast.Attention, found: Definitions, params: dict[str, Scalar | str], given: frozenset[str]) -> None:
         self.node, self.definitions = node, found
         self.elements = node.body
-        self.params: Params = parameters(node, params)
+        self.params: Params = parameters(node, params, found)
         self.ranks: tuple[Rank, ...] = declared(node, self.params)
         self.names: dict[str, ast.Name] = {}
         self._reserve(given)

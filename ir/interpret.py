@@ -50,6 +50,7 @@ TORCH: dict[str, Callable[..., Tensor]] = {
     "max": lambda a, b: torch.maximum(*_same(a, b)),
     "min": lambda a, b: torch.minimum(*_same(a, b)),
     "sign": torch.sign,
+    "stop": torch.Tensor.detach,
     "exp": torch.exp,
     "exp2": torch.exp2,
     "log": torch.log,

@@ -68,7 +68,7 @@ def test_softmax_carries_the_maximum_and_defers_the_sum() -> None:
 
 def test_a_function_of_a_sum_is_cut() -> None:
     decisions = derivation.derive(canonicalise.run(corpus.cascade("reweighted")), "j").decisions
-    assert {(d.statistic, d.reader) for d in decisions if d.how == "cut"} >= {("l", "z"), ("l", "o")}
+    assert ("l", "z") in {(d.statistic, d.reader) for d in decisions if d.how == "cut"}
 
 
 def test_strict_refuses_a_sampled_carry() -> None:
