@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -104,9 +106,16 @@ def test_what_cannot_be_done_is_said(change: dict[str, object], message: str) ->
 
 def test_the_context_replaces_and_restores() -> None:
     fast = torch.backends.mha.get_fastpath_enabled()
-    with pytest.raises(KeyError), replace_sdpa():
-        assert functional.scaled_dot_product_attention is not STOCK
-        raise KeyError
+    seen = []
+
+    def failing() -> None:
+        with replace_sdpa():
+            seen.append(functional.scaled_dot_product_attention)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        failing()
+    assert seen[0] is not STOCK
     assert functional.scaled_dot_product_attention is STOCK
     assert torch.backends.mha.get_fastpath_enabled() == fast
 
@@ -133,7 +142,7 @@ def test_multihead_attention_and_encoder_layers(training: bool, monkeypatch: pyt
         torch.testing.assert_close(f, e, rtol=1e-5, atol=1e-5)
 
 
-def _counted(calls: list[object]) -> object:
+def _counted(calls: list[object]) -> Callable[..., torch.Tensor]:
     from einfuse.integrations.compiled import general
 
     def counting(*args: object, **kwargs: object) -> torch.Tensor:

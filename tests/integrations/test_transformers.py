@@ -41,7 +41,9 @@ def gemma2() -> Any:
 
 
 def bert() -> Any:
-    return transformers.BertForMaskedLM, transformers.BertConfig(**SMALL, attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0)
+    return transformers.BertForMaskedLM, transformers.BertConfig(
+        **SMALL, attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0
+    )
 
 
 def pair(make: Callable[[], Any]) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ def general(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
+    optional: Mapping[str, torch.Tensor] | None = None,
     *,
     scale: float | None = None,
     causal: bool = False,
@@ -29,7 +31,6 @@ def general(
     window: int | None = None,
     cap: float | None = None,
     backend: BackendName | None = None,
-    **optional: torch.Tensor | None,
 ) -> torch.Tensor:
     """Softmax attention with what frameworks ask for; q: [B, H, Nq, D], k: [B, Hk, Nk, D], v: [B, Hk, Nk, E] -> [B, H, Nq, E].
 
@@ -43,7 +44,6 @@ def general(
         numbers["window"] = window
     if cap is not None:
         numbers["cap"] = cap
-    given = {n: x for n, x in optional.items() if x is not None}
-    out = attention(q, k, v, **numbers, **given)
+    out = attention(q, k, v, **numbers, **(optional or {}))
     assert isinstance(out, torch.Tensor), "the spec has one output"
     return out

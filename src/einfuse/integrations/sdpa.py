@@ -41,8 +41,8 @@ def scaled_dot_product_attention(
     if min(query.ndim, key.ndim, value.ndim) < 2:
         raise ValueError(f"query, key and value need two axes or more, found {query.ndim}, {key.ndim} and {value.ndim}")
     q, k, v, lead = _four_axes(query, key, value, enable_gqa)
-    options = {} if attn_mask is None else _mask(attn_mask, (*lead, q.shape[-2], k.shape[-2]), q)
-    out = general(q, k, v, scale=scale, causal=is_causal, aligned=False, backend=backend, **options)
+    masks = {} if attn_mask is None else _mask(attn_mask, (*lead, q.shape[-2], k.shape[-2]), q)
+    out = general(q, k, v, masks, scale=scale, causal=is_causal, aligned=False, backend=backend)
     return out.reshape(*lead, *out.shape[-2:])
 
 
@@ -57,7 +57,7 @@ def _four_axes(
         batch, heads = leads[0][:-1], (leads[0][-1], leads[1][-1], leads[2][-1])
     else:
         try:
-            lead = torch.broadcast_shapes(*leads)
+            lead = torch.broadcast_shapes(*leads)  # type: ignore[no-untyped-call]  # torch has not annotated it
         except RuntimeError:
             raise ValueError(f"the leading axes of query, key and value do not fit: {leads}") from None
         query, key, value = (x.expand(*lead, *x.shape[-2:]) for x in (query, key, value))

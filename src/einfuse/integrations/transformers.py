@@ -88,7 +88,7 @@ def _mask(
         kv_length,
         q_offset,
         kv_offset,
-        mask_function,
+        mask_function or causal_mask_function,
         attention_mask,
         allow_is_causal_skip=False,
         allow_is_bidirectional_skip=False,
@@ -141,9 +141,7 @@ def _forward(
     if s_aux is not None:
         tensors["sink"] = s_aux
     if spec is None:
-        out = general(
-            query, key, value, scale=scaling, causal=causal, window=window, cap=softcap, backend=backend, **tensors
-        )
+        out = general(query, key, value, tensors, scale=scaling, causal=causal, window=window, cap=softcap, backend=backend)
     else:
         out = _by_spec(spec, (query, key, value), tensors, {"scale": scaling, "cap": softcap, "window": window})
     return out.transpose(1, 2), None
@@ -160,7 +158,9 @@ def _visible(
     if isinstance(pattern, Pattern):
         return True, pattern.window, {"pad": mask}
     if mask.ndim != 4:
-        raise ValueError(f"the attention mask must be [b, h, i, j], or padding as einfuse made it; found the shape {tuple(mask.shape)}")
+        raise ValueError(
+            f"the attention mask must be [b, h, i, j], or padding as einfuse made it; found the shape {tuple(mask.shape)}"
+        )
     whole = mask[..., : shape[3]].expand(shape)
     return False, None, {"mask" if mask.dtype == torch.bool else "bias": whole}
 
