@@ -12,6 +12,7 @@ sympy sees a map only with every statistic-free sub-expression replaced by one s
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ else:
 MAX_RANK = 4
 SAMPLES = 24
 TOLERANCE = 1e-10
+NUMERIC = [{"erf": np.vectorize(math.erf, otypes=[float])}, "numpy"]  # numpy itself has no error function
 
 
 @functools.cache
@@ -99,6 +101,8 @@ class Atoms:
         if e.op == "const":
             return sp.Rational(str(e.value)) if not isinstance(e.value, bool) else sp.true if e.value else sp.false
         if e.op not in ex.LEAVES and any(x in self.statistics for x in ex.walk(e)):
+            if e.op == "select" and not any(x in self.statistics for x in ex.walk(e.args[0])):
+                raise KeyError("a choice by a condition without statistics: one symbol would have to be number and truth value")
             return _table()[e.op](*map(self.to_sympy, e.args))
         return sp.exp(self.to_sympy(e.args[0])) if e.op == "exp" else self.symbol(e)
 
@@ -188,7 +192,7 @@ class Sampler:
     def rank(self, f: Any, d: Any) -> int:
         """Numerical rank of f as a matrix over (everything else) x d; 99 where f is not finite on the samples."""
         others = sorted(f.free_symbols - {d}, key=str)
-        fn = sp.lambdify([*others, d], f, "numpy")
+        fn = sp.lambdify([*others, d], f, NUMERIC)
         rows = [self.points(x, SAMPLES)[:, None] for x in others]
         columns = self.points(d, SAMPLES)[None, :]
         with np.errstate(all="ignore"):
@@ -204,7 +208,7 @@ class Sampler:
         for value in (1, 2, sp.Rational(1, 2), -1, 3):
             e = f.subs(dict.fromkeys(others, value))
             with np.errstate(all="ignore"):
-                y = np.asarray(sp.lambdify([d], e, "numpy")(self.points(d, 7)), float) * np.ones(7)
+                y = np.asarray(sp.lambdify([d], e, NUMERIC)(self.points(d, 7)), float) * np.ones(7)
             if np.isfinite(y).all() and (np.abs(y) > 1e-9).all():
                 return self._without_dead_branches(e, d)
         raise NotSeparable(f"{f} vanishes at every trial point")
@@ -215,7 +219,7 @@ class Sampler:
         for q in e.atoms(sp.Max, sp.Abs):
             inner = [z for z in q.args if z != 0]
             if len(inner) == 1:
-                y = np.asarray(sp.lambdify([d], inner[0], "numpy")(points), float) * np.ones(50)
+                y = np.asarray(sp.lambdify([d], inner[0], NUMERIC)(points), float) * np.ones(50)
                 if (y > 0).all():
                     replacements[q] = inner[0]
                 elif (y < 0).all():
@@ -225,7 +229,7 @@ class Sampler:
     def holds(self, lhs: Any, rhs: Any) -> bool:
         """Are the two sides equal on random points of two ranges?"""
         symbols = sorted(lhs.free_symbols | rhs.free_symbols, key=str)
-        sides = sp.lambdify(symbols, [lhs, rhs], "numpy")
+        sides = sp.lambdify(symbols, [lhs, rhs], NUMERIC)
         for scale in (1.0, 3.0):
             with np.errstate(all="ignore"):
                 a, b = sides(*[scale * self.points(x, 200) for x in symbols])

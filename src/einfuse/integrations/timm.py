@@ -53,7 +53,7 @@ def unpatch(model: nn.Module) -> int:
 def _patch_one(module: nn.Module, backend: BackendName | None) -> None:
     stock = module.forward
     setattr(module, KEPT, module.fused_attn)
-    module.fused_attn = True
+    module.fused_attn = True  # type: ignore[assignment]  # nn.Module calls attributes tensors or modules
 
     @functools.wraps(stock)
     def forward(*args: Any, **kwargs: Any) -> Any:
