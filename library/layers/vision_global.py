@@ -101,7 +101,11 @@ class InnerOuterAttention(nn.Module):
         self, word_width: int, words: int, width: int, word_heads: int, heads: int, *, backend: BackendName | None = None
     ):
         super().__init__()
-        self.word_norm, self.norm, self.fuse_norm = nn.LayerNorm(word_width), nn.LayerNorm(width), nn.LayerNorm(word_width * words)
+        self.word_norm, self.norm, self.fuse_norm = (
+            nn.LayerNorm(word_width),
+            nn.LayerNorm(width),
+            nn.LayerNorm(word_width * words),
+        )
         self.inner = Attending(word_width, word_heads, "full", backend=backend)
         self.outer = Attending(width, heads, "full", backend=backend)
         self.fuse = nn.Linear(word_width * words, width)
@@ -218,7 +222,7 @@ class SharedReadAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, *, backend: BackendName | None = None):
         super().__init__()
-        self.read, self.write = (_Cross(width, heads, backend) for _ in range(2))
+        self.read, self.write = (_Cross(width, heads, backend=backend) for _ in range(2))
         self.compute = Attending(width, heads, "full", backend=backend)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
 

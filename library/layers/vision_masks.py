@@ -54,9 +54,7 @@ class CrossShapedAttention(Attending):
 class NeighborhoodAttention(ImageAttention):
     """Every query attends to its kernel x kernel nearest keys, also at the border (NAT, Hassani et al., CVPR 2023)."""
 
-    def __init__(
-        self, width: int, heads: int, size: tuple[int, int], kernel: int = 7, *, backend: BackendName | None = None
-    ):
+    def __init__(self, width: int, heads: int, size: tuple[int, int], kernel: int = 7, *, backend: BackendName | None = None):
         if kernel % 2 == 0 or kernel > min(size):
             raise ValueError(f"the kernel must be odd and fit the image {size[0]} x {size[1]}, found {kernel}")
         sizes = {"kernel": kernel, "height": size[0], "width": size[1], "area": size[0] * size[1]}
@@ -73,9 +71,7 @@ class HaloAttention(ImageAttention):
     Keys outside the image do not exist (the paper leaves zeros there).
     """
 
-    def __init__(
-        self, width: int, heads: int, size: int, side: int = 8, reach: int = 3, *, backend: BackendName | None = None
-    ):
+    def __init__(self, width: int, heads: int, size: int, side: int = 8, reach: int = 3, *, backend: BackendName | None = None):
         span = 2 * (side + reach) - 1
         sizes = {"side": side, "reach": reach, "span": span, "width": size, "area": size * size}
         super().__init__(width, heads, "halo", bias=False, backend=backend, params=sizes)

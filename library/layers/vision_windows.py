@@ -16,7 +16,9 @@ from einfuse.library.layers.grids import assemble, offsets, partition
 class SwinAttention(Attending):
     """(Shifted) window attention with a learned bias for every offset (Swin, Liu et al., ICCV 2021)."""
 
-    def __init__(self, width: int, heads: int, side: int = 7, shift: int = 0, *, backend: BackendName | None = None, **more: Any):
+    def __init__(
+        self, width: int, heads: int, side: int = 7, shift: int = 0, *, backend: BackendName | None = None, **more: Any
+    ):
         if not 0 <= shift < side:
             raise ValueError(f"the shift must be at least 0 and less than the side {side}, found {shift}")
         spec = more.pop("spec", "swin")
@@ -128,7 +130,11 @@ class CosetAttention(Attending):
         cosets = x.reshape(batch, height // 2, 2, width // 2, 2, channels).permute(0, 2, 4, 1, 3, 5)
         tokens = cosets.reshape(batch * 4, -1, channels)
         y, z = (p.expand(height // 2, width // 2).reshape(1, -1) for p in _positions(height // 2, width // 2, x.device))
-        place = {"y": y.expand(len(tokens), -1), "x": z.expand(len(tokens), -1), "pack": torch.zeros_like(y).expand(len(tokens), -1)}
+        place = {
+            "y": y.expand(len(tokens), -1),
+            "x": z.expand(len(tokens), -1),
+            "pack": torch.zeros_like(y).expand(len(tokens), -1),
+        }
         out = super().forward(tokens, **place, **given).reshape(batch, 2, 2, height // 2, width // 2, channels)
         return out.permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
 

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 
-def agree(layer: nn.Module, eager: Callable[..., torch.Tensor], *inputs: torch.Tensor, scale: float = 0.4, tolerance: float = 1e-8) -> None:
+def agree(
+    layer: nn.Module, eager: Callable[..., torch.Tensor], *inputs: torch.Tensor, scale: float = 0.4, tolerance: float = 1e-8
+) -> None:
     """``eager(*inputs)`` uses the layer's parameters, which are made large: fresh tables are nearly zero, and would hide a fault."""
     layer.double().eval()
     generator = torch.Generator().manual_seed(3)
@@ -27,7 +29,9 @@ def agree(layer: nn.Module, eager: Callable[..., torch.Tensor], *inputs: torch.T
     for f, e in zip(ours, theirs, strict=True):
         zero = torch.zeros(())
         limit = 100 * tolerance * max(1.0, (zero if e is None else e).abs().max().item())
-        torch.testing.assert_close(zero if f is None else f, zero.to(f or zero) if e is None else e, rtol=0, atol=limit, check_dtype=False)
+        torch.testing.assert_close(
+            zero if f is None else f, zero.to(f or zero) if e is None else e, rtol=0, atol=limit, check_dtype=False
+        )
 
 
 def heads(x: torch.Tensor, n: int) -> torch.Tensor:
