@@ -26,7 +26,7 @@ def single(out: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
 
 def split(x: torch.Tensor, heads: int) -> torch.Tensor:
     """[..., N, H * D] -> [..., H, N, D], a view."""
-    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
+    return x.reshape(*x.shape[:-1], heads, -1).transpose(-3, -2)
 
 
 def merge(x: torch.Tensor) -> torch.Tensor:
@@ -82,6 +82,6 @@ class Attending(nn.Module):
         """What the spec takes besides q, k and v."""
         return {}
 
-    def forward(self, tokens: torch.Tensor, **given: Any) -> torch.Tensor:
-        attended = single(self.attention(*self.project(tokens), **self.inputs(tokens), **given))
+    def forward(self, x: torch.Tensor, /, **given: Any) -> torch.Tensor:
+        attended = single(self.attention(*self.project(x), **self.inputs(x), **given))
         return self.out(merge(attended))  # type: ignore[no-any-return]

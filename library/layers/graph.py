@@ -54,9 +54,9 @@ class EdgeGraphAttention(Attending):
         super().__init__(width, heads, "graph_transformer", bias=False, backend=backend)
         self.edge = nn.Linear(edge_width, width, bias=False)
 
-    def forward(self, tokens: torch.Tensor, edges: torch.Tensor, adj: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # a graph
+    def forward(self, x: torch.Tensor, edges: torch.Tensor, adj: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # a graph
         edge = self.edge(edges).unflatten(-1, (self.heads, -1)).movedim(3, 1)
-        return super().forward(tokens, edge=edge, adj=adj)
+        return super().forward(x, edge=edge, adj=adj)
 
 
 class RelationalGraphAttention(Attending):
@@ -66,5 +66,5 @@ class RelationalGraphAttention(Attending):
         super().__init__(width, heads, "relation", backend=backend)
         self.vector = nn.Parameter(torch.randn(relations, self.head_width) * self.head_width**-0.5)
 
-    def forward(self, tokens: torch.Tensor, relation: torch.Tensor, adj: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # a graph
-        return super().forward(tokens, rel=relation, vector=self.vector, adj=adj)
+    def forward(self, x: torch.Tensor, relation: torch.Tensor, adj: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # a graph
+        return super().forward(x, rel=relation, vector=self.vector, adj=adj)

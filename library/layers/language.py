@@ -41,9 +41,9 @@ class BertAttention(Attending):
     def __init__(self, width: int, heads: int, *, backend: BackendName | None = None):
         super().__init__(width, heads, "padding", backend=backend)
 
-    def forward(self, tokens: torch.Tensor, pad: torch.Tensor | None = None, **given: Any) -> torch.Tensor:
-        real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device) if pad is None else pad
-        return super().forward(tokens, pad=real, **given)
+    def forward(self, x: torch.Tensor, /, pad: torch.Tensor | None = None, **given: Any) -> torch.Tensor:
+        real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if pad is None else pad
+        return super().forward(x, pad=real, **given)
 
 
 class T5Attention(Attending):
@@ -113,7 +113,8 @@ class CollinearAttention(Attending):
         self.key = nn.Linear(width, width // 2, bias=False)
 
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        q = split(self.query(x), self.heads).unflatten(-1, (2, -1))
+        q = split(self.query(x), self.heads)
+        q = q.reshape(*q.shape[:-1], 2, -1)
         return q, functional.relu(split(self.key(x), self.heads)), split(self.value(x), self.heads)
 
 
@@ -150,9 +151,9 @@ class ValueResidualAttention(Attending):
         self.shared = shared
 
     def forward(  # type: ignore[override]  # the values travel beside the tokens
-        self, tokens: torch.Tensor, first: torch.Tensor | None = None
+        self, x: torch.Tensor, first: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        q, k, v = self.project(tokens)
+        q, k, v = self.project(x)
         if first is not None:
             v = first if self.shared else 0.5 * (first + v)
         return self.out(merge(single(self.attention(q, k, v)))), v

@@ -28,8 +28,8 @@ class BatchAttention(Attending):
     def __init__(self, width: int, heads: int, *, backend: BackendName | None = None):
         super().__init__(width, heads, "full", backend=backend)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # no further inputs
-        return super().forward(tokens.transpose(0, 1)).transpose(0, 1)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # no further inputs
+        return super().forward(x.transpose(0, 1)).transpose(0, 1)
 
 
 class AdditiveAttention(nn.Module):

@@ -189,9 +189,9 @@ class SparseChannelAttention(nn.Module):
         self.attention = compiled("channel_relu", backend)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (t.flatten(2).unflatten(1, (self.heads, -1)) for t in self.project(x.movedim(-1, 1)).chunk(3, 1))
+        q, k, v = (t.reshape(len(x), self.heads, t.shape[1] // self.heads, -1) for t in self.project(x.movedim(-1, 1)).chunk(3, 1))
         attended = single(self.attention(q, k, v, tau=self.temperature)).flatten(1, 2)
-        return self.out(attended.unflatten(2, x.shape[1:3])).movedim(1, -1)  # type: ignore[no-any-return]
+        return self.out(attended.reshape(len(x), -1, *x.shape[1:3])).movedim(1, -1)  # type: ignore[no-any-return]
 
 
 class SingleHeadAttention(nn.Module):
@@ -208,7 +208,7 @@ class SingleHeadAttention(nn.Module):
         self.attention = compiled("full", backend)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mine, rest = x.split([self.part, x.shape[-1] - self.part], -1)
+        mine, rest = x[..., : self.part], x[..., self.part :]
         q, k, v = self.project(self.norm(mine.mT).mT).split([self.key_width, self.key_width, self.part], -1)
         attended = single(self.attention(q[:, None], k[:, None], v[:, None])).squeeze(1)
         return self.out(functional.relu(torch.cat([attended, rest], -1)))  # type: ignore[no-any-return]

@@ -15,7 +15,7 @@ from einfuse.library.layers.grids import convolve
 class ImageAttention(Attending):
     """Attention over all tokens of an image, by a spec that knows the image's width."""
 
-    def forward(self, x: torch.Tensor, **given: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, /, **given: Any) -> torch.Tensor:
         return super().forward(x.flatten(1, 2), **given).reshape(x.shape)
 
     def depthwise(self, convolution: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -37,7 +37,7 @@ class CrossShapedAttention(Attending):
         half = width // 2
         self.enhance = nn.ModuleList(nn.Conv2d(half, half, 3, padding=1, groups=half) for _ in range(2))
 
-    def forward(self, x: torch.Tensor, **given: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, /, **given: Any) -> torch.Tensor:
         height, width = x.shape[1:3]
         if height % self.stripe or width % self.stripe:
             raise ValueError(f"stripes of {self.stripe} must divide the image, found {height} x {width}")
@@ -89,7 +89,7 @@ class CircleAttention(ImageAttention):
         super().__init__(width, heads, "circle", backend=backend)
         self.radius = radius
 
-    def forward(self, x: torch.Tensor, **given: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, /, **given: Any) -> torch.Tensor:
         return super().forward(x, width=x.shape[2], radius=self.radius, **given)
 
 
@@ -100,7 +100,7 @@ class BlockCausalAttention(ImageAttention):
         super().__init__(width, heads, "block_causal", backend=backend)
         self.side = side
 
-    def forward(self, x: torch.Tensor, **given: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, /, **given: Any) -> torch.Tensor:
         return super().forward(x, width=x.shape[2], side=self.side, **given)
 
 
@@ -111,7 +111,7 @@ class VolumeAttention(Attending):
         super().__init__(width, heads, "volume_window", backend=backend, params={"dilated": dilated})
         self.box = box
 
-    def forward(self, x: torch.Tensor, **given: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, /, **given: Any) -> torch.Tensor:
         out = super().forward(x.flatten(1, 3), box=self.box, height=x.shape[2], width=x.shape[3], **given)
         return out.reshape(x.shape)
 
@@ -142,7 +142,7 @@ class LookHereAttention(ImageAttention):
     def inputs(self, x: torch.Tensor) -> dict[str, Any]:
         return {"facing": self.facing, "spread": self.spread, "slope": self.slope}
 
-    def forward(self, x: torch.Tensor, **given: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, /, **given: Any) -> torch.Tensor:
         return super().forward(x, width=x.shape[2], **given)
 
 
@@ -159,7 +159,7 @@ class ManhattanAttention(ImageAttention):
         self.register_buffer("rate", torch.log1p(-torch.exp2(-2 - 4 * torch.arange(heads) / heads)))
         self.local = nn.Conv2d(width, width, 5, padding=2, groups=width)
 
-    def forward(self, x: torch.Tensor, **given: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, /, **given: Any) -> torch.Tensor:
         q, k, v = self.project(x.flatten(1, 2))
         attended = merge(single(self.attention(q, k, v, rate=self.rate, width=x.shape[2], **given)))
         return self.out(attended + self.depthwise(self.local, x)).reshape(x.shape)  # type: ignore[no-any-return]

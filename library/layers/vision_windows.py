@@ -29,7 +29,7 @@ class SwinAttention(Attending):
     def inputs(self, x: torch.Tensor) -> dict[str, Any]:
         return {"table": self.table}
 
-    def forward(self, x: torch.Tensor, **given: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, /, **given: Any) -> torch.Tensor:
         height, width = x.shape[1:3]
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (1, 2))
@@ -72,7 +72,7 @@ class CrossFormerAttention(Attending):
     def inputs(self, x: torch.Tensor) -> dict[str, Any]:
         return {"table": self.bias(self.offsets).movedim(-1, 0)}
 
-    def forward(self, x: torch.Tensor, **given: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, /, **given: Any) -> torch.Tensor:
         groups = partition(x, self.side, self.interval)
         return assemble(super().forward(groups, **given), x.shape[1], x.shape[2], self.side, self.interval)
 
@@ -88,7 +88,7 @@ class MaxViTAttention(Attending):
     def inputs(self, x: torch.Tensor) -> dict[str, Any]:
         return {"table": self.table}
 
-    def forward(self, x: torch.Tensor, **given: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, /, **given: Any) -> torch.Tensor:
         height, width = x.shape[1:3]
         if self.grid and height != width:
             raise ValueError(f"a grid needs a square image, found {height} x {width}")
@@ -104,9 +104,9 @@ class NestedAttention(Attending):
         super().__init__(width, heads, "full", backend=backend)
         self.side = side
 
-    def forward(self, x: torch.Tensor, **given: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, /, **given: Any) -> torch.Tensor:
         groups = partition(x, self.side)
-        out = super().forward(groups.flatten(0, 1), **given).unflatten(0, groups.shape[:2])
+        out = super().forward(groups.flatten(0, 1), **given).reshape(groups.shape)
         return assemble(out, x.shape[1], x.shape[2], self.side)
 
 
@@ -122,7 +122,7 @@ class CosetAttention(Attending):
             raise ValueError(f"2-D rotations need a head width that is a multiple of 4, found {self.head_width}")
         self.mix = nn.Conv2d(width, width, 5, padding=2, groups=width)
 
-    def forward(self, x: torch.Tensor, **given: Any) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, /, **given: Any) -> torch.Tensor:
         x = x + self.mix(x.movedim(-1, 1)).movedim(1, -1)
         batch, height, width, channels = x.shape
         if height % 2 or width % 2:
@@ -191,4 +191,4 @@ class OverlappingAttention(nn.Module):
     def _around(self, x: torch.Tensor) -> torch.Tensor:
         """[B, H, W, C] -> [B, windows, wide * wide, C]."""
         columns = functional.unfold(x.movedim(-1, 1), self.wide, padding=self.reach, stride=self.side)
-        return columns.unflatten(1, (x.shape[-1], -1)).permute(0, 3, 2, 1)
+        return columns.reshape(len(x), x.shape[-1], self.wide**2, -1).permute(0, 3, 2, 1)

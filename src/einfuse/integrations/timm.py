@@ -60,4 +60,4 @@ def _patch_one(module: nn.Module, backend: BackendName | None) -> None:
         with replace_sdpa(backend):
             return stock(*args, **kwargs)
 
-    module.forward = forward  # type: ignore[method-assign]  # of this instance alone
+    module.forward = forward  # of this instance alone
