@@ -36,7 +36,7 @@ def test_a_new_attention_passes_its_own_test(tmp_path: Path) -> None:
 def test_the_test_it_writes_can_fail(tmp_path: Path) -> None:
     assert main(["new", "bad", "--folder", str(tmp_path)]) == 0
     spec = tmp_path / "bad.attn"
-    spec.write_text(spec.read_text().replace("where j <= i #", "where j < i + 2 #"))
+    spec.write_text(spec.read_text().replace("where j <= i  #", "where j < i + 2  #"))
     found = importlib.util.spec_from_file_location("test_bad", tmp_path / "test_bad.py")
     assert found is not None
     assert found.loader is not None
