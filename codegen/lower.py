@@ -223,7 +223,7 @@ class _Lowering:
 
     def _value(self, e: Expr, env: Mapping[str, Value], new: Mapping[str, Value] | None = None, name: str = "t") -> Value:
         if e.op == "const":
-            assert e.value is not None and not isinstance(e.value, str), "a constant is a number"
+            assert isinstance(e.value, int | float), "a constant is a number"  # bool is an int
             return self._const(e.value)
         if e.op == "index":
             return self._coordinate(e.name)

@@ -29,7 +29,6 @@ from typing import Literal
 
 from einfuse.ir import DType, Scalar
 
-
 Storage = Literal["f64", "f32", "bf16", "f16", "i64", "i32", "i16", "i8", "u8", "bool"]
 """How an element lies in memory."""
 

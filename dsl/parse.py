@@ -74,33 +74,28 @@ def grammar() -> Lark:
 
 
 def _module(items: list[Any], file: str, text: str) -> ast.Module:
-    """Sorts the items of a file and gives each docstring to what follows it (the first one, otherwise, to the file)."""
+    """Sorts the items of a file. As in Python, a docstring that opens the file is the file's; any other is of what follows it."""
     doc, pending = "", None
     uses: list[ast.Use] = []
     definitions: list[ast.Definition] = []
     attentions: list[ast.Attention] = []
     for n, item in enumerate(items):
-        if isinstance(item, _Doc):
-            if pending is not None and (doc or pending is not items[0]):
+        if n == 0 and isinstance(item, _Doc):
+            doc = item.text
+        elif isinstance(item, _Doc | ast.Use):
+            if pending is not None:
                 raise _stray(pending)
-            if pending is not None:
-                doc = pending.text
-            pending = item
-        elif isinstance(item, ast.Use):
-            if pending is not None:
-                if n != 1:
-                    raise _stray(pending)
-                doc, pending = pending.text, None
-            uses.append(item)
+            if isinstance(item, _Doc):
+                pending = item
+            else:
+                uses.append(item)
         else:
             assert isinstance(item, ast.Definition | ast.Attention), f"the grammar has no item {type(item).__name__}"
             if pending is not None:
                 item, pending = dataclasses.replace(item, doc=pending.text), None
             (definitions if isinstance(item, ast.Definition) else attentions).append(item)  # type: ignore[arg-type]
     if pending is not None:
-        if len(items) > 1:
-            raise _stray(pending)
-        doc = pending.text
+        raise _stray(pending)
     return ast.Module(doc, tuple(uses), tuple(definitions), tuple(attentions), file, text)
 
 

@@ -384,7 +384,7 @@ class _Interpreter:
         if not blocks:
             return Block(data, ())
         where = [(self._aligned(b, dims) - o).clamp(0, max(n - 1, 0)) for b, o, n in zip(blocks, base, data.shape, strict=True)]
-        points = torch.broadcast_tensors(*where)  # type: ignore[no-untyped-call]  # torch has no types for it
+        points = torch.broadcast_tensors(*where)
         return Block(data[tuple(points)], dims)
 
     def _explicit(self, name: str, held: Block) -> tuple[str, ...]:

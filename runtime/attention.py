@@ -13,8 +13,8 @@ from einfuse.ir import Cascade, Scalar, derivation, interpret, pipeline
 from einfuse.ir.passes import canonicalise
 from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, ops
-from einfuse.runtime.backends import BACKENDS, BackendName, TritonBackend
-from einfuse.runtime.program import Program, blocks
+from einfuse.runtime.backends import BACKENDS, Backend, BackendName, Target, Tilings, TritonBackend
+from einfuse.runtime.program import Program, tilings
 
 Output = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -28,6 +28,33 @@ class PassReport:
     after: int
     reads: tuple[tuple[str, str], ...]
     decisions: tuple[derivation.Decision, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One kernel at one tiling: its plan and text; ``smaller`` gives the same kernel at the next tiling."""
+
+    plan: KernelPlan
+    source: str
+    smaller: Callable[[], Candidate | None] = field(repr=False)
+
+    @staticmethod
+    def at(
+        cascade: Cascade,
+        storage: Mapping[str, Storage],
+        static: Mapping[str, int],
+        backend: Backend,
+        tilings: Tilings,
+        strict: bool,
+    ) -> Candidate:
+        """The kernel at the first of the tilings."""
+        plan = lower(pipeline.run(cascade, *tilings[0], strict), storage, static)
+        rest = tilings[1:]
+        return Candidate(
+            plan,
+            backend.emit(plan),
+            lambda: Candidate.at(cascade, storage, static, backend, rest, strict) if rest else None,
+        )
 
 
 @dataclass(eq=False)
@@ -77,7 +104,7 @@ class Attention:
         held = list(tensors.values())
         grad = torch.is_grad_enabled()
         needs = [grad and x.requires_grad for x in held]
-        outs = ops.forward(self.key, self.backend or "", held, ints, floats, needs)[: len(self.cascade.outs)]  # type: ignore[arg-type]
+        outs = ops.forward(self.key, self.backend or "", held, ints, floats, needs)[: len(self.cascade.outs)]
         return outs[0] if len(outs) == 1 else tuple(outs)
 
     def given(self, optional: Iterable[str]) -> Attention:
@@ -129,7 +156,7 @@ class Attention:
 
     def plan(self, backend: BackendName, dtype: torch.dtype = torch.float32, **sizes: int) -> KernelPlan:
         """The forward kernel as data, for feature sizes given by name (default 64)."""
-        return self.plans(backend, dtype, **sizes)[0]
+        return self.plans(backend, dtype, False, **sizes)[0]
 
     def plans(
         self, backend: BackendName, dtype: torch.dtype = torch.float32, backward: bool = False, **sizes: int
@@ -142,9 +169,15 @@ class Attention:
         return "\n\n".join(text for _, text in self.emitted(backend, dtype, backward, sizes))
 
     def emitted(
-        self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int], target: str | None = None
+        self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int], target: Target | None = None
     ) -> list[tuple[KernelPlan, str]]:
-        """Plan and text of every kernel; ``target`` asks for the tiles of a GPU that need not be there."""
+        """Plan and text of every kernel at its first tiling; ``target`` asks for those of a GPU that need not be there."""
+        return [(c.plan, c.source) for c in self.candidates(backend, dtype, backward, sizes, target)]
+
+    def candidates(
+        self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int], target: Target | None = None
+    ) -> list[Candidate]:
+        """Every kernel at its first tiling, with smaller ones behind `Candidate.smaller`."""
         chosen = BACKENDS[backend]
         if target is not None:
             chosen = TritonBackend(target=target)
@@ -155,9 +188,7 @@ class Attention:
         for n, c in enumerate(cascades):
             static = {r.size: sizes.get(r.size, 64) for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)}
             storage = self._example_storage(c, dtype)
-            scheduled = pipeline.run(c, *blocks(c, storage, static, chosen, n > 0), self.strict)
-            plan = lower(scheduled, storage, static)
-            out.append((plan, chosen.emit(plan)))
+            out.append(Candidate.at(c, storage, static, chosen, tilings(c, storage, static, chosen, n > 0), self.strict))
         return out
 
     def _example_storage(self, c: Cascade, dtype: torch.dtype) -> dict[str, Storage]:

@@ -16,18 +16,22 @@ import torch
 from einfuse.codegen import KernelPlan, Storage
 from einfuse.ir import EinfuseError, Scalar
 
-Kernel = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], None]
-"""Runs one plan: tensors (outputs included), host numbers and sizes, all by name."""
+Kernel = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], int | None]
+"""Runs one plan: tensors (outputs included), host numbers and sizes, all by name. Gives the number of values that spilled, if known."""
 
 BackendName = Literal["cpu", "triton", "torch"]
+Tilings = tuple[tuple[int, int], ...]
+Target = Literal["sm_80", "sm_90", "gfx942"]
 
 
 class Backend(Protocol):
-    """A way to run plans. ``blocks`` gives the tile and step that suit the dtype and widest feature of a call."""
+    """A way to run plans. ``tilings`` gives the tiles and steps that suit the dtype and widest feature of a call, the best first:
+    the next is taken where a kernel turns out to spill registers."""
 
-    name: BackendName
+    @property
+    def name(self) -> BackendName: ...
 
-    def blocks(self, storage: Storage, width: int, backward: bool) -> tuple[int, int]: ...
+    def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings: ...
     def emit(self, plan: KernelPlan) -> str: ...
     def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel: ...
 
@@ -38,8 +42,8 @@ class CpuBackend:
 
     name: BackendName = "cpu"
 
-    def blocks(self, storage: Storage, width: int, backward: bool) -> tuple[int, int]:
-        return (48, 128)
+    def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
+        return ((48, 128),)
 
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import cpu
@@ -57,12 +61,12 @@ class TritonBackend:
     """Triton, for GPUs; on CPU tensors under Triton's interpreter."""
 
     name: BackendName = "triton"
-    target: str | None = None  # of the device at hand, unless named
+    target: Target | None = None  # of the device at hand, unless named
 
-    def blocks(self, storage: Storage, width: int, backward: bool) -> tuple[int, int]:
+    def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         from einfuse.codegen import triton
 
-        return triton.block_sizes(storage, width, backward, self.target or device_target())
+        return triton.tilings(storage, width, backward, self.target or device_target())
 
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import triton
@@ -81,8 +85,8 @@ class TorchBackend:
 
     name: BackendName = "torch"
 
-    def blocks(self, storage: Storage, width: int, backward: bool) -> tuple[int, int]:
-        return (256, 256)
+    def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
+        return ((256, 256),)
 
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import torch as reference
@@ -99,7 +103,7 @@ BACKENDS: dict[BackendName, Backend] = {"cpu": CpuBackend(), "triton": TritonBac
 
 
 @functools.cache
-def device_target() -> str:
+def device_target() -> Target:
     """The kind of the GPU at hand, as the tables of tile sizes name it; the newest where there is none."""
     if not torch.cuda.is_available():
         return "sm_90"

@@ -72,7 +72,7 @@ def _one(attention: Attention, dtype: str, shape: BenchShape, backward: bool, re
     peer_name = "sdpa causal" if causal else "sdpa full"
 
     def ours() -> torch.Tensor:
-        out = attention(**inputs)  # type: ignore[arg-type]
+        out = attention(**inputs)
         return out[0] if isinstance(out, tuple) else out
 
     def peer() -> torch.Tensor:

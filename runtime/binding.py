@@ -51,13 +51,13 @@ def arguments(
     tensors: dict[str, torch.Tensor] = {}
     numbers: dict[str, Scalar] = {}
     for t in cascade.inputs:
-        value = given.get(t.name, t.default)
-        if value is None:
+        found = given.get(t.name, t.default)
+        if found is None:
             raise TypeError(f"{cascade.name} is missing the argument {_described(t)}")
         if t.param:
-            numbers[t.name] = _number(cascade, t, value)
+            numbers[t.name] = _number(cascade, t, found)
         else:
-            tensors[t.name] = _tensor(cascade, t, value)
+            tensors[t.name] = _tensor(cascade, t, found)
     devices = {x.device for x in tensors.values()}
     if len(devices) > 1:
         where = ", ".join(f"{n} on {x.device}" for n, x in tensors.items())
@@ -140,7 +140,7 @@ def _divisor(cascade: Cascade, t: Tensor, n: int, axis: Expr, found: Size, bound
     free = axis.args[1] if axis.op == "//" else None
     if free is not None and free.op == "size" and free.name not in bound:
         whole = evaluate(axis.args[0], bound)
-        if found == 0 or whole % found != 0:
+        if found == 0 or whole % found != 0:  # type: ignore[operator]  # symbolic sizes count like numbers
             raise ValueError(f"{where}: {whole} must be a multiple of it, found {found}")
         bound[free.name] = whole // found
         return

@@ -41,7 +41,10 @@ def versions() -> str:
     root = Path(__file__).resolve().parents[1]
     own = hashlib.sha256()
     for path in sorted(
-        p for part in ("ir", "dsl", "codegen") for p in (root / part).rglob("*") if p.suffix in (".py", ".h", ".j2", ".lark", ".attn")
+        p
+        for part in ("ir", "dsl", "codegen")
+        for p in (root / part).rglob("*")
+        if p.suffix in (".py", ".h", ".j2", ".lark", ".attn")
     ):
         own.update(f"{path.name}:{path.stat().st_mtime_ns}:{path.stat().st_size}".encode())
     return f"{version('torch')}|{own.hexdigest()}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
@@ -16,20 +17,23 @@ from typing import TypedDict
 import torch
 
 from einfuse.codegen import KernelPlan
+from einfuse.codegen.plan import Fold
 from einfuse.ir import EinfuseError
 from einfuse.runtime import cache
 from einfuse.runtime.attention import Attention
+from einfuse.runtime.backends import Target
 
-TARGETS = ("sm_80", "sm_90", "gfx942")
+TARGETS: tuple[Target, ...] = ("sm_80", "sm_90", "gfx942")
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledKernel:
-    """One kernel compiled for one target. ``spills`` must be 0; ``matrix`` is the kind of matrix instruction used, or ""."""
+    """One kernel compiled for one target at a tile and step. ``spills`` must be 0; ``matrix`` is the kind of matrix instruction used, or ""."""
 
     name: str
     target: str
     dtype: str
+    tiling: tuple[int, int]
     registers: int
     spills: int
     shared: int
@@ -49,24 +53,34 @@ class _Job(TypedDict):
 
 def cross_compile(
     attention: Attention,
-    targets: Sequence[str] = TARGETS,
+    targets: Sequence[Target] = TARGETS,
     dtype: torch.dtype = torch.bfloat16,
     backward: bool = True,
     **sizes: int,
 ) -> list[CompiledKernel]:
-    """Compiles every Triton kernel of an attention for ``targets`` at the default tiles (feature widths 64 unless given by name).
+    """Compiles every Triton kernel of an attention for ``targets``, at the largest tiles that keep its values in registers.
 
-    Runs in a process of its own, where Triton's interpreter is off, and remembers what it found. Raises EinfuseError with the
-    compiler's own words where a kernel does not compile.
+    Feature widths are 64 unless given by name. Runs in a process of its own, where Triton's interpreter is off, and remembers what
+    it found. Raises EinfuseError with the compiler's own words where a kernel does not compile.
     """
-    jobs: list[_Job] = []
-    for target in targets:
-        for plan, source in attention.emitted("triton", dtype, backward, sizes, target):
-            jobs.append({"plan": plan, "source": source, "target": target})
-    key = cache.key("cross", *(j["source"] + j["target"] for j in jobs))
-    found = cache.remembered("cross", key, lambda: _run(jobs))
     short = str(dtype).removeprefix("torch.")
-    return [CompiledKernel(name=j["plan"].name, target=j["target"], dtype=short, **f) for j, f in zip(jobs, found, strict=True)]  # type: ignore[arg-type]
+    waiting = [(c, t) for t in targets for c in attention.candidates("triton", dtype, backward, sizes, t)]
+    done: dict[int, CompiledKernel] = {}
+    while len(done) < len(waiting):
+        trying = [n for n in range(len(waiting)) if n not in done]
+        jobs: list[_Job] = [{"plan": c.plan, "source": c.source, "target": t} for c, t in (waiting[n] for n in trying)]
+        key = cache.key("cross", *(j["source"] + j["target"] for j in jobs))
+        for n, found in zip(trying, cache.remembered("cross", key, functools.partial(_run, jobs)), strict=True):
+            candidate, target = waiting[n]
+            plan = candidate.plan
+            tiling = (plan.tile.block if plan.tile else 1, next((s.step for s in plan.steps if isinstance(s, Fold)), 1))
+            kernel = CompiledKernel(name=plan.name, target=target, dtype=short, tiling=tiling, **found)  # type: ignore[arg-type]
+            smaller = None if kernel.ok else candidate.smaller()
+            if smaller is None:
+                done[n] = kernel
+            else:
+                waiting[n] = (smaller, target)
+    return [done[n] for n in range(len(waiting))]
 
 
 def _run(jobs: list[_Job]) -> list[dict[str, object]]:

@@ -41,14 +41,15 @@ class Built:
     plan: KernelPlan
     source: str
     kernel: Kernel
+    rung: int = 0  # the place of its tile and step among the back end's `tilings`
     tables: list[Tables] = field(default_factory=list)
 
 
-def launch(built: Built, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar], sizes: Mapping[str, int]) -> None:
-    """Runs a kernel on tensors (outputs included), host numbers and sizes."""
+def launch(built: Built, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar], sizes: Mapping[str, int]) -> int:
+    """Runs a kernel on tensors (outputs included), host numbers and sizes; gives the number of values that spilled."""
     folds = [step for step in built.plan.steps if isinstance(step, PlanFold) and step.tabulated]
     tables = _tables(built, folds, tensors, numbers, sizes) if folds else {}
-    built.kernel({**tensors, **tables}, numbers, sizes)
+    return built.kernel({**tensors, **tables}, numbers, sizes) or 0
 
 
 def _tables(

@@ -14,7 +14,7 @@ from einfuse.ir.passes import canonicalise, differentiate
 from einfuse.ir.passes.differentiate import Backward, Gradient
 from einfuse.ir.text import show
 from einfuse.runtime import cache, ranges
-from einfuse.runtime.backends import Backend
+from einfuse.runtime.backends import Backend, Tilings
 from einfuse.runtime.binding import STORAGE
 from einfuse.runtime.launch import Built, launch
 from einfuse.runtime.scatter import accumulate
@@ -67,14 +67,37 @@ class Program:
 
     def build(self, cascade: Cascade, storage: Mapping[str, Storage], sizes: Mapping[str, int], backend: Backend) -> Built:
         """The kernel of one cascade (this program's own, or one of its backward's)."""
-        static = {r.size: sizes[r.size] for r in cascade.ranks if r.kind == "feature" and isinstance(r.size, str)}
-        key = (cascade.name, cascade.outs, tuple(sorted(storage.items())), tuple(sorted(static.items())), backend.name)
+        static = static_sizes(cascade, sizes)
+        key = _key(cascade, storage, static, backend)
         if key not in self.built:
-            self.built[key] = self._build(cascade, storage, static, backend)
+            self.built[key] = self._build(cascade, storage, static, backend, 0)
         return self.built[key]
 
-    def _build(self, cascade: Cascade, storage: Mapping[str, Storage], static: dict[str, int], backend: Backend) -> Built:
-        block, step = blocks(cascade, storage, static, backend, cascade.inputs != self.cascade.inputs)
+    def run(
+        self,
+        cascade: Cascade,
+        tensors: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        backend: Backend,
+    ) -> None:
+        """Launches the kernel of one cascade. One that spills registers is right but slow: the next call gets smaller tiles."""
+        storage = _storage(cascade, tensors)
+        built = self.build(cascade, storage, sizes, backend)
+        if launch(built, tensors, numbers, sizes):
+            static = static_sizes(cascade, sizes)
+            if built.rung + 1 < len(tilings(cascade, storage, static, backend, self._is_backward(cascade))):
+                self.built[_key(cascade, storage, static, backend)] = self._build(
+                    cascade, storage, static, backend, built.rung + 1
+                )
+
+    def _is_backward(self, cascade: Cascade) -> bool:
+        return cascade.inputs != self.cascade.inputs
+
+    def _build(
+        self, cascade: Cascade, storage: Mapping[str, Storage], static: dict[str, int], backend: Backend, rung: int
+    ) -> Built:
+        block, step = tilings(cascade, storage, static, backend, self._is_backward(cascade))[rung]
         name = cache.key(
             "plan", show(cascade), sorted(storage.items()), sorted(static.items()), backend.name, block, step, self.strict
         )
@@ -85,7 +108,7 @@ class Program:
             return scheduled, plan, backend.emit(plan)
 
         scheduled, plan, source = cache.remembered("plan", name, make)
-        return Built(scheduled, plan, source, backend.build(plan, source, cache.folder() / backend.name))
+        return Built(scheduled, plan, source, backend.build(plan, source, cache.folder() / backend.name), rung)
 
     # -- running -------------------------------------------------------------------------------------------------------------
 
@@ -102,8 +125,7 @@ class Program:
         self.check_ranges(tensors, numbers, sizes)
         outs = self.allocate(cascade, tensors, sizes)
         if any(x.numel() for x in outs.values()):
-            built = self.build(cascade, _storage(cascade, {**tensors, **outs}), sizes, backend)
-            launch(built, {**tensors, **outs}, numbers, sizes)
+            self.run(cascade, {**tensors, **outs}, numbers, sizes, backend)
         return outs
 
     def allocate(
@@ -142,7 +164,7 @@ class Program:
             outs = self._allocate_parts(cascade, parts, env, sizes)
             if any(x.numel() for x in outs.values()):
                 mine = {t.name: env[t.name] for t in cascade.inputs if not t.param} | outs
-                launch(self.build(cascade, _storage(cascade, mine), sizes, backend), mine, numbers, sizes)
+                self.run(cascade, mine, numbers, sizes, backend)
             env |= outs
             for part in parts:
                 accumulate(total, cascade, part, outs[part.statement], tensors, numbers, sizes)
@@ -169,14 +191,23 @@ class Program:
         return out
 
 
-def blocks(
+def tilings(
     cascade: Cascade, storage: Mapping[str, Storage], static: Mapping[str, int], backend: Backend, backward: bool
-) -> tuple[int, int]:
-    """The tile and step of a cascade on a back end."""
+) -> Tilings:
+    """The tiles and steps of a cascade on a back end, the best first."""
     widths = [r.size if isinstance(r.size, int) else static[r.size] for r in cascade.ranks if r.kind == "feature"]
     floats = [storage[t.name] for t in cascade.inputs if t.dtype == "float" and not t.param]
     narrow = next((s for s in floats if s in ("bf16", "f16")), floats[0] if floats else "f32")
-    return backend.blocks(narrow, max(widths, default=1), backward)
+    return backend.tilings(narrow, max(widths, default=1), backward)
+
+
+def static_sizes(cascade: Cascade, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes that are part of a kernel's text: those of its features."""
+    return {r.size: sizes[r.size] for r in cascade.ranks if r.kind == "feature" and isinstance(r.size, str)}
+
+
+def _key(cascade: Cascade, storage: Mapping[str, Storage], static: Mapping[str, int], backend: Backend) -> tuple[object, ...]:
+    return (cascade.name, cascade.outs, tuple(sorted(storage.items())), tuple(sorted(static.items())), backend.name)
 
 
 def _extent(cascade: Cascade, rank: str, sizes: Mapping[str, int]) -> int:

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -64,19 +65,28 @@ class CpuKernel:
 
 
 def build(plan: KernelPlan, source: str, folder: Path, flags: Sequence[str] = ()) -> CpuKernel:
-    """The kernel of a text that `emit` made. ``flags`` are given to the compiler after `FLAGS`.
+    """The kernel of a text that `emit` made. ``flags``, and then those of ``$CXXFLAGS``, are given to the compiler after `FLAGS`.
 
     The compiled file is kept in ``folder``, which machines with different processors may share; a temporary folder stands in where it
     cannot be written. Raises BuildError.
     """
     compiler = find_compiler()
-    options = [*FLAGS, *flags]
+    options = [*FLAGS, *flags, *own_flags()]
     key = "\n".join([source, *options, _version(compiler), processor()])
     name = f"einfuse_{identifier(plan.name)}_{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
     path = folder / name
     if not path.exists():
         path = _compile(compiler, options, source, path)
     return CpuKernel(plan, path, _function(path))
+
+
+def own_flags() -> list[str]:
+    """The options of ``$CXXFLAGS``, quoted as in a shell: the last word on ours. Raises BuildError where a quote is left open."""
+    text = os.environ.get("CXXFLAGS", "")
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise BuildError(f"$CXXFLAGS cannot be read ({error}): {text}") from error
 
 
 def find_compiler() -> str:

@@ -51,7 +51,22 @@ def put(tensor, index, value):
     shape = torch.broadcast_shapes(value.shape, *(i.shape for i in index))
     tensor[tuple(i.expand(shape) for i in index)] = value.to(tensor.dtype).expand(shape)
 '''
-_RESERVED = {"torch", "take", "product", "put", "kernel", "tensors", "params", "sizes", "device", "real", "number", "along", "at", "row"}
+_RESERVED = {
+    "torch",
+    "take",
+    "product",
+    "put",
+    "kernel",
+    "tensors",
+    "params",
+    "sizes",
+    "device",
+    "real",
+    "number",
+    "along",
+    "at",
+    "row",
+}
 
 
 def emit(plan: KernelPlan) -> str:
@@ -106,7 +121,9 @@ class _Printer:
         head = ["", "", "def kernel(tensors, params, sizes):"]
         self.line(f"real, device = {real}, tensors[{plan.tensors[0].name!r}].device")
         self.line("number = lambda x, kind: torch.tensor(x, dtype=kind, device=device)")
-        self.line(f"along = lambda axis, lo, hi: torch.arange(lo, hi, device=device).reshape([-1 if n == axis else 1 for n in range({axes})])")
+        self.line(
+            f"along = lambda axis, lo, hi: torch.arange(lo, hi, device=device).reshape([-1 if n == axis else 1 for n in range({axes})])"
+        )
         looped = self.looped()
         for b in plan.ambient:
             at = self.fresh(f"{b.rank}_all")

@@ -65,5 +65,7 @@ def form(fn: str, args: Sequence[tuple[str, DType]], out: DType) -> str:
     ]
     text = FORMS[fn].format(*texts)
     result: DType | str | None = FUNCTIONS[fn].result if fn in FUNCTIONS else None
-    found = {"float": types[0], "int": types[0], "copy": types[0], "floor": "float"}.get(fn, wanted if result == "same" else result)
+    found = {"float": types[0], "int": types[0], "copy": types[0], "floor": "float"}.get(
+        fn, wanted if result == "same" else result
+    )
     return text if found == out else f"({text}).to({KINDS[out]})"

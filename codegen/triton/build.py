@@ -35,9 +35,11 @@ class TritonKernel:
         params: Mapping[str, int | float],
         sizes: Mapping[str, int],
         **options: int,
-    ) -> None:
+    ) -> int:
+        """Runs it, and says how many values the compiler could not keep in registers (0 inside the interpreter)."""
         with _device(tensors), _quiet():
-            self.module.launch(tensors, params, sizes, **options)
+            compiled = self.module.launch(tensors, params, sizes, **options)
+        return getattr(compiled, "n_spills", None) or 0
 
 
 def _device(tensors: Mapping[str, torch.Tensor]) -> AbstractContextManager[object]:

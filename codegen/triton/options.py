@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from einfuse.codegen.plan import Dot, Fold, KernelPlan, Load, Region
-from einfuse.codegen.triton.layout import Layout
+from einfuse.codegen.triton.layout import MATRIX, Layout
 
 GpuTarget = Literal["sm_80", "sm_90", "gfx942"]
 Precision = Literal["ieee", "tf32x3", "tf32"]
 
 SHARED: dict[str, int] = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
 """The most shared memory a program may ask for, in bytes."""
+
+MOST_TILINGS = 6
 
 WIDTHS = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "bool": 1}
 """Bytes of an element."""
@@ -43,9 +45,24 @@ def block_sizes(storage: str, width: int, backward: bool = False, target: GpuTar
     if storage not in ("bf16", "f16"):
         return ((32, 32), (16 if backward else 32, 16), (16, 16), (16, 16))[column]
     if backward:
-        half = target == "gfx942"
+        half = target != "sm_90"
         return ((64, 32 if half else 64), (64, 32), (32, 16 if half else 32), (16, 16))[column]
     return ((128, 64), (128, 64 if target == "sm_90" else 32), (64, 32), (32, 16))[column]
+
+
+def tilings(storage: str, width: int, backward: bool = False, target: GpuTarget = "sm_90") -> tuple[tuple[int, int], ...]:
+    """Tiles and steps to try in turn until a kernel keeps its values in registers: those of `block_sizes`, then smaller ones.
+
+    Larger blocks first, and among equals the larger tile: it is loaded once. Hopper's matrix products need tiles of 64.
+    """
+    tile, step = block_sizes(storage, width, backward, target)
+    smaller = [(t, s) for t in _halved(tile) for s in _halved(step)]
+    whole = 64 if target == "sm_90" and storage in ("bf16", "f16") else MATRIX
+    return tuple(sorted(smaller, key=lambda b: (b[0] < whole, -b[0] * b[1], -b[0]))[:MOST_TILINGS])
+
+
+def _halved(n: int) -> list[int]:
+    return [n >> k for k in range(n.bit_length()) if n >> k >= MATRIX]
 
 
 def launch_options(plan: KernelPlan, target: GpuTarget = "sm_90", precision: Precision = "ieee") -> dict[str, int]:

@@ -46,14 +46,14 @@ class CogAttention(Attending):
     """Weights with the sign of their score, causal (Cog attention, Lv et al., 2024)."""
 
     def __init__(self, width: int, heads: int, *, backend: BackendName | None = None):
-        super().__init__(width, heads, "cog", backend=backend)
+        super().__init__(width, heads, "signed_softmax", backend=backend)
 
 
 class NormalizedAttentionPooling(Attending):
     """Scores standardised over the keys instead of a softmax, then a layer norm (NAP, Richter & Wattenhofer, 2020)."""
 
     def __init__(self, width: int, heads: int, *, backend: BackendName | None = None):
-        super().__init__(width, heads, "nap", backend=backend)
+        super().__init__(width, heads, "standardised_pooling", backend=backend)
         self.gain, self.shift = nn.Parameter(torch.ones(heads)), nn.Parameter(torch.zeros(heads))
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))  # type: ignore[assignment]  # the norm is the paper's
 
@@ -65,7 +65,7 @@ class SoftplusAttention(Attending):
     """Softplus of length-scaled cosines, re-weighted by a power above the average, causal (LSSAR, Gao et al., 2025)."""
 
     def __init__(self, width: int, heads: int, power: int = 3, *, backend: BackendName | None = None):
-        super().__init__(width, heads, "lssar", backend=backend, params={"power": power})
+        super().__init__(width, heads, "softplus_reweighted", backend=backend, params={"power": power})
 
 
 class PowerSoftmaxAttention(Attending):

@@ -74,7 +74,7 @@ class HaloAttention(ImageAttention):
     def __init__(self, width: int, heads: int, size: int, side: int = 8, reach: int = 3, *, backend: BackendName | None = None):
         span = 2 * (side + reach) - 1
         sizes = {"side": side, "reach": reach, "span": span, "width": size, "area": size * size}
-        super().__init__(width, heads, "halo", bias=False, backend=backend, params=sizes)
+        super().__init__(width, heads, "halo_relative", bias=False, backend=backend, params=sizes)
         self.row = table(heads, span, self.head_width, deviation=self.head_width**-0.5)
         self.column = table(heads, span, self.head_width, deviation=self.head_width**-0.5)
 
@@ -128,7 +128,7 @@ class LookHereAttention(ImageAttention):
     slope: torch.Tensor
 
     def __init__(self, width: int, heads: int, directed: int, fade: float = 1.0, *, backend: BackendName | None = None):
-        super().__init__(width, heads, "lookhere", backend=backend)
+        super().__init__(width, heads, "directed", backend=backend)
         if not 0 <= directed <= heads:
             raise ValueError(f"there are {heads} heads, and {directed} of them cannot be directed")
         around = [(-1.0, 0.0), (0.0, 1.0), (1.0, 0.0), (0.0, -1.0)]
@@ -171,7 +171,7 @@ class HeadWindowAttention(Attending):
     side: torch.Tensor
 
     def __init__(self, width: int, sides: Sequence[int], length: int, *, backend: BackendName | None = None):
-        super().__init__(width, len(sides), "head_windows", backend=backend)
+        super().__init__(width, len(sides), "window_per_head", backend=backend)
         if any(length % s for s in sides):
             raise ValueError(f"every window must divide the length {length}, found {', '.join(map(str, sides))}")
         self.register_buffer("side", torch.tensor(sides))

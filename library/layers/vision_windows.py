@@ -21,7 +21,7 @@ class SwinAttention(Attending):
     ):
         if not 0 <= shift < side:
             raise ValueError(f"the shift must be at least 0 and less than the side {side}, found {shift}")
-        spec = more.pop("spec", "swin")
+        spec = more.pop("spec", "swin_window")
         super().__init__(width, heads, spec, backend=backend, params={"side": side, "area": side * side, "shifted": shift > 0})
         self.side, self.shift = side, shift
         self.table = table(heads, 2 * side - 1, 2 * side - 1)
@@ -62,7 +62,7 @@ class CrossFormerAttention(Attending):
     """
 
     def __init__(self, width: int, heads: int, side: int = 7, interval: int = 1, *, backend: BackendName | None = None):
-        super().__init__(width, heads, "swin", backend=backend, params={"side": side, "area": side * side})
+        super().__init__(width, heads, "swin_window", backend=backend, params={"side": side, "area": side * side})
         self.side, self.interval = side, interval
         hidden = max(width // 16, 1)
         stages = [nn.Sequential(nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, n)) for n in (hidden, hidden, heads)]
@@ -81,7 +81,7 @@ class MaxViTAttention(Attending):
     """Block or grid attention (MaxViT, Tu et al., ECCV 2022): windows of side x side, or side x side tokens spread over the whole image."""
 
     def __init__(self, width: int, heads: int, side: int = 7, grid: bool = False, *, backend: BackendName | None = None):
-        super().__init__(width, heads, "swin", backend=backend, params={"side": side, "area": side * side})
+        super().__init__(width, heads, "swin_window", backend=backend, params={"side": side, "area": side * side})
         self.side, self.grid = side, grid
         self.table = table(heads, 2 * side - 1, 2 * side - 1)
 
@@ -178,7 +178,7 @@ class OverlappingAttention(nn.Module):
         self.project = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.table = table(heads, side + self.wide - 1, side + self.wide - 1)
-        sizes = {"side": side, "area": side**2, "wide": self.wide, "halo": self.wide**2}
+        sizes = {"side": side, "area": side**2, "wide": self.wide, "halo_relative": self.wide**2}
         self.attention = compiled("overlapping_window", backend, **sizes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -47,6 +47,22 @@ def test_the_processor_and_the_compiler_are_part_of_the_name(tmp_path, monkeypat
     assert len(names) == 3
 
 
+def test_cxxflags_come_last_and_are_part_of_the_name(tmp_path, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(building, "_compile", lambda compiler, options, source, path: seen.append((options, path)) or path)
+    monkeypatch.setattr(building, "_function", lambda path: None)
+    plan = doubled()
+    for text in ("", "-O1", "-O1 -DNAME='a b'"):
+        monkeypatch.setenv("CXXFLAGS", text)
+        cpu.build(plan, cpu.emit(plan), tmp_path, ["-O0"])
+    (plain, _), (one, _), (two, _) = seen
+    assert plain[-1] == "-O0" and one[-2:] == ["-O0", "-O1"] and two[-2:] == ["-O1", "-DNAME=a b"]
+    assert len({path for _, path in seen}) == 3
+    monkeypatch.setenv("CXXFLAGS", "-DNAME='a")
+    with pytest.raises(cpu.BuildError, match="CXXFLAGS"):
+        cpu.build(plan, cpu.emit(plan), tmp_path)
+
+
 def test_no_compiler(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
