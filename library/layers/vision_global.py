@@ -189,7 +189,9 @@ class SparseChannelAttention(nn.Module):
         self.attention = compiled("channel_relu", backend)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (t.reshape(len(x), self.heads, t.shape[1] // self.heads, -1) for t in self.project(x.movedim(-1, 1)).chunk(3, 1))
+        q, k, v = (
+            t.reshape(len(x), self.heads, t.shape[1] // self.heads, -1) for t in self.project(x.movedim(-1, 1)).chunk(3, 1)
+        )
         attended = single(self.attention(q, k, v, tau=self.temperature)).flatten(1, 2)
         return self.out(attended.reshape(len(x), -1, *x.shape[1:3])).movedim(1, -1)  # type: ignore[no-any-return]
 

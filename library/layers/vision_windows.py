@@ -178,7 +178,7 @@ class OverlappingAttention(nn.Module):
         self.project = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.table = table(heads, side + self.wide - 1, side + self.wide - 1)
-        sizes = {"side": side, "area": side**2, "wide": self.wide, "halo_relative": self.wide**2}
+        sizes = {"side": side, "area": side**2, "wide": self.wide, "halo": self.wide**2}
         self.attention = compiled("overlapping_window", backend, **sizes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
