@@ -12,6 +12,7 @@ sympy sees a map only with every statistic-free sub-expression replaced by one s
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ else:
 MAX_RANK = 4
 SAMPLES = 24
 TOLERANCE = 1e-10
+NUMERIC = {"erf": np.vectorize(math.erf, otypes=[float])}  # numpy itself has no error function
 
 
 @functools.cache
@@ -110,6 +112,8 @@ class Atoms:
                 return self.symbol(e)  # an epsilon, or a stand-in for infinity: its digits would only burden the algebra
             return sp.Rational(str(e.value)) if not isinstance(e.value, bool) else sp.true if e.value else sp.false
         if e.op not in ex.LEAVES and any(x in self.statistics for x in ex.walk(e)):
+            if e.op == "select" and not any(x in self.statistics for x in ex.walk(e.args[0])):
+                raise KeyError("a choice by a condition without statistics: one symbol would have to be number and truth value")
             return _table()[e.op](*map(self.to_sympy, e.args))
         return sp.exp(self.to_sympy(e.args[0])) if e.op == "exp" else self.symbol(e)
 
@@ -216,7 +220,7 @@ def nonnegative(e: Expr, known: frozenset[str] = frozenset()) -> bool:
 
 def _compiled(symbols: list[Any], e: Any) -> Callable[..., Any]:
     """``e`` as a function of arrays."""
-    return sp.lambdify(symbols, e, [{"select": _select}, "numpy"])  # type: ignore[no-any-return]
+    return sp.lambdify(symbols, e, [NUMERIC | {"select": _select}, "numpy"])  # type: ignore[no-any-return]
 
 
 def _select(conditions: list[Any], values: list[Any], default: float = np.nan) -> Any:

@@ -81,6 +81,9 @@ def _text_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     fmt = _add(commands, "fmt", "texts:fmt", "rewrite spec files in the canonical form")
     fmt.add_argument("files", nargs="+", metavar="FILE")
     fmt.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a file would change")
+    new = _add(commands, "new", "new:new", "write a commented spec, a layer around it and a test of both, to start from")
+    new.add_argument("name", metavar="NAME", help="a lower-case identifier")
+    new.add_argument("--folder", default=".", metavar="FOLDER", help="where to; the current folder unless given")
     listed = _add(commands, "list", "texts:list_specs", "the specs of the library", report=True)
     listed.add_argument("query", nargs="?", default="", metavar="QUERY", help="only those with this in name, family or paper")
 

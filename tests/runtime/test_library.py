@@ -42,7 +42,7 @@ def test_odd_shapes(name: str, shape: Shape) -> None:
 def test_a_spec_is_short_and_says_where_it_comes_from(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     code = re.sub(r'"""(?:.|\n)*?"""|#[^\n]*', "", text)
-    assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 25
     doc = einfuse.dsl.signature(einfuse.dsl.parse(text)).doc
     assert re.search(r"\(.*\b(19|20)\d\d\b.*\)|no paper", doc), "the docstring names the paper and the year"
 

@@ -1,0 +1,118 @@
+"""Writes library/README.md: what the library has, and what the compiler makes of it. Run by `python -m einfuse.library.table`.
+
+Every cell is computed: from the spec, from its derivation, from the sources of the layers and models that name it.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import einfuse
+
+FOLDER = Path(__file__).resolve().parent
+HEAD = """# The library
+
+Made by `python -m einfuse.library.table`; a test keeps it true. `einfuse list QUERY` searches it, `einfuse verify NAME` checks one spec
+against the float64 oracle, `einfuse verify --all` every one.
+
+* **passes**: how often the keys are read, as written -> after fusing.
+* **backward**: the kernels of the gradient of every float input.
+* **mask**: `formula` of positions and sizes, `data` where a tensor of ints or booleans takes part, or none.
+* **layers, models**: what in this library is built on it (`einfuse.library.layers`, `einfuse.library.models`).
+
+"""
+
+
+def table() -> str:
+    """The whole text of the file."""
+    users = defaultdict(list)
+    for name, specs in built_on().items():
+        for spec in specs:
+            users[spec].append(name)
+    families: dict[str, list[str]] = defaultdict(list)
+    for info in einfuse.list_specs():
+        families[info.family].append(row(info, users[info.name]))
+    parts = [HEAD]
+    for family in sorted(families):
+        title = family.capitalize()
+        parts.append(
+            f"## {title}\n\n| spec | paper and formula | passes | backward | mask | layers, models |\n|---|---|---|---|---|---|\n"
+        )
+        parts += [*families[family], "\n"]
+    return "".join(parts).rstrip("\n") + "\n"
+
+
+def row(info: einfuse.SpecInfo, users: list[str]) -> str:
+    attention = einfuse.compile(info.name)
+    reports = [f"{r.before} -> {r.after}" for r in attention.passes()]
+    cells = (
+        f"[{info.name}]({Path(info.path).relative_to('library')})",
+        info.paper.replace("|", "\\|"),
+        ", ".join(reports) or "no fold",
+        backward(attention),
+        mask(info.name, attention),
+        ", ".join(sorted(users)) or "-",
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def backward(attention: einfuse.Attention) -> str:
+    """The number of kernels, or the reason why there is none."""
+    wanted = tuple(t.name for t in attention.cascade.inputs if t.dtype == "float" and not t.param)
+    try:
+        return str(len(attention.program.backward_of(wanted).cascades))
+    except einfuse.EinfuseError as error:
+        return f"none: {str(error).splitlines()[0]}"
+
+
+def mask(name: str, attention: einfuse.Attention) -> str:
+    text = re.sub(r'"""(?:.|\n)*?"""|#[^\n]*', "", (_path(name)).read_text(encoding="utf-8"))
+    conditions = re.findall(r"\bwhere\b(.*?)(?=\n  \w+(?:\[[^\]]*\])? = |\n  out |;|\Z)", text, re.DOTALL)
+    if not conditions:
+        return "-"
+    tensors = {n for n in re.findall(r"\bin (\w+)\[[^\n;]*?\]: (?:int|bool)", text)}
+    return "data" if any(set(re.findall(r"\w+", c)) & tensors for c in conditions) else "formula"
+
+
+def _path(name: str) -> Path:
+    return next(FOLDER.parent / s.path for s in einfuse.list_specs() if s.name == name)
+
+
+def built_on() -> dict[str, set[str]]:
+    """For every layer and model of the library, the specs that its source names."""
+    specs = {s.name for s in einfuse.list_specs()}
+    found: dict[str, set[str]] = {}
+    for file in sorted(FOLDER.glob("layers/*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found[node.name] = _constants(node) & specs
+    for file in sorted(FOLDER.glob("models/*.py")):
+        named = _constants(ast.parse(file.read_text(encoding="utf-8"))) & specs
+        if named:
+            found[f"models.{file.stem}"] = named
+    return found
+
+
+def _constants(node: ast.AST) -> set[str]:
+    """The strings that are arguments of a call."""
+    calls = (n for n in ast.walk(node) if isinstance(n, ast.Call))
+    given = [a for call in calls for a in (*call.args, *(k.value for k in call.keywords))]
+    return {a.value for a in given if isinstance(a, ast.Constant) and isinstance(a.value, str)}
+
+
+def main() -> int:
+    path = FOLDER / "README.md"
+    text = table()
+    changed = not path.exists() or path.read_text(encoding="utf-8") != text
+    if changed:
+        path.write_text(text, encoding="utf-8")
+    print(f"{'wrote' if changed else 'unchanged:'} {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

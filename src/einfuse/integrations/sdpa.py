@@ -1,0 +1,99 @@
+"""torch's scaled_dot_product_attention by an einfuse kernel, and a context in which torch calls it.
+
+Reference for the meaning of every argument: the documentation of torch.nn.functional.scaled_dot_product_attention.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from einfuse.integrations.compiled import general
+from einfuse.runtime.backends import BackendName
+
+
+def scaled_dot_product_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    backend: BackendName | None = None,
+) -> torch.Tensor:
+    """softmax(scale q k' + attn_mask) v, with torch's signature; query: [..., Hq, L, D], key: [..., H, S, D], value: [..., H, S, E].
+
+    ``attn_mask`` is broadcast to [..., Hq, L, S]: booleans (true: visible) or floats that are added (-inf hides a key). ``is_causal``
+    counts from the first query and key, as torch does. Unlike torch's, a row that sees no key gives 0 on every device. Gradients reach
+    q, k, v and a float mask. Raises ValueError for dropout, for a mask beside ``is_causal``, and for shapes that do not fit.
+    """
+    if dropout_p > 0:
+        raise ValueError(f"dropout_p must be 0: the fused kernels have no dropout; found {dropout_p}")
+    if is_causal and attn_mask is not None:
+        raise ValueError("attn_mask and is_causal cannot both be given: put the triangle into the mask")
+    if min(query.ndim, key.ndim, value.ndim) < 2:
+        raise ValueError(f"query, key and value need two axes or more, found {query.ndim}, {key.ndim} and {value.ndim}")
+    q, k, v, lead = _four_axes(query, key, value, enable_gqa)
+    masks = {} if attn_mask is None else _mask(attn_mask, (*lead, q.shape[-2], k.shape[-2]), q)
+    out = general(q, k, v, masks, scale=scale, causal=is_causal, aligned=False, backend=backend)
+    return out.reshape(*lead, *out.shape[-2:])
+
+
+def _four_axes(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, gqa: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, ...]]:
+    """The three as [B, H, N, D], and the leading axes of the result."""
+    leads = [tuple(x.shape[:-2]) for x in (query, key, value)]
+    if gqa:
+        if len(set(map(len, leads))) != 1 or not leads[0] or leads[1] != leads[2] or leads[0][-1] % leads[1][-1]:
+            raise ValueError(f"enable_gqa: query heads must be a multiple of the heads of key and value, found axes {leads}")
+        batch, heads = leads[0][:-1], (leads[0][-1], leads[1][-1], leads[2][-1])
+    else:
+        try:
+            lead = torch.broadcast_shapes(*leads)  # type: ignore[no-untyped-call]  # torch has not annotated it
+        except RuntimeError:
+            raise ValueError(f"the leading axes of query, key and value do not fit: {leads}") from None
+        query, key, value = (x.expand(*lead, *x.shape[-2:]) for x in (query, key, value))
+        batch, heads = tuple(lead[:-1]), (lead[-1] if lead else 1,) * 3
+    many = math.prod(batch)
+    four = [x.reshape(many, h, *x.shape[-2:]) for x, h in zip((query, key, value), heads, strict=True)]
+    return four[0], four[1], four[2], tuple(query.shape[:-2])
+
+
+def _mask(mask: torch.Tensor, shape: tuple[int, ...], q: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The mask as an input of the spec: a view of it wherever strides can say so."""
+    try:
+        whole = mask.expand(shape)
+    except RuntimeError:
+        raise ValueError(f"attn_mask must broadcast to {shape}, found {tuple(mask.shape)}") from None
+    four = whole.reshape(q.shape[0], q.shape[1], *shape[-2:])
+    if mask.dtype == torch.bool:
+        return {"mask": four}
+    if not mask.is_floating_point():
+        raise ValueError(f"attn_mask must hold booleans or floats, found {mask.dtype}")
+    return {"bias": four}
+
+
+@contextmanager
+def replace_sdpa(backend: BackendName | None = None) -> Iterator[None]:
+    """Inside, torch.nn.functional.scaled_dot_product_attention is einfuse's, and so is what nn.MultiheadAttention calls with
+    ``need_weights=False`` (nn.TransformerEncoderLayer and its kind do); with ``need_weights=True`` it materialises its weights itself.
+
+    Not thread-safe: the function is replaced for the process. Code that imported the function by name before keeps torch's.
+    """
+    functional = torch.nn.functional
+    stock, fast = functional.scaled_dot_product_attention, torch.backends.mha.get_fastpath_enabled()
+    functional.scaled_dot_product_attention = functools.partial(scaled_dot_product_attention, backend=backend)
+    torch.backends.mha.set_fastpath_enabled(False)  # it would call a fused torch operator instead of the function
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = stock
+        torch.backends.mha.set_fastpath_enabled(fast)

@@ -1,0 +1,246 @@
+"""Random small models of transformers: logits and gradients beside the stock eager attention, padded batches included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import einfuse
+from einfuse.integrations import transformers as integration
+
+transformers = pytest.importorskip("transformers", minversion="5")
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the model library's own
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 40}
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def llama() -> Any:
+    return transformers.LlamaForCausalLM, transformers.LlamaConfig(**SMALL, **IDS, num_key_value_heads=2)
+
+
+def mistral() -> Any:
+    return transformers.MistralForCausalLM, transformers.MistralConfig(**SMALL, **IDS, num_key_value_heads=2, sliding_window=4)
+
+
+def gemma2() -> Any:
+    config = transformers.Gemma2Config(
+        **SMALL,
+        **IDS,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=4,
+        attn_logit_softcapping=2.0,
+        query_pre_attn_scalar=8,
+    )
+    return transformers.Gemma2ForCausalLM, config
+
+
+def bert() -> Any:
+    return transformers.BertForMaskedLM, transformers.BertConfig(
+        **SMALL, attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0
+    )
+
+
+def pair(make: Callable[[], Any]) -> tuple[Any, Any]:
+    """The same weights, eager and by einfuse. Gradients are on, dropout is off."""
+    kind, config = make()
+    torch.manual_seed(1)
+    config._attn_implementation = "eager"
+    stock = kind(config).eval()
+    ours = kind(type(config)(**config.to_dict())).eval()
+    ours.load_state_dict(stock.state_dict())
+    ours.set_attn_implementation("einfuse")
+    return stock, ours
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> None:
+    integration.register("einfuse", backend="torch")
+
+
+def tokens(batch: int = 3, length: int = 9) -> torch.Tensor:
+    return torch.randint(3, 40, (batch, length))
+
+
+def padding(length: int = 9, left: bool = False) -> torch.Tensor:
+    """Three rows of 9, 6 and 2 real tokens."""
+    mask = torch.arange(length)[None] < torch.tensor([9, 6, 2])[:, None]
+    return (mask.flip(1) if left else mask).long()
+
+
+def compare(stock: Any, ours: Any, real: torch.Tensor, **inputs: torch.Tensor) -> None:
+    """Logits of real tokens within 1e-4, and gradients of a loss on them for every parameter."""
+    logits = [m(**inputs).logits for m in (stock, ours)]
+    assert (logits[0] - logits[1])[real].abs().max() < 1e-4
+    assert logits[0][real].abs().max() > 0.01, "logits of nothing agree trivially"
+    direction = torch.randn_like(logits[0][real])
+    grads = [
+        torch.autograd.grad((x[real] * direction).sum(), [p for p in m.parameters() if p.requires_grad], allow_unused=True)
+        for x, m in zip(logits, (stock, ours), strict=True)
+    ]
+    seen = 0
+    for e, f in zip(*grads, strict=True):
+        assert (e is None) == (f is None)
+        if e is not None and f is not None:
+            seen += 1
+            torch.testing.assert_close(f, e, rtol=1e-3, atol=1e-4 * max(1.0, e.abs().max().item()))
+    assert seen > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [llama, mistral, gemma2, bert], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("pad", ["none", "right", "left"])
+def test_one_sequence_models(make: Callable[[], Any], pad: str) -> None:
+    stock, ours = pair(make)
+    mask = torch.ones(3, 9, dtype=torch.long) if pad == "none" else padding(left=pad == "left")
+    given = {} if pad == "none" else {"attention_mask": mask}
+    compare(stock, ours, mask.bool(), input_ids=tokens(), **given)
+
+
+@pytest.mark.slow
+def test_t5_with_relative_bias_and_padded_source() -> None:
+    def make() -> Any:
+        config = transformers.T5Config(
+            d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=40, dropout_rate=0.0, decoder_start_token_id=0
+        )
+        return transformers.T5ForConditionalGeneration, config
+
+    stock, ours = pair(make)
+    everything = torch.ones(3, 7, dtype=torch.bool)
+    compare(stock, ours, everything, input_ids=tokens(), attention_mask=padding(), decoder_input_ids=tokens(3, 7))
+
+
+@pytest.mark.slow
+def test_vit() -> None:
+    def make() -> Any:
+        sizes = {k: v for k, v in SMALL.items() if k != "vocab_size"}
+        config = transformers.ViTConfig(**sizes, image_size=16, patch_size=4, num_labels=5)
+        return transformers.ViTForImageClassification, config
+
+    stock, ours = pair(make)
+    compare(stock, ours, torch.ones(2, dtype=torch.bool), pixel_values=torch.randn(2, 3, 16, 16))
+
+
+@pytest.mark.slow
+def test_whisper_with_cross_attention() -> None:
+    def make() -> Any:
+        config = transformers.WhisperConfig(
+            d_model=32,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=48,
+            decoder_ffn_dim=48,
+            vocab_size=40,
+            num_mel_bins=8,
+            max_source_positions=10,
+            max_target_positions=16,
+            decoder_start_token_id=1,
+            **IDS,
+        )
+        return transformers.WhisperForConditionalGeneration, config
+
+    stock, ours = pair(make)
+    everything = torch.ones(2, 6, dtype=torch.bool)
+    compare(stock, ours, everything, input_features=torch.randn(2, 8, 20), decoder_input_ids=tokens(2, 6))
+
+
+@pytest.mark.slow
+def test_generation_with_a_cache_says_the_same() -> None:
+    stock, ours = pair(mistral)
+    ids, mask = tokens(), padding(left=True)
+    texts = [m.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False).tolist() for m in (stock, ours)]
+    assert texts[0] == texts[1]
+    assert len({*texts[0][0][9:]} | {*texts[0][1][9:]}) > 1
+
+
+def test_a_causal_mask_with_padding_is_never_written_out() -> None:
+    """What is handed to the kernel is the padding alone: Nk booleans a row, not Nq x Nk."""
+    _, ours = pair(mistral)
+    seen: list[tuple[int, ...]] = []
+    stock_forward = integration._visible
+
+    def looking(module: Any, mask: Any, *rest: Any) -> Any:
+        seen.append(tuple(mask.shape))
+        return stock_forward(module, mask, *rest)
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(integration, "_visible", looking)
+        ours(input_ids=tokens(), attention_mask=padding())
+    assert seen == [(3, 9)] * 2
+
+
+@pytest.mark.slow
+def test_packed_sequences_come_as_booleans() -> None:
+    stock, ours = pair(llama)
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 0, 1]])
+    ids = tokens(1)
+    with torch.no_grad():
+        expected, found = (m(input_ids=ids, position_ids=positions, use_cache=False).logits for m in (stock, ours))
+        apart = ours(input_ids=ids[:, 4:7], use_cache=False).logits
+    assert (expected - found).abs().max() < 1e-4
+    assert (found[:, 4:7] - apart).abs().max() < 1e-4
+
+
+OWN = """
+attention mine over b, h {
+  rank i: query; rank j: key; rank d, e: feature
+  in q[b, h, i, d]
+  in k[b, h // group, j, d]
+  in v[b, h // group, j, e]
+  PAD
+  s = sum[d](q * k) / sqrt(D) where j <= i
+  o[i, e] = sum[j](relu(s)^2 / count[j](s) * v)
+  out o
+}
+"""
+
+
+def test_a_spec_of_ones_own_replaces_the_mechanism() -> None:
+    """Squared ReLU attention in a Llama: what the layer computes is the formula."""
+    integration.register("mine", OWN.replace("PAD", ""), backend="torch")
+    _, model = pair(llama)
+    model.set_attn_implementation("mine")
+    layer = model.model.layers[0].self_attn
+    q, k, v = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
+    attend = transformers.AttentionInterface()["mine"]
+    found, weights = attend(layer, q, k, v, None, scaling=8**-0.5, dropout=0.0)
+    scores = (q @ k.repeat_interleave(2, 1).mT / 8**0.5).relu().square().tril() / torch.arange(1, 6)[:, None]
+    torch.testing.assert_close(found.transpose(1, 2), scores @ v.repeat_interleave(2, 1))
+    assert weights is None
+    assert torch.isfinite(model(input_ids=tokens()).logits).all()
+    with pytest.raises(ValueError, match="mine: the batch is padded"):
+        model(input_ids=tokens(), attention_mask=padding())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dropout": 0.1}, "dropout must be 0.*found 0.1"),
+        ({"output_attentions": True}, "never holds the attention weights"),
+        ({"attention_mask": torch.ones(2, 5)}, r"found the shape \(2, 5\)"),
+    ],
+    ids=["dropout", "weights", "mask"],
+)
+def test_what_cannot_be_done_is_said(options: dict[str, Any], message: str) -> None:
+    attend = transformers.AttentionInterface()["einfuse"]
+    q, k, v = (torch.randn(2, 4, 5, 8) for _ in range(3))
+    with pytest.raises(ValueError, match=message):
+        attend(torch.nn.Module(), q, k, v, **{"attention_mask": None} | options)
+
+
+def test_a_number_that_the_spec_lacks_is_named() -> None:
+    spec = einfuse.compile("causal", backend="torch")
+    integration.register("plain", spec)
+    attend = transformers.AttentionInterface()["plain"]
+    q, k, v = (torch.randn(2, 4, 5, 8) for _ in range(3))
+    with pytest.raises(ValueError, match="causal: the model bends its scores by a softcap"):
+        attend(torch.nn.Module(), q, k, v, None, softcap=30.0)
+    with pytest.raises(ValueError, match="causal: the model gives bias"):
+        attend(torch.nn.Module(), q, k, v, None, position_bias=torch.zeros(1, 4, 5, 5))
