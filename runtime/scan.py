@@ -12,7 +12,7 @@ from einfuse.codegen.scan import ScanPlan
 from einfuse.ir import Cascade, Fold, Scalar
 from einfuse.ir.passes import chunk, chunk_backward, infer_space
 from einfuse.ir.passes.chunk_backward import ScanBackward
-from einfuse.ir.passes.differentiate import adjoint
+from einfuse.ir.passes.differentiate import Backward, adjoint
 from einfuse.ir.text import show
 from einfuse.runtime import cache
 from einfuse.runtime.backends import Backend, BackendName, Kernel
@@ -50,6 +50,11 @@ class ScanProgram(Program):
         (fold,) = self.blocked.body
         assert isinstance(fold, Fold), "a blocked scan is one fold"
         return fold.step
+
+    def backward_of(self, wanted: tuple[str, ...]) -> Backward:
+        """The backward as one cascade, which runs the scan from its end."""
+        found = self.reverse(wanted)
+        return Backward((), ((found.backward, tuple(found.gradients)),))
 
     def reverse(self, wanted: tuple[str, ...]) -> ScanBackward:
         """The backward for gradients of ``wanted``; derived once."""
