@@ -45,7 +45,7 @@ class CpuBackend:
     name: BackendName = "cpu"
 
     def blocks(self, storage: Storage, width: int, backward: bool) -> tuple[int, int]:
-        return (48, 128)
+        return (96, 64) if backward else (48, 128)
 
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import cpu
