@@ -144,6 +144,7 @@ def test_only_a_captured_tensor_wants_a_gradient(qkv: Any, dense: Any) -> None:
     check((q, k, v), dense, lambda s, b, h, i, j: s + table[i - j + 11], None, (table,))
 
 
+@pytest.mark.slow
 def test_distances_of_captured_vectors(qkv: Any, dense: Any) -> None:
     """Short ones are written out, longer ones are a sum of their own, also beside scores of another dtype."""
     places = torch.randn(12, 3)

@@ -137,7 +137,7 @@ def compare(
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "morton_natten" else n for n in MASKS])
 def test_masks(name: str, qkv: Any, dense: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     compare(qkv(2, 2, N), None, None, MASKS[name](), dense, monkeypatch, name in DIFFERENTIATED)
 
