@@ -63,10 +63,7 @@ BODIES: dict[str, tuple[str, int]] = {
     "softplus": (QK + ALIBI + "  l[i] = sum[j] softplus(s[i, j])\n  a[i, j] = softplus(s[i, j]) / l[i]\n" + VALUE, 1),
     "tanh": (QK + ALIBI + "  a[i, j] = tanh(s[i, j]) / Nk\n" + VALUE, 1),
     "power": (
-        QK
-        + ALIBI
-        + "  m[i] = max[j] abs(s[i, j])\n  l[i] = sum[j] (s[i, j] / m[i]) ^ 4\n  a[i, j] = (s[i, j] / m[i]) ^ 4 / l[i]\n"
-        + VALUE,
+        QK + ALIBI + "  m[i] = max[j] abs(s[i, j])\n  l[i] = sum[j] (s[i, j] / m[i]) ^ 4\n  a[i, j] = (s[i, j] / m[i]) ^ 4 / l[i]\n" + VALUE,
         1,
     ),
     "signed": (
@@ -125,9 +122,7 @@ def cascade(name: str) -> Cascade:
     """The corpus cascade of that name, with only the inputs it reads."""
     outs = {"statistics": "o, lse"}.get(name, "o")
     text = HEAD.format(name=name) + BODIES[name][0] + f"  out {outs}\n}}"
-    used = [
-        line for line in text.splitlines() if not line.strip().startswith(("in ", "param ")) or _read(line, BODIES[name][0])
-    ]
+    used = [line for line in text.splitlines() if not line.strip().startswith(("in ", "param ")) or _read(line, BODIES[name][0])]
     return parse("\n".join(used))
 
 

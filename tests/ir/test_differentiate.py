@@ -51,9 +51,7 @@ def test_gradients_equal_autograd(name: str, fused: bool) -> None:
         found = derived(name, x, directions, fused)
     for (n, leaf), g in zip(leaves.items(), expected, strict=True):
         g = torch.zeros_like(leaf) if g is None else g
-        torch.testing.assert_close(
-            found.get(n, torch.zeros_like(leaf)), g, rtol=1e-9, atol=1e-9, msg=lambda m, n=n: f"d {n}: {m}"
-        )
+        torch.testing.assert_close(found.get(n, torch.zeros_like(leaf)), g, rtol=1e-9, atol=1e-9, msg=lambda m, n=n: f"d {n}: {m}")
 
 
 def test_a_deferred_statistic_costs_no_backward_pass() -> None:
