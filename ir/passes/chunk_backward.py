@@ -62,8 +62,10 @@ def plain(cascade: Cascade) -> Cascade:
             states.append(replace(y, map=current(y.map)))
             continue
         name = fresh(f"{y.target}_next", taken)
-        body.append(Einsum(name, y.ranks, None, (), current(y.map), None, y.loc))
-        now[y.target] = ex.at(name, y.ranks)
+        assert fold.step == 1, "the states of a block of several points are read at its start"
+        ranks = tuple(r.name for r in cascade.ranks if r.name in {fold.rank, *y.ranks})
+        body.append(Einsum(name, ranks, None, (), current(y.map), None, y.loc))
+        now[y.target] = ex.at(name, ranks)
         states.append(replace(y, map=now[y.target]))
     return replace(cascade, body=(replace(fold, body=(*body, *states)),))
 
