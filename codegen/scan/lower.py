@@ -55,6 +55,8 @@ class _ScanLowering(_Lowering):
         for y in f.body:
             if isinstance(y, IrState):
                 value = self._value(y.map, self.env, name=f"{y.target}_next")
+                if f.rank in value.dims:  # a block of one point
+                    value = self._reduce("sum", self._as_float(value), f.rank, f"{y.target}_next")
                 self.env[y.target] = updates[y.target] = self._shaped(value, y)
                 continue
             self._define(y.target, y.ranks, self._statement(y))
