@@ -78,7 +78,8 @@ class _Printer:
         )
 
     def warps(self) -> int:
-        return 8 if max((self.width(f.rank) for f in self.plan.features), default=16) > 64 else 4
+        """The states and the matrices of a block live in registers all the time."""
+        return 8
 
     @property
     def real(self) -> str:

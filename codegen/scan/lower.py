@@ -90,6 +90,7 @@ class _ScanLowering(_Lowering):
         after = _needed(after, set())
         wanted |= {v.name for op in after for v in reads(op)}
         body = _needed(body, wanted)
+        body = _late(body, [s.update.name for s in states])
         before = _needed(before, wanted | {v.name for op in body for v in reads(op)})
         every = (*before, *body, *after)
         loaded = {op.tensor for op in every if isinstance(op, kp.Load)}
@@ -241,6 +242,31 @@ class _ScanLowering(_Lowering):
         known = self._shaped(self._value(base, self.env), x)
         make = lambda n: Solve(Value(n, known.dims, "float"), m, known, transposed)  # noqa: E731
         return self._emit(("solve", m, known, transposed), (m, known), make, x.target)
+
+
+def _late(ops: tuple[Op, ...], wanted: list[str]) -> tuple[Op, ...]:
+    """Every operation shortly before what needs it, so that few blocks are alive at a time; stores in their order, ``wanted`` last."""
+    made = {op.out.name: op for op in ops if not isinstance(op, kp.Store)}
+    out: list[Op] = []
+    done: set[str] = set()
+
+    def need(name: str) -> None:
+        op = made.get(name)
+        if op is None or name in done:
+            return
+        done.add(name)
+        for v in reads(op):
+            need(v.name)
+        out.append(op)
+
+    for op in ops:
+        if isinstance(op, kp.Store):
+            for v in reads(op):
+                need(v.name)
+            out.append(op)
+    for name in wanted:
+        need(name)
+    return tuple(out)
 
 
 def _needed(ops: tuple[Op, ...], wanted: set[str]) -> tuple[Op, ...]:
