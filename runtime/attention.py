@@ -12,10 +12,11 @@ from einfuse.codegen import KernelPlan, Storage, lower
 from einfuse.ir import Cascade, Scalar, derivation, interpret, pipeline
 from einfuse.ir.passes import canonicalise
 from einfuse.ir.text import show
-from einfuse.runtime import binding, cache, ops, stream
+from einfuse.runtime import binding, cache, ops
 from einfuse.runtime.backends import BACKENDS, BackendName, TritonBackend
 from einfuse.runtime.program import Program, blocks
 from einfuse.runtime.scan import ScanProgram, program_of
+from einfuse.runtime.stream import States, Stream, advance
 
 Output = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -47,7 +48,7 @@ class Attention:
     elaborate: Callable[[frozenset[str]], Cascade] | None = field(default=None, repr=False)
     optional: frozenset[str] = frozenset()
     program: Program = field(init=False)
-    stream: stream.Stream | None = field(default=None, init=False, repr=False)
+    stream: Stream | None = field(default=None, init=False, repr=False)
     resumed: Attention | None = field(default=None, init=False, repr=False)
     key: str = field(init=False)
 
@@ -84,8 +85,8 @@ class Attention:
         return outs[0] if len(outs) == 1 else tuple(outs)
 
     def step(
-        self, state: stream.States | None, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar
-    ) -> tuple[Output, stream.States]:
+        self, state: States | None, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar
+    ) -> tuple[Output, States]:
         """The outputs for the next points and the states after them: ``o, state = attn.step(state, q, k, v)``, first with None.
 
         Of a scan: any number of points of its rank, each call going on from the states of the one before; row by row the same as one call
@@ -93,7 +94,7 @@ class Attention:
         is that for all keys so far. States are tensors of constant size. Raises SpecError where the spec depends on positions along
         the rank, or needs all keys at once.
         """
-        return stream.step(self, state, args, kwargs)
+        return advance(self, state, args, kwargs)
 
     def given(self, optional: Iterable[str]) -> Attention:
         """The same attention with these of its optional inputs given (a spec of its own, compiled once)."""

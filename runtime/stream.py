@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 States = tuple[torch.Tensor, ...]
 
 
-def step(
+def advance(
     attention: Attention, state: States | None, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor | Scalar]
 ) -> tuple[Output, States]:
     """The outputs for the next points, and the states after them; ``state`` None: these are the first."""
@@ -142,7 +142,9 @@ class Stream:
         scheduled = pipeline.run(self.cascade, block, step, self.strict)
         folds = [x for x in scheduled.body if isinstance(x, Fold)]
         if len(folds) != 1 or not split.splittable(scheduled):
-            raise SpecError(f"{self.cascade.name} needs all keys at once: it has no one-pass form whose states could be carried")
+            raise SpecError(
+                f"{self.cascade.name} needs all keys at once: it has no one-pass form whose states could be carried"
+            )
         _positionless(self.cascade, folds[0].rank)
         partial, merging = split.run(scheduled)
         states = tuple(y.target for y in folds[0].body if isinstance(y, State))
@@ -165,7 +167,12 @@ class Stream:
         static = {r.size: sizes[r.size] for r in self.cascade.ranks if r.kind == "feature" and isinstance(r.size, str)}
         storage = {n: binding.STORAGE[x.dtype] for n, x in tensors.items()}
         partial, merging, names = self.cascades(*blocks(self.cascade, storage, static, backend, False))
-        ranks = {y.target: y.ranks for x in merging.body for y in ((x, *x.body) if isinstance(x, Fold) else (x,)) if not isinstance(y, Fold)}
+        ranks = {
+            y.target: y.ranks
+            for x in merging.body
+            for y in ((x, *x.body) if isinstance(x, Fold) else (x,))
+            if not isinstance(y, Fold)
+        }
 
         def shape(c: Cascade, name: str, counted: Mapping[str, int]) -> list[int]:
             return [_extent(c, r, counted) for r in (*c.over, *ranks[name])]
@@ -175,7 +182,10 @@ class Stream:
         parts = {n: new[n] for n in names}
         held = [t.name for t in merging.inputs[len(self.cascade.inputs) :]]
         axis = len(self.cascade.over)
-        outs = {n: torch.empty(shape(merging, n, sizes), dtype=wide if n in names else floats[0].dtype, device=floats[0].device) for n in merging.outs}
+        outs = {
+            n: torch.empty(shape(merging, n, sizes), dtype=wide if n in names else floats[0].dtype, device=floats[0].device)
+            for n in merging.outs
+        }
         key = (tuple(sorted(storage.items())), tuple(sorted(static.items())), backend.name)
         if key not in self.made:
             both = []

@@ -156,7 +156,11 @@ class _Printer:
         if v.dims == dims and v.name not in self.literals:
             return self.ref(v)
         shape = ", ".join(str(self.width(d)) for d in dims)
-        return f"tl.zeros([{shape}], {self.real}) + {self.view(v, dims)}" if dims else f"tl.full([], 0.0, {self.real}) + {self.ref(v)}"
+        return (
+            f"tl.zeros([{shape}], {self.real}) + {self.view(v, dims)}"
+            if dims
+            else f"tl.full([], 0.0, {self.real}) + {self.ref(v)}"
+        )
 
     def lane(self, rank: str, dims: tuple[str, ...], what: str) -> str:
         text = f"{what}_{_id(rank)}"
@@ -219,8 +223,14 @@ class _Printer:
         for n, a in enumerate(op.args):
             text, value = self.view(a, op.out.dims), self.literals.get(a.name)
             if kind is not None and a.dtype != kind and not (op.fn == "select" and n == 0):
-                text, value = (f"tl.cast({text}, {types[kind]})", None) if value is None else (_literal(float(value)), float(value))
-            operands.append(Operand(text if value is not None or re.fullmatch(r"[\w.\[\]:, ]+|tl\.cast\(.*\)", text) else f"({text})", value))
+                text, value = (
+                    (f"tl.cast({text}, {types[kind]})", None) if value is None else (_literal(float(value)), float(value))
+                )
+            operands.append(
+                Operand(
+                    text if value is not None or re.fullmatch(r"[\w.\[\]:, ]+|tl\.cast\(.*\)", text) else f"({text})", value
+                )
+            )
         if op.fn in ("float", "int"):
             return f"tl.cast({operands[0].bare}, {types[op.out.dtype]})"
         return FORMS[op.fn](tuple(operands), Target(types[op.out.dtype], self.helpers))
@@ -231,7 +241,9 @@ class _Printer:
             at = self.view(v, dims)
             if n in clamp:
                 at = f"tl.minimum(tl.maximum({at}, 0), {_id(tensor)}_n{n} - 1)"
-            terms.append(f"tl.cast({at}, tl.int64) * {_id(tensor)}_s{n}" if v.name not in self.literals else f"{at} * {_id(tensor)}_s{n}")
+            terms.append(
+                f"tl.cast({at}, tl.int64) * {_id(tensor)}_s{n}" if v.name not in self.literals else f"{at} * {_id(tensor)}_s{n}"
+            )
         return " + ".join(terms)
 
     def load(self, op: Load) -> str:
@@ -288,7 +300,9 @@ class _Printer:
         else:
             self.line(f"weights = tl.sum(tl.where(({lane} == here)[:, None], {matrix}, 0.0), 0)")
         spread = ", ".join(":" if d == i else "None" for d in v.dims)
-        weights, chosen = (f"weights[{spread}]", f"({lane} == here)[{spread}]") if len(v.dims) > 1 else ("weights", f"{lane} == here")
+        weights, chosen = (
+            (f"weights[{spread}]", f"({lane} == here)[{spread}]") if len(v.dims) > 1 else ("weights", f"{lane} == here")
+        )
         self.line(f"more = tl.sum({weights} * {out}, {v.dims.index(i)})")
         rest = ", ".join("None" if d == i else ":" for d in v.dims)
         more = f"more[{rest}]" if len(v.dims) > 1 else "more"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from einfuse.codegen import plan as kp
 from einfuse.codegen.lower import _Lowering, _Scope, _signed
 from einfuse.codegen.plan import Value
-from einfuse.codegen.scan.plan import Op, Prefix, Relabel, ScanPlan, Solve, State, reads
+from einfuse.codegen.scan.plan import Op, Prefix, Region, Relabel, ScanPlan, Solve, State, reads
 from einfuse.ir import MONOIDS, Cascade, Einsum, Expr, Fold, SpecError
 from einfuse.ir import State as IrState
 from einfuse.ir import index as coordinate
@@ -82,7 +82,7 @@ class _ScanLowering(_Lowering):
         value = self._broadcast(self.env[target], {r for r in ranks if r in self.order} - set(self.env[target].dims), target)
         self._store(target, ranks, value)
 
-    def _assembled(self, before: tuple[kp.Op, ...], body: tuple[kp.Op, ...], after: tuple[kp.Op, ...], states: tuple[State, ...]) -> ScanPlan:
+    def _assembled(self, before: Region, body: Region, after: Region, states: tuple[State, ...]) -> ScanPlan:
         f, c = self.fold, self.cascade
         for rank in (f.rank, *c.over):
             self._size_name(c.rank(rank).size)
@@ -137,7 +137,9 @@ class _ScanLowering(_Lowering):
             if len(here) == len(own) and len(moved) == 1 and {*moved, *moved.values()} <= {i, *self.others}:
                 ((old, now),) = moved.items()
                 return self._relabelled(env[e.name], old, now)
-            raise SpecError(f"a kernel cannot read {e.name} at other coordinates than its own", e.loc, "shift the input instead")
+            raise SpecError(
+                f"a kernel cannot read {e.name} at other coordinates than its own", e.loc, "shift the input instead"
+            )
         return super()._value(e, env, new, name)
 
     def _held_there(self, e: Expr) -> bool:
