@@ -31,6 +31,11 @@ def started(name: str, backend: BackendName) -> Attention:
     return a.given({"initial"}) if "initial" in a.optional else a
 
 
+def test_every_recurrence_of_the_library_has_a_formula() -> None:
+    found = {s.name for s in einfuse.list_specs() if s.family == "linear"}
+    assert found == {*recurrences.RECURRENT, *recurrences.QUADRATIC}
+
+
 @pytest.mark.parametrize("name", recurrences.RECURRENT)
 def test_blocks_are_the_recurrence(name: str) -> None:
     a = started(name, "torch")
