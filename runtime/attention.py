@@ -123,7 +123,7 @@ class Attention:
         is that for all keys so far. States are tensors of constant size. Raises SpecError where the spec depends on positions along
         the rank, or needs all keys at once.
         """
-        return stream.step(self, state, args, kwargs)
+        return stream.advance(self, state, args, kwargs)
 
     def given(self, optional: Iterable[str]) -> Attention:
         """The same attention with these of its optional inputs given (a spec of its own, compiled once)."""
