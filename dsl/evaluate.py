@@ -14,7 +14,7 @@ from einfuse.dsl.modules import REDUCERS
 from einfuse.dsl.names import Binding, Choice, Definitions, Held, Source, unknown
 from einfuse.dsl.reduce import Reducer
 from einfuse.dsl.values import MAX_DEPTH, Value, apply, constant, extent, read, rename_plain
-from einfuse.ir import FUNCTIONS, Span, SpecError
+from einfuse.ir import FUNCTIONS, RankKind, Span, SpecError
 
 MAX_REPEAT = 64
 """Every step may be a pass over the keys, and a loop of the kernel."""
@@ -27,6 +27,7 @@ class Frame:
     ambient: frozenset[str]
     sizes: Mapping[str, Value]
     extents: Mapping[str, int | str]
+    kinds: Mapping[str, RankKind]
     uses: dict[tuple[int, str], tuple[int, bool]] = field(default_factory=dict)  # of parameters, kept by `Inliner`
 
 

@@ -10,7 +10,7 @@ import torch
 
 from einfuse.codegen import KernelPlan, Storage, lower
 from einfuse.ir import Cascade, Scalar, derivation, interpret, pipeline
-from einfuse.ir.passes import canonicalise
+from einfuse.ir.passes import canonicalise, stages
 from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, ops
 from einfuse.runtime.backends import BACKENDS, BackendName, Target, TritonBackend
@@ -47,10 +47,14 @@ class Attention:
     optional: frozenset[str] = frozenset()
     program: Program = field(init=False)
     key: str = field(init=False)
+    stages: tuple[Attention, ...] = field(init=False, repr=False)
+    """The kernels of a cascade that one cannot do, in order; empty where one can."""
 
     def __post_init__(self) -> None:
         self.key = cache.content(show(self.cascade), self.strict)
         self.program = ops.register(self.key, Program(self.cascade, self.strict))
+        cut = stages.run(self.cascade)
+        self.stages = tuple(Attention(c, self.backend, self.strict) for c in cut) if len(cut) > 1 else ()
 
     def __repr__(self) -> str:
         inputs = ", ".join(t.name for t in self.cascade.inputs)
@@ -69,6 +73,8 @@ class Attention:
         tensors = self._autocast(tensors)
         self._one_dtype(tensors)
         binding.sizes(self.cascade, tensors)  # a mismatch is reported here, before anything runs
+        if self.stages:
+            return self._staged({**tensors, **numbers})
         params = [t for t in self.cascade.inputs if t.param]
         ints = [
             int(numbers[t.name]) if not torch.compiler.is_compiling() else numbers[t.name] for t in params if t.dtype == "int"
@@ -78,6 +84,14 @@ class Attention:
         grad = torch.is_grad_enabled()
         needs = [grad and x.requires_grad for x in held]
         outs = ops.forward(self.key, self.backend or "", held, ints, floats, needs)[: len(self.cascade.outs)]
+        return outs[0] if len(outs) == 1 else tuple(outs)
+
+    def _staged(self, known: dict[str, torch.Tensor | Scalar]) -> Output:
+        """Stage after stage, each reading what earlier ones gave out; autograd chains their backward passes."""
+        for stage in self.stages:
+            found = stage(**{t.name: known[t.name] for t in stage.cascade.inputs})  # type: ignore[arg-type]  # tensors and numbers by name
+            known |= zip(stage.cascade.outs, found if isinstance(found, tuple) else (found,), strict=True)
+        outs: list[torch.Tensor] = [known[n] for n in self.cascade.outs]  # type: ignore[misc]  # outputs are tensors
         return outs[0] if len(outs) == 1 else tuple(outs)
 
     def given(self, optional: Iterable[str]) -> Attention:
@@ -117,7 +131,11 @@ class Attention:
         return show(pipeline.run(self.cascade, block, step, self.strict, after))
 
     def passes(self) -> tuple[PassReport, ...]:
-        """For every folded rank: passes before and after fusing, the reads that force the rest, and how every other was resolved."""
+        """For every folded rank: passes before and after fusing, the reads that force the rest, and how every other was resolved.
+
+        Stage after stage where the cascade takes several kernels."""
+        if self.stages:
+            return tuple(report for stage in self.stages for report in stage.passes())
         canonical = canonicalise.run(self.cascade)
         out = []
         for rank in canonicalise.fold_ranks(canonical):
@@ -145,6 +163,8 @@ class Attention:
         self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int], target: Target | None = None
     ) -> list[tuple[KernelPlan, str]]:
         """Plan and text of every kernel; ``target`` asks for the tiles of a GPU that need not be there."""
+        if self.stages:
+            return [made for stage in self.stages for made in stage.emitted(backend, dtype, backward, sizes, target)]
         chosen = BACKENDS[backend]
         if target is not None:
             chosen = TritonBackend(target=target)
