@@ -273,6 +273,8 @@ class Evaluator:
             return self._given(e)
         if name == "size":
             return self._size(e)
+        if name == "random":
+            return self._random(e)
         if name == "repeat":
             raise self.fault("`repeat` starts from a named value", e, "write repeat(n, t = start, next)")
         if name in REDUCERS and name not in FUNCTIONS:
@@ -303,6 +305,17 @@ class Evaluator:
             hint = f"optional inputs: {', '.join(optional)}" if optional else "declare one: in bias[i, j] optional"
             raise self.fault("`given` takes the name of an optional input", e, hint)
         return constant(source.given)
+
+    def _random(self, e: ast.Call) -> Value:
+        """A number from 0 to 1 (24 bits) that depends on its integer operands alone."""
+        counters = [self.value(a) for a in e.args]
+        if len(counters) < 2 or any(c.dtype != "int" for c in counters):
+            raise self.fault("`random` takes a seed and at least one counter, all integers", e, "write random(seed, b, h, i, j)")
+        bits, *rest = counters
+        for c in rest:
+            bits = apply("hash", (bits, c), self.place(e))
+        top = apply("//", (bits, constant(1 << 7)), self.place(e))
+        return apply("*", (apply("float", (top,), self.place(e)), constant(2.0**-24)), self.place(e))
 
     def _size(self, e: ast.Call) -> Value:
         if len(e.args) != 1:
