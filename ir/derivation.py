@@ -101,7 +101,9 @@ class _Deriver:
         out: dict[str, set[str]] = {}
         for x in einsums:
             if x.target in self.column:
-                out[x.target] = {n for n in ex.reads(x.map) if n in self.by_name}.union(*(out.get(n, set()) for n in ex.reads(x.map)))
+                out[x.target] = {n for n in ex.reads(x.map) if n in self.by_name}.union(
+                    *(out.get(n, set()) for n in ex.reads(x.map))
+                )
         return out
 
     def run(self) -> Derivation:

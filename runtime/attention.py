@@ -89,7 +89,7 @@ class Attention:
     def _staged(self, known: dict[str, torch.Tensor | Scalar]) -> Output:
         """Stage after stage, each reading what earlier ones gave out; autograd chains their backward passes."""
         for stage in self.stages:
-            found = stage(**{t.name: known[t.name] for t in stage.cascade.inputs})  # type: ignore[arg-type]  # tensors and numbers by name
+            found = stage(**{t.name: known[t.name] for t in stage.cascade.inputs})
             known |= zip(stage.cascade.outs, found if isinstance(found, tuple) else (found,), strict=True)
         outs: list[torch.Tensor] = [known[n] for n in self.cascade.outs]  # type: ignore[misc]  # outputs are tensors
         return outs[0] if len(outs) == 1 else tuple(outs)

@@ -113,13 +113,13 @@ def _floor_mod(a, b):
     return tl.where((r != 0) & ((r < 0) != (b < 0)), r + b, r)
 '''
 
-_STIRRED = '''
+_STIRRED = """
 @triton.jit
 def _stirred(x):
     x = (x ^ (x >> 16)) * tl.full([], 0x7FEB352D, tl.uint32)
     x = (x ^ (x >> 15)) * tl.full([], 0x846CA68B, tl.uint32)
     return x ^ (x >> 16)
-'''
+"""
 
 _HASH = '''
 @triton.jit

@@ -338,7 +338,9 @@ class _Reverse:
                 given += shared
         for rank, gs in sorted(groups.items(), key=lambda kv: kv[0] != row):
             name = "rows" if rank == row else f"columns_{rank}"
-            for c in stages.run(self._cascade(name, everything, given, list(dict.fromkeys(g.statement for g in gs))), canonical=True):
+            for c in stages.run(
+                self._cascade(name, everything, given, list(dict.fromkeys(g.statement for g in gs))), canonical=True
+            ):
                 cascades.append((c, tuple(g for g in gs if g.statement in c.outs)))
         read = {t.name for c, _ in cascades for t in c.inputs}
         return Backward(tuple(x.target for x in saved if x.target in read), tuple(cascades))

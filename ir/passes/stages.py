@@ -38,7 +38,7 @@ def run(cascade: Cascade, canonical: bool = False) -> tuple[Cascade, ...]:
     out = []
     for n, key in enumerate(keys):
         out.append(_stage(c, places, key, f"{c.name}_{n + 1}", made, canonical))
-        made |= {name: out[-1].over for name in out[-1].outs}
+        made |= dict.fromkeys(out[-1].outs, out[-1].over)
     return tuple(out)
 
 
@@ -52,7 +52,9 @@ class _Places:
         self.einsums = {x.target: x for x in c.body if isinstance(x, Einsum)}
         self.shifted = {name for x in self.einsums.values() for name in self._shifted(x)}
         self.places: dict[str, Place] = {}
-        self.behind: dict[str, set[tuple[str, bool]]] = {}  # the placed statements that an unplaced one reads, and whether shifted
+        self.behind: dict[
+            str, set[tuple[str, bool]]
+        ] = {}  # the placed statements that an unplaced one reads, and whether shifted
 
     def run(self) -> dict[str, Place]:
         for x in self.einsums.values():
@@ -108,7 +110,9 @@ def _stage(
     """The statements of one place, with what earlier stages ``made`` (over these ambient ranks) as inputs."""
     mine = {n for n, place in places.items() if place == key}
     given = {x.target: x for x in c.body if isinstance(x, Einsum) and x.target in made}
-    outside = set(c.outs).union(*(_needed(c, {n for n, p in places.items() if p == place}, mine) for place in places.values() if place != key))
+    outside = set(c.outs).union(
+        *(_needed(c, {n for n, p in places.items() if p == place}, mine) for place in places.values() if place != key)
+    )
     outs = tuple(x.target for x in c.body if isinstance(x, Einsum) and x.target in mine & outside)
 
     def explicit(e: Expr) -> Expr | None:
