@@ -219,8 +219,10 @@ class _Reverse:
             if carried:  # everything that depends on what is left must be inside this reduction
                 inner = ex.fraction([*over, inner], under)
                 over, under = [], []
-                value_ranks = self._sorted(self._free(inner) - stage)
+                masked = set() if mask is None else self._free(mask)  # the sum differs from point to point of these, too
+                value_ranks = self._sorted((self._free(inner) | masked) - stage)
             over.append(self._named(base, value_ranks, "sum", self._sorted(stage), inner, mask if carried else None))
+            mask = ex.conjunction(*(p for p in ex.conjuncts(mask) if not self._free(p) & stage))
         return ex.fraction(over, under)
 
     def _add(self, target: Einsum, e: Expr, mask: Expr | None) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from einfuse.ir import expr as ex
+from einfuse.ir.errors import SpecError
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Statement, Tensor
 from einfuse.ir.passes import canonicalise
 from einfuse.ir.rewrite import prune
@@ -54,7 +55,7 @@ class _Places:
         self.places: dict[str, Place] = {}
         self.behind: dict[
             str, set[tuple[str, bool]]
-        ] = {}  # the placed statements that an unplaced one reads, and whether shifted
+        ] = {}  # what an unplaced statement reads of placed ones, and whether shifted
 
     def run(self) -> dict[str, Place]:
         for x in self.einsums.values():
@@ -63,7 +64,9 @@ class _Places:
             made = bool(set(x.over) & set(self.sequence)) or x.target in self.c.outs or x.target in self.shifted
             if made or (reads and len(rows) == 1):
                 tile = rows[0] if rows else None
-                level = max((self.places[n][0] + (away or self.places[n][1] != tile) for n, away in reads), default=0)
+                cuts = {n: (n, True) in reads or self.places[n][1] != tile for n, _ in reads}
+                self._storable(x, [n for n in cuts if cuts[n]])
+                level = max((self.places[n][0] + cut for n, cut in cuts.items()), default=0)
                 self.places[x.target] = (level, tile)
             else:
                 self.behind[x.target] = reads
@@ -82,6 +85,17 @@ class _Places:
                 for n, away in self._placed_reads(x):
                     before = level - (away or self.places[n][1] != tile)
                     latest[n] = min(latest.get(n, before), before)
+
+    def _storable(self, x: Einsum, crossing: list[str]) -> None:
+        """Raises SpecError where something of the size of all pairs would cross the cut before ``x``."""
+        for name in crossing:
+            rows = self._rows(self.einsums[name])
+            if len(rows) > 1:
+                raise SpecError(
+                    f"{x.target} reads {name}, which would have to be stored for all pairs of {' and '.join(rows)}",
+                    x.loc,
+                    "reduce one of the two ranks first, or compute it in an attention of its own",
+                )
 
     def _rows(self, x: Einsum) -> list[str]:
         return [r for r in x.ranks if r in self.sequence]
