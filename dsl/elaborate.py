@@ -72,7 +72,7 @@ class _Attention:
                 if source.given:
                     inputs.append(tensor)
         sizes = {n: extent(n) for n in (*(r.size for r in self.ranks if isinstance(r.size, str)), *axes.fresh)}
-        frame = Frame(frozenset(over), sizes, {r.name: r.size for r in self.ranks})
+        frame = Frame(frozenset(over), sizes, {r.name: r.size for r in self.ranks}, {r.name: r.kind for r in self.ranks})
         body, outs = self._body({**sizes, **scope}, frame)
         return Cascade(node.name.text, over, self.ranks, _ordered(node, inputs), body, outs, doc=node.doc, loc=node.name.loc)
 

@@ -10,14 +10,12 @@ from einfuse.dsl import ast
 from einfuse.dsl.diagnostics import nearest
 from einfuse.dsl.emit import Emitter, load_held
 from einfuse.dsl.inline import Inliner
-from einfuse.dsl.modules import REDUCERS
+from einfuse.dsl.modules import REDUCERS, SPECIAL
 from einfuse.dsl.names import Binding, Choice, Definitions, Held, Source, unknown
 from einfuse.dsl.reduce import Reducer
-from einfuse.dsl.values import MAX_DEPTH, Value, apply, constant, extent, read, rename_plain
-from einfuse.ir import FUNCTIONS, Span, SpecError
-
-MAX_REPEAT = 64
-"""Every step may be a pass over the keys, and a loop of the kernel."""
+from einfuse.dsl.special import Special
+from einfuse.dsl.values import MAX_DEPTH, Value, apply, constant, read, rename_plain
+from einfuse.ir import FUNCTIONS, RankKind, Span, SpecError
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +25,7 @@ class Frame:
     ambient: frozenset[str]
     sizes: Mapping[str, Value]
     extents: Mapping[str, int | str]
+    kinds: Mapping[str, RankKind]
     uses: dict[tuple[int, str], tuple[int, bool]] = field(default_factory=dict)  # of parameters, kept by `Inliner`
 
 
@@ -93,7 +92,7 @@ class Evaluator:
                 case ast.Conditional():
                     return self._conditional(e)
                 case ast.Repeat():
-                    return self._repeat(e)
+                    return Special(self).repeat(e)
         finally:
             self.level -= 1
 
@@ -232,23 +231,6 @@ class Evaluator:
             return self.value(e.then if condition.constant else e.other)
         return apply("select", (condition, self.value(e.then), self.value(e.other)), self.place(e))
 
-    def _repeat(self, e: ast.Repeat) -> Value:
-        """Unrolled: what every name holds after each step is a statement, unless it is a leaf."""
-        count = self.value(e.count).constant
-        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_REPEAT:
-            hint = f"a number from 0 to {MAX_REPEAT}, or an int parameter of the attention"
-            raise self.fault("the count of a `repeat` is an integer known at compile time", e.count, hint)
-        outside = {n.text: self.scope.get(n.text) for n in e.names}
-        values: list[Binding] = [self.inliner.argument(n.text, x) for n, x in zip(e.names, e.starts, strict=True)]
-        for _ in range(count):
-            self.scope.update(zip(outside, values, strict=True))
-            values = [self.inliner.argument(n.text, x) for n, x in zip(e.names, e.steps, strict=True)]
-        for name, binding in outside.items():
-            self.scope.pop(name, None)
-            if binding is not None:
-                self.scope[name] = binding
-        return self.bound(values[0], e.names[0])
-
     # -- calls -----------------------------------------------------------------------------------------------------------
 
     def _call(self, e: ast.Call) -> Value:
@@ -268,12 +250,8 @@ class Evaluator:
             if name in FUNCTIONS:
                 raise self.fault(f"the function `{name}` takes no ranks", e, f"write {name}(x)")
             raise self._unknown(e.name, "the definition", [*self.definitions, *REDUCERS])
-        if name == "given":
-            return self._given(e)
-        if name == "size":
-            return self._size(e)
-        if name == "repeat":
-            raise self.fault("`repeat` starts from a named value", e, "write repeat(n, t = start, next)")
+        if name in SPECIAL:
+            return Special(self).value(e)
         if name in REDUCERS and name not in FUNCTIONS:
             raise self.fault(f"the reducer `{name}` needs ranks", e, f"write {name}[j](x) with the rank to reduce over")
         if not name.isidentifier() or name not in FUNCTIONS:
@@ -293,20 +271,6 @@ class Evaluator:
                 f"`{name}` of one value needs a rank", e, f"write {name}[j](x) to reduce over j, or {name}(a, b) for two values"
             )
         return apply(name, args, self.place(e))
-
-    def _given(self, e: ast.Call) -> Value:
-        name = e.args[0] if len(e.args) == 1 else None
-        source = self.scope.get(name.text) if isinstance(name, ast.Name) else None
-        if not isinstance(source, Source) or not source.optional:
-            optional = sorted(n for n, b in self.scope.items() if isinstance(b, Source) and b.optional)
-            hint = f"optional inputs: {', '.join(optional)}" if optional else "declare one: in bias[i, j] optional"
-            raise self.fault("`given` takes the name of an optional input", e, hint)
-        return constant(source.given)
-
-    def _size(self, e: ast.Call) -> Value:
-        if len(e.args) != 1:
-            raise self.fault("`size` takes one rank", e, "write size(j)")
-        return extent(self.frame.extents[self.rank(e.args[0])])
 
     def rank(self, e: ast.Expr) -> str:
         """The rank that ``e`` names. Raises SpecError where it is not a bare rank."""

@@ -32,7 +32,8 @@ def declared(node: ast.Attention, params: Params) -> tuple[Rank, ...]:
         for name in line.names:
             default = first.pop(kind, name.text.upper())
             size = default if line.size is None else _size(line.size, params)
-            out.append(Rank(name.text, kind, size, name.loc))
+            alone = kind not in ("head", "batch") or name.text in seen
+            out.append(Rank(name.text, kind if alone else "feature", size, name.loc))  # heads that are mixed are held whole
     for r in out:
         if r.size == r.name:
             raise SpecError(f"the rank `{r.name}` and its size have the same name", r.loc, "name the size: rank X: key = N")

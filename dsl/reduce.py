@@ -59,6 +59,8 @@ class Reducer:
 
     def _reduced(self, red: str, over: tuple[str, ...], body: Value, where: Value | None, e: ast.Call) -> Value:
         assert red in MONOIDS, f"{red} is no reducer of the IR"
+        if len(over) > 1 and len(self._kinds(over)) > 1:
+            return self._nested(red, over, body, where, e)
         if (body.dtype == "bool") != (red == "any"):
             found = "a condition" if body.dtype == "bool" else "a number"
             wanted = "conditions" if red == "any" else "numbers"
@@ -70,6 +72,19 @@ class Reducer:
         name = reduction_name(red, body, self.at.target)
         statement = Einsum(name, ranks, red, over, body.expr, mask, self.at.place(e))
         return load_held(self.at.emitter.unnamed(statement, body)).at(self.at.place(e))
+
+    def _kinds(self, over: tuple[str, ...]) -> list[tuple[str, ...]]:
+        """Ranks that one reduction can take together: all features, each sequence rank alone; features first."""
+        whole = tuple(r for r in over if self.at.frame.kinds[r] in ("feature", "state"))
+        return [g for g in (whole, *((r,) for r in over if r not in whole)) if g]
+
+    def _nested(self, red: str, over: tuple[str, ...], body: Value, where: Value | None, e: ast.Call) -> Value:
+        """One reduction inside the other: what each reduces is pointwise in the ranks of the next."""
+        first, *rest = self._kinds(over)
+        value = self._reduced(red, first, body, where, e)
+        for ranks in rest:
+            value = self._reduced(red, ranks, value, None, e)
+        return value
 
     def _row(self, mean: Value, e: ast.Call) -> Value:
         """A mean has a name, so that what is computed from it can move with it (Chan's merge) and not with the sum and the count."""

@@ -19,6 +19,7 @@ from einfuse.ir.nodes import Expr as Expr
 from einfuse.ir.nodes import Fold as Fold
 from einfuse.ir.nodes import Range as Range
 from einfuse.ir.nodes import Rank as Rank
+from einfuse.ir.nodes import RankKind as RankKind
 from einfuse.ir.nodes import Scalar as Scalar
 from einfuse.ir.nodes import Span as Span
 from einfuse.ir.nodes import State as State

@@ -91,9 +91,20 @@ class _Deriver:
         self.statistic = {ex.at(x.target, x.ranks): x.target for x in self.statements}
         self.by_name = {x.target: x for x in self.statements}
         self.column = _column_names(einsums, rank)
+        self.behind = self._behind(einsums)
         self.atoms = sep.Atoms(self.statistic)
         self.sampler = sep.Sampler(set())
         self.positive: set[str] = set()  # the statistics that are known to be 0 or more
+
+    def _behind(self, einsums: list[Einsum]) -> dict[str, set[str]]:
+        """For every statement that spans the rank and stays one: the statistics it is made from, which algebra cannot look into."""
+        out: dict[str, set[str]] = {}
+        for x in einsums:
+            if x.target in self.column:
+                out[x.target] = {n for n in ex.reads(x.map) if n in self.by_name}.union(
+                    *(out.get(n, set()) for n in ex.reads(x.map))
+                )
+        return out
 
     def run(self) -> Derivation:
         for x in self.statements:
@@ -172,6 +183,7 @@ class _Deriver:
     def _plan(self, x: Einsum, inner: Expr, post: Expr, forced: set[str]) -> tuple[int, tuple[Accumulator, ...]]:
         deps = [n for n in self.by_name if n in self._statistics_in(inner)]
         shifted = {e.name for e in ex.walk(inner) if e.op == "load" and e.name in self.by_name and e not in self.statistic}
+        shifted |= set().union(*(self.behind.get(n, set()) for n in ex.reads(x.map)))
         level = self.out.level
         lowest = max([level[n] for n in (*deps, *self._statistics_in(post))] + [level[n] + 1 for n in shifted] + [1])
         deps = [d for d in deps if level[d] == lowest]  # the others are complete: constants of the row

@@ -42,6 +42,7 @@ _UNARY: dict[str, Callable[[Expr, Expr], Expr]] = {
 _FLAT = {
     "sign",
     "stop",
+    "hash",
     "floor",
     "int",
     "<",

@@ -42,6 +42,19 @@ def _softplus(x: float) -> float:
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
+def _mixed(x: int) -> int:
+    """32 bits, well stirred (two rounds of multiply and shift: a bijection)."""
+    x &= 0xFFFFFFFF
+    x = (x ^ x >> 16) * 0x7FEB352D & 0xFFFFFFFF
+    x = (x ^ x >> 15) * 0x846CA68B & 0xFFFFFFFF
+    return x ^ x >> 16
+
+
+def hashed(key: int, counter: int) -> int:
+    """31 bits made of the low 32 bits of two integers: the same on every back end."""
+    return _mixed(_mixed(key ^ 0x9E3779B9) ^ counter) & 0x7FFFFFFF
+
+
 def _float(fn: Callable[[float], float]) -> Function:
     return Function(1, "numeric", "float", fn)
 
@@ -53,6 +66,7 @@ FUNCTIONS: dict[str, Function] = {
     "/": Function(2, "numeric", "float", operator.truediv, "/"),
     "//": Function(2, "int", "int", operator.floordiv, "//"),
     "%": Function(2, "int", "int", operator.mod, "%"),
+    "hash": Function(2, "int", "int", hashed),
     "^": Function(2, "numeric", "float", lambda x, y: float(x) ** y, "^"),
     "neg": Function(1, "numeric", "same", operator.neg),
     "abs": Function(1, "numeric", "same", abs),

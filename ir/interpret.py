@@ -37,6 +37,18 @@ def _number(a: Tensor) -> Tensor:
     return a if a.is_floating_point() else a.to(torch.get_default_dtype())
 
 
+def _mixed(x: Tensor) -> Tensor:
+    """32 bits held in 64; products wrap, and their low 32 bits are right."""
+    x = (x ^ x >> 16) * 0x7FEB352D & 0xFFFFFFFF
+    x = (x ^ x >> 15) * 0x846CA68B & 0xFFFFFFFF
+    return x ^ x >> 16
+
+
+def _hashed(key: Tensor, counter: Tensor) -> Tensor:
+    first = _mixed((key.to(torch.int64) ^ 0x9E3779B9) & 0xFFFFFFFF)
+    return _mixed((first ^ counter.to(torch.int64)) & 0xFFFFFFFF) & 0x7FFFFFFF
+
+
 TORCH: dict[str, Callable[..., Tensor]] = {
     "+": torch.add,
     "-": torch.sub,
@@ -44,6 +56,7 @@ TORCH: dict[str, Callable[..., Tensor]] = {
     "/": lambda a, b: torch.div(a, b),
     "//": _floor_divide,
     "%": torch.remainder,
+    "hash": _hashed,
     "^": lambda a, b: torch.pow(_number(a), b),
     "neg": torch.neg,
     "abs": torch.abs,

@@ -11,7 +11,7 @@ import torch
 
 from einfuse.codegen import KernelPlan, Storage, lower
 from einfuse.ir import Cascade, Scalar, derivation, interpret, pipeline
-from einfuse.ir.passes import canonicalise, tangent
+from einfuse.ir.passes import canonicalise, stages, tangent
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, ops, parts, stream
@@ -80,10 +80,14 @@ class Attention:
     program: Program = field(init=False)
     resumed: Attention | None = field(default=None, init=False, repr=False)
     key: str = field(init=False)
+    stages: tuple[Attention, ...] = field(init=False, repr=False)
+    """The kernels of a cascade that one cannot do, in order; empty where one can."""
 
     def __post_init__(self) -> None:
         self.key = cache.content(show(self.cascade), self.strict, self.wide)
         self.program = ops.register(self.key, program_of(self.cascade, self.strict, self.wide))
+        cut = () if isinstance(self.program, ScanProgram) else stages.run(self.cascade)
+        self.stages = tuple(Attention(c, self.backend, self.strict) for c in cut) if len(cut) > 1 else ()
 
     def __repr__(self) -> str:
         inputs = ", ".join(t.name for t in self.cascade.inputs)
@@ -102,6 +106,8 @@ class Attention:
         tensors = self._autocast(tensors)
         self._one_dtype(tensors)
         binding.sizes(self.cascade, tensors)  # a mismatch is reported here, before anything runs
+        if self.stages:
+            return self._staged({**tensors, **numbers})
         params = [t for t in self.cascade.inputs if t.param]
         ints = [
             int(numbers[t.name]) if not torch.compiler.is_compiling() else numbers[t.name] for t in params if t.dtype == "int"
@@ -124,6 +130,14 @@ class Attention:
         the rank, or needs all keys at once.
         """
         return stream.advance(self, state, args, kwargs)
+
+    def _staged(self, known: dict[str, torch.Tensor | Scalar]) -> Output:
+        """Stage after stage, each reading what earlier ones gave out; autograd chains their backward passes."""
+        for stage in self.stages:
+            found = stage(**{t.name: known[t.name] for t in stage.cascade.inputs})
+            known |= zip(stage.cascade.outs, found if isinstance(found, tuple) else (found,), strict=True)
+        outs: list[torch.Tensor] = [known[n] for n in self.cascade.outs]  # type: ignore[misc]  # outputs are tensors
+        return outs[0] if len(outs) == 1 else tuple(outs)
 
     def given(self, optional: Iterable[str]) -> Attention:
         """The same attention with these of its optional inputs given (a spec of its own, compiled once)."""
@@ -242,12 +256,12 @@ class Attention:
     def passes(self) -> tuple[PassReport, ...]:
         """For every folded rank: passes before and after fusing, the reads that force the rest, and how every other was resolved.
 
-        A scan is one pass over its rank by what it is.
+        Stage after stage where the cascade takes several kernels. A scan is one pass over its rank by what it is.
         """
         if isinstance(self.program, ScanProgram):
             return (PassReport(self.program.rank, 1, 1, (), ()),)
-        if isinstance(self.program, ScanProgram):  # in order, once, as written and after
-            return (PassReport(self.program.rank, 1, 1, (), ()),)
+        if self.stages:
+            return tuple(report for stage in self.stages for report in stage.passes())
         canonical = canonicalise.run(self.cascade)
         out = []
         for rank in canonicalise.fold_ranks(canonical):
@@ -284,6 +298,8 @@ class Attention:
         self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int], target: Target | None = None
     ) -> list[Candidate]:
         """Every kernel at its first tiling, with smaller ones behind `Candidate.smaller`."""
+        if self.stages:
+            return [c for stage in self.stages for c in stage.candidates(backend, dtype, backward, sizes, target)]
         chosen = BACKENDS[backend]
         if target is not None:
             chosen = TritonBackend(target=target)

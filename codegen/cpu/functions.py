@@ -116,6 +116,7 @@ FORMS: dict[str, Form] = {
     "/": _infix("/"),
     "//": _call("floor_div"),
     "%": _call("floor_mod"),
+    "hash": _call("hashed"),
     "^": _power,
     "neg": lambda args, vector: f"(-{args[0].text})",
     "abs": _call("absolute"),

@@ -28,7 +28,7 @@ from einfuse.codegen.plan import (
     Store,
     Value,
 )
-from einfuse.codegen.torch.functions import form
+from einfuse.codegen.torch.functions import HASHED, form
 
 _HELPERS = '''
 import torch
@@ -141,7 +141,8 @@ class _Printer:
                 self.fold(step)
             else:
                 self.region(step)
-        return "\n".join([*title, _HELPERS.rstrip(), *head, *self.lines]) + "\n"
+        random = [HASHED] if any("hashed(" in line for line in self.lines) else []
+        return "\n".join([*title, _HELPERS.rstrip(), *random, *head, *self.lines]) + "\n"
 
     def extent(self, size: int | str) -> str:
         return str(size) if isinstance(size, int) else f"sizes[{size!r}]"

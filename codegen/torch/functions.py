@@ -13,6 +13,7 @@ FORMS: dict[str, str] = {
     "/": "{} / {}",
     "//": "torch.div({}, {}, rounding_mode='floor')",
     "%": "torch.remainder({}, {})",
+    "hash": "hashed({}, {})",
     "^": "torch.pow({}, {})",
     "neg": "-{}",
     "abs": "{}.abs()",
@@ -48,6 +49,16 @@ FORMS: dict[str, str] = {
     "select": "torch.where({}, {}, {})",
     "copy": "{}",
 }
+HASHED = """
+
+def stirred(x):
+    x = (x ^ x >> 16) * 0x7FEB352D & 0xFFFFFFFF
+    x = (x ^ x >> 15) * 0x846CA68B & 0xFFFFFFFF
+    return x ^ x >> 16
+
+
+def hashed(key, counter):  # 31 bits made of the low 32 bits of two ints
+    return stirred((stirred((key ^ 0x9E3779B9) & 0xFFFFFFFF) ^ counter) & 0xFFFFFFFF) & 0x7FFFFFFF"""
 assert FORMS.keys() == FUNCTIONS.keys() | {"copy"}, "every scalar function of the IR has a torch form"
 KINDS: dict[DType, str] = {"float": "real", "int": "torch.int64", "bool": "torch.bool"}
 

@@ -86,6 +86,10 @@ def _power(args: tuple[Operand, ...], to: Target) -> str:
     return to.helper("_pow", *(a.text if a.literal is None else f"tl.full([], {a.text}, {to.type})" for a in args))
 
 
+def _hash(args: tuple[Operand, ...], to: Target) -> str:
+    return to.helper("_hash", *(a.bare if a.literal is None else f"tl.full([], {a.text}, tl.int32)" for a in args))
+
+
 def _select(args: tuple[Operand, ...], to: Target) -> str:
     c, a, b = args
     kept = f"tl.full([], {a.text}, {to.type})" if a.literal is not None and b.literal is not None else a.bare
@@ -112,6 +116,7 @@ FORMS: dict[str, Form] = {
     "/": _infix("/"),
     "//": _integer("//", "_floor_div"),
     "%": _integer("%", "_floor_mod"),
+    "hash": _hash,
     "^": _power,
     "neg": lambda args, to: f"-{args[0].text}",
     "abs": _call("tl.abs"),

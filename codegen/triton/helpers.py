@@ -113,6 +113,23 @@ def _floor_mod(a, b):
     return tl.where((r != 0) & ((r < 0) != (b < 0)), r + b, r)
 '''
 
+_STIRRED = """
+@triton.jit
+def _stirred(x):
+    x = (x ^ (x >> 16)) * tl.full([], 0x7FEB352D, tl.uint32)
+    x = (x ^ (x >> 15)) * tl.full([], 0x846CA68B, tl.uint32)
+    return x ^ (x >> 16)
+"""
+
+_HASH = '''
+@triton.jit
+def _hash(key, counter):
+    """31 bits made of the low 32 bits of two ints."""
+    first = _stirred(tl.cast(key, tl.uint32) ^ tl.full([], 0x9E3779B9, tl.uint32))
+    second = _stirred(first ^ tl.cast(counter, tl.uint32))
+    return tl.cast(second & tl.full([], 0x7FFFFFFF, tl.uint32), tl.int32)
+'''
+
 _PRODUCT = """
 @triton.jit
 def _product(a, b):
@@ -156,10 +173,12 @@ _F32 = {
     "_pow": _POW,
     "_floor_div": _FLOOR_DIV,
     "_floor_mod": _FLOOR_MOD,
+    "_stirred": _STIRRED,
+    "_hash": _HASH,
     "_product": _PRODUCT,
 }
 _F64 = _F32 | {"_log1p": _LOG1P_F64, "_tanh": _TANH_F64, "_turn": _TURN_F64}
-_NEEDS = {"_softplus": {"_log1p"}, "_bf16": {"_interpreted"}, "_dot": {"_interpreted"}}
+_NEEDS = {"_hash": {"_stirred"}, "_softplus": {"_log1p"}, "_bf16": {"_interpreted"}, "_dot": {"_interpreted"}}
 
 
 def sources(used: set[str], compute: str) -> list[str]:

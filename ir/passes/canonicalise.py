@@ -8,7 +8,8 @@
     o[i, e] = sum[j] a[i, j] * v[j, e]
 
 A pointwise statement that reads a statistic of the folded rank and spans that rank is written into its readers, so that
-`online_fuse` sees the whole map; every other one stays, under its own name. Statements that no output needs are dropped.
+`online_fuse` sees the whole map; so is one without a sequence rank (its gradient is then a sum over rows of an input's, not a
+statement that all rows must wait for). Every other one stays, under its own name. Statements that no output needs are dropped.
 """
 
 from __future__ import annotations
@@ -25,22 +26,21 @@ MAX_NODES = 20_000
 
 
 def fold_ranks(cascade: Cascade) -> tuple[str, ...]:
-    """The sequence ranks (no feature, not ambient) that a pass runs over: those that some statement reduces over, in order of first
-    reduction; then one of every output over two of them, whose values a pass without states gives out."""
-    whole = {r.name for r in cascade.ranks if r.kind in ("feature", "state")}
-    over = [r for x in cascade.body for r in (x.over if isinstance(x, Einsum) else (x.rank,))]
-    folded = dict.fromkeys(r for r in over if r not in whole)
+    """The sequence ranks (no feature, not ambient) that some statement reduces over, in order of first reduction; and those that an
+    output has beside the one that programs own."""
+    whole = {r.name for r in cascade.ranks if r.kind in ("feature", "state")} | set(cascade.over)
+    over = [r for x in cascade.body for r in (x.over if isinstance(x, Einsum) else (x.rank,)) if r not in whole]
     for x in cascade.body:
-        pair = [r for r in x.ranks if r not in whole] if isinstance(x, Einsum) and x.target in cascade.outs else []
-        if len(pair) > 1 and not folded.keys() & pair:
-            folded[next((r for r in reversed(pair) if cascade.rank(r).kind != "query"), pair[-1])] = None
-    return tuple(folded)
+        rows = [r for r in x.ranks if r not in (*whole, *over)] if isinstance(x, Einsum) and x.target in cascade.outs else []
+        over += rows[1:]
+    return tuple(dict.fromkeys(over))
 
 
 def run(cascade: Cascade) -> Cascade:
     """Requires a cascade without folds; infers spaces itself."""
     cascade = infer_space.run(cascade)
     folded = set(fold_ranks(cascade))
+    sequence = {r.name for r in cascade.ranks if r.kind not in ("feature", "state")} - set(cascade.over)
     statistics: set[str] = set()  # reductions over a folded rank and what is computed from them
     inlined: dict[str, Einsum] = {}
     body: list[Statement] = []
@@ -53,7 +53,8 @@ def run(cascade: Cascade) -> Cascade:
             )
         if folded & set(x.over) or ex.reads(x.map) & statistics:
             statistics.add(x.target)
-        if not x.red and x.target in statistics and folded & set(x.ranks) and x.target not in cascade.outs:
+        pair = x.target in statistics and bool(folded & set(x.ranks))
+        if not x.red and (pair or not sequence & set(x.ranks)) and x.target not in cascade.outs:
             inlined[x.target] = x
         else:
             body.append(x)

@@ -27,6 +27,7 @@ from einfuse.ir.derivative import derivative, log_derivative
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Rank, Statement, Tensor
+from einfuse.ir.passes import stages
 from einfuse.ir.passes.canonicalise import fold_ranks
 from einfuse.ir.rewrite import fresh, prune
 
@@ -211,8 +212,8 @@ class _Reverse:
                 total = call("+" if sign > 0 else "-", total, self._reduce(base, term, ranks, mask))
             return total
         over, under = ex.quotient(e)
-        whole = {r for r in ranks if r not in self.folded}
-        stages = [s for s in (whole, ranks - whole) if s]
+        whole = {r for r in ranks if not self._is_sequence(r)}
+        stages = [s for s in (whole, *({r} for r in self._sorted(ranks - whole))) if s]
         for stage in stages:
             inside = [f for f in over if self._free(f) & stage]
             below = [f for f in under if self._free(f) & stage]
@@ -221,12 +222,15 @@ class _Reverse:
             over = [f for f in over if not self._free(f) & stage]
             under = [f for f in under if not self._free(f) & stage]
             inner = ex.product(*inside)
-            if stage & set(self.folded):  # everything that depends on what is left must be inside this reduction
+            value_ranks = self._sorted(self._free(inner) - stage)
+            carried = stage - whole
+            if carried:  # everything that depends on what is left must be inside this reduction
                 inner = ex.fraction([*over, inner], under)
                 over, under = [], []
-            where = mask if any(self._is_sequence(r) for r in stage) else None  # points that exist do so for every feature
-            free = self._free(inner) | (set() if where is None else self._free(where))
-            over.append(self._named(base, self._sorted(free - stage), "sum", self._sorted(stage), inner, where))
+                masked = set() if mask is None else self._free(mask)  # the sum differs from point to point of these, too
+                value_ranks = self._sorted((self._free(inner) | masked) - stage)
+            over.append(self._named(base, value_ranks, "sum", self._sorted(stage), inner, mask if carried else None))
+            mask = ex.conjunction(*(p for p in ex.conjuncts(mask) if not self._free(p) & stage))
         return ex.fraction(over, under)
 
     def _add(self, target: Einsum, e: Expr, mask: Expr | None) -> None:
@@ -344,7 +348,10 @@ class _Reverse:
                 given += shared
         for rank, gs in sorted(groups.items(), key=lambda kv: kv[0] != row):
             name = "rows" if rank == row else f"columns_{rank}"
-            cascades.append((self._cascade(name, everything, given, list(dict.fromkeys(g.statement for g in gs))), tuple(gs)))
+            for c in stages.run(
+                self._cascade(name, everything, given, list(dict.fromkeys(g.statement for g in gs))), canonical=True
+            ):
+                cascades.append((c, tuple(g for g in gs if g.statement in c.outs)))
         read = {t.name for c, _ in cascades for t in c.inputs}
         return Backward(tuple(x.target for x in saved if x.target in read), tuple(cascades))
 

@@ -8,6 +8,7 @@ from plans import Code
 
 from einfuse.codegen.plan import Arg, Block, Fold, KernelPlan, Map, Phase, State, Value
 from einfuse.ir import FUNCTIONS, MONOIDS
+from einfuse.ir.interpret import TORCH
 
 ORDER = ("i", "j", "d")
 
@@ -28,7 +29,7 @@ def values(kind: str, fn: str, seed: int) -> torch.Tensor:
 
 
 TRUTH = {
-    "+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.true_divide, "^": torch.pow, "neg": torch.neg, "abs": torch.abs,
+    "+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.true_divide, "^": torch.pow, "hash": TORCH["hash"], "neg": torch.neg, "abs": torch.abs,
     "max": torch.maximum, "min": torch.minimum, "sign": torch.sign, "stop": lambda x: x, "exp": torch.exp, "exp2": torch.exp2, "log": torch.log,
     "log2": torch.log2, "log1p": lambda x: torch.log1p(x), "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "tanh": torch.tanh,
     "sigmoid": torch.sigmoid, "softplus": torch.nn.functional.softplus, "erf": torch.erf, "sin": torch.sin, "cos": torch.cos,

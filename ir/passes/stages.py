@@ -1,0 +1,163 @@
+"""Cuts a cascade into kernels where a row of one rank must be complete before rows of another can start.
+
+    m[j] = max[i] s[i, j]                                  stage 1, tile j: m, l
+    l[j] = sum[i] exp(s[i, j] - m[j])             ->
+    o[i, e] = sum[j] exp(s[i, j] - m[j]) / l[j] * v[j, e]  stage 2, tile i: o, with m and l as inputs
+
+A program owns rows of one sequence rank and folds over others, so a reduction that keeps the rank i can read statistics of its own
+row, and nothing that other rows have computed. Those reads are the cuts, and so are reads of a statement at other coordinates than
+its own. Only statements with at most one sequence rank cross a cut: nothing of the size of all pairs is ever stored. What is
+cheap to compute again (products, scores) is computed again in every stage that needs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from einfuse.ir import expr as ex
+from einfuse.ir.errors import SpecError
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Statement, Tensor
+from einfuse.ir.passes import canonicalise
+from einfuse.ir.rewrite import prune
+
+Place = tuple[int, str | None]
+"""The stage of a statement, and the sequence rank whose rows its programs own (None: one program does all)."""
+
+
+def run(cascade: Cascade, canonical: bool = False) -> tuple[Cascade, ...]:
+    """The stages in the order they run, each a cascade of its own; the cascade itself where one kernel can do it all.
+
+    Ambient ranks that a stage does not depend on are not its own: a table for all batches is made once. ``canonical`` promises that the
+    cascade is, and keeps the ambient ranks.
+    """
+    c = cascade if canonical else canonicalise.run(cascade)
+    places = _Places(c).run()
+    keys = sorted(set(places.values()), key=lambda k: (k[0], k[1] or ""))
+    if len(keys) < 2:
+        return (cascade,)
+    made: dict[str, tuple[str, ...]] = {}
+    out = []
+    for n, key in enumerate(keys):
+        out.append(_stage(c, places, key, f"{c.name}_{n + 1}", made, canonical))
+        made |= dict.fromkeys(out[-1].outs, out[-1].over)
+    return tuple(out)
+
+
+class _Places:
+    """Gives every statement that a stage must make its place. Scores and what else is pointwise over pairs have none."""
+
+    def __init__(self, c: Cascade) -> None:
+        self.c = c
+        whole = {r.name for r in c.ranks if r.kind in ("feature", "state")} | set(c.over)
+        self.sequence = [r.name for r in c.ranks if r.name not in whole]
+        self.einsums = {x.target: x for x in c.body if isinstance(x, Einsum)}
+        self.shifted = {name for x in self.einsums.values() for name in self._shifted(x)}
+        self.places: dict[str, Place] = {}
+        self.behind: dict[
+            str, set[tuple[str, bool]]
+        ] = {}  # what an unplaced statement reads of placed ones, and whether shifted
+
+    def run(self) -> dict[str, Place]:
+        for x in self.einsums.values():
+            reads = self._placed_reads(x)
+            rows = self._rows(x)
+            made = bool(set(x.over) & set(self.sequence)) or x.target in self.c.outs or x.target in self.shifted
+            if made or (reads and len(rows) == 1):
+                tile = rows[0] if rows else None
+                cuts = {n: (n, True) in reads or self.places[n][1] != tile for n, _ in reads}
+                self._storable(x, [n for n in cuts if cuts[n]])
+                level = max((self.places[n][0] + cut for n, cut in cuts.items()), default=0)
+                self.places[x.target] = (level, tile)
+            else:
+                self.behind[x.target] = reads
+        self._delay()
+        return self.places
+
+    def _delay(self) -> None:
+        """Every statement as late as those that read it allow: fewer of them cross a cut."""
+        latest: dict[str, int] = {}
+        for x in reversed(self.einsums.values()):
+            level, tile = self.places.get(x.target, (0, None))
+            if x.target in self.places and x.target not in (*self.c.outs, *self.shifted):
+                level = max(level, latest.get(x.target, level))
+                self.places[x.target] = (level, tile)
+            if x.target in self.places:
+                for n, away in self._placed_reads(x):
+                    before = level - (away or self.places[n][1] != tile)
+                    latest[n] = min(latest.get(n, before), before)
+
+    def _storable(self, x: Einsum, crossing: list[str]) -> None:
+        """Raises SpecError where something of the size of all pairs would cross the cut before ``x``."""
+        for name in crossing:
+            rows = self._rows(self.einsums[name])
+            if len(rows) > 1:
+                raise SpecError(
+                    f"{x.target} reads {name}, which would have to be stored for all pairs of {' and '.join(rows)}",
+                    x.loc,
+                    "reduce one of the two ranks first, or compute it in an attention of its own",
+                )
+
+    def _rows(self, x: Einsum) -> list[str]:
+        return [r for r in x.ranks if r in self.sequence]
+
+    def _own(self, read: Expr) -> bool:
+        return read.args == tuple(map(ex.index, self.einsums[read.name].ranks))
+
+    def _loads(self, x: Einsum) -> list[Expr]:
+        expressions = (x.map,) if x.mask is None else (x.map, x.mask)
+        return [e for y in expressions for e in ex.walk(y) if e.op == "load" and e.name in self.einsums]
+
+    def _shifted(self, x: Einsum) -> set[str]:
+        return {e.name for e in self._loads(x) if not self._own(e) and len(self._rows(self.einsums[e.name])) <= 1}
+
+    def _placed_reads(self, x: Einsum) -> set[tuple[str, bool]]:
+        out: set[tuple[str, bool]] = set()
+        for e in self._loads(x):
+            away = not self._own(e)
+            out |= {(e.name, away)} if e.name in self.places else {(n, away or a) for n, a in self.behind.get(e.name, set())}
+        return out
+
+
+def _stage(
+    c: Cascade, places: dict[str, Place], key: Place, name: str, made: dict[str, tuple[str, ...]], whole: bool
+) -> Cascade:
+    """The statements of one place, with what earlier stages ``made`` (over these ambient ranks) as inputs."""
+    mine = {n for n, place in places.items() if place == key}
+    given = {x.target: x for x in c.body if isinstance(x, Einsum) and x.target in made}
+    outside = set(c.outs).union(
+        *(_needed(c, {n for n, p in places.items() if p == place}, mine) for place in places.values() if place != key)
+    )
+    outs = tuple(x.target for x in c.body if isinstance(x, Einsum) and x.target in mine & outside)
+
+    def explicit(e: Expr) -> Expr | None:
+        return replace(e, args=(*map(ex.index, made[e.name]), *e.args)) if e.op == "load" and e.name in made else None
+
+    body: list[Statement] = []
+    for x in c.body:
+        assert isinstance(x, Einsum), "stages are cut before folds exist"
+        if x.target not in made:
+            mask = None if x.mask is None else ex.substitute(x.mask, explicit)
+            body.append(replace(x, map=ex.substitute(x.map, explicit), mask=mask))
+    out = prune(replace(c, name=name, body=tuple(body), outs=outs))
+    used = {n for x in out.body if isinstance(x, Einsum) for n in ex.reads(x.map) | ex.reads(x.mask)}
+    sizes = {r.name: ex.size(r.size) for r in c.ranks}
+    crossing = [Tensor(n, tuple(sizes[r] for r in (*made[n], *x.ranks))) for n, x in given.items()]
+    return _with_used_ranks(replace(out, inputs=tuple(t for t in (*c.inputs, *crossing) if t.name in used)), whole)
+
+
+def _needed(c: Cascade, wanted: set[str], mine: set[str]) -> set[str]:
+    """What of ``mine`` the statements ``wanted`` read, through what has no place; with those of ``wanted`` themselves."""
+    found = set(wanted)
+    for x in reversed(c.body):
+        assert isinstance(x, Einsum), "stages are cut before folds exist"
+        if x.target in found and (x.target in wanted or x.target not in mine):
+            found |= ex.reads(x.map) | ex.reads(x.mask)
+    return found
+
+
+def _with_used_ranks(c: Cascade, whole: bool) -> Cascade:
+    used: set[str] = set(c.over) if whole else set()
+    for x in c.body:
+        assert isinstance(x, Einsum), "stages are cut before folds exist"
+        used |= {*x.ranks, *x.over} | ex.indices(x.map) | ex.indices(x.mask)
+    return replace(c, over=tuple(r for r in c.over if r in used), ranks=tuple(r for r in c.ranks if r.name in used))

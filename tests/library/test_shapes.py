@@ -1,0 +1,324 @@
+"""Cascades of other shapes than one softmax over the keys: each spec against its formula in plain torch, and how it is cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import einfuse
+from einfuse.ir import Cascade, Einsum, SpecError, interpret
+from einfuse.ir.expr import hashed
+from einfuse.ir.passes import canonicalise, stages
+from einfuse.ir.text import parse, show
+from einfuse.ir.verify import verify
+from einfuse.runtime.compile import library
+from einfuse.runtime.verify import Shape, example_inputs, example_sizes
+
+SHAPE = Shape(2, 2, 9, 13, (6, 5), 2)
+SPECS: dict[str, Path] = {n: p for n, p in library().items() if p.parent.name == "shapes"}
+NQ, NK, D = SHAPE.queries, SHAPE.keys, SHAPE.widths[0]
+ROW, COLUMN = torch.arange(NQ)[:, None], torch.arange(NK)[None, :]
+X = dict[str, Tensor]
+
+
+def per_head(x: Tensor) -> Tensor:
+    return x[:, None, None]
+
+
+def score(x: X) -> Tensor:
+    return x["q"] @ x["k"].mT / math.sqrt(x["q"].shape[-1])
+
+
+def causal(s: Tensor) -> Tensor:
+    return s.masked_fill(COLUMN > ROW, -math.inf)
+
+
+def offsets(table: Tensor, to: Tensor) -> Tensor:
+    """A table [..., R, width] or [..., R] read at an offset for every pair."""
+    return table[..., to, :] if table.ndim == 3 else table[..., to]
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def deberta(x: X) -> Tensor:
+    there, back = (ROW - COLUMN + 8).clamp(0, 15), (COLUMN - ROW + 8).clamp(0, 15)
+    s = x["q"] @ x["k"].mT
+    s = s + torch.einsum("bhid,hijd->bhij", x["q"], offsets(x["pk"], there))
+    s = s + torch.einsum("bhjd,hijd->bhij", x["k"], offsets(x["pq"], back))
+    return (s / math.sqrt(3 * D)).softmax(-1) @ x["v"]
+
+
+def relative_keys(x: X) -> Tensor:
+    r = (COLUMN - ROW).clamp(-8, 8) + 8
+    p = (score(x) + torch.einsum("bhid,ijd->bhij", x["q"], x["rk"][r]) / math.sqrt(D)).softmax(-1)
+    return p @ x["v"] + torch.einsum("bhij,ije->bhie", p, x["rv"][r])
+
+
+def ntk(x: X) -> Tensor:
+    f = F.elu(x["q"] / D**0.25) + 1
+    p = causal(score(x)).exp()
+    return (p @ x["v"] + f @ x["z"]) / (p.sum(-1, keepdim=True) + (f * x["c"].abs()[:, None]).sum(-1, keepdim=True))
+
+
+def mixed_branches(x: X) -> Tensor:
+    g = per_head(x["mix"]).sigmoid()
+    near = score(x).masked_fill((ROW - COLUMN).abs() > 8, -math.inf)
+    return (g * near.softmax(-1) + (1 - g) * score(x).softmax(-1)) @ x["v"]
+
+
+def mlp_bias(x: X) -> Tensor:
+    table = torch.einsum("hc,rc->hr", x["w"], (x["x"][:, None] * x["u"] + x["bias"]).relu())
+    r = len(x["x"])
+    return (score(x) + offsets(table, (COLUMN - ROW + r // 2).clamp(0, r - 1))).softmax(-1) @ x["v"]
+
+
+def shaped(x: X) -> Tensor:
+    mean = (COLUMN <= ROW).double() / (ROW + 1)
+    a = (
+        per_head(x["alpha"]) * (ROW == COLUMN)
+        + per_head(x["beta"]) * causal(score(x)).softmax(-1)
+        - per_head(x["gamma"]) * mean
+    )
+    return a.to(x["v"]) @ x["v"]
+
+
+def statistics(x: X) -> tuple[Tensor, ...]:
+    s = causal(score(x))
+    p = s.softmax(-1)
+    return p @ x["v"], s.amax(-1), s.logsumexp(-1), -torch.special.xlogy(p, p).sum(-1)
+
+
+def talking_heads(x: X) -> Tensor:
+    p = torch.einsum("gh,bhij->bgij", x["pre"], score(x)).softmax(-1)
+    return torch.einsum("xg,bgij->bxij", x["post"], p) @ x["v"]
+
+
+def column_sums(x: X) -> tuple[Tensor, ...]:
+    p = causal(score(x)).softmax(-1)
+    return p @ x["v"], p.sum(-2)
+
+
+def slot(x: X) -> Tensor:
+    w = score(x).softmax(-2) + 1e-8
+    return w / w.sum(-1, keepdim=True) @ x["v"]
+
+
+def latents(x: X) -> Tensor:
+    read = (x["latent"] @ x["k"].mT / math.sqrt(D)).softmax(-1) @ x["v"]
+    return (x["q"] @ x["key"].mT / math.sqrt(D)).softmax(-1) @ read
+
+
+def linformer(x: X) -> Tensor:
+    return (x["q"] @ (x["f"] @ x["k"]).mT / math.sqrt(D)).softmax(-1) @ (x["g"] @ x["v"])
+
+
+def number(*counters: int) -> float:
+    bits = counters[0]
+    for c in counters[1:]:
+        bits = hashed(bits, c)
+    return (bits >> 7) * 2.0**-24
+
+
+def dropout(x: X) -> Tensor:
+    b, h = x["q"].shape[:2]
+    drawn = [
+        [[[number(0, 0, *p) for p in ((n, m, i, j) for j in range(NK))] for i in range(NQ)] for m in range(h)] for n in range(b)
+    ]
+    return (causal(score(x)).softmax(-1) * (torch.tensor(drawn) >= 0.1) / 0.9) @ x["v"]
+
+
+def gatv2(x: X) -> Tensor:
+    pairs = F.leaky_relu(x["q"][:, :, :, None] + x["k"][:, :, None], 0.2)
+    return torch.einsum("hd,bhijd->bhij", x["a"], pairs).softmax(-1) @ x["v"]
+
+
+def bahdanau(x: X) -> Tensor:
+    pairs = torch.tanh(x["q"][:, :, :, None] + x["k"][:, :, None])
+    return torch.einsum("hd,bhijd->bhij", x["a"], pairs).softmax(-1) @ x["v"]
+
+
+def gat(x: X) -> Tensor:
+    rows, columns = ((x[n] * x[a][:, None]).sum(-1) for n, a in (("q", "a"), ("k", "c")))
+    return F.leaky_relu(rows[..., :, None] + columns[..., None, :], 0.2).softmax(-1) @ x["v"]
+
+
+def two_axes(x: X) -> Tensor:
+    return (5 * (x["q"] @ x["k"].mT).softmax(-2)).softmax(-1) @ x["v"]
+
+
+FORMULAS: dict[str, Callable[[X], Tensor | tuple[Tensor, ...]]] = {
+    "urpe": lambda x: (
+        (score(x) + offsets(x["bias"], COLUMN - ROW + NQ - 1)).softmax(-1) * offsets(x["gate"], COLUMN - ROW + NQ - 1) @ x["v"]
+    ),
+    "decayed_softmax": lambda x: score(x).softmax(-1) * (-per_head(x["decay"]).abs() * (ROW - COLUMN).abs()).exp() @ x["v"],
+    "deberta": deberta,
+    "relative_keys": relative_keys,
+    "differential": lambda x: (
+        (causal(score(x)).softmax(-1) - per_head(x["weight"]) * causal(x["q2"] @ x["k2"].mT / math.sqrt(D)).softmax(-1))
+        @ x["v"]
+    ),
+    "ntk": ntk,
+    "mixed_branches": mixed_branches,
+    "gat": gat,
+    "gatv2": gatv2,
+    "bahdanau": bahdanau,
+    "distance": lambda x: (-torch.cdist(x["q"], x["k"]).square() / math.sqrt(D)).softmax(-1) @ x["v"],
+    "mlp_bias": mlp_bias,
+    "channel": lambda x: (per_head(x["tau"]) * unit(x["q"]) @ unit(x["k"]).mT).softmax(-1) @ x["v"],
+    "second_normaliser": lambda x: (
+        (per_head(x["gamma"]) * causal(score(x)).softmax(-1)).masked_fill(COLUMN > ROW, -math.inf).softmax(-1) @ x["v"]
+    ),
+    "shaped": shaped,
+    "statistics": statistics,
+    "talking_heads": talking_heads,
+    "column_sums": column_sums,
+    "slot": slot,
+    "two_axes": two_axes,
+    "latents": latents,
+    "linformer": linformer,
+    "dropout": dropout,
+}
+STAGES = {"mlp_bias": 2, "column_sums": 2, "slot": 2, "two_axes": 2, "latents": 2, "linformer": 2}
+"""Kernels of the forward pass, where one does not do."""
+
+
+def inputs(name: str) -> X:
+    c = einfuse.compile(name).cascade
+    return {n: t for n, t in example_inputs(c, torch.float64, 2, SHAPE).items() if isinstance(t, Tensor)}
+
+
+def test_every_shape_has_a_formula() -> None:
+    assert set(SPECS) == set(FORMULAS)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_spec_against_its_formula(name: str) -> None:
+    x = inputs(name)
+    out = einfuse.compile(name).reference(**x)
+    heads = x["q"].shape[1]
+    whole = {n: t.repeat_interleave(heads // t.shape[1], 1) if n in ("k", "v", "k2") else t for n, t in x.items()}
+    wanted = FORMULAS[name](whole)
+    for found, truth in zip(*(y if isinstance(y, tuple) else (y,) for y in (out, wanted)), strict=True):
+        torch.testing.assert_close(found, truth, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_tiles_and_their_gradients(name: str) -> None:
+    """The lowered kernels in float64, by the tiled torch back end: what is left is the order of sums."""
+    attention = einfuse.compile(name)
+    x = {n: t.requires_grad_(t.is_floating_point()) for n, t in inputs(name).items()}
+    results = []
+    for run in (attention.reference, attention.with_backend("torch")):
+        outs = run(**x)
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        generator = torch.Generator().manual_seed(0)
+        loss = sum((o * torch.randn(o.shape, generator=generator)).sum() for o in outs)
+        assert isinstance(loss, Tensor)
+        results.append([*outs, *torch.autograd.grad(loss, list(x.values()))])
+    for found, truth in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(found, truth, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_stages_mean_the_same_as_the_whole(name: str) -> None:
+    c = einfuse.compile(name).cascade
+    cut = stages.run(c)
+    assert len(cut) == STAGES.get(name, 1)
+    sizes = example_sizes(c, SHAPE)
+    known = example_inputs(c, torch.float64, 3, SHAPE)
+    truth = interpret(c, known, sizes)
+    for stage in cut:
+        assert parse(show(verify(stage))) == stage
+        known |= interpret(stage, known, sizes)
+    for out, value in truth.items():
+        torch.testing.assert_close(known[out] if len(cut) > 1 else truth[out], value, rtol=1e-10, atol=1e-10)
+
+
+def elements(c: Cascade, name: str) -> list[str]:
+    """The sequence ranks of a statement."""
+    kinds = {r.name: r.kind for r in c.ranks}
+    return [r for x in c.body if isinstance(x, Einsum) and x.target == name for r in x.ranks if kinds[r] in ("query", "key")]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_nothing_of_the_size_of_all_pairs_crosses_a_cut(name: str) -> None:
+    for stage in stages.run(einfuse.compile(name).cascade):
+        assert all(len(elements(stage, out)) <= 1 for out in stage.outs)
+
+
+def test_a_table_of_offsets_is_made_once_for_all_batches() -> None:
+    table, main = stages.run(einfuse.compile("mlp_bias").cascade)
+    assert (table.over, table.outs) == (("h",), ("table",))
+    assert main.over == ("b", "h")
+
+
+def test_one_kernel_is_left_as_it_is() -> None:
+    c = einfuse.compile("full").cascade
+    assert stages.run(c) == (c,)
+
+
+def test_reductions_over_ranks_of_several_kinds() -> None:
+    text = """attention totals over b {
+  rank i: query; rank j: key; rank d: feature
+  in q[b, i, d]
+  in k[b, j, d]
+  near = sum[j, d](q * k where j <= i)
+  most = max[i, j](sum[d](q * k))
+  every = sum[i, j, d](q * k)
+  out near, most, every
+}"""
+    attention = einfuse.compile(text, backend="torch")
+    q, k = (torch.randn(2, n, 4, dtype=torch.float64, requires_grad=True) for n in (7, 11))
+    near, most, every = attention(q, k)
+    s = q @ k.mT
+    wanted = s.tril().sum(-1), s.amax((-2, -1)), s.sum((-2, -1))
+    for found, truth in zip((near, most, every), wanted, strict=True):
+        torch.testing.assert_close(found, truth)
+        for a, b in zip(
+            torch.autograd.grad(found.sum(), (q, k), retain_graph=True),
+            torch.autograd.grad(truth.sum(), (q, k), retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b)
+
+
+def test_dropped_weights_are_the_same_in_every_back_end_and_differ_by_seed() -> None:
+    q, k = (torch.zeros(1, 2, 33, 4) for _ in range(2))
+    v = torch.eye(33).expand(1, 2, 33, 33)
+    attention = einfuse.compile("dropout", rate=0.4)
+    weights = {n: attention.with_backend(n)(q, k, v, seed=7) for n in ("torch", "cpu")}
+    assert torch.equal(weights["cpu"] == 0, weights["torch"] == 0)
+    other = attention.with_backend("cpu")(q, k, v, seed=8)
+    later = attention.with_backend("cpu")(q, k, v, seed=7, offset=1)
+    assert isinstance(other, Tensor)
+    assert isinstance(later, Tensor)
+    below = torch.ones(33, 33).tril().bool()
+    for w in (*weights.values(), other, later):
+        assert abs((w[..., below] == 0).double().mean() - 0.4) < 0.05
+    assert not torch.equal(weights["cpu"] == 0, other == 0)
+    assert not torch.equal(weights["cpu"] == 0, later == 0)
+
+
+def test_a_pair_that_would_have_to_be_stored_is_refused() -> None:
+    text = """attention twice over b {
+  rank i: query; rank j: key; rank r: key = Nk
+  in x[b, i, j]
+  p[i, r] = sum[j](x * x[b, i, r])
+  o[i] = sum[j](p[i, max(j - 1, 0)])
+  out o
+}"""
+    with pytest.raises(SpecError, match="o reads p, which would have to be stored for all pairs of i and r"):
+        einfuse.compile(text, backend="torch")(torch.randn(1, 5, 5))
+
+
+def test_canonical_forms_keep_no_scalars_of_a_head() -> None:
+    canonical = canonicalise.run(einfuse.compile("mixed_branches").cascade)
+    assert "g" not in {x.target for x in canonical.body if isinstance(x, Einsum)}
