@@ -1,4 +1,4 @@
-"""Share prices, every share one token (iTransformer, ICLR 2024): six months from the two years before."""
+"""Share prices, every share one token (iTransformer, ICLR 2024): six months from the two years before, hardly more than a random walk."""
 
 from __future__ import annotations
 
