@@ -79,6 +79,7 @@ class _Lowering:
         self.env: dict[str, Value] = {}
         self.ranks: dict[str, tuple[str, ...]] = {}
         self.taken: set[str] = set(self.inputs)
+        self.siblings: set[str] = set()  # names that the other phase of the fold in hand defines
         self.literals: dict[str, Scalar] = {}  # the constants by value name
         self.loaded: set[str] = set()  # values that are plain loads: 0 in the padding
         self.used_sizes: set[str] = set()
@@ -174,7 +175,10 @@ class _Lowering:
         if found is not None:
             return found
         home = self.scope.home(args, rank)
-        op: kp.Op = make(self._fresh(name))  # type: ignore[operator]
+        new = self._fresh(name)
+        while home.rank is None and new in self.siblings:  # what is hoisted is alive in the other phase as well
+            new = self._fresh(name)
+        op: kp.Op = make(new)  # type: ignore[operator]
         home.ops.append(op)
         out: Value = op.out  # type: ignore[union-attr]
         home.known[key] = out
@@ -364,8 +368,10 @@ class _Lowering:
         full = self._body(f, outer, olds, masked=False)
         names_of_full = {op.out.name for op in full[0] if not isinstance(op, kp.Store)}
         self.taken -= names_of_full  # phases are siblings: the other one uses the same names
+        self.siblings = names_of_full
         masked = self._body(f, outer, olds, masked=True)
         self.taken |= names_of_full
+        self.siblings = set()
         self.scope = bounds
         if f.tabulated:
             zero = self._const(0)

@@ -97,7 +97,18 @@ class Conditional:
     loc: Span | None = _loc()
 
 
-Expr = Name | Number | Truth | Read | Call | Unary | Binary | Compare | Conditional
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """``repeat(count, a = start, b = start, next_a, next_b)``: the first name after ``count`` simultaneous steps."""
+
+    count: Expr
+    names: tuple[Name, ...]
+    starts: tuple[Expr, ...]
+    steps: tuple[Expr, ...]
+    loc: Span | None = _loc()
+
+
+Expr = Name | Number | Truth | Read | Call | Unary | Binary | Compare | Conditional | Repeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +162,27 @@ class Output:
     loc: Span | None = _loc()
 
 
-Element = RankLine | Input | Statement | Output
+@dataclass(frozen=True, slots=True)
+class StateLine:
+    """``state target[ranks] = value from initial``: inside a scan; ``initial`` None: zero."""
+
+    target: Name
+    ranks: tuple[Name, ...]
+    value: Expr
+    initial: Expr | None = None
+    loc: Span | None = _loc()
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """``scan rank { ... }``: the body once for every point of the rank, in order."""
+
+    rank: Name
+    body: tuple[Statement | StateLine, ...]
+    loc: Span | None = _loc()
+
+
+Element = RankLine | Input | Statement | Output | Scan
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +230,7 @@ class Module:
     source: str = field(default="", compare=False, repr=False)
 
 
-Node = Expr | Param | RankLine | Input | Statement | Output | Attention | Definition | Use | Module
+Node = Expr | Param | RankLine | Input | Statement | Output | StateLine | Scan | Attention | Definition | Use | Module
 
 
 def children(node: Node) -> Iterator[Node]:

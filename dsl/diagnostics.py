@@ -12,7 +12,7 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedTok
 from einfuse.ir import Span, SpecError
 
 KEYWORDS = (
-    *("attention", "over", "rank", "in", "out", "def", "return", "use", "where", "optional"),
+    *("attention", "over", "rank", "in", "out", "def", "return", "use", "where", "optional", "scan"),
     *("if", "else", "and", "or", "not", "true", "false"),
 )
 _WORDS = {
@@ -126,6 +126,8 @@ def _expected(error: UnexpectedToken) -> str:
         return "expected `attention`, `def`, `use` or a docstring"
     if "RANK" in accepts:
         return "expected `rank`, `in`, `out`, a statement or `}`"
+    if "STATE" in accepts:
+        return "expected `state`, a statement or `}`"
     words = [w for w in map(_word, sorted(accepts - {"SEMICOLON"})) if w]
     return f"expected {_either(words)}"
 

@@ -15,10 +15,11 @@ from einfuse.dsl.modules import definitions
 from einfuse.dsl.names import Binding, Definitions, Held
 from einfuse.dsl.params import Params, parameters
 from einfuse.dsl.ranks import declared
+from einfuse.dsl.scan import bind_scan
 from einfuse.dsl.signature import chosen
 from einfuse.dsl.statement import bind
 from einfuse.dsl.values import coordinate, extent
-from einfuse.ir import Cascade, Einsum, Rank, Scalar, SpecError, Tensor
+from einfuse.ir import Cascade, Rank, Scalar, SpecError, Statement, Tensor
 
 
 def elaborate(
@@ -51,7 +52,7 @@ class _Attention:
     def __init__(self, node: ast.Attention, found: Definitions, params: dict[str, Scalar | str], given: frozenset[str]) -> None:
         self.node, self.definitions = node, found
         self.elements = node.body
-        self.params: Params = parameters(node, params)
+        self.params: Params = parameters(node, params, found)
         self.ranks: tuple[Rank, ...] = declared(node, self.params)
         self.names: dict[str, ast.Name] = {}
         self._reserve(given)
@@ -75,7 +76,7 @@ class _Attention:
         body, outs = self._body({**sizes, **scope}, frame)
         return Cascade(node.name.text, over, self.ranks, _ordered(node, inputs), body, outs, doc=node.doc, loc=node.name.loc)
 
-    def _body(self, scope: dict[str, Binding], frame: Frame) -> tuple[tuple[Einsum, ...], tuple[str, ...]]:
+    def _body(self, scope: dict[str, Binding], frame: Frame) -> tuple[tuple[Statement, ...], tuple[str, ...]]:
         outs = [n for x in self.elements if isinstance(x, ast.Output) for n in x.names]
         emitter = Emitter({*self.names, *scope}, {r.name: n for n, r in enumerate(self.ranks)})
         evaluator = Evaluator(emitter, scope, self.definitions, frame)
@@ -83,8 +84,10 @@ class _Attention:
         for x in self.elements:
             if isinstance(x, ast.Statement):
                 evaluator.scope[x.target.text] = bind(evaluator, x, keep=x.target.text in kept, named=True)
+            elif isinstance(x, ast.Scan):
+                bind_scan(evaluator, x, kept)
         self._outputs(outs, evaluator.scope)
-        return tuple(emitter.body), tuple(map(str, outs))
+        return tuple(emitter.body), tuple(map(str, outs))  # type: ignore[arg-type]  # states stand in folds by now
 
     def _outputs(self, outs: list[ast.Name], scope: dict[str, Binding]) -> None:
         node = self.node
@@ -130,6 +133,8 @@ def _declares(x: ast.Element) -> tuple[ast.Name, ...]:
         return x.names
     if isinstance(x, ast.Input):
         return (x.name,)
+    if isinstance(x, ast.Scan):
+        return tuple(y.target for y in x.body)
     return (x.target,) if isinstance(x, ast.Statement) else ()
 
 

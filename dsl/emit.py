@@ -7,7 +7,7 @@ import re
 
 from einfuse.dsl.names import Held
 from einfuse.dsl.values import Value, coordinate, merged, moved, read
-from einfuse.ir import Einsum, Expr, Span, SpecError, conjunction
+from einfuse.ir import Einsum, Expr, Fold, Span, SpecError, State, conjunction
 from einfuse.ir.expr import factors, indices
 
 MAX_STATEMENTS = 10_000
@@ -21,7 +21,7 @@ class Emitter:
 
     def __init__(self, taken: set[str], order: dict[str, int]) -> None:
         self.taken, self.order = taken, order
-        self.body: list[Einsum] = []
+        self.body: list[Einsum | State | Fold] = []
         self._known: dict[str, Held] = {}  # unnamed statements by their contents
         self._counters: dict[str, int] = {}
         self._named: set[str] = set()  # the targets that the user chose
@@ -75,7 +75,7 @@ class Emitter:
         """Takes back the last statement if it is unnamed, made after the first ``since`` ones (so that nobody else can read it), and
         ``value`` is exactly its value: the reader becomes it."""
         last = self.body[-1] if len(self.body) > since else None
-        if last is None or last.target in self._named or value.expr.op != "load" or value.expr.value != last.target:
+        if not isinstance(last, Einsum) or last.target in self._named or value.expr.op != "load" or value.expr.value != last.target:
             return None
         if [a.value if a.op == "index" else None for a in value.expr.args] != list(last.ranks):
             return None
@@ -83,6 +83,18 @@ class Emitter:
         self._known.pop(repr(dataclasses.replace(last, target="")), None)
         self.taken.discard(last.target)
         return last
+
+    def state(self, statement: State) -> None:
+        """A state's line: what was read before it is another value from here on."""
+        self.body.append(statement)
+        self._known.clear()
+
+    def scanned(self, rank: str, since: int, loc: Span | None) -> None:
+        """Makes the statements after the first ``since`` ones the body of a scan over ``rank``."""
+        body = self.body[since:]
+        assert not any(isinstance(x, Fold) for x in body), "the grammar nests no scans"
+        self.body[since:] = [Fold(rank, tuple(body), loc=loc)]  # type: ignore[arg-type]  # checked above
+        self._known.clear()
 
     def _append(self, statement: Einsum, value: Value) -> Held:
         if len(self.body) >= MAX_STATEMENTS:
@@ -112,7 +124,8 @@ def reduction_name(red: str, value: Value, target: str) -> str:
 def load_held(held: Held, args: tuple[Value, ...] | None = None) -> Value:
     """A statement read at its own coordinates, or at ``args``."""
     at = tuple(map(coordinate, held.ranks)) if args is None else args
-    return read(held.name, held.dtype, at, moved(held.space, held.ranks, at))
+    value = read(held.name, held.dtype, at, moved(held.space, held.ranks, at))
+    return value if held.along is None else dataclasses.replace(value, ranks=value.ranks | {held.along})
 
 
 def _held(statement: Einsum, value: Value) -> Held:

@@ -16,6 +16,9 @@ from einfuse.dsl.reduce import Reducer
 from einfuse.dsl.values import MAX_DEPTH, Value, apply, constant, extent, read, rename_plain
 from einfuse.ir import FUNCTIONS, Span, SpecError
 
+MAX_REPEAT = 64
+"""Every step may be a pass over the keys, and a loop of the kernel."""
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -71,9 +74,7 @@ class Evaluator:
             raise self.fault(f"this is nested more than {MAX_DEPTH} levels deep once definitions are filled in", e)
         try:
             match e:
-                case ast.Number():
-                    return constant(e.value).at(self.place(e))
-                case ast.Truth():
+                case ast.Number() | ast.Truth():
                     return constant(e.value).at(self.place(e))
                 case ast.Name():
                     return self._name(e)
@@ -91,6 +92,8 @@ class Evaluator:
                     return self._compare(e)
                 case ast.Conditional():
                     return self._conditional(e)
+                case ast.Repeat():
+                    return self._repeat(e)
         finally:
             self.level -= 1
 
@@ -229,6 +232,23 @@ class Evaluator:
             return self.value(e.then if condition.constant else e.other)
         return apply("select", (condition, self.value(e.then), self.value(e.other)), self.place(e))
 
+    def _repeat(self, e: ast.Repeat) -> Value:
+        """Unrolled: what every name holds after each step is a statement, unless it is a leaf."""
+        count = self.value(e.count).constant
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MAX_REPEAT:
+            hint = f"a number from 0 to {MAX_REPEAT}, or an int parameter of the attention"
+            raise self.fault("the count of a `repeat` is an integer known at compile time", e.count, hint)
+        outside = {n.text: self.scope.get(n.text) for n in e.names}
+        values: list[Binding] = [self.inliner.argument(n.text, x) for n, x in zip(e.names, e.starts, strict=True)]
+        for _ in range(count):
+            self.scope.update(zip(outside, values, strict=True))
+            values = [self.inliner.argument(n.text, x) for n, x in zip(e.names, e.steps, strict=True)]
+        for name, binding in outside.items():
+            self.scope.pop(name, None)
+            if binding is not None:
+                self.scope[name] = binding
+        return self.bound(values[0], e.names[0])
+
     # -- calls -----------------------------------------------------------------------------------------------------------
 
     def _call(self, e: ast.Call) -> Value:
@@ -252,6 +272,8 @@ class Evaluator:
             return self._given(e)
         if name == "size":
             return self._size(e)
+        if name == "repeat":
+            raise self.fault("`repeat` starts from a named value", e, "write repeat(n, t = start, next)")
         if name in REDUCERS and name not in FUNCTIONS:
             raise self.fault(f"the reducer `{name}` needs ranks", e, f"write {name}[j](x) with the rank to reduce over")
         if not name.isidentifier() or name not in FUNCTIONS:

@@ -69,6 +69,15 @@ class Inliner:
         ranks = emitter.sorted(value.ranks - self.caller.ambient)
         return emitter.unnamed(Einsum(hint, ranks, None, (), value.expr, mask_of(None, value), self.caller.place(at)), value)
 
+    def argument(self, name: str, e: ast.Expr) -> Binding:
+        """The value of ``e`` under a name that may be read many times: a statement, unless it is a name or a leaf itself."""
+        if isinstance(e, ast.Name):
+            binding = self.caller.scope.get(e.text)
+            if isinstance(binding, Held | Value):
+                return binding
+        value = self.caller.value(e)
+        return value if value.cheap else self._stored(name, value, e)
+
     def _argument(self, d: ast.Definition, param: str, arg: ast.Expr) -> Binding:
         """A name stands for what it names; another value that is used more than once, or at other indices, becomes a statement."""
         caller = self.caller

@@ -13,7 +13,7 @@ from einfuse.ir import FUNCTIONS, SpecError
 
 HERE = Path(__file__).resolve().parent
 REDUCERS = ("sum", "max", "min", "prod", "mean", "any", "count", "argmax", "topk")
-SPECIAL = ("given", "size")
+SPECIAL = ("given", "size", "repeat")
 
 
 def definitions(module: ast.Module, search: Sequence[Path] = ()) -> tuple[Definitions, dict[str, str]]:

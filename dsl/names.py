@@ -13,13 +13,17 @@ from einfuse.ir import DType, Expr, SpecError
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A statement of the cascade, or an integer statement that is filled in where it is read (``inline``)."""
+    """A statement of the cascade, or an integer statement that is filled in where it is read (``inline``).
+
+    ``along``: the rank of the scan that a state is carried along, while inside it; a reader of the state varies with it too.
+    """
 
     name: str
     ranks: tuple[str, ...]
     dtype: DType
     space: tuple[Expr, ...] = ()
     inline: Value | None = None
+    along: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

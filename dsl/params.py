@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from einfuse.dsl import ast
 from einfuse.dsl.diagnostics import nearest
-from einfuse.dsl.names import Choice
+from einfuse.dsl.names import Choice, Defined, Definitions
 from einfuse.dsl.values import Value, constant, read
 from einfuse.ir import DType, Scalar, SpecError, Tensor
 
@@ -22,14 +22,14 @@ class Params:
     tensors: tuple[Tensor, ...]
 
 
-def parameters(node: ast.Attention, values: Mapping[str, Scalar | str]) -> Params:
+def parameters(node: ast.Attention, values: Mapping[str, Scalar | str], found: Definitions) -> Params:
     """Checks the header against the given ``values``. Raises SpecError for one that is unknown, missing or of another type."""
     known = [p.name.text for p in node.params]
     for name in values:
         if name not in known:
             hint = nearest(name, known) or (f"it takes {', '.join(known)}" if known else "it takes none")
             raise SpecError(f"{node.name} has no parameter `{name}`", node.name.loc, hint)
-    structural = _structural(node)
+    structural = _structural(node, found)
     bindings: dict[str, Value | Choice] = {}
     tensors: list[Tensor] = []
     for p in node.params:
@@ -99,13 +99,37 @@ def _checked(p: ast.Param, value: Scalar | str) -> Scalar | str:
     raise SpecError(f"`{p.name}` is of type {kind}, found {str(value).lower() if isinstance(value, bool) else value}", loc)
 
 
-def _structural(node: ast.Attention) -> set[str]:
-    """Parameters that shape the code: those in the size of a rank or an axis."""
+def _counts(node: ast.Node, found: Definitions, known: dict[int, set[str]]) -> list[ast.Expr]:
+    """The expressions in ``node`` that count a `repeat`, here or in a definition that is called."""
+    out: list[ast.Expr] = []
+    for n, _ in ast.walk(node):
+        if isinstance(n, ast.Repeat):
+            out.append(n.count)
+        called = found.find(n.name.text) if isinstance(n, ast.Call) else None
+        if called is not None and isinstance(n, ast.Call):
+            names = _counting(called, known)
+            out += [a for p, a in zip(called.node.params, n.args, strict=False) if p.text in names]
+    return out
+
+
+def _counting(called: Defined, known: dict[int, set[str]]) -> set[str]:
+    """The parameters of a definition that count a `repeat`; each definition is looked at once."""
+    if id(called.node) not in known:
+        known[id(called.node)] = set()  # should it call itself: an error of its own, later
+        counts = [c for y in (*called.node.body, called.node.result) for c in _counts(y, called.home, known)]
+        known[id(called.node)] = {x.text for c in counts for x, _ in ast.walk(c) if isinstance(x, ast.Name)}
+    return known[id(called.node)]
+
+
+def _structural(node: ast.Attention, found: Definitions) -> set[str]:
+    """Parameters that shape the code: those in the size of a rank or an axis, and in the count of a `repeat`."""
     roots: list[ast.Expr] = []
+    known: dict[int, set[str]] = {}
     for x in node.body:
         if isinstance(x, ast.RankLine) and x.size is not None:
             roots.append(x.size)
         if isinstance(x, ast.Input):
             roots += x.axes
+        roots += _counts(x, found, known)
     names = {n.text for root in roots for n, _ in ast.walk(root) if isinstance(n, ast.Name)}
     return names & {p.name.text for p in node.params}

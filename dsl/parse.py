@@ -185,6 +185,12 @@ class _Build(Transformer_NonRecursive[Token, Any]):
     def statement(self, m: Meta, c: list[Any]) -> ast.Statement:
         return ast.Statement(c[0], c[1], c[2], c[3], _span(self.file, m))
 
+    def scan(self, m: Meta, c: list[Any]) -> ast.Scan:
+        return ast.Scan(c[0], tuple(c[1:]), _span(self.file, m))
+
+    def state(self, m: Meta, c: list[Any]) -> ast.StateLine:
+        return ast.StateLine(c[0], c[1] or (), c[2], c[3], _span(self.file, m))
+
     def short_definition(self, m: Meta, c: list[Any]) -> ast.Definition:
         return ast.Definition(c[0], c[1] or (), c[2] or (), (), c[3], loc=_span(self.file, m))
 
@@ -222,10 +228,17 @@ class _Build(Transformer_NonRecursive[Token, Any]):
     def masked(self, _: Meta, c: list[Any]) -> _Masked:
         return _Masked(c[0], c[1])
 
-    def call(self, m: Meta, c: list[Any]) -> ast.Call:
+    def binding(self, _: Meta, c: list[Any]) -> _Binding:
+        return _Binding(c[0], c[1])
+
+    def repeated(self, _: Meta, c: list[Any]) -> _Repeated:
+        bound = [x for x in c[1:] if isinstance(x, _Binding)]
+        return _Repeated(c[0], bound, [x for x in c[1:] if not isinstance(x, _Binding)])
+
+    def call(self, m: Meta, c: list[Any]) -> ast.Call | ast.Repeat:
         return _call(c[0], None, c[1], _span(self.file, m))
 
-    def indexed_call(self, m: Meta, c: list[Any]) -> ast.Call:
+    def indexed_call(self, m: Meta, c: list[Any]) -> ast.Call | ast.Repeat:
         return _call(c[0], c[1], c[2], _span(self.file, m))
 
 
@@ -236,7 +249,32 @@ class _Masked:
         self.value, self.where = value, where
 
 
-def _call(name: ast.Name, ranks: tuple[ast.Expr, ...] | None, args: Any, loc: Span) -> ast.Call:
+class _Binding:
+    """``name = value`` between the parentheses of a `repeat`."""
+
+    def __init__(self, name: ast.Name, value: ast.Expr) -> None:
+        self.name, self.value = name, value
+
+
+class _Repeated:
+    """``count, name = start, ..., next, ...`` between the parentheses of a `repeat`."""
+
+    def __init__(self, count: ast.Expr, bound: list[_Binding], steps: list[ast.Expr]) -> None:
+        self.count, self.bound, self.steps = count, bound, steps
+
+
+def _repeat(name: ast.Name, ranks: tuple[ast.Expr, ...] | None, r: _Repeated, loc: Span) -> ast.Repeat:
+    if name.text != "repeat" or ranks is not None:
+        raise SpecError(f"`{name}` takes no `name = value`", r.bound[0].name.loc, "only repeat(n, t = start, next) has one")
+    if len(r.steps) != len(r.bound):
+        found = f"{len(r.bound)} start{'s' * (len(r.bound) > 1)} and {len(r.steps)} next value{'s' * (len(r.steps) > 1)}"
+        raise SpecError(f"`repeat` takes one next value for every name, found {found}", loc, "write repeat(n, t = start, next)")
+    return ast.Repeat(r.count, tuple(b.name for b in r.bound), tuple(b.value for b in r.bound), tuple(r.steps), loc)
+
+
+def _call(name: ast.Name, ranks: tuple[ast.Expr, ...] | None, args: Any, loc: Span) -> ast.Call | ast.Repeat:
+    if isinstance(args, _Repeated):
+        return _repeat(name, ranks, args, loc)
     if isinstance(args, _Masked):
         return ast.Call(name, ranks, (args.value,), args.where, loc)
     return ast.Call(name, ranks, args or (), None, loc)

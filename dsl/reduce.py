@@ -54,7 +54,7 @@ class Reducer:
             return self._count(over, body, where, e)
         if name == "mean":
             total = self._reduced("sum", over, body, where, e)
-            return apply("/", (total, self._count(over, body, where, e)), self.at.place(e))
+            return self._row(apply("/", (total, self._count(over, body, where, e)), self.at.place(e)), e)
         return self._reduced(name, over, body, where, e)
 
     def _reduced(self, red: str, over: tuple[str, ...], body: Value, where: Value | None, e: ast.Call) -> Value:
@@ -70,6 +70,12 @@ class Reducer:
         name = reduction_name(red, body, self.at.target)
         statement = Einsum(name, ranks, red, over, body.expr, mask, self.at.place(e))
         return load_held(self.at.emitter.unnamed(statement, body)).at(self.at.place(e))
+
+    def _row(self, mean: Value, e: ast.Call) -> Value:
+        """A mean has a name, so that what is computed from it can move with it (Chan's merge) and not with the sum and the count."""
+        ranks = self.at.emitter.sorted(mean.ranks - self.at.ambient)
+        statement = Einsum("mean", ranks, None, (), mean.expr, mask_of(None, mean), self.at.place(e))
+        return load_held(self.at.emitter.unnamed(statement, mean)).at(self.at.place(e))
 
     def _count(self, over: tuple[str, ...], body: Value, where: Value | None, e: ast.Call) -> Value:
         """The number of existing points: the size of the ranks where no condition mentions them."""

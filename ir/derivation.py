@@ -93,6 +93,7 @@ class _Deriver:
         self.column = _column_names(einsums, rank)
         self.atoms = sep.Atoms(self.statistic)
         self.sampler = sep.Sampler(set())
+        self.positive: set[str] = set()  # the statistics that are known to be 0 or more
 
     def run(self) -> Derivation:
         for x in self.statements:
@@ -101,13 +102,14 @@ class _Deriver:
                 self.out.accumulators[x.target] = ()
             else:
                 self._reduction(x)
-            if sep.nonnegative(x.map):
-                self.sampler.positive.add(self.atoms.symbol(ex.at(x.target, x.ranks)))
+            if sep.nonnegative(x.map, frozenset(self.positive)):
+                self.positive.add(x.target)
         return self.out
 
     # -- one reduction -------------------------------------------------------------------------------------------------
 
     def _reduction(self, x: Einsum) -> None:
+        x = replace(x, map=self._independent(x.map))
         inner, post = self._without_free_factors(x) if x.red == "sum" else (x.map, ex.ONE)
         if post != ex.ONE:
             for name in sorted(self._statistics_in(post)):
@@ -123,6 +125,28 @@ class _Deriver:
                 forced.add(cut.statistic)
         self.out.level[x.target], self.out.accumulators[x.target] = level, accumulators
 
+    def _independent(self, e: Expr) -> Expr:
+        """``e`` with a row scalar of maxima written out where ``e`` also reads what it is made of: two names for one dependence would
+        look like two."""
+        while True:
+            used = {read: self.statistic[read] for read in ex.walk(e) if read in self.statistic}
+            made = {read: self._made_of(name) for read, name in used.items()}
+            for read, name in used.items():
+                others = set().union(*(m | {used[r]} for r, m in made.items() if r != read))
+                if made[read] & others and all(self.by_name[n].red in ORDER for n in made[read]):
+                    e = ex.substitute(e, lambda y, read=read, name=name: self.by_name[name].map if y == read else None)  # type: ignore[misc]
+                    break
+            else:
+                return e
+
+    def _made_of(self, name: str) -> set[str]:
+        """The reductions that a row scalar is computed from; none for a reduction itself."""
+        x = self.by_name[name]
+        if x.red:
+            return set()
+        parts = self._statistics_in(x.map)
+        return {n for n in parts if self.by_name[n].red}.union(*(self._made_of(n) for n in parts))
+
     def _without_free_factors(self, x: Einsum) -> tuple[Expr, Expr]:
         """Splits ``map`` into what depends on the rank and what leaves the sum. Pure order statistics stay: they bound the sum."""
         over, under = ex.quotient(x.map)
@@ -137,7 +161,7 @@ class _Deriver:
         if self._on_rank(factor):
             return False
         used = self._statistics_in(factor)
-        return not used or any(self.by_name[n].red not in ORDER for n in used)
+        return not used or any(self._deferrable(n) for n in used)
 
     def _on_rank(self, e: Expr) -> bool:
         return self.rank in ex.indices(e) or bool(ex.reads(e) & self.column)
@@ -150,8 +174,10 @@ class _Deriver:
         shifted = {e.name for e in ex.walk(inner) if e.op == "load" and e.name in self.by_name and e not in self.statistic}
         level = self.out.level
         lowest = max([level[n] for n in (*deps, *self._statistics_in(post))] + [level[n] + 1 for n in shifted] + [1])
+        deps = [d for d in deps if level[d] == lowest]  # the others are complete: constants of the row
+        self._start({ex.at(d, self.by_name[d].ranks): d for d in deps})
         try:
-            f = self.atoms.to_sympy(inner) if deps else None
+            f = self._seen(inner) if deps else None
         except KeyError:  # a function without algebra: every statistic it reads must be complete
             f, forced = None, {*forced, *deps}
         ranks = {d: self._rank(f, d) for d in deps} if f is not None else {}
@@ -166,9 +192,34 @@ class _Deriver:
             )
         live = [d for d in deps if level[d] == lowest]
         accumulators = [(f, Accumulator(inner, post))]
-        for d in sorted(live, key=lambda d: self.by_name[d].red == "sum"):
+        for d in sorted(live, key=lambda d: self._turn(f, d)):
             accumulators = [new for old in accumulators for new in self._resolve(x, d, *old, additive)]
         return lowest, tuple(a for _, a in accumulators)
+
+    def _start(self, statistics: dict[Expr, str]) -> None:
+        """Symbols and samples for one reduction."""
+        self.atoms = sep.Atoms(statistics, frozenset(self.positive))
+        self.sampler = sep.Sampler({self.atoms.symbol(read) for read, name in statistics.items() if name in self.positive})
+
+    def _seen(self, e: Expr) -> Any:
+        """``e`` over symbols, with what is known of them told to the sampler."""
+        f = self.atoms.to_sympy(e)
+        for part, symbol in self.atoms.symbols.items():
+            if part not in self.atoms.statistics:
+                if symbol.is_nonnegative:
+                    self.sampler.positive.add(symbol)
+                if not self._on_rank(part):
+                    self.sampler.row.add(symbol)
+        return f
+
+    def _turn(self, f: Any, d: str) -> int:
+        """When a dependence is dealt with: what leaves the sum first (it may split it), then carries, then towers (they fix the map)."""
+        return 2 if self._polynomial(f, d) else 0 if self._deferrable(d) else 1
+
+    def _deferrable(self, name: str) -> bool:
+        """Does a sum go into this statistic? Then its factor waits for the end; order statistics exist for range alone."""
+        reductions = self._made_of(name) or {name}
+        return any(self.by_name[n].red not in ORDER for n in reductions)
 
     def _separable(self, x: Einsum, d: str, f: Any, ranks: dict[str, int], additive: set[str]) -> bool:
         if x.red in ORDER:
@@ -183,7 +234,7 @@ class _Deriver:
         }
 
     def _polynomial(self, f: Any, d: str) -> bool:
-        return f is not None and not self.by_name[d].red and sep.tower(f, self._symbol(d)) is not None
+        return f is not None and not self.by_name[d].red and sep.tower(self.sampler, f, self._symbol(d)) is not None
 
     def _symbol(self, name: str) -> Any:
         return self.atoms.symbol(ex.at(name, self.by_name[name].ranks))
@@ -198,34 +249,39 @@ class _Deriver:
         d = self._symbol(name)
         if f is None or d not in f.free_symbols:
             return [(f, acc)]
+        if acc.tower is not None:
+            raise _Cut(name)  # the derivatives were taken of a map that still held this statistic
         try:
             if name in additive:
                 return [self._carry(x, name, f, acc, "+")]
             red = self.by_name[name].red
-            if red is None and (derivatives := sep.tower(f, d)):
+            if red is None and (derivatives := sep.tower(self.sampler, f, d)):
                 self.out.decisions.append(Decision(name, x.target, "tower", f"{len(derivatives)} derivatives", "proven"))
                 maps = tuple(self.atoms.to_expr(g) for g in derivatives[1:])
                 return [(f, replace(acc, tower=(ex.at(name, self.by_name[name].ranks), maps)))]
             terms = sep.rank_one_terms(self.sampler, f, d)
             parts = [(g, acc if len(terms) == 1 else replace(acc, map=self.atoms.to_expr(g))) for g in terms]
-            how = self._defer if red == "sum" else self._carry
+            how = self._defer if self._deferrable(name) else self._carry
             return [how(x, name, g, part) if d in g.free_symbols else (g, part) for g, part in parts]
         except sep.NotSeparable:
             raise _Cut(name) from None
 
     def _carry(self, x: Einsum, name: str, g: Any, acc: Accumulator, how: Literal["*", "+"] = "*") -> tuple[Any, Accumulator]:
+        """The correction of the partial sum when the statistic moves: a quotient (or difference) free of the element."""
         d = self._symbol(name)
         new = sep.prime(d)
-        if how == "+":
-            factor = sep.tidy(g.subs(d, new) - g)
-            moved = g + factor
-        else:
-            h = self.sampler.at_point(g, d)
-            factor = sep.tidy(h.subs(d, new) / h)
-            moved = g * factor
-        if new in self.sampler.positive or d in self.sampler.positive:
+        if d in self.sampler.positive:
             self.sampler.positive.add(new)
-        if factor.free_symbols - {d, new} or not self.sampler.holds(g.subs(d, new), moved):
+        for keep in self._kept(g, d):
+            if how == "+":
+                factor = sep.tidy(g.subs(d, new) - g)
+            else:
+                h = self.sampler.at_point(g, d, keep)
+                factor = sep.tidy(h.subs(d, new) / h)
+            moved = g + factor if how == "+" else g * factor
+            if not factor.free_symbols - {d, new} - self.sampler.row and self.sampler.holds(g.subs(d, new), moved):
+                break
+        else:
             raise sep.NotSeparable(f"the correction of {x.target} for {name} failed its numeric check")
         proof: Literal["proven", "sampled"] = "proven" if sep.proven(g.subs(d, new), moved) else "sampled"
         read = ex.at(name, self.by_name[name].ranks)
@@ -233,11 +289,20 @@ class _Deriver:
         self.out.decisions.append(Decision(name, x.target, "carry", _short(correction), proof))
         return g, replace(acc, carry=(*acc.carry, (how, correction)))
 
+    def _kept(self, g: Any, d: Any) -> tuple[set[Any], ...]:
+        """Which symbols of the row may stand in a factor of ``d``: none if that suffices."""
+        row = self.sampler.row & g.free_symbols - {d}
+        return (set(), row) if row else (set(),)
+
     def _defer(self, x: Einsum, name: str, g: Any, acc: Accumulator) -> tuple[Any, Accumulator]:
+        """The factor of the statistic that leaves the sum, applied once when both are complete."""
         d = self._symbol(name)
-        h = self.sampler.at_point(g, d)
-        inner, post = sep.tidy(g.subs(d, 1)), sep.tidy(h / h.subs(d, 1))
-        if not self.sampler.holds(g, inner * post):
+        for keep in self._kept(g, d):
+            h = self.sampler.at_point(g, d, keep)
+            inner, post = sep.tidy(g.subs(d, 1)), sep.tidy(h / h.subs(d, 1))
+            if self.sampler.holds(g, inner * post):
+                break
+        else:
             raise sep.NotSeparable(f"the factor of {x.target} in {name} failed its numeric check")
         proof: Literal["proven", "sampled"] = "proven" if sep.proven(g, inner * post) else "sampled"
         factor = self.atoms.to_expr(post)

@@ -41,6 +41,7 @@ _UNARY: dict[str, Callable[[Expr, Expr], Expr]] = {
 }
 _FLAT = {
     "sign",
+    "stop",
     "floor",
     "int",
     "<",

@@ -59,6 +59,7 @@ FUNCTIONS: dict[str, Function] = {
     "max": Function(2, "numeric", "same", max),
     "min": Function(2, "numeric", "same", min),
     "sign": Function(1, "numeric", "same", _sign),
+    "stop": Function(1, "numeric", "same", lambda x: x),  # the identity, with a derivative of 0
     "exp": _float(math.exp),
     "exp2": _float(lambda x: 2.0**x),
     "log": _float(math.log),

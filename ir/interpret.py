@@ -50,6 +50,7 @@ TORCH: dict[str, Callable[..., Tensor]] = {
     "max": lambda a, b: torch.maximum(*_same(a, b)),
     "min": lambda a, b: torch.minimum(*_same(a, b)),
     "sign": torch.sign,
+    "stop": torch.Tensor.detach,
     "exp": torch.exp,
     "exp2": torch.exp2,
     "log": torch.log,
@@ -209,6 +210,8 @@ class _Interpreter:
         return env
 
     def _einsum(self, x: Einsum, env: dict[str, Block], span: dict[str, tuple[int, int]]) -> Block:
+        if x.red == "solve":
+            return self._solved(x, env, span)
         return self._reduced(x.red, x.ranks, x.over, x.map, x.mask, env, span)
 
     def _reduced(
@@ -402,9 +405,9 @@ class _Interpreter:
     # -- folds -----------------------------------------------------------------------------------------------------------
 
     def _fold(self, f: Fold, env: dict[str, Block], span: dict[str, tuple[int, int]]) -> dict[str, Block]:
+        if f.sequential or f.aligned or f.count:
+            return self._scan(f, env, span)
         blocks = self._blocks(f, env, span)
-        if any(isinstance(y, State) and y.red == "set" for y in f.body):
-            return self._scan(f, blocks, env, span)
         emitted = self._emitted(f, blocks, env, span)
         count = max(1, min(f.split, len(blocks)))
         partial: list[dict[str, Block]] = []
@@ -528,29 +531,81 @@ class _Interpreter:
             )
         return data
 
-    def _scan(
-        self, f: Fold, blocks: list[tuple[int, int, Expr | None]], env: dict[str, Block], span: dict[str, tuple[int, int]]
-    ) -> dict[str, Block]:
-        """A sequential fold: states are read above their line as carried, below it as new; aligned ranks advance with the fold's."""
-        zero = self._identities(replace(f, body=tuple(replace(y, red="sum") for y in f.body if isinstance(y, State))), span)
+    def _scan(self, f: Fold, env: dict[str, Block], span: dict[str, tuple[int, int]]) -> dict[str, Block]:
+        """Blocks in order, one point each where there is no step: states are read above their line as carried, below it as new."""
+        states = [y for y in f.body if isinstance(y, State)]
+        zero = self._identities(replace(f, body=tuple(replace(y, red="sum") for y in states)), span)
         local: dict[str, Block] = {**env, **zero}
+        for y in states:
+            if y.init is not None:
+                local[y.target] = self._held(y, y.init, zero[y.target].dims, env, span)
+        step, extent = f.step or 1, self.extent[f.rank]
+        moving = {f.rank, *f.aligned, *([f.count] if f.count else ())}
         emitted: dict[str, list[Block]] = {}
-        for lo, hi, _ in blocks:
-            inner = {**span, f.rank: (lo, hi), **dict.fromkeys(f.aligned, (lo, hi))}
+        blocks = list(enumerate(range(0, extent, step)))
+        for n, lo in reversed(blocks) if f.reverse else blocks:
+            inner = {**span, **dict.fromkeys((f.rank, *f.aligned), (lo, min(lo + step, extent)))}
+            if f.count:
+                inner[f.count] = (n, n + 1)
+            number = {f.count: ex.const(n)} if f.count else {}
             for y in f.body:
+                y = replace(y, map=ex.rename(y.map, number)) if number else y
                 if isinstance(y, State):
-                    dims = zero[y.target].dims
-                    value = self._dense(y.map, local, inner)
-                    local[y.target] = replace(zero[y.target], data=self._expanded(value, dims, inner).to(self.dtype))
+                    local[y.target] = self._held(y, y.map, zero[y.target].dims, local, inner)
                 else:
                     local[y.target] = self._einsum(y, local, inner)
-                    if set(y.ranks) & set(f.aligned) and f.rank not in y.ranks:
+                    if len(set(y.ranks) & moving) == 1:
                         emitted.setdefault(y.target, []).append(local[y.target])
-        out = {y.target: local[y.target] for y in f.body if isinstance(y, State)}
+        out = {y.target: local[y.target] for y in states}
         for name, parts in emitted.items():
-            axis = next(n for n, d in enumerate(parts[0].dims) if d in f.aligned)
+            axis = next(n for n, d in enumerate(parts[0].dims) if d in moving)
+            parts = parts[::-1] if f.reverse else parts
             out[name] = replace(parts[0], data=torch.cat([p.data for p in parts], axis))
         return out
+
+    def _held(
+        self, y: State, e: Expr, dims: tuple[str, ...], env: dict[str, Block], span: dict[str, tuple[int, int]]
+    ) -> Block:
+        """The value of a sequential state: what does not depend on the block's one point has no axis for it."""
+        value = self._dense(e, env, span)
+        once = [n for n, d in enumerate(value.dims) if d not in dims]
+        assert all(value.data.shape[n] == 1 for n in once), f"{y.target} is set to a value over {value.dims}"
+        data = value.data[tuple(0 if n in once else slice(None) for n in range(value.data.ndim))]
+        block = Block(data, tuple(d for d in value.dims if d in dims))
+        return Block(self._expanded(block, dims, span).to(self.dtype), dims, tuple(span[d][0] for d in dims))
+
+    def _solved(self, x: Einsum, env: dict[str, Block], span: dict[str, tuple[int, int]]) -> Block:
+        """The equation ``u = b + m u`` row by row along its own rank, upwards where its condition asks for later rows."""
+        (over,), own = x.over, own_rank(x)
+        dims = self._sorted((*self.cascade.over, *x.ranks))
+        rows = list(range(*span[own]))
+        upwards = x.mask == ex.call(">", ex.index(over), ex.index(own))
+        base, share = equation(x)
+        out: dict[int, Tensor] = {}
+        axis = dims.index(own)
+        for row in reversed(rows) if upwards else rows:
+            here = {**span, own: (row, row + 1)}
+            total = self._expanded(self._dense(base, env, here), dims, here).to(self.dtype)
+            known = sorted(out)
+            if known:
+                before = Block(torch.cat([out[r] for r in known], axis), dims, tuple(known[0] if d == own else span[d][0] for d in dims))
+                part = Einsum(x.target, x.ranks, "sum", (over,), share, x.mask)
+                inner = {**here, over: (known[0], known[-1] + 1)}
+                total = total + self._einsum(part, {**env, x.target: before}, inner).data
+            out[row] = total
+        return Block(torch.cat([out[r] for r in rows], axis), dims, tuple(span[d][0] for d in dims))
+
+
+def own_rank(x: Einsum) -> str:
+    """The rank of an equation along which it reads its own other rows."""
+    read = next(e for e in ex.walk(x.map) if e.op == "load" and e.name == x.target)
+    return next(r for r, a in zip(x.ranks, read.args, strict=True) if a == ex.index(x.over[0]))
+
+
+def equation(x: Einsum) -> tuple[Expr, Expr]:
+    """The free part and the part that reads the unknown itself of a ``solve``, which are joined by one ``+``."""
+    assert x.red == "solve" and x.map.op == "+" and x.target not in ex.reads(x.map.args[0]), f"{x.target} is no equation"
+    return x.map.args[0], x.map.args[1]
 
 
 def is_let(f: Fold, y: Einsum) -> bool:

@@ -5,8 +5,8 @@ A *cascade* is a list of extended Einsums over named ranks (FuseMax, MICRO 2024;
     cascade := over ranks inputs body outs tile
     body    := (einsum | fold)*
     einsum  := target[ranks] = [red[over]] map [where mask]
-    fold    := fold rank [step] [ranges] [split] [where mask] { (einsum | state)* }
-    state   := target[ranks] = red map [carry expr]
+    fold    := fold rank [with ranks] [count rank] [step] [reverse] [ranges] [split] [where mask] { (einsum | state)* }
+    state   := target[ranks] = red map [carry expr] [from expr]
 
 All nodes are immutable and compare structurally; ``loc`` (the place in the user's text) takes no part in comparison.
 """
@@ -100,6 +100,9 @@ class Einsum:
     """``target[ranks] = red[over] map where mask``; without ``red`` a pointwise statement.
 
     A point where ``mask`` is false does not exist: a reduction skips it, and no reader may see it.
+
+    ``red == "solve"`` makes the statement an equation in its own target: ``u[i, e] = solve[r] b[i, e] + m[i, r] * u[r, e] where r < i``
+    is the u with ``u[i] = b[i] + sum over r < i of m[i, r] u[r]``, a triangular system (with ``r > i``: the other triangle).
     """
 
     target: str
@@ -116,7 +119,7 @@ class State:
     """An accumulator of a fold: ``X := carry(X) (+) red over the block of map``.
 
     ``carry`` is the old value re-based from the old statistics ``M`` to the merged ones ``M'`` (`Expr` op ``new``).
-    ``red == "set"`` replaces the value (a sequential update, used by scans).
+    ``red == "set"`` replaces the value (a sequential update, used by scans); such a state starts ``from`` its ``init``, or 0.
     """
 
     target: str
@@ -124,6 +127,7 @@ class State:
     red: str
     map: Expr
     carry: Expr | None = None
+    init: Expr | None = None
     loc: Span | None = _loc()
 
 
@@ -142,7 +146,11 @@ class Fold:
     """One pass over a rank in blocks of ``step``, carrying states from block to block (or merging ``split`` partial ones).
 
     ``ranges`` empty: the whole rank, under ``mask`` where there is one. ``tabulated``: the live tiles come from a table
-    made at launch by `ir.intervals`. ``aligned`` names the ranks that advance with the folded one (a scan).
+    made at launch by `ir.intervals`.
+
+    A *scan* is a fold with ``set`` states: blocks in order (``reverse``: from the last), one point each where ``step`` is 0. A
+    statement reads a state above its line as carried, below it as new, and all those over the folded rank are visible outside.
+    ``aligned`` names the ranks that advance with the folded one, ``count`` the rank whose one coordinate numbers the block.
     """
 
     rank: str
@@ -153,7 +161,13 @@ class Fold:
     tabulated: bool = False
     split: int = 1
     aligned: tuple[str, ...] = ()
+    count: str | None = None
+    reverse: bool = False
     loc: Span | None = _loc()
+
+    @property
+    def sequential(self) -> bool:
+        return any(isinstance(y, State) and y.red == "set" for y in self.body)
 
 
 Statement = Einsum | Fold

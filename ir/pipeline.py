@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Literal
 
 from einfuse.ir.nodes import Cascade
-from einfuse.ir.passes import canonicalise, infer_space, mask_ranges, name_scores, online_fuse, schedule
+from einfuse.ir.passes import canonicalise, chunk, infer_space, mask_ranges, name_scores, online_fuse, schedule
 from einfuse.ir.verify import Stage, verify
 
-PassName = Literal["build", "infer_space", "canonicalise", "online_fuse", "name_scores", "schedule", "mask_ranges"]
-PASSES: tuple[PassName, ...] = ("build", "infer_space", "canonicalise", "online_fuse", "name_scores", "schedule", "mask_ranges")
+PassName = Literal["build", "infer_space", "chunk", "canonicalise", "online_fuse", "name_scores", "schedule", "mask_ranges"]
+PASSES: tuple[PassName, ...] = ("build", "infer_space", "chunk", "canonicalise", "online_fuse", "name_scores", "schedule", "mask_ranges")
 _AFTER: dict[str, Stage] = {
     "canonicalise": "canonical",
     "online_fuse": "fused",
@@ -34,6 +34,7 @@ def run(
     passes: tuple[tuple[PassName, Callable[[Cascade], Cascade]], ...] = (
         ("build", lambda c: c),
         ("infer_space", infer_space.run),  # first: every later pass may move a statement away from the `where` it inherits
+        ("chunk", chunk.run),  # before anything else looks at a scan; a scan in blocks needs no pass after it
         ("canonicalise", canonicalise.run),  # whole maps for the rank test, so before fusing
         ("online_fuse", lambda c: online_fuse.run(c, strict)),
         ("name_scores", name_scores.run),  # fusing is what makes the copies
@@ -47,6 +48,6 @@ def run(
         verify(cascade, stage)
         if observe is not None:
             observe(name, cascade)
-        if name == after:
+        if name == after or (name == "chunk" and chunk.scan_of(cascade) is not None):
             break
     return cascade

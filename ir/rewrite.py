@@ -19,7 +19,7 @@ def map_expressions(c: Cascade, fn: Callable[[Expr], Expr]) -> Cascade:
         if isinstance(x, Einsum):
             return replace(x, map=fn(x.map), mask=optional(x.mask))
         if isinstance(x, State):
-            return replace(x, map=fn(x.map), carry=optional(x.carry))
+            return replace(x, map=fn(x.map), carry=optional(x.carry), init=optional(x.init))
         ranges = tuple(Range(fn(r.lo), fn(r.hi), fn(r.full_lo), fn(r.full_hi)) for r in x.ranges)
         return replace(x, body=tuple(one(y) for y in x.body), mask=optional(x.mask), ranges=ranges)  # type: ignore[misc]
 
@@ -42,9 +42,8 @@ def expressions(x: Einsum | State | Fold) -> Iterator[Expr]:
             yield from (r.lo, r.hi, r.full_lo, r.full_hi)
     else:
         yield x.map
-    extra = x.carry if isinstance(x, State) else x.mask
-    if extra is not None:
-        yield extra
+    extra = (x.carry, x.init) if isinstance(x, State) else (x.mask,)
+    yield from (e for e in extra if e is not None)
 
 
 def prune(c: Cascade) -> Cascade:
@@ -64,6 +63,13 @@ def prune(c: Cascade) -> Cascade:
 
 
 def _prune_fold(f: Fold, needed: set[str]) -> Fold | None:
+    while f.sequential:  # a state is read above its line too: what it needs is known only when nothing more is found
+        before = len(needed)
+        for x in f.body:
+            if x.target in needed:
+                needed.update(*(ex.reads(e) for e in expressions(x)))
+        if len(needed) == before:
+            break
     body: list[Einsum | State] = []
     for x in reversed(f.body):
         if x.target in needed or (

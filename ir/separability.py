@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ else:
 MAX_RANK = 4
 SAMPLES = 24
 TOLERANCE = 1e-10
-NUMERIC = [{"erf": np.vectorize(math.erf, otypes=[float])}, "numpy"]  # numpy itself has no error function
+NUMERIC = {"erf": np.vectorize(math.erf, otypes=[float])}  # numpy itself has no error function
 
 
 @functools.cache
@@ -55,6 +55,7 @@ def _table() -> dict[str, Callable[..., Any]]:
         "max": sp.Max,
         "min": sp.Min,
         "sign": sp.sign,
+        "stop": lambda a: a,
         "exp": sp.exp,
         "exp2": lambda a: 2**a,
         "log": sp.log,
@@ -85,12 +86,20 @@ class Atoms:
     """The symbols that stand for statistics and for maximal statistic-free sub-expressions, and the way back."""
 
     statistics: Mapping[Expr, str]
+    positive: frozenset[str] = frozenset()  # statements that are known to be 0 or more
     symbols: dict[Expr, sp.Symbol] = field(default_factory=dict)
 
     def symbol(self, e: Expr) -> sp.Symbol:
         if e not in self.symbols:
             name = self.statistics.get(e, f"x{len(self.symbols)}")
-            self.symbols[e] = sp.Symbol(name, real=True)
+            sign = (
+                {"positive": True}
+                if e.op == "const" and nonnegative(e)
+                else {"nonnegative": True}
+                if nonnegative(e, self.positive)
+                else {}
+            )
+            self.symbols[e] = sp.Symbol(name, real=True, **sign)
         return self.symbols[e]
 
     def to_sympy(self, e: Expr) -> Any:
@@ -99,6 +108,8 @@ class Atoms:
         if e in self.statistics:
             return self.symbol(e)
         if e.op == "const":
+            if isinstance(e.value, float) and e.value and not 1e-3 < abs(e.value) < 1e6:
+                return self.symbol(e)  # an epsilon, or a stand-in for infinity: its digits would only burden the algebra
             return sp.Rational(str(e.value)) if not isinstance(e.value, bool) else sp.true if e.value else sp.false
         if e.op not in ex.LEAVES and any(x in self.statistics for x in ex.walk(e)):
             if e.op == "select" and not any(x in self.statistics for x in ex.walk(e.args[0])):
@@ -128,18 +139,18 @@ def _to_expr(z: Any, back: Mapping[Any, Expr]) -> Expr:
         sign, rest = (-1, -z) if z.could_extract_minus_sign() else (1, z)
         if sign < 0:
             return ex.call("neg", _to_expr(rest, back))
+        ratio = _ratio(z)
+        if ratio is not None:
+            power, rest = ratio
+            return ex.call("*", _to_expr(rest, back), power(back)) if rest != 1 else power(back)
         under = [1 / a for a in z.args if a.is_Pow and a.exp.is_negative]
         over = [a for a in z.args if not (a.is_Pow and a.exp.is_negative)]
         out = ex.product(*(_to_expr(a, back) for a in over))
         return ex.call("/", out, ex.product(*(_to_expr(a, back) for a in under))) if under else out
     if z.is_Pow:
-        if z.exp == sp.Rational(1, 2):
-            return ex.call("sqrt", _to_expr(z.base, back))
         if z.exp.is_negative:
             return ex.call("/", ex.ONE, _to_expr(1 / z, back))
-        if z.exp.is_Integer and z.exp <= 8:
-            return functools.reduce(functools.partial(ex.call, "*"), [_to_expr(z.base, back)] * int(z.exp))
-        return ex.call("^", _to_expr(z.base, back), _to_expr(z.exp, back))
+        return _power(_to_expr(z.base, back), z.exp, back)
     known = {
         sp.exp: "exp",
         sp.log: "log",
@@ -157,26 +168,67 @@ def _to_expr(z: Any, back: Mapping[Any, Expr]) -> Expr:
     return functools.reduce(functools.partial(ex.call, known[z.func]), args) if len(args) > 1 else ex.call(known[z.func], *args)
 
 
+def _ratio(z: Any) -> tuple[Callable[[Mapping[Any, Expr]], Expr], Any] | None:
+    """A product with a^p b^-p in it as (a / b)^p and the rest: the powers alone may leave the range of a float."""
+    powers = [a for a in z.args if a.is_Pow and a.exp not in (1, -1)]
+    for a in powers:
+        for b in powers:
+            if b.exp == -a.exp and not a.exp.could_extract_minus_sign():
+
+                def power(back: Mapping[Any, Expr], a: Any = a, b: Any = b) -> Expr:
+                    return _power(ex.call("/", _to_expr(a.base, back), _to_expr(b.base, back)), a.exp, back)
+
+                return power, z / a / b
+    return None
+
+
+def _power(base: Expr, exponent: Any, back: Mapping[Any, Expr]) -> Expr:
+    if exponent == sp.Rational(1, 2):
+        return ex.call("sqrt", base)
+    if exponent.is_Integer and 0 < exponent <= 8:
+        return functools.reduce(functools.partial(ex.call, "*"), [base] * int(exponent))
+    return ex.call("^", base, _to_expr(exponent, back))
+
+
 class NotSeparable(Exception):  # noqa: N818  # control flow, never reaches a user
     """No correction of finite rank could be constructed: the dependence must be cut."""
 
 
-def nonnegative(e: Expr) -> bool:
-    """Is ``e`` provably >= 0? (Decides only where statistics are sampled.)"""
+def nonnegative(e: Expr, known: frozenset[str] = frozenset()) -> bool:
+    """Is ``e`` provably >= 0, given that the statements ``known`` are? (Decides only where statistics are sampled.)"""
+
+    def every(args: Iterable[Expr]) -> bool:
+        return all(nonnegative(a, known) for a in args)
+
     if e.op == "const":
         return float(e.value) >= 0  # type: ignore[arg-type]
+    if e.op == "load":
+        return e.name in known
     if e.op in ("exp", "exp2", "abs", "sqrt", "rsqrt", "sigmoid", "softplus", "size"):
         return True
     if e.op == "*":
-        return e.args[0] == e.args[1] or all(map(nonnegative, e.args))
+        return e.args[0] == e.args[1] or every(e.args)
     if e.op == "^":
         power = e.args[1].value
-        return nonnegative(e.args[0]) or (isinstance(power, int) and power % 2 == 0)
-    if e.op in ("+", "/", "min"):
-        return all(map(nonnegative, e.args))
+        return every(e.args[:1]) or (isinstance(power, int) and power % 2 == 0)
+    if e.op in ("+", "/", "min", "stop"):
+        return every(e.args)
     if e.op == "select":
-        return all(map(nonnegative, e.args[1:]))
-    return e.op == "max" and any(map(nonnegative, e.args))
+        return every(e.args[1:])
+    return e.op == "max" and any(nonnegative(a, known) for a in e.args)
+
+
+def _compiled(symbols: list[Any], e: Any) -> Callable[..., Any]:
+    """``e`` as a function of arrays."""
+    return sp.lambdify(symbols, e, [NUMERIC | {"select": _select}, "numpy"])  # type: ignore[no-any-return]
+
+
+def _select(conditions: list[Any], values: list[Any], default: float = np.nan) -> Any:
+    """`numpy.select` that also takes conditions which are the same everywhere."""
+    out = np.asarray(default, float)
+    for c, v in zip(reversed(conditions), reversed(values), strict=True):
+        out = np.where(c, v, out)
+    return out
 
 
 @dataclass(slots=True)
@@ -184,16 +236,23 @@ class Sampler:
     """Random points for the rank test; a fixed seed, so that a compilation never depends on luck twice."""
 
     positive: set[Any]
+    row: set[Any] = field(default_factory=set)  # symbols that are the same at every point of the reduced rank
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(20260101))
 
     def points(self, symbol: Any, count: int) -> np.ndarray:
         return self.rng.uniform(0.3, 2.5, count) if symbol in self.positive else self.rng.uniform(-2.2, 2.2, count)
 
     def rank(self, f: Any, d: Any) -> int:
-        """Numerical rank of f as a matrix over (everything else) x d; 99 where f is not finite on the samples."""
+        """Numerical rank of f as a matrix over the element's symbols x d; 99 where f is not finite on the samples.
+
+        Symbols of the row are constants of a matrix: two matrices are looked at, and whatever is built is checked where they vary.
+        """
+        return max(self._rank_once(f, d) for _ in range(2 if f.free_symbols & self.row else 1))
+
+    def _rank_once(self, f: Any, d: Any) -> int:
         others = sorted(f.free_symbols - {d}, key=str)
-        fn = sp.lambdify([*others, d], f, NUMERIC)
-        rows = [self.points(x, SAMPLES)[:, None] for x in others]
+        fn = _compiled([*others, d], f)
+        rows = [self.points(x, 1 if x in self.row else SAMPLES)[:, None] for x in others]
         columns = self.points(d, SAMPLES)[None, :]
         with np.errstate(all="ignore"):
             matrix = np.broadcast_to(np.asarray(fn(*rows, columns), float), (SAMPLES, SAMPLES) if others else (1, SAMPLES))
@@ -202,13 +261,14 @@ class Sampler:
         values = np.linalg.svd(matrix, compute_uv=False)
         return 0 if values[0] == 0 else int((values > TOLERANCE * values[0]).sum())
 
-    def at_point(self, f: Any, d: Any) -> Any:
-        """f as a function of d alone, at a point of the other symbols where it does not vanish."""
-        others = sorted(f.free_symbols - {d}, key=str)
-        for value in (1, 2, sp.Rational(1, 2), -1, 3):
-            e = f.subs(dict.fromkeys(others, value))
+    def at_point(self, f: Any, d: Any, keep: Collection[Any] = ()) -> Any:
+        """f as a function of d (and of the symbols to ``keep``), at a point of the others where it does not vanish."""
+        others = sorted(f.free_symbols - {d, *keep}, key=str)
+        for start, step in ((1, 0), (2, 0), (sp.Rational(1, 2), 0), (-1, 0), (3, 0), (1, 1), (3, -1)):
+            e = f.subs({x: start + n * step for n, x in enumerate(others)})
+            symbols = sorted(e.free_symbols | {d}, key=str)
             with np.errstate(all="ignore"):
-                y = np.asarray(sp.lambdify([d], e, NUMERIC)(self.points(d, 7)), float) * np.ones(7)
+                y = np.asarray(_compiled(symbols, e)(*(self.points(x, 7) for x in symbols)), float) * np.ones(7)
             if np.isfinite(y).all() and (np.abs(y) > 1e-9).all():
                 return self._without_dead_branches(e, d)
         raise NotSeparable(f"{f} vanishes at every trial point")
@@ -219,7 +279,9 @@ class Sampler:
         for q in e.atoms(sp.Max, sp.Abs):
             inner = [z for z in q.args if z != 0]
             if len(inner) == 1:
-                y = np.asarray(sp.lambdify([d], inner[0], NUMERIC)(points), float) * np.ones(50)
+                if inner[0].free_symbols - {d}:
+                    continue  # its sign may depend on the row
+                y = np.asarray(_compiled([d], inner[0])(points), float) * np.ones(50)
                 if (y > 0).all():
                     replacements[q] = inner[0]
                 elif (y < 0).all():
@@ -229,7 +291,7 @@ class Sampler:
     def holds(self, lhs: Any, rhs: Any) -> bool:
         """Are the two sides equal on random points of two ranges?"""
         symbols = sorted(lhs.free_symbols | rhs.free_symbols, key=str)
-        sides = sp.lambdify(symbols, [lhs, rhs], NUMERIC)
+        sides = _compiled(symbols, [lhs, rhs])
         for scale in (1.0, 3.0):
             with np.errstate(all="ignore"):
                 a, b = sides(*[scale * self.points(x, 200) for x in symbols])
@@ -256,8 +318,13 @@ def proven(lhs: Any, rhs: Any) -> bool:
     return bool(sp.count_ops(difference) < 120 and sp.simplify(difference) == 0)
 
 
-def tower(f: Any, d: Any, limit: int = 8) -> list[Any] | None:
-    """f and its derivatives in d, if f is a polynomial in d: together they are closed under moving d (Chan's merge)."""
+def tower(sampler: Sampler, f: Any, d: Any, limit: int = 8) -> list[Any] | None:
+    """f and its derivatives in d, if f is a polynomial in d: together they are closed under moving d (Chan's merge).
+
+    A threshold has a derivative of 0 almost everywhere and is no polynomial: the rank decides, as everywhere.
+    """
+    if not f.is_polynomial(d) or sampler.rank(f, d) > limit:
+        return None
     out = [f]
     while out[-1] != 0 and len(out) < limit:
         out.append(sp.expand(sp.diff(out[-1], d)))
@@ -283,7 +350,7 @@ def rank_one_terms(sampler: Sampler, f: Any, d: Any) -> list[Any]:
 
 def prime(symbol: Any) -> Any:
     """The symbol of a statistic after the merge."""
-    return sp.Symbol(f"{symbol.name}'", real=True)
+    return sp.Symbol(f"{symbol.name}'", real=True, nonnegative=symbol.is_nonnegative)
 
 
 def symbols_of(expressions: Iterable[Any]) -> set[Any]:

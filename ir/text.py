@@ -26,12 +26,10 @@ def show_expr(e: Expr, above: int = 0) -> str:
         return str(e.value).lower() if isinstance(e.value, bool) else _number(e, above)
     if e.op in ("index", "size"):
         return e.name
-    args = ", ".join(show_expr(a) for a in e.args)
-    if e.op in ("load", "new"):
-        return f"{e.name}{chr(39) if e.op == 'new' else ''}[{args}]"
     level = _PRECEDENCE.get(e.op)
     if level is None:
-        return f"{e.op}({args})"
+        args = ", ".join(show_expr(a) for a in e.args)
+        return f"{e.name}{chr(39) if e.op == 'new' else ''}[{args}]" if e.op in ("load", "new") else f"{e.op}({args})"
     if e.op == "not":
         text = f"not {show_expr(e.args[0], level)}"
     elif e.op == "neg":
@@ -50,7 +48,9 @@ def _number(e: Expr, above: int) -> str:
 def _statement(x: Einsum | State | Fold, pad: str) -> list[str]:
     if isinstance(x, Fold):
         head = f"{pad}fold {x.rank}" + (f" with {', '.join(x.aligned)}" if x.aligned else "")
+        head += f" count {x.count}" if x.count else ""
         head += f" step {x.step}" if x.step else ""
+        head += " reverse" if x.reverse else ""
         for r in x.ranges:
             lo, hi, full_lo, full_hi = map(show_expr, (r.lo, r.hi, r.full_lo, r.full_hi))
             head += f"\n{pad}  range ({lo}, {hi}) full ({full_lo}, {full_hi})"
@@ -61,6 +61,7 @@ def _statement(x: Einsum | State | Fold, pad: str) -> list[str]:
     target = f"{x.target}[{', '.join(x.ranks)}]"
     if isinstance(x, State):
         carry = f" carry {show_expr(x.carry)}" if x.carry is not None else ""
+        carry += f" from {show_expr(x.init)}" if x.init is not None else ""
         return [f"{pad}state {target} = {x.red} {show_expr(x.map)}{carry}"]
     red = f"{x.red}[{', '.join(x.over)}] " if x.red else ""
     mask = f" where {show_expr(x.mask)}" if x.mask is not None else ""
@@ -93,8 +94,9 @@ param: "param" NAME ":" NAME ["=" expr]
 tile: "tile" NAME INT
 out: "out" names
 einsum: NAME "[" [names] "]" "=" [RED "[" names "]"] expr [where]
-state: "state" NAME "[" [names] "]" "=" (RED | SET) expr ["carry" expr]
-fold: "fold" NAME [with_] [step] range* [TABULATED] [split] [where] "{" (einsum | state)* "}"
+state: "state" NAME "[" [names] "]" "=" (RED | SET) expr ["carry" expr] ["from" expr]
+fold: "fold" NAME [with_] [count] [step] [REVERSE] range* [TABULATED] [split] [where] "{" (einsum | state)* "}"
+count: "count" NAME
 with_: "with" names
 step: "step" INT
 range: "range" "(" expr "," expr ")" "full" "(" expr "," expr ")"
@@ -114,9 +116,10 @@ exprs: expr ("," expr)*
 ?atom: FLOAT -> float_ | INT -> int_ | "true" -> true | "false" -> false
     | NAME "(" exprs ")" -> call | NAME "[" [exprs] "]" -> load | NAME "'" "[" [exprs] "]" -> new
     | NAME -> name | "(" expr ")"
-RED.2: /(sum|max|min|prod|any)(?=[ \[])/
+RED.2: /(sum|max|min|prod|any|solve)(?=[ \[])/
 SET.2: /set(?= )/
 TABULATED: "tabulated"
+REVERSE: "reverse"
 CMP: "<=" | ">=" | "==" | "!=" | "<" | ">"
 ADD: "+" | "-"
 MUL: "*" | "//" | "/" | "%"
@@ -218,6 +221,9 @@ class _Build(Transformer[Token, Cascade]):
 
     split = step
 
+    def count(self, c: list[Token]) -> str:
+        return str(c[0])
+
     def range(self, c: list[Expr]) -> Range:
         return Range(*c)
 
@@ -225,12 +231,12 @@ class _Build(Transformer[Token, Cascade]):
         return Einsum(str(c[0]), c[1] or (), str(c[2]) if c[2] else None, c[3] or (), c[4], c[5])
 
     def state(self, c: list) -> State:  # type: ignore[type-arg]
-        return State(str(c[0]), c[1] or (), str(c[2]), c[3], c[4])
+        return State(str(c[0]), c[1] or (), str(c[2]), c[3], c[4], c[5])
 
     def fold(self, c: list) -> Fold:  # type: ignore[type-arg]
         ranges = tuple(x for x in c if isinstance(x, Range))
         rest = [x for x in c if not isinstance(x, Range)]
-        rank, aligned, step, tabulated, split, mask, *body = rest
+        rank, aligned, count, step, reverse, tabulated, split, mask, *body = rest
         return Fold(
             str(rank),
             tuple(body),
@@ -240,6 +246,8 @@ class _Build(Transformer[Token, Cascade]):
             tabulated=tabulated is not None,
             split=split or 1,
             aligned=aligned or (),
+            count=count,
+            reverse=reverse is not None,
         )
 
     def start(self, c: list) -> Cascade:  # type: ignore[type-arg]

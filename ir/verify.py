@@ -67,8 +67,11 @@ class _Verifier:
         _require(
             bool(x.red) == bool(x.over), "V5", f"{x.target} has a reducer without ranks, or ranks without a reducer", x.loc
         )
-        _require(x.red is None or x.red in ex.MONOIDS, "V5", f"{x.target} has the unknown reducer {x.red}", x.loc)
-        free = {*x.ranks, *x.over, *self.c.over}
+        _require(x.red in (None, "solve", *ex.MONOIDS), "V5", f"{x.target} has the unknown reducer {x.red}", x.loc)
+        if x.red == "solve":  # an equation reads itself
+            self.local[x.target], self.types[x.target] = x.ranks, "float"
+            _require(x.map.op == "+" and len(x.over) == 1, "V5", f"{x.target} is not an equation b + m * {x.target}", x.loc)
+        free = {*x.ranks, *x.over, *self.c.over, *((fold.count,) if fold is not None and fold.count else ())}
         dtype = self._check(x.map, free, x.loc)
         if x.mask is not None:
             _require(
@@ -110,8 +113,9 @@ class _Verifier:
 
     def _fold(self, f: Fold) -> None:
         _require(f.rank in self.ranks, "V1", f"the folded rank {f.rank} is not declared", f.loc)
-        sequential = any(isinstance(y, State) and y.red == "set" for y in f.body)
+        sequential = f.sequential
         _require(not (sequential and f.split > 1), "V8", "a sequential state cannot be split", f.loc)
+        _require({*f.aligned, f.count or f.rank} <= self.ranks, "V1", "a rank that moves with a scan is not declared", f.loc)
         for r in f.ranges:
             for e in (r.lo, r.hi, r.full_lo, r.full_hi):
                 _require(self._check(e, set(self.c.over), f.loc) == "int", "V11", "a range is not an integer", f.loc)
@@ -132,7 +136,12 @@ class _Verifier:
             _require(f.rank not in y.ranks, "V6", f"the state {y.target} keeps the folded rank {f.rank}", y.loc)
             _require(sequential or y.target not in self.local, "V2", f"{y.target} is assigned twice", y.loc)
             _require(y.red in ex.MONOIDS or y.red == "set", "V5", f"{y.target} has the unknown reducer {y.red}", y.loc)
-            self._check(y.map, {*y.ranks, f.rank, *self.c.over}, y.loc)
+            moving = {f.count} if f.count else set()
+            if y.init is not None:
+                inner, self.local = self.local, outside
+                self._check(y.init, {*y.ranks, *self.c.over}, y.loc)
+                self.local = inner
+            self._check(y.map, {*y.ranks, f.rank, *self.c.over, *moving}, y.loc)
             self.types[y.target] = "float"
             if y.carry is not None:
                 inner = self.local
@@ -144,7 +153,7 @@ class _Verifier:
         emitted = {
             y.target: y.ranks
             for y in f.body
-            if isinstance(y, Einsum) and (set(y.ranks) & set(f.aligned) or y.target in self.c.outs)
+            if isinstance(y, Einsum) and (sequential or set(y.ranks) & set(f.aligned) or y.target in self.c.outs)
         }
         self.local = {**outside, **states, **emitted}
 

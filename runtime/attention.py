@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from einfuse.codegen import KernelPlan, Storage, lower
 from einfuse.ir import Cascade, Scalar, derivation, interpret, pipeline
 from einfuse.ir.passes import canonicalise
+from einfuse.ir.passes import split as splitting
 from einfuse.ir.text import show
-from einfuse.runtime import binding, cache, ops
+from einfuse.runtime import binding, cache, ops, parts, stream
 from einfuse.runtime.backends import BACKENDS, Backend, BackendName, Target, Tilings, TritonBackend
 from einfuse.runtime.program import Program, tilings
+from einfuse.runtime.scan import ScanProgram, program_of
 
 Output = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -72,12 +75,14 @@ class Attention:
     strict: bool = False
     elaborate: Callable[[frozenset[str]], Cascade] | None = field(default=None, repr=False)
     optional: frozenset[str] = frozenset()
+    wide: bool = field(default=False, repr=False)
     program: Program = field(init=False)
+    resumed: Attention | None = field(default=None, init=False, repr=False)
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.key = cache.content(show(self.cascade), self.strict)
-        self.program = ops.register(self.key, Program(self.cascade, self.strict))
+        self.key = cache.content(show(self.cascade), self.strict, self.wide)
+        self.program = ops.register(self.key, program_of(self.cascade, self.strict, self.wide))
 
     def __repr__(self) -> str:
         inputs = ", ".join(t.name for t in self.cascade.inputs)
@@ -106,6 +111,18 @@ class Attention:
         needs = [grad and x.requires_grad for x in held]
         outs = ops.forward(self.key, self.backend or "", held, ints, floats, needs)[: len(self.cascade.outs)]
         return outs[0] if len(outs) == 1 else tuple(outs)
+
+    def step(
+        self, state: stream.States | parts.PartialState | None, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar
+    ) -> tuple[Output, stream.States | parts.PartialState]:
+        """The outputs for the next points and the states after them: ``o, state = attn.step(state, q, k, v)``, first with None.
+
+        Of a scan: any number of points of its rank, each call going on from the states of the one before; row by row the same as one call
+        for all. Of a one-pass attention: the keys and values that follow those of earlier calls, for queries that stay; the output
+        is that for all keys so far. States are tensors of constant size. Raises SpecError where the spec depends on positions along
+        the rank, or needs all keys at once.
+        """
+        return stream.step(self, state, args, kwargs)
 
     def given(self, optional: Iterable[str]) -> Attention:
         """The same attention with these of its optional inputs given (a spec of its own, compiled once)."""
@@ -137,6 +154,57 @@ class Attention:
         outs = interpret(self.cascade, {**tensors, **numbers}, sizes, dtype)
         return next(iter(outs.values())) if len(outs) == 1 else tuple(outs[n] for n in self.cascade.outs)
 
+    # -- in parts ----------------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _parts(self) -> tuple[splitting.Split, Attention, Attention, Attention]:
+        found = splitting.run(self.cascade)
+        of = functools.partial(Attention, backend=self.backend, strict=self.strict)
+        return found, of(found.partial, wide=True), of(found.merge, wide=True), of(found.finalise, wide=True)
+
+    @property
+    def split(self) -> splitting.Split:
+        """The cascades of `state`, `merge` and `finalise`. Raises SpecError for an attention of more than one pass."""
+        return self._parts[0]
+
+    def state(
+        self, *args: torch.Tensor, keys: tuple[int, int] | None = None, **kwargs: torch.Tensor | Scalar
+    ) -> parts.PartialState:
+        """The attention after the keys ``first <= j < last`` only (default: all), of the arguments of a call.
+
+        `merge` puts the states of parts together in any order and grouping, `finalise` makes outputs of them; all three are
+        differentiable. Raises SpecError for an attention of more than one pass, ValueError for a part that is not within the keys.
+        """
+        found, partial, _, _ = self._parts
+        tensors, numbers = binding.arguments(self.cascade, args, kwargs)
+        sizes: Mapping[str, int] = binding.sizes(self.cascade, tensors)  # type: ignore[assignment]
+        bounds = parts.bounds(found, self.cascade, sizes, keys).to(next(iter(tensors.values())).device)
+        outs = partial(*args, **kwargs, **{partial.cascade.inputs[-1].name: bounds})
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        over = len(self.cascade.over)
+        values = {n: o.squeeze(over) for n, o in zip(found.states, outs, strict=True)}
+        given = {**tensors, **numbers, **{p: sizes[n] for n, p in found.sizes.items()}}
+        return parts.PartialState(values, given, next(x.dtype for x in tensors.values() if x.is_floating_point()))
+
+    def merge(self, *states: parts.PartialState) -> parts.PartialState:
+        """The state of all keys of several disjoint parts. Associative and commutative up to rounding."""
+        found, _, merge, _ = self._parts
+        if not states:
+            raise ValueError(f"{self.name}: merge takes one state or more, found none")
+        held = parts.stacked(found, len(self.cascade.over), states)
+        outs = merge(**held, **_asked(merge.cascade, states[0].given))
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        return replace(states[0], tensors=dict(zip(found.states, outs, strict=True)))
+
+    def finalise(self, state: parts.PartialState) -> Output:
+        """The outputs of a call whose keys are those of the state, in the dtype of its arguments."""
+        found, _, _, finalise = self._parts
+        held = {found.held[n]: x for n, x in state.tensors.items()}
+        outs = finalise(**_asked(finalise.cascade, {**state.given, **held}))
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        cast = tuple(o.to(state.dtype) for o in outs)
+        return cast[0] if len(cast) == 1 else cast
+
     # -- looking inside ----------------------------------------------------------------------------------------------------------
 
     def ir(self, after: pipeline.PassName = "build", block: int = 64, step: int = 64) -> str:
@@ -144,7 +212,14 @@ class Attention:
         return show(pipeline.run(self.cascade, block, step, self.strict, after))
 
     def passes(self) -> tuple[PassReport, ...]:
-        """For every folded rank: passes before and after fusing, the reads that force the rest, and how every other was resolved."""
+        """For every folded rank: passes before and after fusing, the reads that force the rest, and how every other was resolved.
+
+        A scan is one pass over its rank by what it is.
+        """
+        if isinstance(self.program, ScanProgram):
+            return (PassReport(self.program.rank, 1, 1, (), ()),)
+        if isinstance(self.program, ScanProgram):  # in order, once, as written and after
+            return (PassReport(self.program.rank, 1, 1, (), ()),)
         canonical = canonicalise.run(self.cascade)
         out = []
         for rank in canonicalise.fold_ranks(canonical):
@@ -172,6 +247,9 @@ class Attention:
         self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int], target: Target | None = None
     ) -> list[tuple[KernelPlan, str]]:
         """Plan and text of every kernel at its first tiling; ``target`` asks for those of a GPU that need not be there."""
+        if isinstance(self.program, ScanProgram):
+            tables = [self._example_storage(c, dtype) for c in self.program.cascades(backward)]
+            return self.program.emitted(backend, tables, backward, sizes)  # type: ignore[return-value]  # a plan of its own kind
         return [(c.plan, c.source) for c in self.candidates(backend, dtype, backward, sizes, target)]
 
     def candidates(
@@ -202,7 +280,12 @@ class Attention:
 
     def with_backend(self, backend: BackendName | None) -> Attention:
         """The same attention on another back end."""
-        return Attention(self.cascade, backend, self.strict, self.elaborate, self.optional)
+        return Attention(self.cascade, backend, self.strict, self.elaborate, self.optional, self.wide)
+
+
+def _asked(cascade: Cascade, given: Mapping[str, Any]) -> dict[str, Any]:
+    names = {t.name for t in cascade.inputs}
+    return {n: x for n, x in given.items() if n in names}
 
 
 @functools.lru_cache(256)

@@ -26,7 +26,11 @@ Target = Literal["sm_80", "sm_90", "gfx942"]
 
 class Backend(Protocol):
     """A way to run plans. ``tilings`` gives the tiles and steps that suit the dtype and widest feature of a call, the best first:
-    the next is taken where a kernel turns out to spill registers."""
+    the next is taken where a kernel turns out to spill registers.
+
+    ``merge`` makes one plan of two that walk the same pairs, the first by rows, where it can; ``merges`` says whether that pays for
+    so many ambient points.
+    """
 
     @property
     def name(self) -> BackendName: ...
@@ -34,11 +38,13 @@ class Backend(Protocol):
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings: ...
     def emit(self, plan: KernelPlan) -> str: ...
     def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel: ...
+    def merges(self, points: int) -> bool: ...
+    def merge(self, rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class CpuBackend:
-    """C++ with vector extensions and OpenMP."""
+    """C++ with vector extensions and OpenMP; a kernel that cannot be built here runs as plain torch, which a warning says once."""
 
     name: BackendName = "cpu"
 
@@ -53,7 +59,21 @@ class CpuBackend:
     def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel:
         from einfuse.codegen import cpu
 
-        return cpu.build(plan, source, folder)
+        try:
+            return cpu.build(plan, source, folder)
+        except cpu.BuildError as error:
+            _warn_of_torch(str(error))
+            return TorchBackend().build(plan, TorchBackend().emit(plan), folder)
+
+    def merges(self, points: int) -> bool:
+        """A merged plan saves two products of seven, and keeps the tiles of a point on one thread."""
+        threads = torch.get_num_threads()
+        return points >= 3 * threads or (points >= threads and points % threads == 0)
+
+    def merge(self, rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None:
+        from einfuse.codegen import cpu
+
+        return cpu.merge(rows, columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +98,12 @@ class TritonBackend:
 
         return triton.build(plan, source, folder)
 
+    def merges(self, points: int) -> bool:
+        return False
+
+    def merge(self, rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None:
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class TorchBackend:
@@ -98,8 +124,24 @@ class TorchBackend:
 
         return reference.build(plan, source, folder)
 
+    def merges(self, points: int) -> bool:
+        return False
+
+    def merge(self, rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None:
+        return None
+
 
 BACKENDS: dict[BackendName, Backend] = {"cpu": CpuBackend(), "triton": TritonBackend(), "torch": TorchBackend()}
+
+
+_warned: list[str] = []
+
+
+def _warn_of_torch(reason: str) -> None:
+    """One warning a process: the kernels that follow most likely fail for the same reason."""
+    if not _warned:
+        _warned.append(reason)
+        warnings.warn(f"CPU kernels run as tiled torch code, several times slower: {reason}", stacklevel=2)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -9,7 +10,7 @@ import torch
 
 from einfuse.codegen import KernelPlan, Storage, lower
 from einfuse.ir import Cascade, Scalar, pipeline
-from einfuse.ir.nodes import Einsum
+from einfuse.ir.nodes import Einsum, Fold
 from einfuse.ir.passes import canonicalise, differentiate
 from einfuse.ir.passes.differentiate import Backward, Gradient
 from einfuse.ir.text import show
@@ -19,6 +20,9 @@ from einfuse.runtime.binding import STORAGE
 from einfuse.runtime.launch import Built, launch
 from einfuse.runtime.scatter import accumulate
 
+Step = tuple[Cascade, tuple[Gradient, ...]]
+"""A cascade of a backward, and the gradients it gives."""
+
 
 @dataclass(slots=True)
 class Program:
@@ -26,9 +30,11 @@ class Program:
 
     cascade: Cascade
     strict: bool = False
+    wide: bool = False  # outputs stay in accumulation precision
     suspects: tuple[ranges.Suspect, ...] = ()
     in_range: set[tuple[object, ...]] = field(default_factory=set)
     built: dict[tuple[object, ...], Built] = field(default_factory=dict)
+    pairs: dict[tuple[object, ...], Built | None] = field(default_factory=dict)
     backwards: dict[tuple[str, ...], Backward] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -141,7 +147,7 @@ class Program:
         out = {}
         for name in cascade.outs:
             shape = [_extent(cascade, r, sizes) for r in (*cascade.over, *ranks[name])]
-            public = name in self.cascade.outs and not set(ranks[name]) <= sequence
+            public = not self.wide and name in self.cascade.outs and not set(ranks[name]) <= sequence
             pair = len(set(ranks[name]) & sequence) > 1  # only live points are written
             make = torch.zeros if pair else torch.empty
             out[name] = make(shape, dtype=dtype if public or pair else wide, device=device)
@@ -160,20 +166,84 @@ class Program:
         """The gradient of every tensor in ``wanted``, in its own dtype."""
         env = {**tensors, **saved, **{differentiate.adjoint(n): g for n, g in gradients.items()}}
         total: dict[str, torch.Tensor] = {}
-        for cascade, parts in self.backward_of(wanted).cascades:
-            outs = self._allocate_parts(cascade, parts, env, sizes)
-            if any(x.numel() for x in outs.values()):
-                mine = {t.name: env[t.name] for t in cascade.inputs if not t.param} | outs
-                self.run(cascade, mine, numbers, sizes, backend)
+        steps = list(self.backward_of(wanted).cascades)
+        while steps:
+            (cascade, parts), *steps = steps
+            both = self._both((cascade, parts), steps[0], env, sizes, backend) if steps else None
+            if both:
+                built, outs = both
+                (other, more), *steps = steps
+                launch(
+                    built,
+                    {t.name: env[t.name] for c in (cascade, other) for t in c.inputs if not t.param} | outs,
+                    numbers,
+                    sizes,
+                )
+                done = [(cascade, p) for p in parts] + [(other, p) for p in more]
+            else:
+                outs = self._allocate_parts(cascade, parts, env, sizes)
+                done = [(cascade, p) for p in parts]
+                if any(x.numel() for x in outs.values()):
+                    mine = {t.name: env[t.name] for t in cascade.inputs if not t.param} | outs
+                    self.run(cascade, mine, numbers, sizes, backend)
             env |= outs
-            for part in parts:
-                accumulate(total, cascade, part, outs[part.statement], tensors, numbers, sizes)
+            for source, part in done:
+                accumulate(total, source, part, outs[part.statement], tensors, numbers, sizes)
         return {n: total[n].to(tensors[n].dtype) if n in total else torch.zeros_like(tensors[n]) for n in wanted}
 
+    def _both(
+        self, rows: Step, columns: Step, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int], backend: Backend
+    ) -> tuple[Built, dict[str, torch.Tensor]] | None:
+        """Two steps of a backward as one kernel, and its outputs (those of the first hold zeros, to be added to), where that is possible."""
+        (first, parts), (second, more) = rows, columns
+        if not backend.merges(math.prod(_extent(first, r, sizes) for r in first.over)):
+            return None
+        outs = self._allocate_parts(first, parts, env, sizes, added=True) | self._allocate_parts(second, more, env, sizes)
+        if not all(x.numel() for x in outs.values()) or any(t.name in first.outs for t in second.inputs):
+            return None
+        known = {**env, **outs}
+        static = {
+            r.size: sizes[r.size] for c in (first, second) for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)
+        }
+        stored = {**_storage(first, known), **_storage(second, known)}
+        key = (first.name, second.name, second.outs, tuple(sorted(stored.items())), tuple(sorted(static.items())), backend.name)
+        if key not in self.pairs:
+            self.pairs[key] = self._build_both(first, second, stored, static, backend)
+        built = self.pairs[key]
+        return (built, outs) if built else None
+
+    def _build_both(
+        self, first: Cascade, second: Cascade, storage: Mapping[str, Storage], static: dict[str, int], backend: Backend
+    ) -> Built | None:
+        block, step = tilings(second, storage, static, backend, True)[0]
+        stored, sizes = sorted(storage.items()), sorted(static.items())
+        name = cache.key("pair", show(first), show(second), stored, sizes, backend.name, block, step, self.strict)
+
+        def make() -> tuple[Cascade, KernelPlan, str] | None:
+            scheduled = [pipeline.run(c, block, step, self.strict) for c in (first, second)]
+            masks = [[x.mask for x in c.body if isinstance(x, Fold)] for c in scheduled]
+            if masks[0] != masks[1]:
+                return None  # they do not walk the same pairs
+            own = [{n: storage[n] for n in ({t.name for t in c.inputs} | {*c.outs}) & storage.keys()} for c in (first, second)]
+            rows, columns = (lower(c, kinds, static) for c, kinds in zip(scheduled, own, strict=True))
+            plan = backend.merge(rows, columns)
+            return (scheduled[1], plan, backend.emit(plan)) if plan else None
+
+        made = cache.remembered("plan", name, make)
+        return Built(*made, backend.build(made[1], made[2], cache.folder() / backend.name)) if made else None
+
     def _allocate_parts(
-        self, cascade: Cascade, parts: Sequence[Gradient], env: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
+        self,
+        cascade: Cascade,
+        parts: Sequence[Gradient],
+        env: Mapping[str, torch.Tensor],
+        sizes: Mapping[str, int],
+        added: bool = False,
     ) -> dict[str, torch.Tensor]:
-        """Outputs of a backward kernel: a gradient that is already whole in its input's dtype, partial sums in accumulation precision."""
+        """Outputs of a backward kernel: a gradient that is already whole in its input's dtype, partial sums in accumulation precision.
+
+        ``added``: all in accumulation precision and zero.
+        """
         ranks = {x.target: x.ranks for x in cascade.body if isinstance(x, Einsum)}
         sequence = {r.name for r in cascade.ranks if r.kind not in ("feature", "state")}
         tensor = next(iter(env.values()))
@@ -186,8 +256,8 @@ class Program:
                 len(mine) == 1 and sum(p.input == mine[0].input for p in parts) == 1 and list(env[mine[0].input].shape) == shape
             )
             pair = len({*ranks[name]} & sequence) > 1
-            make = torch.zeros if pair else torch.empty
-            out[name] = make(shape, dtype=env[mine[0].input].dtype if alone else wide, device=tensor.device)
+            make = torch.zeros if pair or added else torch.empty
+            out[name] = make(shape, dtype=env[mine[0].input].dtype if alone and not added else wide, device=tensor.device)
         return out
 
 

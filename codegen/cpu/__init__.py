@@ -4,3 +4,4 @@ from einfuse.codegen.cpu.build import BuildError as BuildError
 from einfuse.codegen.cpu.build import CpuKernel as CpuKernel
 from einfuse.codegen.cpu.build import build as build
 from einfuse.codegen.cpu.emit import emit as emit
+from einfuse.codegen.cpu.merge import merge as merge

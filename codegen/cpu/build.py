@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from einfuse.ir import EinfuseError, Scalar
 if TYPE_CHECKING:
     import torch
 
-FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-semantic-interposition",
+FLAGS = ("-std=c++20", "-O2", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fno-semantic-interposition",
          "-w", "-shared", "-fPIC", "-fopenmp")  # fmt: skip
 
 
@@ -53,7 +54,8 @@ class CpuKernel:
         strides = [s for x in own for s in x.stride()]
         extents = [*(int(sizes[n]) for n in plan.sizes), *(n for x in own for n in x.shape), *longest]
         numbers = [float(params[n]) for n, _ in plan.params]
-        code = self.function(
+        code = _call(
+            self.function,
             (ctypes.c_void_p * max(1, len(own) + len(tables)))(*(x.data_ptr() for x in (*own, *tables))),
             (ctypes.c_int64 * max(1, len(strides)))(*strides),
             (ctypes.c_int64 * max(1, len(extents)))(*extents),
@@ -75,9 +77,29 @@ def build(plan: KernelPlan, source: str, folder: Path, flags: Sequence[str] = ()
     key = "\n".join([source, *options, _version(compiler), processor()])
     name = f"einfuse_{identifier(plan.name)}_{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
     path = folder / name
-    if not path.exists():
-        path = _compile(compiler, options, source, path)
+    if path.exists():
+        try:
+            return CpuKernel(plan, path, _function(path))
+        except BuildError:
+            pass  # a damaged file, or one that lies where nothing may be executed: made again below
+    path = _compile(compiler, options, source, path)
     return CpuKernel(plan, path, _function(path))
+
+
+_forked: ThreadPoolExecutor | None = None
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = ThreadPoolExecutor(1, "einfuse")
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _call(function: Any, *args: Any) -> int:
+    """The function's answer. In a forked process GNU OpenMP would wait for threads that only the parent has: a new thread starts anew."""
+    return int(_forked.submit(function, *args).result() if _forked else function(*args))
 
 
 def own_flags() -> list[str]:
@@ -111,7 +133,10 @@ def _function(path: Path) -> Any:
 def _compile(compiler: str, options: Sequence[str], source: str, path: Path) -> Path:
     """Compile to ``path`` by an atomic rename: two processes that build the same kernel do not meet half a file."""
     folder = _writable(path.parent)
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".so.tmp")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".so.tmp")
+    except OSError as error:
+        raise BuildError(f"{path.name} cannot be built in {folder}: {error}") from error
     os.close(handle)
     try:
         done = subprocess.run(

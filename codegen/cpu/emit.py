@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import re
 
-from einfuse.codegen.cpu.kernel import KernelPrinter, table_ranks
+from einfuse.codegen.cpu.kernel import KernelPrinter, paired, table_ranks
 from einfuse.codegen.cpu.names import HEADERS
 from einfuse.codegen.plan import KernelPlan
 
-_INCLUDES = "#include <atomic>\n#include <cmath>\n#include <cstdint>\n#include <cstdlib>\n#include <cstring>\n"
+_INCLUDES = "#include <cstdint>\n#include <cstdlib>\n#include <cstring>\n"
 
 
 def emit(plan: KernelPlan) -> str:
     """The text: what is computed, the headers it uses, and ``einfuse_kernel``."""
     lines = KernelPrinter(plan).printed()
-    headers = ["vector", "vmath", f"vmath_{plan.compute}", "memory", "matmul", "runtime"]
+    headers = [
+        "vector",
+        "vmath",
+        f"vmath_{plan.compute}",
+        "memory",
+        *(["pairs"] if paired(plan) else []),
+        "matmul",
+        "stream",
+        "runtime",
+    ]
     most = sum("scratch.take<" in line for line in lines)
     parts = [
         _title(plan),
@@ -38,7 +47,7 @@ def _types(plan: KernelPlan) -> str:
     real, whole = ("double", "int64_t") if plan.compute == "f64" else ("float", "int32_t")
     return (
         f"using T = {real};  // accumulation\nusing I = {whole};  // integers and truth values in vectors\n"
-        "constexpr T INF = __builtin_inff(), NOT_A_NUMBER = __builtin_nanf(\"\");\n"
+        'constexpr T INF = __builtin_inff(), NOT_A_NUMBER = __builtin_nanf("");\n'
     )
 
 

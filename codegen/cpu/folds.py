@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from einfuse.codegen.cpu.buffers import Assignment, assign
+from einfuse.codegen.cpu import forms
+from einfuse.codegen.cpu.buffers import Assignment, assign, stores
+from einfuse.codegen.cpu.forms import FORMS, Form, operands
 from einfuse.codegen.cpu.functions import Ref, number
 from einfuse.codegen.cpu.loops import TYPES, fill
 from einfuse.codegen.cpu.pack import Dependence, Packing, shared
-from einfuse.codegen.cpu.region import block_size, element_of, local_place, operands, print_nodes
-from einfuse.codegen.cpu.schedule import Nest, Node, Product, arrange, settle
+from einfuse.codegen.cpu.packed import PackPrinter
+from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
+from einfuse.codegen.cpu.schedule import Nest, Node, Product, arrange, kept, node_reads, settle
 from einfuse.codegen.cpu.text import Extent, Place, Scope, Text
-from einfuse.codegen.plan import Arg, Coordinate, Dot, Fold, KernelPlan, Map, Op, Phase, Region, Store, Value
+from einfuse.codegen.plan import Arg, Coordinate, Dot, Fold, KernelPlan, Load, Map, Op, Phase, Region, Store, Value
 
 
 @dataclass(slots=True)
@@ -25,6 +28,7 @@ class _Body:
     packed: dict[str, Value]
     full: bool
     coordinates: dict[str, Op]
+    uses: dict[str, set[Form]]
     function: str = ""
 
 
@@ -38,8 +42,7 @@ class FoldPrinter:
         self.dependence, self.tensors = dependence, tensors
         self.packing = Packing(fold.rank)
         self.size = str(fold.size) if isinstance(fold.size, int) else scope.scalars[f"size {fold.size}"].text
-        self.pointers: dict[tuple[str, bool], tuple[str, str]] = {}  # packed value, transposed -> pointer, row
-        self.keep = ""
+        self.packs = PackPrinter(text, scope, plan, fold, self.size, dependence, tensors, self.packing)
 
     def printed(self) -> None:
         text, fold = self.text, self.fold
@@ -51,13 +54,28 @@ class FoldPrinter:
             if key not in bodies:
                 bodies[key] = self.analysed(p)
         self.states()
-        if self.packing.plain or self.packing.turned:
-            self.pack()
+        if self.packing.forms:
+            self.packs.printed()
+            self.packs.stream(self.product_operands(bodies.values()))
+        for body in bodies.values():
+            self.hoist(body)
         for body in bodies.values():
             body.function = text.fresh(f"{'full' if body.full else 'masked'}_{fold.rank}")
             self.body(body)
         for n, p in enumerate(fold.phases):
-            self.phase(n, p, bodies[p.body, p.updates, p.label == "full"].function)
+            self.phase(n, p, bodies[p.body, p.updates, p.label == "full"])
+
+    def product_operands(self, bodies: Iterable[_Body]) -> set[str]:
+        """The packed values that nothing but products reads, as their right operands."""
+        right: set[str] = set()
+        other: set[str] = set()
+        for body in bodies:
+            for node in body.nodes:
+                mine = {operands(node.op)[1].name} if isinstance(node, Product) and not _both(node.op) else set()
+                right |= {body.packed[n].name for n in mine & body.packed.keys()}
+                other |= {body.packed[n].name for n in (node_reads(node) - mine) & body.packed.keys()}
+            other |= {body.packed[u.name].name for u in body.updates if u.name in body.packed}
+        return right - other
 
     # ----------------------------------------------------------------------------------------------------------- analysis
 
@@ -73,15 +91,12 @@ class FoldPrinter:
         coordinates = {n: op for n, op in self.scope.recipes.items() if isinstance(op, Coordinate)}
         nodes, read = settle(arrange(rest, order), {**coordinates, **all_ops}, {u.name for u in updates})
         packed = {n: self.packing.add(all_ops[n].out, free) for n in sorted(read & common)}  # type: ignore[union-attr]
-        turned, plain = _uses(nodes, rank)
+        uses = _uses(nodes, updates, self.scope.narrow)
         for name, value in packed.items():
-            if name in turned:
-                self.packing.turned[value.name] = value
-            if name in plain or name not in turned:
-                self.packing.plain[value.name] = value
+            self.packing.want(value, uses[name])
         buffers = assign(nodes, self.fold.states, updates)
-        mine = {n: op for n, op in all_ops.items() if isinstance(op, Coordinate)}
-        return _Body(nodes, updates, buffers, packed, phase.label == "full", mine)
+        mine: dict[str, Op] = {n: op for n, op in all_ops.items() if isinstance(op, Coordinate)}
+        return _Body(nodes, updates, buffers, packed, phase.label == "full", mine, uses)
 
     def normal(self, phase: Phase) -> tuple[Region, tuple[Value, ...]]:
         """The body with every update a value of its own, shaped like the state; products accumulate onto blocks of their shape."""
@@ -118,105 +133,27 @@ class FoldPrinter:
             for line in fill(text, scope, scope.places[v.name], start, v):
                 text.line(line)
 
-    # ------------------------------------------------------------------------------------------------------------ packing
-
-    def pack(self) -> None:
-        """The function that packs one block, and the one that packs what is not yet packed for this ambient point."""
-        text, fold, packing = self.text, self.fold, self.packing
-        rank = fold.rank
-        self.keep = text.unique(f"keep_{rank}")
-        widths = [self.width(v) for v in (*packing.plain.values(), *packing.turned.values())]
-        text.buffers.append("// blocks stay packed where several tiles read them and they fit in 64 MiB")
-        text.buffers.append(
-            f"const bool {self.keep} = shared_tiles && ({' + '.join(widths)}) * {self.size} * (long)sizeof(T) <= 64L << 20;"
-        )
-        held = text.unique(f"{rank}_held")
-        text.buffers.append(f"const long {held} = {self.keep} ? {self.size} : {fold.step};")
-        for v in packing.plain.values():
-            row = "1" if len(v.dims) == 1 else self.width(v)
-            pointer = text.buffer(f"{v.name}_packed", element_of(v), f"padded({held}) * {self.width(v)}")
-            self.pointers[v.name, False] = pointer, row
-        for v in packing.turned.values():
-            row = text.unique(f"{v.name}_row")
-            text.buffers.append(f"const long {row} = (ceil_div({held}, W) | 1) * W;  // an odd number of vectors: no two rows collide")
-            self.pointers[v.name, True] = text.buffer(f"{v.name}_turned", element_of(v), f"{self.width(v)} * {row}"), row
-        keys = self.keys()
-        state = text.unique(f"{rank}_blocks")
-        text.buffers.append(f"Packed<{len(keys)}> {state};")
-        text.buffers.append(f"{state}.of = scratch.take<int32_t>({self.keep} ? ceil_div({self.size}, {fold.step}) : 0);")
-        text.buffers.append(f"if (scratch.ok) std::memset({state}.of, 0, 4 * ({self.keep} ? ceil_div({self.size}, {fold.step}) : 0));")
-        text.line(f"{state}.at({', '.join(keys)});")
-        pack = text.fresh(f"pack_{rank}")
-        lo, count = text.fresh(f"{rank}_lo"), text.fresh(f"{rank}_n")
-        with text.block(f"const auto {pack} = [&](const long {lo}, const long {count})", "};"):
-            self.pack_block(lo, count)
-        self.need = text.fresh(f"need_{rank}")
-        with text.block(f"const auto {self.need} = [&](const long from, const long n)", "};"):
-            text.line(f"if ({self.keep}) {state}.need(from, n, {fold.step}L, {self.size}, {pack});")
-            text.line(f"else {pack}(from, n);")
-
-    def width(self, v: Value) -> str:
-        """Elements a coordinate of the folded rank takes."""
-        inner = [d for d in v.dims if d != self.fold.rank]
-        return block_size(self.scope, tuple(inner)) if inner else "1"
-
-    def keys(self) -> list[str]:
-        """The ambient numbers that what is packed depends on."""
-        out: list[str] = []
-        facts = self.dependence.facts
-        for v in self.packing.outer.values():
-            ambient = facts[v.name].ambient
-            if ambient and not v.dims:
-                out.append(self.scope.scalars[v.name].text)
-            elif ambient:
-                out += [self.scope.scalars[f"coordinate {r}"].text for r in sorted(ambient)]
-        return list(dict.fromkeys(out))
-
-    def pack_block(self, lo: str, count: str) -> None:
-        text, packing, rank = self.text, self.packing, self.fold.rank
-        scope = self.scope.inner()
-        scope.extents[rank] = Extent(lo, count, self.fold.step)
-        scope.scalars[f"size {rank}.lo"] = Ref(lo, "int")
-        wanted = {**packing.plain, **packing.turned}
-        recipes = {op.out.name: op for op in packing.ops if not isinstance(op, Store)}
-        scope.recipes |= recipes
-        nodes, _ = settle(arrange(packing.ops, self.plan.order), scope.recipes, set(wanted))
-        for node in nodes:
-            for v in kept(node):
-                if v.name in packing.plain:
-                    scope.places[v.name] = self.packed_place(scope, v, lo)
-                elif v.dims:
-                    pointer = text.buffer(f"{v.name}_block", element_of(v), block_size(scope, v.dims))
-                    scope.places[v.name] = local_place(scope, v, pointer)
-        print_nodes(text, scope, nodes, self.tensors)
-        for name in packing.turned:
-            pointer, row = self.pointers[name, True]
-            source = scope.places[name]
-            at = f"{pointer} + ({self.keep} ? {lo} : 0)"
-            inner = next(scope.extents[d].count for d in source.dims if d != rank)
-            text.line(f"transpose({at}, {row}, {source.pointer}, {source.row}, {count}, {inner});")
-
-    def packed_place(self, scope: Scope, v: Value, lo: str) -> Place:
-        """A packed block, as seen from the block that starts at ``lo``."""
-        pointer, row = self.pointers[v.name, False]
-        local = local_place(scope, v, pointer)
-        name = self.text.fresh(v.name)
-        self.text.line(f"{element_of(v)}* const {name} = {pointer} + ({self.keep} ? {lo} : 0) * {row};")
-        assert len(v.dims) == 1 or v.dims[0] == self.fold.rank, "the folded rank comes before the features"
-        return replace(local, pointer=name)
-
     # -------------------------------------------------------------------------------------------------------------- bodies
+
+    def hoist(self, body: _Body) -> None:
+        """Copies for products of what does not change in the loop are made before it."""
+        carried = {s.value.name for s in self.fold.states}
+        for node in body.nodes:
+            if isinstance(node, Product):
+                a, b, _, _ = operands(node.op)
+                for v, form in zip((a, b), forms.wanted(node.op, self.scope.narrow), strict=True):
+                    if v.name in self.scope.places and v.name not in carried:
+                        forms.place(self.text, self.scope, v, form)
 
     def body(self, body: _Body) -> None:
         text, fold, rank = self.text, self.fold, self.fold.rank
         scope = self.scope.inner()
-        lo, count = text.fresh(f"{rank}_lo"), text.fresh(f"{rank}_n")
-        scope.extents[rank] = Extent(lo, count, fold.step)
+        lo, count, end = text.fresh(f"{rank}_lo"), text.fresh(f"{rank}_n"), text.fresh(f"{rank}_end")
+        scope.extents[rank] = Extent(lo, count, fold.step, whole=body.full)
         scope.scalars[f"size {rank}.lo"] = Ref(lo, "int")
         scope.recipes |= body.coordinates
-        with text.block(f"const auto {body.function} = [&](const long {lo})", "};"):
-            most = f"{fold.step}" if body.full else f"minimum({fold.step}L, {self.size} - {lo})"
-            text.line(f"const long {count} = {most};")
+        with text.block(f"const auto {body.function} = [&](const long {lo}{'' if body.full else f', const long {end}'})", "};"):
+            text.line(f"const long {count} = {fold.step if body.full else f'minimum({fold.step}L, {end} - {lo})'};")
             self.bring(body, scope, lo, count)
             self.places(body, scope)
             print_nodes(text, scope, body.nodes, self.tensors)
@@ -224,29 +161,49 @@ class FoldPrinter:
 
     def bring(self, body: _Body, scope: Scope, lo: str, count: str) -> None:
         """The packed values of the block."""
-        if body.packed:
-            self.text.line(f"{self.need}({lo}, {count});")
+        if not body.packed:
+            return
+        at = self.text.fresh(f"{self.fold.rank}_place")
+        streamed = self.packs.streamed
+        need = f"{self.packs.need}({lo}, {count})"
+        self.text.line(f"const long {at} = {f'{streamed} ? 0 : ' if streamed else ''}{need};")
         for name, value in body.packed.items():
-            own = replace(value, name=name)
-            if (value.name, True) in self.pointers:
-                pointer, row = self.pointers[value.name, True]
-                local = self.text.fresh(f"{name}_t")
-                self.text.line(f"const T* const {local} = {pointer} + ({self.keep} ? {lo} : 0);")
-                scope.turned[name] = Place(local, own.dims[::-1], (row, "1"))
-            if (value.name, False) in self.pointers:
-                scope.places[name] = self.packed_place(scope, value, lo)
+            if streamed:
+                scope.there[name] = (streamed, self.packs.unpacked(value, lo))
+            for form in FORMS:
+                if (value.name, form) not in self.packs.pointers:
+                    continue
+                place = self.packs.place(scope, value, form, at)
+                if form == "plain":
+                    scope.places[name] = place
+                else:
+                    scope.forms[name, form] = place
 
     def places(self, body: _Body, scope: Scope) -> None:
-        text = self.text
         for node in body.nodes:
+            computed = {op.out.name for op in node.ops if isinstance(op, Map | Load)} if isinstance(node, Nest) else set()
             for v in kept(node):
+                uses = body.uses.get(v.name, {"plain"})
+                if "rows" in uses and v.name in computed and len(v.dims) == 2:
+                    count, row = forms.shape("rows", *(str(scope.extents[d].most) for d in v.dims))
+                    pointer = self.pooled(
+                        ("rows", v.dims, body.buffers.slot.get(v.name, v.name)), f"{v.name}_rows", "Pair", f"{count} * {row}"
+                    )
+                    scope.forms[v.name, "rows"] = Place(pointer, v.dims, (row, "1"))
+                    if uses == {"rows"} and v.name not in body.buffers.alias:
+                        continue
                 if v.name in body.buffers.alias:
                     scope.places[v.name] = scope.places[body.buffers.alias[v.name]]
                 elif v.dims:
                     key = (v.dims, v.dtype == "float", body.buffers.slot[v.name], self.fold.step)
-                    if key not in text.pool:
-                        text.pool[key] = text.buffer(f"block_{'_'.join(v.dims)}", element_of(v), block_size(scope, v.dims))
-                    scope.places[v.name] = local_place(scope, v, text.pool[key])
+                    pointer = self.pooled(key, f"block_{'_'.join(v.dims)}", element_of(v), block_size(scope, v.dims))
+                    scope.places[v.name] = local_place(scope, v, pointer)
+
+    def pooled(self, key: tuple[object, ...], name: str, element: str, count: str) -> str:
+        """The buffer of a key, shared by the bodies of all folds."""
+        if key not in self.text.pool:
+            self.text.pool[key] = self.text.buffer(name, element, count)
+        return self.text.pool[key]
 
     def finish(self, body: _Body, scope: Scope) -> None:
         """The states take their next values."""
@@ -269,19 +226,25 @@ class FoldPrinter:
 
     # -------------------------------------------------------------------------------------------------------------- phases
 
-    def phase(self, n: int, phase: Phase, function: str) -> None:
+    def phase(self, n: int, phase: Phase, body: _Body) -> None:
         text, fold, scope = self.text, self.fold, self.scope
         rank = fold.rank
         lo = text.names.child().fresh(f"{rank}_lo")
         if not fold.tabulated:
             start, stop = scope.scalars[phase.lo.name].text, scope.scalars[phase.hi.name].text
-            text.line(f"for (long {lo} = {start}; {lo} < {stop}; {lo} += {fold.step}) {function}({lo});")
+            end = self.size if stores(body.nodes) else f"minimum({stop}, {self.size})"  # no point at or beyond stop is alive
+            call = f"{body.function}({lo}{'' if body.full else f', {end}'});"
+            text.line(f"for (long {lo} = {start}; {lo} < {stop}; {lo} += {fold.step}) {call}")
             return
         row = "0"
         for r in fold.table_ranks:
             block = next(b for b in self.plan.ambient if b.rank == r)
             extent = str(block.size) if isinstance(block.size, int) else scope.scalars[f"size {block.size}"].text
-            row = f"({row} * {extent} + {scope.scalars[f'coordinate {r}'].text})" if row != "0" else scope.scalars[f"coordinate {r}"].text
+            row = (
+                f"({row} * {extent} + {scope.scalars[f'coordinate {r}'].text})"
+                if row != "0"
+                else scope.scalars[f"coordinate {r}"].text
+            )
         tiles = scope.scalars.get("tiles")
         if tiles is not None:
             row = f"{row} * {tiles.text} + {scope.scalars['tile'].text}"
@@ -289,32 +252,26 @@ class FoldPrinter:
         n_, at = text.fresh("n"), text.fresh("row")
         text.line(f"const long {at} = ({row}) * 2 + {n};  // {phase.label} blocks of this tile")
         text.line(
-            f"for (long {n_} = 0; {n_} < {table}_count[{at}]; ++{n_}) "
-            f"{function}((long){table}_block[{at} * {table}_longest + {n_}] * {fold.step});"
+            f"for (long {n_} = 0; {n_} < {table}_count[{at}]; ++{n_}) {body.function}"
+            f"((long){table}_block[{at} * {table}_longest + {n_}] * {fold.step}{'' if body.full else f', {self.size}'});"
         )
 
 
-def kept(node: Node) -> tuple[Value, ...]:
-    """The values a node writes to buffers."""
-    if isinstance(node, Nest):
-        return tuple(v for v in node.kept if v.dims)
-    return (node.op.out,) if isinstance(node, Product) else ()
+def _both(op: Dot) -> bool:
+    return op.a.name == op.b.name
 
 
-def _uses(nodes: Sequence[Node], rank: str) -> tuple[set[str], set[str]]:
-    """The values that products want transposed, and those that anything wants as they are."""
-    turned: set[str] = set()
-    plain: set[str] = set()
+def _uses(nodes: Sequence[Node], updates: Sequence[Value], narrow: bool) -> dict[str, set[Form]]:
+    """The forms in which each value is read."""
+    out: dict[str, set[Form]] = {u.name: {"plain"} for u in updates}
     for node in nodes:
         if isinstance(node, Product):
-            a, b, _, y = operands(node.op)
-            plain.add(a.name)
-            (plain if b.dims == (node.op.rank, y) else turned).add(b.name)
+            a, b, _, _ = operands(node.op)
+            for v, form in zip((a, b), forms.wanted(node.op, narrow), strict=True):
+                out.setdefault(v.name, set()).add(form)
             if node.op.acc is not None:
-                plain.add(node.op.acc.name)
-        elif isinstance(node, Nest):
-            computed = {op.out.name for op in node.ops if not isinstance(op, Store)}
-            from einfuse.codegen.cpu.schedule import node_reads
-
-            plain |= node_reads(node) - computed
-    return turned, plain
+                out.setdefault(node.op.acc.name, set()).add("plain")
+        else:
+            for name in node_reads(node):
+                out.setdefault(name, set()).add("plain")
+    return out

@@ -122,6 +122,7 @@ FORMS: dict[str, Form] = {
     "max": _call("maximum"),
     "min": _call("minimum"),
     "sign": _call("sign"),
+    "stop": lambda args, vector: args[0].text,
     "exp": _vector_only("exponential"),
     "exp2": _vector_only("exponential2"),
     "log": _vector_only("logarithm"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from einfuse.codegen.cpu.access import ELEMENTS
 from einfuse.codegen.cpu.dataflow import fold_reads, operations, prune, reads
-from einfuse.codegen.cpu.folds import FoldPrinter, kept
+from einfuse.codegen.cpu.folds import FoldPrinter
 from einfuse.codegen.cpu.functions import Ref
+from einfuse.codegen.cpu.merge import sequential
 from einfuse.codegen.cpu.names import identifier
 from einfuse.codegen.cpu.pack import Dependence
 from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
-from einfuse.codegen.cpu.schedule import arrange, settle
+from einfuse.codegen.cpu.schedule import arrange, kept, settle
 from einfuse.codegen.cpu.text import Extent, Scope, Text
 from einfuse.codegen.plan import Coordinate, Fold, KernelPlan, Region, Store
 
@@ -19,7 +20,7 @@ class KernelPrinter:
 
     def __init__(self, plan: KernelPlan) -> None:
         self.plan = prune(plan)
-        self.text, self.scope = Text(), Scope()
+        self.text, self.scope = Text(), Scope(narrow=paired(plan))
         self.tensors = {t.name: t for t in plan.tensors}
         self.dependence = Dependence(self.plan)
         self.tables = table_ranks(self.plan)
@@ -35,7 +36,12 @@ class KernelPrinter:
             lines.append(f"  {line}")
         lines += ["#pragma omp parallel num_threads(n_threads)", "  {", "    Scratch scratch;"]
         lines += [f"    {b}" for b in body.buffers]
-        lines += ["    long item, last;", "    while (scratch.ok && queue.next(item, last)) for (; item < last; ++item) {"]
+        if sequential(self.plan):
+            lines += ["    long point, past;  // its tiles run in order: each adds to what those before it wrote"]
+            lines += ["    while (scratch.ok && queue.next(point, past)) for (; point < past; ++point)"]
+            lines += ["    for (long item = point * tiles; item < (point + 1) * tiles; ++item) {"]
+        else:
+            lines += ["    long item, last;", "    while (scratch.ok && queue.next(item, last)) for (; item < last; ++item) {"]
         lines += body.lines
         lines += ["    }", "  }", "  return queue.finished() ? 0 : 1;"]
         return lines
@@ -103,8 +109,9 @@ class KernelPrinter:
         lines.append(f"const long points = {points};")
         lines.append("if (points <= 0 || tiles <= 0) return 0;")
         lines.append("const bool shared_tiles = tiles > 1;")
-        lines.append("const long n_threads = maximum(1L, minimum((long)threads, points * tiles));")
-        lines.append("Queue queue(points * tiles, tiles, n_threads);")
+        whole = "points" if sequential(plan) else "points * tiles"
+        lines.append(f"const long n_threads = maximum(1L, minimum((long)threads, {whole}));")
+        lines.append(f"Queue queue({whole}, {1 if sequential(plan) else 'tiles'}, n_threads);")
         return lines
 
     # --------------------------------------------------------------------------------------------------------------- items
@@ -129,7 +136,7 @@ class KernelPrinter:
             scope.scalars[f"coordinate {b.rank}"] = Ref(at, "int")
         for f in plan.features:
             assert isinstance(f.size, int), "sizes of features are known"
-            scope.extents[f.rank] = Extent("0", str(f.size), f.size)
+            scope.extents[f.rank] = Extent("0", str(f.size), f.size, whole=True)
         for n, step in enumerate(plan.steps):
             text.line()
             if isinstance(step, Fold):
@@ -157,6 +164,11 @@ class KernelPrinter:
             for v in kept(node):
                 scope.places[v.name] = local_place(scope, v, text.buffer(v.name, element_of(v), block_size(scope, v.dims)))
         print_nodes(text, scope, nodes, self.tensors)
+
+
+def paired(plan: KernelPlan) -> bool:
+    """Whether products of the plan may take bf16 operands."""
+    return plan.compute == "f32" and plan.narrow == "bf16"
 
 
 def table_ranks(plan: KernelPlan) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ class NestPrinter:
             elif not isinstance(op, Coordinate) and op.out.name not in self.refs:
                 ref = self.evaluate(op)
                 if op.out.name in self.kept:
-                    writes.append(f"store({self.element(self.scope.places[op.out.name])}, {spread(ref)});")
+                    writes += self.written(op.out, ref)
         self.before[-1] += writes
         self.emit()
 
@@ -63,6 +63,18 @@ class NestPrinter:
             text.line("}")
         for line in self.done:
             text.line(line)
+
+    def written(self, v: Value, ref: Ref) -> list[str]:
+        """The value goes to its buffer, and to the copy of paired halves that a product reads."""
+        scope, rank = self.scope, self.nest.dims[-1]
+        out = [f"store({self.element(scope.places[v.name])}, {spread(ref)});"] if v.name in scope.places else []
+        halves = scope.forms.get((v.name, "rows"))
+        if halves is not None:
+            extent = scope.extents[rank]
+            count = "W" if extent.whole and extent.most % 16 == 0 else f"{extent.count} - {self.at[rank]}"
+            row = f"{halves.pointer} + {self.at[v.dims[0]]} * ({halves.row}) + {self.at[rank]} / 2"
+            out.append(f"store_halves({row}, {spread(ref)}, {count});")
+        return out
 
     # ------------------------------------------------------------------------------------------------------------- values
 

@@ -109,7 +109,7 @@ template <class E, class X, class At> INLINE void scatter(E* p, long n, At at, X
 INLINE long clamped(long x, long n) { return x < 0 ? 0 : x >= n ? n - 1 : x; }
 
 // to[c][r] = from[r][c]
-static void transpose(T* to, long to_ld, const T* from, long from_ld, long rows, long columns) {
+template <class E> static void transpose(E* to, long to_ld, const E* from, long from_ld, long rows, long columns) {
   for (long r = 0; r < rows; r += W)
     for (long c = 0; c < columns; ++c)
       for (long k = r; k < rows && k < r + W; ++k) to[c * to_ld + k] = from[k * from_ld + c];

@@ -1,15 +1,16 @@
 """What a loop body computes from its folded rank and ambient ranks alone: packed once per block and shared by all tiles.
 
-    before   fold j { k = load(...) ; kn = k * rsqrt(sum[d](k * k)) ; s = q . kn ; ... }          for every tile
-    after    pack j { k ; kn, transposed }  when a block is first needed;  fold j { s = q . kn ; ... }
+before   fold j { k = load(...) ; kn = k * rsqrt(sum[d](k * k)) ; s = q . kn ; ... }          for every tile
+after    pack j { k ; kn, transposed }  when a block is first needed;  fold j { s = q . kn ; ... }
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from einfuse.codegen.cpu.dataflow import reads
+from einfuse.codegen.cpu.forms import Form
 from einfuse.codegen.plan import Const, Coordinate, Dot, KernelPlan, Load, Map, Op, Param, Reduce, Region, Size, Store, Value
 
 
@@ -47,6 +48,8 @@ class Dependence:
             case Coordinate(rank=rank):
                 here = frozenset([rank]) if any(b.rank == rank for b in self.plan.ambient) else frozenset[str]()
                 return Facts(rank != tile, here)
+            case Load(tensor=tensor) if any(t.name == tensor and t.out for t in self.plan.tensors):
+                return Facts(False)  # an earlier tile wrote it
         known = [self.facts[v.name] for v in reads(op)]
         mixes = isinstance(op, Reduce | Dot) and op.rank == fold
         return Facts(all(f.free for f in known) and not mixes, frozenset().union(*(f.ambient for f in known)))
@@ -60,9 +63,14 @@ class Packing:
     ops: list[Op] = field(default_factory=list)
     known: dict[Op, Value] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
-    plain: dict[str, Value] = field(default_factory=dict)  # wanted as they are
-    turned: dict[str, Value] = field(default_factory=dict)  # wanted transposed
+    forms: dict[tuple[str, Form], Value] = field(default_factory=dict)  # the packed values in the layouts that are read
     outer: dict[str, Value] = field(default_factory=dict)  # what it reads from outside the loop
+
+    def want(self, v: Value, uses: Iterable[Form]) -> None:
+        """A packed value is read in these forms; as left operand of a product it is packed plain (and copied there)."""
+        for form in sorted(uses):
+            packed: Form = "plain" if form == "rows" else form
+            self.forms[v.name, packed] = v
 
     def add(self, v: Value, body: Mapping[str, Op]) -> Value:
         """The packed counterpart of a body's value."""

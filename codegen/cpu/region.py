@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from einfuse.codegen.cpu import access
+from einfuse.codegen.cpu.forms import PAIRED, operands, place, wanted
 from einfuse.codegen.cpu.functions import Ref, applied, literal
 from einfuse.codegen.cpu.loops import TYPES, NestPrinter
 from einfuse.codegen.cpu.schedule import Nest, Node, Single
@@ -60,36 +61,22 @@ def _scalar(scope: Scope, op: Op, tensors: Mapping[str, Arg]) -> Ref:
 def product(text: Text, scope: Scope, op: Dot) -> None:
     """A matrix product: rows along the first rank of the result, vectors along the second."""
     a, b, x, y = operands(op)
-    left, out = scope.places[a.name], scope.places[op.out.name]
-    right = scope.places[b.name] if b.dims == (op.rank, y) else turned(text, scope, b)
+    left_form, right_form = wanted(op, scope.narrow)
+    left, right, out = place(text, scope, a, left_form), place(text, scope, b, right_form), scope.places[op.out.name]
     steps = dict(zip(left.dims, left.steps, strict=True))
     acc = f"{scope.places[op.acc.name].pointer}, {scope.places[op.acc.name].row}" if op.acc else "nullptr, 0"
-    counts = ", ".join(scope.extents[r].count for r in (x, y, op.rank))
+    m, n, terms = (scope.extents[r].count for r in (x, y, op.rank))
+    whole = f"pairs({terms})" if left_form in PAIRED else terms
     text.line(f"// {op.out.name}[{x}, {y}] = {'' if op.acc is None else op.acc.name + ' + '}sum[{op.rank}] {a.name} * {b.name}")
-    text.line(
-        f"matmul({out.pointer}, {out.row}, {acc}, {left.pointer}, {steps[x]}, {steps[op.rank]}, {right.pointer}, {right.row}, {counts});"
-    )
-
-
-def operands(op: Dot) -> tuple[Value, Value, str, str]:
-    """The operand with the result's first rank, the other, and the two ranks."""
-    assert len(op.out.dims) == 2, "a product has two ranks"
-    x, y = op.out.dims
-    a, b = (op.a, op.b) if x in op.a.dims else (op.b, op.a)
-    assert {*a.dims} == {x, op.rank}, "the left operand spans the first and the reduced rank"
-    assert {*b.dims} == {y, op.rank}, "the right operand spans the second and the reduced rank"
-    return a, b, x, y
-
-
-def turned(text: Text, scope: Scope, v: Value) -> Place:
-    """The transposed copy of a value, made now if there is none."""
-    if v.name not in scope.turned:
-        source = scope.places[v.name]
-        rows, columns = (scope.extents[d] for d in v.dims)
-        pointer = text.buffer(f"{v.name}_t", "T", f"{columns.most} * padded({rows.most})")
-        text.line(f"transpose({pointer}, padded({rows.most}), {source.pointer}, {source.row}, {rows.count}, {columns.count});")
-        scope.turned[v.name] = Place(pointer, v.dims[::-1], (f"padded({rows.most})", "1"))
-    return scope.turned[v.name]
+    result = f"{out.pointer}, {out.row}, {acc}, {left.pointer}, {steps[x]}"
+    call = f"matmul({result}, {steps[op.rank]}, {right.pointer}, {right.row}, {m}, {n}, {whole});"
+    if b.name in scope.there and steps[op.rank] == "1":
+        when, there = scope.there[b.name]
+        form = f"dots({{}}, {whole});" if "turned" in right_form else f"sums({{}}, {terms});"
+        stream = form.format(f"{result}, {there.pointer}, {there.row}, {m}, {n}")
+        text.line(f"if ({when}) {stream}")
+        call = f"else {call}"
+    text.line(call)
 
 
 def local_place(scope: Scope, v: Value, pointer: str) -> Place:

@@ -21,18 +21,18 @@ struct Scratch {
 // Items 0 .. total in runs that get shorter towards the end and never cross a multiple of `group` (what shares packed blocks).
 struct Queue {
   const long total, group, threads;
-  std::atomic<long> next_item{0};
+  long next_item = 0;  // read and written as an atomic
   Queue(long total, long group, long threads) : total(total), group(group), threads(threads) {}
   bool next(long& first, long& last) {
-    first = next_item.load();
+    first = __atomic_load_n(&next_item, __ATOMIC_SEQ_CST);
     do {
       if (first >= total) return false;
       const long most = maximum(1L, (total - first) / (2 * threads));
       last = minimum(minimum(first + most, total), (first / group + 1) * group);
-    } while (!next_item.compare_exchange_weak(first, last));
+    } while (!__atomic_compare_exchange_n(&next_item, &first, last, true, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST));
     return true;
   }
-  bool finished() const { return next_item.load() >= total; }  // a thread without memory takes no items
+  bool finished() const { return __atomic_load_n(&next_item, __ATOMIC_SEQ_CST) >= total; }  // a thread without memory takes no items
 };
 
 // Which blocks of a folded rank a thread holds in packed form, for the ambient point they were packed at.
@@ -50,6 +50,6 @@ template <int KEYS> struct Packed {
   }
   template <class F> void need(long from, long n, long granule, long size, F pack) {
     for (long g = from / granule; g * granule < from + n; ++g)
-      if (of[g] != (int32_t)version) { pack(g * granule, minimum(granule, size - g * granule)); of[g] = (int32_t)version; }
+      if (of[g] != (int32_t)version) { pack(g * granule, minimum(granule, size - g * granule), g * granule); of[g] = (int32_t)version; }
   }
 };

@@ -167,3 +167,10 @@ def node_reads(node: Node) -> set[str]:
         return {v.name for v in reads(node.op)}
     computed = {op.out.name for op in node.ops if not isinstance(op, Store | Reduce)}
     return {v.name for op in node.ops for v in reads(op)} - computed
+
+
+def kept(node: Node) -> tuple[Value, ...]:
+    """The values a node writes to buffers."""
+    if isinstance(node, Nest):
+        return tuple(v for v in node.kept if v.dims)
+    return (node.op.out,) if isinstance(node, Product) else ()

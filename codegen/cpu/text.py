@@ -29,11 +29,12 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """The part of a rank that a block covers: its first coordinate, how many exist, and how many it may hold."""
+    """The part of a rank that a block covers: its first coordinate, how many exist, and how many it may hold (``whole``: always does)."""
 
     start: str
     count: str
     most: int
+    whole: bool = False
 
 
 @dataclass(slots=True)
@@ -42,12 +43,24 @@ class Scope:
 
     scalars: dict[str, Ref] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
-    turned: dict[str, Place] = field(default_factory=dict)  # transposed copies of two-dimensional values
+    forms: dict[tuple[str, str], Place] = field(default_factory=dict)  # copies of two-dimensional values for products
+    there: dict[str, tuple[str, Place]] = field(
+        default_factory=dict
+    )  # right operands that may be read from the caller, and when
     recipes: dict[str, Op] = field(default_factory=dict)
     extents: dict[str, Extent] = field(default_factory=dict)
+    narrow: bool = False  # products may take their operands in bf16
 
     def inner(self) -> Scope:
-        return Scope(dict(self.scalars), dict(self.places), dict(self.turned), dict(self.recipes), dict(self.extents))
+        return Scope(
+            dict(self.scalars),
+            dict(self.places),
+            dict(self.forms),
+            dict(self.there),
+            dict(self.recipes),
+            dict(self.extents),
+            self.narrow,
+        )
 
 
 @dataclass(slots=True)

@@ -76,10 +76,16 @@ INLINE VI floor_div(VI a, VI b) {
 }
 INLINE VI floor_mod(VI a, VI b) { return a - floor_div(a, b) * b; }
 
-template <int STEP, class X> INLINE X rotated(X x) {
-  VI at = (iota() + STEP) % (I)W;
-  return __builtin_shuffle(x, at);
+template <class X> INLINE X shuffled(X x, VI from) {
+#if defined(__clang__)
+  X y;
+  for (int l = 0; l < W; ++l) y[l] = x[from[l]];
+  return y;
+#else
+  return __builtin_shuffle(x, from);
+#endif
 }
+template <int STEP, class X> INLINE X rotated(X x) { return shuffled(x, (iota() + STEP) % (I)W); }
 template <class X, class F> INLINE X folded(X x, F f) {  // f over all lanes, in every lane
   if constexpr (W >= 16) x = f(x, rotated<8>(x));
   if constexpr (W >= 8) x = f(x, rotated<4>(x));

@@ -4,6 +4,15 @@
 // Infinities, NaN and signed zeros as in the C library; results below the normal range may be off by one subnormal unit.
 // With T = double every function is the C library's, lane by lane.
 
+// The C library's functions for float and double, without its header: that alone takes longer to read than the kernel to compile.
+#define C_FUNCTION(name) \
+  INLINE float c_##name(float x) { return __builtin_##name##f(x); } \
+  INLINE double c_##name(double x) { return __builtin_##name(x); }
+C_FUNCTION(sqrt) C_FUNCTION(erf) C_FUNCTION(sin) C_FUNCTION(cos) C_FUNCTION(floor) C_FUNCTION(exp) C_FUNCTION(exp2)
+C_FUNCTION(log) C_FUNCTION(log2) C_FUNCTION(log1p) C_FUNCTION(tanh) C_FUNCTION(fabs)
+INLINE float c_pow(float x, float y) { return __builtin_powf(x, y); }
+INLINE double c_pow(double x, double y) { return __builtin_pow(x, y); }
+
 template <class F> INLINE V each(V x, F f) {
   T in[W], out[W];
   __builtin_memcpy(in, &x, sizeof x);
@@ -12,11 +21,11 @@ template <class F> INLINE V each(V x, F f) {
   __builtin_memcpy(&y, out, sizeof y);
   return y;
 }
-INLINE V square_root(V x) { return each(x, [](T v) { return std::sqrt(v); }); }
+INLINE V square_root(V x) { return each(x, [](T v) { return c_sqrt(v); }); }
 INLINE V reciprocal_root(V x) { return 1 / square_root(x); }
-INLINE V error_function(V x) { return each(x, [](T v) { return std::erf(v); }); }
-INLINE V sine(V x) { return each(x, [](T v) { return std::sin(v); }); }
-INLINE V cosine(V x) { return each(x, [](T v) { return std::cos(v); }); }
-INLINE V power(V x, V y) { V z; for (int l = 0; l < W; ++l) z[l] = std::pow(x[l], y[l]); return z; }
+INLINE V error_function(V x) { return each(x, [](T v) { return c_erf(v); }); }
+INLINE V sine(V x) { return each(x, [](T v) { return c_sin(v); }); }
+INLINE V cosine(V x) { return each(x, [](T v) { return c_cos(v); }); }
+INLINE V power(V x, V y) { V z; for (int l = 0; l < W; ++l) z[l] = c_pow(x[l], y[l]); return z; }
 INLINE VI floor_whole(V x) { V t = real(whole(x)); return whole((V)(t > x ? t - 1 : t)); }
-INLINE long floor_whole(T x) { return (long)std::floor(x); }
+INLINE long floor_whole(T x) { return (long)c_floor(x); }

@@ -13,14 +13,14 @@ INLINE V nearest(V x) { const V big = spread(12582912.f); return (x + big) - big
 
 // x, but at least lo or at most hi; NaN stays. The C++ condition costs two instructions where the machine has one.
 INLINE V at_least(T lo, V x) {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && !defined(__clang__)
   return (V)__builtin_ia32_maxps512_mask(spread(lo), x, V{}, -1, 4);
 #else
   return x < lo ? spread(lo) : x;
 #endif
 }
 INLINE V at_most(T hi, V x) {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && !defined(__clang__)
   return (V)__builtin_ia32_minps512_mask(spread(hi), x, V{}, -1, 4);
 #else
   return x > hi ? spread(hi) : x;

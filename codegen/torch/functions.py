@@ -19,6 +19,7 @@ FORMS: dict[str, str] = {
     "max": "torch.maximum({}, {})",
     "min": "torch.minimum({}, {})",
     "sign": "{}.sign()",
+    "stop": "{}",
     "exp": "{}.exp()",
     "exp2": "{}.exp2()",
     "log": "{}.log()",

@@ -118,6 +118,7 @@ FORMS: dict[str, Form] = {
     "max": _call("tl.maximum"),
     "min": _call("tl.minimum"),
     "sign": _sign,
+    "stop": _copy,
     "exp": lambda args, to: f"tl.exp2({args[0].text} * LOG2E)",
     "exp2": _call("tl.exp2"),
     "log": _call("tl.log"),
@@ -148,7 +149,7 @@ FORMS: dict[str, Form] = {
 }
 assert FORMS.keys() == FUNCTIONS.keys() | {"copy"}, "every scalar function of the IR has a Triton form"
 
-ZERO_PRESERVING = frozenset({"neg", "abs", "sign", "sqrt", "tanh", "erf", "sin", "float", "int", "copy", "log1p"})
+ZERO_PRESERVING = frozenset({"neg", "abs", "sign", "stop", "sqrt", "tanh", "erf", "sin", "float", "int", "copy", "log1p"})
 """Functions of one operand that map 0 to 0: padding that is zero stays zero."""
 
 

@@ -25,10 +25,16 @@ MAX_NODES = 20_000
 
 
 def fold_ranks(cascade: Cascade) -> tuple[str, ...]:
-    """The sequence ranks (no feature, not ambient) that some statement reduces over, in order of first reduction."""
+    """The sequence ranks (no feature, not ambient) that a pass runs over: those that some statement reduces over, in order of first
+    reduction; then one of every output over two of them, whose values a pass without states gives out."""
     whole = {r.name for r in cascade.ranks if r.kind in ("feature", "state")}
     over = [r for x in cascade.body for r in (x.over if isinstance(x, Einsum) else (x.rank,))]
-    return tuple(r for r in dict.fromkeys(over) if r not in whole)
+    folded = dict.fromkeys(r for r in over if r not in whole)
+    for x in cascade.body:
+        pair = [r for r in x.ranks if r not in whole] if isinstance(x, Einsum) and x.target in cascade.outs else []
+        if len(pair) > 1 and not folded.keys() & pair:
+            folded[next((r for r in reversed(pair) if cascade.rank(r).kind != "query"), pair[-1])] = None
+    return tuple(folded)
 
 
 def run(cascade: Cascade) -> Cascade:

@@ -213,13 +213,12 @@ class _Reverse:
             over = [f for f in over if not self._free(f) & stage]
             under = [f for f in under if not self._free(f) & stage]
             inner = ex.product(*inside)
-            value_ranks = self._sorted(self._free(inner) - stage)
-            carried = stage & set(self.folded)
-            if carried:  # everything that depends on what is left must be inside this reduction
+            if stage & set(self.folded):  # everything that depends on what is left must be inside this reduction
                 inner = ex.fraction([*over, inner], under)
                 over, under = [], []
-                value_ranks = self._sorted(self._free(inner) - stage)
-            over.append(self._named(base, value_ranks, "sum", self._sorted(stage), inner, mask if carried else None))
+            where = mask if any(self._is_sequence(r) for r in stage) else None  # points that exist do so for every feature
+            free = self._free(inner) | (set() if where is None else self._free(where))
+            over.append(self._named(base, self._sorted(free - stage), "sum", self._sorted(stage), inner, where))
         return ex.fraction(over, under)
 
     def _add(self, target: Einsum, e: Expr, mask: Expr | None) -> None:

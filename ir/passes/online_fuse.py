@@ -98,26 +98,35 @@ class _Surgeon:
 
     def _fold(self, names: list[str], mask: Expr | None, emitted: list[str]) -> tuple[Fold, list[Einsum]]:
         states: list[Einsum | State] = []
-        epilogue: list[Einsum] = []
-        lets: list[Einsum] = []
+        after: dict[str, Einsum] = {}  # row scalars and the values of reductions, each from the states
         for name in names:
             x = self.einsums[name]
             if not x.red:
-                states.append(replace(x, mask=None))
-                lets.append(replace(x, mask=None))
-                continue
-            new, value = self._states(x)
-            states += new
-            if value is not None:
-                epilogue.append(Einsum(name, x.ranks, None, (), value, None, x.loc))
-        wanted = {n for x in cascade_rest(self.cascade, self.mine) for n in _all_reads(x)}
-        this = max((self.derivation.level[n] for n in names), default=0)
-        wanted |= {n for other, level in self.derivation.level.items() if level > this for n in self._needs(other)}
-        wanted |= {n for x in (*epilogue, *lets) for n in ex.reads(x.map)}
-        epilogue += [x for x in lets if x.target in wanted]
+                after[name] = replace(x, mask=None)
+            else:
+                new, value = self._states(x)
+                states += new
+                if value is None:
+                    continue
+                after[name] = Einsum(name, x.ranks, None, (), value, None, x.loc)
+            states.append(after[name])
+        states = _without_unread(states, set(after))
         outs = [self.einsums[n] for n in emitted]
         local = self._block_local([*states, *outs])
+        wanted = self._wanted_after(names, after)
+        epilogue = [x for n, x in after.items() if n in wanted]
         return Fold(self.rank, (*local, *states, *(x for x in outs if x not in local)), mask), _ordered(epilogue)
+
+    def _wanted_after(self, names: list[str], after: dict[str, Einsum]) -> set[str]:
+        """What is read once the fold is done: by other statements, by later folds, and by what those need."""
+        wanted = {n for x in cascade_rest(self.cascade, self.mine) for n in _all_reads(x)} | set(self.cascade.outs)
+        this = max((self.derivation.level[n] for n in names), default=0)
+        wanted |= {n for other, level in self.derivation.level.items() if level > this for n in self._needs(other)}
+        wanted |= {n for n in after if self.einsums[n].red}
+        for name, x in reversed(after.items()):
+            if name in wanted:
+                wanted |= ex.reads(x.map)
+        return wanted
 
     def _needs(self, name: str) -> set[str]:
         return ex.reads(self.einsums[name].map)
@@ -144,7 +153,7 @@ class _Surgeon:
             states += (
                 self._tower(name, x, acc)
                 if acc.tower
-                else [State(name, x.ranks, x.red, acc.map, self._carried(name, x, acc), x.loc)]
+                else [State(name, x.ranks, x.red, acc.map, self._carried(name, x, acc), loc=x.loc)]
             )
             if not simple:
                 value = ex.at(name, x.ranks)
@@ -172,8 +181,23 @@ class _Surgeon:
             for i in range(k + 1, len(names)):
                 term = ex.product(ex.const(1 / math.factorial(i - k)), *[move] * (i - k), ex.at(names[i], x.ranks))
                 carry = ex.call("+", carry, term)
-            states.append(State(names[k], x.ranks, x.red, g, carry if k < len(derivatives) else None, x.loc))
+            states.append(State(names[k], x.ranks, x.red, g, carry if k < len(derivatives) else None, loc=x.loc))
         return states
+
+
+def _without_unread(states: list[Einsum | State], scalars: set[str]) -> list[Einsum | State]:
+    """Without the row scalars that no state moves with: they are computed once, after the fold."""
+    needed: set[str] = set()
+    out: list[Einsum | State] = []
+    for y in reversed(states):
+        if isinstance(y, State):
+            needed |= ex.reads(y.map) | (ex.reads(y.carry) | ex.names(y.carry, "new") if y.carry is not None else set())
+        elif y.target in scalars and y.target not in needed:
+            continue
+        else:
+            needed |= ex.reads(y.map)
+        out.append(y)
+    return out[::-1]
 
 
 def cascade_rest(cascade: Cascade, mine: set[str]) -> list[Statement]:

@@ -30,7 +30,7 @@ def run(cascade: Cascade, block: int, step: int) -> Cascade:
 def feature_ranks(cascade: Cascade) -> tuple[str, ...]:
     """The ranks a program holds whole, in order of declaration."""
     tile = {rank for rank, _ in cascade.tile}
-    folded = {x.rank for x in cascade.body if isinstance(x, Fold)}
+    folded = {r for x in cascade.body if isinstance(x, Fold) for r in (x.rank, *x.aligned, x.count) if r}
     used: set[str] = set()
     for f in cascade.body:
         for x in f.body if isinstance(f, Fold) else (f,):

@@ -1,113 +1,213 @@
-"""Cuts the folds of a cascade into parts that run side by side, and merges their states: decoding, and any call with few tiles.
+"""Cuts a cascade of one pass into parts of its keys, and derives the operators that put the parts together again.
 
-    fold j { state m[i] = max s[i, j]; state l[i] = sum exp(s[i, j] - m[i]) carry l[i] * exp(m[i] - m'[i]) }
+    m[i] = max[j] s[i, j]                              partial, over b, h, part:  the same where bounds[part, 0] <= j < bounds[part, 1]
+    l[i] = sum[j] exp(s[i, j] - m[i])          ->      merge:     m[i] = max[part] m_part[part, i]
+    o[i, e] = sum[j] exp(s - m) / l * v                           l[i] = sum[part] l_part[part, i] * exp(m_part[part, i] - m[i])
+                                                                  ...
+                                                       finalise:  o[i, e] = o_0[i, e] / l[i]
 
-    over b, h, part                                        over b, h
-    fold j range (part * n, (part + 1) * n) { ... }   ->   fold part {
-    out m, l                                                 state m[i] = max m_part[b, h, part, i]
-                                                             state l[i] = sum l_part[b, h, part, i] * exp(m_part[b, h, part, i] - m[i])
-                                                               carry l[i] * exp(m[i] - m'[i])
-                                                           }
-
-The merge is the carry law of the states, read as a fold: no operator of its own. Only a cascade with one fold can be split (a second
-pass would need the first one's statistics complete, which is a barrier between kernels).
+The merge is the carry law of the fused fold's states with the parts in the place of blocks. All four are cascades like any other: they
+are fused, scheduled, compiled and differentiated by the same passes. A second pass would need the first one's statistics complete, a
+barrier between kernels, so only cascades of one pass can be split.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Range, Rank, State, Tensor
-from einfuse.ir.rewrite import fresh, statements
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, Scalar, State, Statement, Tensor
+from einfuse.ir.passes import canonicalise, online_fuse
+from einfuse.ir.rewrite import fresh, prune
 
 PART = "part"
 PARTS = "Parts"
+BOUNDS = "bounds"
 
 
-def splittable(cascade: Cascade) -> bool:
-    """One fold in closed form, associative states, nothing emitted from inside the loop."""
-    folds = [x for x in cascade.body if isinstance(x, Fold)]
-    if len(folds) != 1 or folds[0].tabulated or not folds[0].ranges:
-        return False
-    emitted = any(isinstance(y, Einsum) and y.target in cascade.outs for y in folds[0].body)
-    return not emitted and all(y.red != "set" for y in folds[0].body if isinstance(y, State))
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The parts of a cascade along ``rank``. ``states`` are the outputs of ``partial`` and ``merge``; ``held`` is what each is called as
+    an input of ``merge`` and ``merged`` (with an axis of parts behind the ambient ones) and of ``finalise`` (without).
+
+    ``partial`` takes last the ``bounds`` [Parts, 2] of the parts, first key and behind the last. ``merged`` is merge and finalise in one.
+    Sizes that no state tells are int parameters of the other cascades, by the names in ``sizes``.
+    """
+
+    rank: str
+    states: tuple[str, ...]
+    held: dict[str, str]
+    partial: Cascade
+    merge: Cascade
+    finalise: Cascade
+    merged: Cascade
+    sizes: dict[str, str]
 
 
-def run(cascade: Cascade) -> tuple[Cascade, Cascade]:
-    """The partial cascade (over one ambient rank more) and the merging one, of a scheduled cascade that is `splittable`."""
-    if not splittable(cascade):
+def run(cascade: Cascade) -> Split:
+    """The split of a cascade as built. Raises SpecError where it takes more than one pass or gives out values per key."""
+    fused = online_fuse.run(canonicalise.run(cascade))
+    folds = [x for x in fused.body if isinstance(x, Fold)]
+    if len(folds) != 1:
         raise SpecError(
-            f"{cascade.name} cannot be split: it has more than one pass, or writes from inside its loop", cascade.loc
+            f"{cascade.name} cannot be split: it takes {len(folds)} passes, and parts know their own keys only", cascade.loc
         )
-    taken = {r.name for r in cascade.ranks} | {x.target for x in statements(cascade)} | {t.name for t in cascade.inputs}
-    part = fresh(PART, taken)
-    at = next(n for n, x in enumerate(cascade.body) if isinstance(x, Fold))
-    fold = cascade.body[at]
-    assert isinstance(fold, Fold), "found above"
-    states = [y for y in fold.body if isinstance(y, State)]
-    return _partial(cascade, at, fold, part, states), _merging(cascade, at, fold, part, states, taken)
+    pairs = [y.target for y in folds[0].body if isinstance(y, Einsum) and y.target in fused.outs]
+    if pairs or folds[0].aligned:
+        raise SpecError(
+            f"{cascade.name} cannot be split: it writes {', '.join(pairs) or 'in order'} from inside its pass", cascade.loc
+        )
+    return _Splitter(fused, folds[0]).run()
 
 
-def _partial(c: Cascade, at: int, fold: Fold, part: str, states: list[State]) -> Cascade:
-    extent = ex.size(c.rank(fold.rank).size)
-    # a part is a whole number of steps, so that full blocks stay aligned
-    stride = call("*", ex.size(PARTS), ex.const(fold.step))
-    steps = call("//", call("+", extent, call("-", stride, ex.ONE)), stride)
-    width = call("*", steps, ex.const(fold.step))
-    first = call("*", ex.index(part), width)
-    last = call("+", first, width)
+class _Splitter:
+    def __init__(self, fused: Cascade, fold: Fold) -> None:
+        self.c, self.fold = fused, fold
+        self.states = [y for y in fold.body if isinstance(y, State)]
+        names = {x.target for x in (*fold.body, *fused.body) if isinstance(x, Einsum | State)}
+        self.taken = names | {r.name for r in fused.ranks} | {t.name for t in fused.inputs}
+        self.part = fresh(PART, self.taken)
+        self.held = {y.target: fresh(f"{y.target}_part", self.taken) for y in self.states}
+        self.lets = [y for y in fold.body if isinstance(y, Einsum) and fold.rank not in y.ranks and not y.red]
+        at = fused.body.index(fold)
+        self.before = fused.body[:at]
+        self.after = tuple(x for x in fused.body[at + 1 :] if x not in self.lets)  # the epilogue repeats those it reads
 
-    def inside(e: Expr) -> Expr:
-        return call("min", call("max", e, first), last)
+    def run(self) -> Split:
+        known = [Tensor(self.held[y.target], self._axes(y)) for y in self.states]
+        stacked = [Tensor(self.held[y.target], self._axes(y, parts=True)) for y in self.states]
+        outs = tuple(y.target for y in self.states)
+        merging = self._merging()
+        merge = self._cascade("merge", stacked, merging, outs)
+        merged = self._cascade("merged", stacked, (*self.before, *merging, *self.after), self.c.outs)
+        finalise = self._cascade("finalise", known, self._finalising(), self.c.outs)
+        sizes: dict[str, str] = {}
+        merge, finalise, merged = (self._with_sizes(c, sizes) for c in (merge, finalise, merged))
+        return Split(self.fold.rank, outs, self.held, self._partial(outs), merge, finalise, merged, sizes)
 
-    ranges = tuple(Range(inside(r.lo), inside(r.hi), inside(r.full_lo), inside(r.full_hi)) for r in fold.ranges)
-    mask = ex.conjunction(fold.mask, call("<", ex.index(fold.rank), last))
-    body = (*c.body[:at], replace(fold, ranges=ranges, mask=mask))
-    ranks = (*c.ranks, Rank(part, "batch", PARTS))
-    return replace(
-        c, name=f"{c.name}_partial", over=(*c.over, part), ranks=ranks, body=body, outs=tuple(y.target for y in states)
-    )
+    # -- the parts -----------------------------------------------------------------------------------------------------------
 
+    def _partial(self, outs: tuple[str, ...]) -> Cascade:
+        bounds = fresh(BOUNDS, self.taken)
+        j, part = ex.index(self.fold.rank), ex.index(self.part)
+        first, last = (ex.load(bounds, part, ex.const(n)) for n in (0, 1))
+        inside = ex.conjunction(self.fold.mask, call("<=", first, j), call("<", j, last))
+        body: list[Statement] = []
+        for y in self.fold.body:
+            if isinstance(y, State):
+                body.append(Einsum(y.target, y.ranks, y.red, (self.fold.rank,), y.map, inside, y.loc))
+            else:
+                body.append(y)
+        c = self.c
+        return prune(
+            replace(
+                c,
+                name=f"{c.name}_partial",
+                over=(*c.over, self.part),
+                ranks=(*c.ranks, Rank(self.part, "batch", PARTS)),
+                inputs=(*c.inputs, Tensor(bounds, (ex.size(PARTS), ex.const(2)), "int")),
+                body=(*self.before, *body),
+                outs=outs,
+            )
+        )
 
-def _merging(c: Cascade, at: int, fold: Fold, part: str, states: list[State], taken: set[str]) -> Cascade:
-    held = {y.target: fresh(f"{y.target}_{part}", taken) for y in states}
-    over = (*map(ex.index, c.over), ex.index(part))
-    lets = [y for y in fold.body if isinstance(y, Einsum) and fold.rank not in y.ranks and not y.red]
+    # -- their merge ---------------------------------------------------------------------------------------------------------
 
-    def partial(e: Expr) -> Expr:
-        """An expression of the old values, in one part's values: lets are seen through, re-based values are the states themselves."""
+    def _merging(self) -> tuple[Einsum, ...]:
+        live = self._live()
+        body: list[Einsum] = []
+        for y in self.fold.body:
+            if isinstance(y, State):
+                moved = self._of_part(y.carry if y.carry is not None else ex.at(y.target, y.ranks))
+                body.append(Einsum(y.target, y.ranks, y.red, (self.part,), moved, live, y.loc))
+            elif y in self.lets:
+                body.append(y)
+        return tuple(body)
+
+    def _of_part(self, e: Expr) -> Expr:
+        """An expression of the old values in one part's values: lets are seen through, re-based values are the states themselves."""
+        over = (*map(ex.index, self.c.over), ex.index(self.part))
 
         def one(x: Expr) -> Expr | None:
             if x.op == "new":
                 return replace(x, op="load")
-            if x.op == "load" and x.name in held:
-                return ex.load(held[x.name], *over, *x.args)
-            let = next((y for y in lets if x.op == "load" and y.target == x.name), None)
-            return None if let is None else _finite(partial(let.map))
+            if x.op == "load" and x.name in self.held:
+                return ex.load(self.held[x.name], *over, *x.args)
+            let = next((y for y in self.lets if x.op == "load" and y.target == x.name), None)
+            return None if let is None else _finite(self._of_part(let.map))
 
         return ex.substitute(e, one)
 
-    body: list[Einsum | State] = []
-    for y in fold.body:
-        if isinstance(y, State):
-            own = ex.at(y.target, y.ranks)
-            body.append(replace(y, map=partial(y.carry if y.carry is not None else own)))
-        elif y in lets:
-            body.append(y)
-    live = _live(states, held, over)
-    merged = Fold(
-        part, tuple(body), live, 1, (Range(ex.ZERO, ex.size(PARTS), ex.ZERO, ex.ZERO if live is not None else ex.size(PARTS)),)
-    )
-    sizes = {r.name: ex.size(r.size) for r in c.ranks} | {part: ex.size(PARTS)}
-    tensors = [Tensor(held[y.target], tuple(sizes[r] for r in (*c.over, part, *y.ranks))) for y in states]
-    ranks = (*c.ranks, Rank(part, "batch", PARTS))
-    out = replace(
-        c, name=f"{c.name}_merge", ranks=ranks, inputs=(*c.inputs, *tensors), body=(*c.body[:at], merged, *c.body[at + 1 :])
-    )
-    return out
+    def _finalising(self) -> tuple[Statement, ...]:
+        over = tuple(map(ex.index, self.c.over))
+
+        def whole(e: Expr) -> Expr | None:
+            return ex.load(self.held[e.name], *over, *e.args) if e.op == "load" and e.name in self.held else None
+
+        body: list[Statement] = [*self.before]
+        for x in (*self.lets, *self.after):
+            assert isinstance(x, Einsum), "there is one fold"
+            body.append(replace(x, map=ex.substitute(x.map, whole)))
+        for y in self.states:
+            if y.target in self.c.outs:
+                body.append(Einsum(y.target, y.ranks, None, (), ex.load(self.held[y.target], *over, *map(ex.index, y.ranks))))
+        return tuple(body)
+
+    def _live(self) -> Expr | None:
+        """The parts that saw a point: a maximum still at its identity would re-base the others by inf - inf."""
+        for y in self.states:
+            if y.red in ("max", "min"):
+                return call("!=", self._of_part(ex.at(y.target, y.ranks)), ex.const(ex.MONOIDS[y.red]))
+        return None
+
+    # -- cascades ------------------------------------------------------------------------------------------------------------
+
+    def _axes(self, y: State, parts: bool = False) -> tuple[Expr, ...]:
+        sizes = [ex.size(self.c.rank(r).size) for r in (*self.c.over, *y.ranks)]
+        return (*sizes[: len(self.c.over)], *([ex.size(PARTS)] if parts else []), *sizes[len(self.c.over) :])
+
+    def _cascade(self, suffix: str, tensors: list[Tensor], body: tuple[Statement, ...], outs: tuple[str, ...]) -> Cascade:
+        c = self.c
+        whole = replace(
+            c,
+            name=f"{c.name}_{suffix}",
+            ranks=(*c.ranks, Rank(self.part, "key", PARTS)),
+            inputs=(*c.inputs, *tensors),
+            body=body,
+            outs=outs,
+        )
+        return _needed(prune(whole), {t.name for t in tensors})
+
+    def _with_sizes(self, c: Cascade, sizes: dict[str, str]) -> Cascade:
+        """Sizes that no tensor tells become parameters."""
+        told = {a.name for t in c.inputs for a in t.axes if a.op == "size"}
+        told |= {leaf.name for t in c.inputs for a in t.axes for leaf in ex.walk(a) if leaf.op == "size"}
+
+        def one(e: Expr) -> Expr | None:
+            if e.op != "size" or e.name in told:
+                return None
+            sizes.setdefault(e.name, fresh(f"n_{e.name}", self.taken))
+            return ex.load(sizes[e.name])
+
+        body = tuple(
+            replace(x, map=ex.substitute(x.map, one), mask=None if x.mask is None else ex.substitute(x.mask, one))
+            for x in c.body
+            if isinstance(x, Einsum)
+        )
+        used = {n for x in body for n in ex.reads(x.map) | ex.reads(x.mask)}
+        params = tuple(Tensor(p, (), "int", True) for p in sizes.values() if p in used)
+        return replace(c, inputs=(*c.inputs, *params), body=body)
+
+
+def _needed(c: Cascade, known: set[str]) -> Cascade:
+    """Without the inputs and ranks that nothing reads."""
+    assert all(isinstance(x, Einsum) for x in c.body), "there is one fold"
+    body = [x for x in c.body if isinstance(x, Einsum)]
+    used = known | {n for x in body for n in ex.reads(x.map) | ex.reads(x.mask)}
+    ranks = {*c.over, *(r for x in body for r in (*x.ranks, *x.over))}
+    return replace(c, inputs=tuple(t for t in c.inputs if t.name in used), ranks=tuple(r for r in c.ranks if r.name in ranks))
 
 
 def _finite(e: Expr) -> Expr:
@@ -115,9 +215,6 @@ def _finite(e: Expr) -> Expr:
     return call("select", call("==", call("-", e, e), ex.const(0.0)), e, ex.const(0.0))
 
 
-def _live(states: list[State], held: dict[str, str], over: tuple[Expr, ...]) -> Expr | None:
-    """The parts that saw a point: a maximum still at its identity would re-base the others by inf - inf."""
-    for y in states:
-        if y.red in ("max", "min"):
-            return call("!=", ex.load(held[y.target], *over, *map(ex.index, y.ranks)), ex.const(ex.MONOIDS[y.red]))
-    return None
+def constants(sizes: dict[str, str], known: dict[str, int]) -> dict[str, Scalar]:
+    """The parameters that `Split.sizes` asks for."""
+    return {p: known[n] for n, p in sizes.items()}

@@ -46,7 +46,7 @@ class CogAttention(Attending):
     """Weights with the sign of their score, causal (Cog attention, Lv et al., 2024)."""
 
     def __init__(self, width: int, heads: int, *, backend: BackendName | None = None):
-        super().__init__(width, heads, "signed_softmax", backend=backend)
+        super().__init__(width, heads, "cog", backend=backend)
 
 
 class NormalizedAttentionPooling(Attending):
@@ -64,8 +64,8 @@ class NormalizedAttentionPooling(Attending):
 class SoftplusAttention(Attending):
     """Softplus of length-scaled cosines, re-weighted by a power above the average, causal (LSSAR, Gao et al., 2025)."""
 
-    def __init__(self, width: int, heads: int, power: int = 3, *, backend: BackendName | None = None):
-        super().__init__(width, heads, "softplus_reweighted", backend=backend, params={"power": power})
+    def __init__(self, width: int, heads: int, power: float = 3.0, *, backend: BackendName | None = None):
+        super().__init__(width, heads, "lssar", backend=backend, params={"power": power})
 
 
 class PowerSoftmaxAttention(Attending):

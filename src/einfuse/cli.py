@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol, cast
 
 from einfuse._cli import screen
@@ -100,6 +101,18 @@ def _inside_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     passes = _add(commands, "passes", "inside:passes", "how often the keys are read, and what forces it", report=True)
     _spec(passes)
     passes.add_argument("--rank", help="another folded rank than the first")
+    tiles = _add(
+        commands, "tiles", "tiles:tiles", "which tiles of a mask are live, and the loop bounds that say so", report=True
+    )
+    _spec(tiles)
+    tiles.add_argument("--shape", type=_shape, required=True, metavar="B,H,Nq,Nk", help="batch, heads, queries, keys")
+    tiles.add_argument(
+        "--tile", type=_tile, default=(64, 64), metavar="N[,M]", help="queries and keys of a tile; 64 unless given"
+    )
+    tiles.add_argument(
+        "--limit", type=_positive, default=1, metavar="N", help="heads and batch elements shown; %(default)s unless given"
+    )
+    tiles.add_argument("--png", type=Path, metavar="FILE", help="a picture as well")
 
 
 def _measuring_commands(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -173,6 +186,20 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
     return int(text)
+
+
+def _shape(text: str) -> tuple[int, int, int, int]:
+    parts = [_positive(n.strip()) for n in text.split(",")]
+    if len(parts) != 4:
+        raise argparse.ArgumentTypeError(f"{text!r} is not B,H,Nq,Nk")
+    return parts[0], parts[1], parts[2], parts[3]
+
+
+def _tile(text: str) -> tuple[int, int]:
+    parts = [_positive(n.strip()) for n in text.split(",")]
+    if len(parts) > 2 or any(n % 16 and n & (n - 1) for n in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not one or two powers of two or multiples of 16")
+    return parts[0], parts[-1]
 
 
 def _version() -> str:

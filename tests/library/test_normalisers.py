@@ -1,141 +1,215 @@
-"""Layers with other normalisers than softmax, beside their formulas."""
+"""Every normaliser of the library: its formula in plain torch, its passes, its merge, its range."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from agreement import agree, heads, joined
-from torch.nn import functional
+from torch import Tensor
 
-from einfuse.library.layers import normalisers as n
-from einfuse.library.layers.common import Attending
+import einfuse
+from einfuse.ir import Fold, Scalar, SpecError, interpret
+from einfuse.ir.passes import canonicalise, online_fuse
+from einfuse.ir.text import parse, show
+from einfuse.ir.verify import merge_law
+from einfuse.runtime.compile import library
+from einfuse.runtime.verify import Shape, example_inputs, example_sizes
 
-X = (2, 7, 8)
-TRIANGLE = torch.ones(7, 7, dtype=torch.bool).tril()
+SHAPE = Shape(2, 2, 9, 13, (6, 5), 2)
+SPECS: dict[str, Path] = {n: p for n, p in library().items() if p.parent.name == "normaliser"}
 
-
-def qkv(layer: Attending, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    q, k, v = (heads(m(x), 2) for m in (layer.query, layer.key, layer.value))
-    return q, k, v
-
-
-def cosine(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    return functional.normalize(q, dim=-1) @ functional.normalize(k, dim=-1).mT
-
-
-def weighted(layer: Attending, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    return layer.out(joined(weights @ heads(layer.value(x), 2)))
-
-
-def scores(layer: Attending, x: torch.Tensor) -> torch.Tensor:
-    q, k, _ = qkv(layer, x)
-    return q @ k.mT / 2
-
-
-def sigmoid(layer: Attending, x: torch.Tensor) -> torch.Tensor:
-    return weighted(layer, x, torch.sigmoid(scores(layer, x) - math.log(7)) * TRIANGLE)
-
-
-def relu_squared(layer: Attending, x: torch.Tensor) -> torch.Tensor:
-    return weighted(layer, x, scores(layer, x).relu().square() * TRIANGLE / torch.arange(1, 8)[:, None])
-
-
-def quiet(layer: Attending, x: torch.Tensor) -> torch.Tensor:
-    p = scores(layer, x).exp() * TRIANGLE
-    return weighted(layer, x, p / (1 + p.sum(-1, keepdim=True)))
-
-
-def sink(layer: n.SinkAttention, x: torch.Tensor) -> torch.Tensor:
-    p = scores(layer, x).exp() * TRIANGLE
-    return weighted(layer, x, p / (layer.sink.exp()[:, None, None] + p.sum(-1, keepdim=True)))
-
-
-def cog(layer: Attending, x: torch.Tensor) -> torch.Tensor:
-    s = scores(layer, x)
-    p = s.abs().exp() * TRIANGLE
-    return weighted(layer, x, s.sign() * p / p.sum(-1, keepdim=True))
-
-
-def nap(layer: n.NormalizedAttentionPooling, x: torch.Tensor) -> torch.Tensor:
-    s = scores(layer, x) * 2  # no 1 / sqrt(D)
-    z = (s - s.mean(-1, keepdim=True)) / (s.std(-1, correction=0, keepdim=True) + 1e-5)
-    return weighted(layer, x, layer.gain[:, None, None] * z + layer.shift[:, None, None])
-
-
-def softplus(layer: Attending, x: torch.Tensor) -> torch.Tensor:
-    q, k, _ = qkv(layer, x)
-    rows = torch.arange(1, 8, dtype=x.dtype)[:, None]
-    a = functional.softplus(math.log(4) * rows.log() * cosine(q, k)) * TRIANGLE
-    a = a / a.sum(-1, keepdim=True)
-    w = (rows * a - (rows > 3).to(x)).relu() ** 3
-    return weighted(layer, x, w / (w.sum(-1, keepdim=True) + 1e-6))
-
-
-def power(layer: Attending, x: torch.Tensor) -> torch.Tensor:
-    p = scores(layer, x) ** 4 * TRIANGLE
-    return weighted(layer, x, p / (p.sum(-1, keepdim=True) + 1e-6))
-
-
-def shaped(layer: n.ShapedAttention, x: torch.Tensor) -> torch.Tensor:
-    q, k, _ = qkv(layer, x)
-    p = torch.softmax((q @ k.mT / (0.25 * 8)).masked_fill(~TRIANGLE, -torch.inf), -1)
-    a, b, c = (t[:, None, None] for t in (layer.alpha, layer.beta, layer.gamma))
-    return weighted(layer, x, a * torch.eye(7) + b * p - c * TRIANGLE / torch.arange(1, 8)[:, None])
-
-
-def taylor(layer: n.TaylorShiftAttention, x: torch.Tensor) -> torch.Tensor:
-    q, k, _ = qkv(layer, x)
-    z = layer.temperature[:, None, None] * cosine(q, k)
-    p = 1 + z + z**2 / 2
-    return weighted(layer, x, p / p.sum(-1, keepdim=True))
-
-
-def prefix(layer: n.InfinitePrefixAttention, x: torch.Tensor) -> torch.Tensor:
-    q, _, v = qkv(layer, x)
-    p = scores(layer, x).exp() * TRIANGLE
-    phi = functional.elu(q / 4**0.25) + 1
-    over, under = p @ v + phi @ layer.prefix, p.sum(-1, keepdim=True) + phi @ layer.weight.abs()[..., None]
-    return layer.out(joined(over / under))
-
-
-def length_scaled(layer: n.LengthScaledAttention, x: torch.Tensor) -> torch.Tensor:
-    q, k, _ = qkv(layer, x)
-    return weighted(layer, x, torch.softmax(math.sqrt(math.log(7) / math.log(5) / 4) * (q @ k.mT), -1))
-
-
-CASES = {
-    "sigmoid": (lambda: n.SigmoidAttention(8, 2, backend="torch"), sigmoid, 1e-8),
-    "relu_squared": (lambda: n.ReluSquaredAttention(8, 2, backend="torch"), relu_squared, 1e-8),
-    "quiet": (lambda: n.QuietAttention(8, 2, backend="torch"), quiet, 1e-8),
-    "sink": (lambda: n.SinkAttention(8, 2, backend="torch"), sink, 1e-8),
-    "cog": (lambda: n.CogAttention(8, 2, backend="torch"), cog, 1e-8),
-    "nap": (lambda: n.NormalizedAttentionPooling(8, 2, backend="torch"), nap, 1e-8),
-    # the language's l2_normalise has an epsilon under the root, torch's a floor
-    "softplus": (lambda: n.SoftplusAttention(8, 2, backend="torch"), softplus, 3e-4),
-    "power": (lambda: n.PowerSoftmaxAttention(8, 2, backend="torch"), power, 1e-8),
-    "shaped": (lambda: n.ShapedAttention(8, 2, 0.25, backend="torch"), shaped, 1e-8),
-    "taylor": (lambda: n.TaylorShiftAttention(8, 2, backend="torch"), taylor, 1e-5),
-    "prefix": (lambda: n.InfinitePrefixAttention(8, 2, backend="torch"), prefix, 1e-8),
-    "length_scaled": (lambda: n.LengthScaledAttention(8, 2, trained=5, backend="torch"), length_scaled, 1e-8),
+PASSES = {
+    # what remains over the keys; the table of normalisers gives the same numbers, except for what stands behind
+    "softmax1": 1,
+    "sink": 1,
+    "sigmoid": 1,
+    "relu2": 1,
+    "tanh": 1,
+    "exp_plus_one": 1,
+    "softplus_l1": 1,
+    "power": 1,
+    "taylor2": 1,
+    "l2": 1,
+    "nap": 1,
+    "cog": 1,
+    "softpick": 1,
+    "ratio": 1,
+    "lssar": 2,
+    "sigmoid_standardised": 2,
+    "softmax_standardised": 2,
+    "topk": 5,  # k + 1: the k-th largest is found by k maxima in turn (a reducer that keeps k values would need 1 or 2)
+    "top_p": 10,  # steps + 2: the maximum and the sum, the bisection, the weights
+    "sparsemax": 6,  # steps + 1, the first estimate being the first pass
+    "entmax15": 6,
+    "hard": 2,
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_normaliser_is_its_formula(name: str) -> None:
-    make, formula, tolerance = CASES[name]
-    layer = make()
-    agree(layer, lambda x: formula(layer, x), torch.randn(X), tolerance=tolerance)
+def over_sum(w: Tensor, eps: float = 0.0) -> Tensor:
+    return w / (w.sum(-1, keepdim=True) + eps)
 
 
-def test_pattention() -> None:
-    layer = n.Pattention(8, 6, 5, backend="torch")
+def threshold(s: Tensor, power: int) -> Tensor:
+    """relu(s - t)^power with t by bisection to the last bit."""
+    lo, hi = s.amax(-1, keepdim=True) - 1, s.amax(-1, keepdim=True)
+    for _ in range(80):
+        t = (lo + hi) / 2
+        below = (s - t).relu().pow(power).sum(-1, keepdim=True) >= 1
+        lo, hi = torch.where(below, t, lo), torch.where(below, hi, t)
+    return (s - lo).relu() ** power
 
-    def eager(x: torch.Tensor) -> torch.Tensor:
-        s = x @ layer.key.T
-        return functional.gelu(math.sqrt(5) * s / s.norm(dim=-1, keepdim=True)) @ layer.value
 
-    agree(layer, eager, torch.randn(X))
-    with pytest.raises(ValueError, match="even and positive, found 3"):
-        n.PowerSoftmaxAttention(8, 2, power=3)
+def standardised(s: Tensor, eps: float = 1e-6) -> Tensor:
+    return (s - s.mean(-1, keepdim=True)) / (s.var(-1, correction=0, keepdim=True) + eps).sqrt()
+
+
+def top_p(s: Tensor) -> Tensor:
+    p, order = s.softmax(-1).sort(descending=True)
+    kept = p.cumsum(-1) - p < 0.8
+    return over_sum(torch.zeros_like(s).scatter(-1, order, p * kept))
+
+
+def lssar(s: Tensor, n: int) -> Tensor:
+    """``s`` is the product of unit vectors; the row has n keys (rows count from 1 in the paper)."""
+    a = over_sum(torch.nn.functional.softplus(math.log(6) * math.log(n) * s))
+    return over_sum((n * a - (1 if n > 3 else 0)).relu() ** 3)
+
+
+FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
+    # weights of a row of scores that all exist
+    "exp_plus_one": lambda s: s.exp() / (1 + s.exp().sum()),
+    "softplus_l1": lambda s: over_sum(torch.log1p(s.exp())),
+    "power": lambda s: over_sum(s**4, 1e-24),
+    "taylor2": lambda s: over_sum(1 + s + s**2 / 2),
+    "l2": lambda s: s / s.norm(),
+    "cog": lambda s: s.sign() * s.abs().softmax(-1),
+    "softpick": lambda s: (s.exp() - 1).relu() / ((s.exp() - 1).abs().sum() + 1e-8 * s.max().clamp(min=0).exp()),
+    "ratio": lambda s: (torch.nn.functional.elu(s) + 1) / (1 + (torch.nn.functional.elu(s) + 1).square().sum()).sqrt(),
+    "sigmoid_standardised": lambda s: over_sum(torch.sigmoid(standardised(s))),
+    "softmax_standardised": lambda s: standardised(s).softmax(-1),
+    "topk": lambda s: s.masked_fill(s < s.topk(min(4, len(s))).values[-1], -math.inf).softmax(-1),
+    "top_p": top_p,
+    "sparsemax": lambda s: threshold(s, 1),
+    "entmax15": lambda s: threshold(s / 2, 2),
+    "hard": lambda s: torch.nn.functional.one_hot(s.argmax(), len(s)).to(s),
+}
+EVERY_KEY = ("nap", "sigmoid_standardised", "softmax_standardised")
+
+
+def cascade_inputs(name: str, seed: int = 0) -> tuple[dict[str, Tensor | Scalar], dict[str, int]]:
+    c = einfuse.compile(name).cascade
+    return example_inputs(c, torch.float64, seed, SHAPE), example_sizes(c, SHAPE)
+
+
+def test_every_normaliser_has_a_formula_and_a_count() -> None:
+    assert set(SPECS) == set(FORMULAS) | {"nap", "lssar"}
+    assert set(SPECS) <= set(PASSES)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_spec_against_its_formula(name: str) -> None:
+    attention = einfuse.compile(name)
+    x = {n: t for n, t in cascade_inputs(name)[0].items() if isinstance(t, Tensor)}
+    out = attention.reference(**x)
+    assert isinstance(out, Tensor)
+    q, k, v = x["q"], *(x[n].repeat_interleave(2, 1) for n in ("k", "v"))
+    for b, h, i in ((0, 0, 0), (1, 0, 2), (0, 1, 5), (1, 1, 8)):
+        n = SHAPE.keys if name in EVERY_KEY else i + 1
+        s = k[b, h, :n] @ q[b, h, i]
+        if name == "nap":
+            w = x["gain"][h] * standardised(s, 1e-8) + x["shift"][h]
+        elif name == "lssar":
+            unit = k[b, h, :n] / (k[b, h, :n].square().sum(-1, keepdim=True) + 1e-6).sqrt()
+            w = lssar(unit @ q[b, h, i] / (q[b, h, i].square().sum() + 1e-6).sqrt(), n)
+        else:
+            w = FORMULAS[name](s / math.sqrt(SHAPE.widths[0]))
+        torch.testing.assert_close(out[b, h, i], w @ v[b, h, :n], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_passes_are_those_of_the_table(name: str) -> None:
+    (report,) = [r for r in einfuse.compile(name).passes() if r.rank == "j"]
+    assert report.after == PASSES[name]
+
+
+@pytest.mark.parametrize("name", [n for n in SPECS if PASSES[n] <= 2])
+def test_states_merge_in_any_blocks_and_order(name: str) -> None:
+    x, sizes = cascade_inputs(name, 1)
+    merge_law(online_fuse.run(canonicalise.run(einfuse.compile(name).cascade)), sizes, x)
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("cog", "exp(m[i] - m'[i])", "exp(m'[i] - m[i])"),
+        ("l2", "a[i] / a'[i]", "a'[i] / a[i]"),
+        ("nap", "0.5 * (mean'[i] - mean[i])", "0.25 * (mean'[i] - mean[i])"),
+        ("lssar", "((r_max[i] + 1e-20) / (r_max'[i] + 1e-20))", "((r_max'[i] + 1e-20) / (r_max[i] + 1e-20))"),
+    ],
+)
+def test_a_planted_wrong_carry_is_caught(name: str, right: str, wrong: str) -> None:
+    """By the merge law, and by the values after the pass."""
+    built = einfuse.compile(name).cascade
+    x, sizes = cascade_inputs(name)
+    fused = online_fuse.run(canonicalise.run(built))
+    text = show(fused)
+    assert right in text
+    broken = parse(text.replace(right, wrong))
+    with pytest.raises(AssertionError, match="a carry is wrong"):
+        merge_law(broken, sizes, x)
+    stepped = replace(broken, body=tuple(replace(y, step=3) if isinstance(y, Fold) else y for y in broken.body))
+    assert not torch.allclose(interpret(stepped, x, sizes)["o"], interpret(built, x, sizes)["o"], rtol=1e-6)
+
+
+def test_a_carry_that_is_only_sampled_is_refused_when_asked() -> None:
+    canonical = canonicalise.run(einfuse.compile("softpick").cascade)
+    assert online_fuse.run(canonical) != canonical
+    with pytest.raises(SpecError, match="sampling, not proven"):
+        online_fuse.run(canonical, strict=True)
+
+
+@pytest.mark.parametrize("name", [n for n in SPECS if n not in ("exp_plus_one", "lssar")])
+def test_scores_up_to_ten_thousand_stay_finite(name: str) -> None:
+    """Values and gradients in fp32 wherever the oracle's are finite; by the tiled form, in torch."""
+    attention = einfuse.compile(name)
+    x = example_inputs(attention.cascade, torch.float32, 0, SHAPE)
+    leaves = {n: (t * (4e3 if n == "q" else 1)).detach().requires_grad_() for n, t in x.items() if isinstance(t, Tensor)}
+    out = attention.with_backend("torch")(**leaves)
+    assert isinstance(out, Tensor)
+    truth = attention.reference(**{n: t.double() for n, t in leaves.items()})
+    assert isinstance(truth, Tensor)
+    assert torch.isfinite(truth).all()
+    assert torch.isfinite(out).all()
+    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(out.sum(), list(leaves.values())))
+
+
+def masked(name: str) -> str:
+    """The spec with the first three rows seeing nothing."""
+    text = SPECS[name].read_text(encoding="utf-8")
+    found = text.replace("where j <= i", "where j + 3 <= i")
+    return (
+        found
+        if found != text
+        else text.replace("sum[d](q * k)", "(sum[d](q * k))", 1)
+        .replace("  s = (sum[d](q * k))", "  s[i, j] = (sum[d](q * k))", 1)
+        .replace(" / sqrt(D)\n", " / sqrt(D) where j + 3 <= i\n", 1)
+        .replace("(sum[d](q * k))\n", "(sum[d](q * k)) where j + 3 <= i\n", 1)
+    )
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_row_that_sees_nothing_is_zero_and_has_finite_gradients(name: str) -> None:
+    text = masked(name)
+    assert "j + 3 <= i" in text
+    attention = einfuse.compile(text, backend="torch")
+    x = example_inputs(attention.cascade, torch.float32, 0, SHAPE)
+    leaves = {n: t.detach().requires_grad_() for n, t in x.items() if isinstance(t, Tensor)}
+    out = attention(**leaves)
+    assert isinstance(out, Tensor)
+    assert not out[:, :, :3].any()
+    for g in torch.autograd.grad(out.sum(), list(leaves.values()), allow_unused=True):
+        assert g is None or torch.isfinite(g).all()

@@ -13,12 +13,16 @@ from einfuse.runtime.compile import library
 from einfuse.runtime.verify import Shape
 
 SPECS = library()
+GEOMETRY = (  # masks whose kernels are those of any mask; their values and tiles: tests/test_geometry.py
+    *("neighbourhood", "neighbourhood_2d", "window_3d", "halo", "swin", "axial", "cross_shaped", "grid", "strided", "fixed"),
+    *("longformer", "block_dilated", "lookhere", "head_windows", "graph", "block_table"),
+)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", [name for name in SPECS if name not in GEOMETRY])
 def test_kernels_are_right(name: str, dtype: str, backend: BackendName) -> None:
     certificate = einfuse.verify(einfuse.compile(name), backends=[backend], dtypes=[dtype], seed=1)
     assert certificate.rows

@@ -19,7 +19,9 @@ def test_tilings_shrink(storage: str, backward: bool, target: backends.Target) -
     assert found[0] == triton.block_sizes(storage, 64, backward, target)
     assert len(set(found)) == len(found) > 1
     assert all(t >= 16 and s >= 16 for t, s in found)
-    whole = 64 if storage == "bf16" and target == "sm_90" else 16  # wgmma multiplies tiles of 64: smaller ones are the last resort
+    whole = (
+        64 if storage == "bf16" and target == "sm_90" else 16
+    )  # wgmma multiplies tiles of 64: smaller ones are the last resort
     wide = [t >= whole for t, _ in found]
     assert wide == sorted(wide, reverse=True)
     areas = [t * s for t, s in found if t >= whole]

@@ -1,8 +1,12 @@
 """Attention plans on both CPU back ends at odd sizes, with strided inputs and NaN-poisoned outputs, against torch in fp64."""
 
+import platform
+
 import pytest
 import torch
 from plans import CASES, Case, sigmoid, softmax, softmax_backward
+
+from einfuse.codegen import cpu
 
 BOUNDS = {"f64": 1e-12, "f32": 2e-5, "bf16": 2e-2, "f16": 3e-3}
 
@@ -38,6 +42,40 @@ def test_ranges(queries: int, keys: int, window: int, run) -> None:
     """One row, whole tiles, more queries than keys (rows without keys give 0), windows below a block."""
     sizes = {"B": 1, "H": 2, "Hk": 1, "Nq": queries, "Nk": keys}
     check(run, softmax(), sizes=sizes, params={"window": window, "group": 2})
+
+
+@pytest.mark.parametrize("flags", [[], ["-mno-avx512bf16"]], ids=["machine", "portable"])
+@pytest.mark.parametrize(("queries", "keys", "window"), [(37, 53, 29), (53, 37, 9), (33, 1, 1), (130, 301, 77)])
+def test_pairs(queries: int, keys: int, window: int, flags: list[str], folder) -> None:
+    """bf16 products of an odd number of terms, of blocks that start between the rows of a pair, and without the instruction."""
+    if flags and platform.machine() != "x86_64":
+        pytest.skip("the option is one of x86-64")
+
+    def run(plan, tensors, params, sizes):
+        cpu.build(plan, cpu.emit(plan), folder, ["-O1", *flags])(tensors, params, sizes)
+
+    sizes = {"B": 1, "H": 2, "Hk": 1, "Nq": queries, "Nk": keys}
+    check(run, softmax(storage="bf16", widths=(23, 37)), "bf16", sizes, {"window": window, "group": 2})
+
+
+@pytest.mark.parametrize("storage", ["f32", "bf16"])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 300), (4, 37), (5, 37)])
+@pytest.mark.parametrize("apart", [False, True], ids=["rows", "strided"])
+def test_few_queries(queries: int, keys: int, storage: str, apart: bool, folder) -> None:
+    """One tile of at most four rows reads keys and values where they lie, if their features are neighbours there."""
+    case = softmax(storage=storage, widths=(64, 96), tile=48, step=128)
+    text = cpu.emit(case.plan)
+    assert "dots(" in text
+    assert "sums(" in text
+
+    def change(t):
+        return {n: x.mT.contiguous().mT if apart and n in "kv" else x for n, x in t.items()}
+
+    def run(plan, tensors, params, sizes):
+        cpu.build(plan, text, folder, ["-O1"])(tensors, params, sizes)
+
+    sizes = {"B": 1, "H": 2, "Hk": 1, "Nq": queries, "Nk": keys}
+    check(run, case, storage, sizes, {"window": 250, "group": 2}, change)
 
 
 @pytest.mark.parametrize(("widths", "tile", "step"), [((1, 3), 16, 8), ((64, 64), 48, 128), ((80, 128), 48, 128)])

@@ -1,13 +1,17 @@
 """Compiling: what a missing or failing compiler says, what the cache is keyed by, and folders that cannot be written."""
 
+import errno
 import os
+import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from plans import Code
 
+import einfuse.runtime.backends  # noqa: F401  # found by name below
 from einfuse.codegen import cpu
 from einfuse.codegen.plan import Arg, Block, KernelPlan
 from einfuse.ir import EinfuseError
@@ -56,7 +60,9 @@ def test_cxxflags_come_last_and_are_part_of_the_name(tmp_path, monkeypatch) -> N
         monkeypatch.setenv("CXXFLAGS", text)
         cpu.build(plan, cpu.emit(plan), tmp_path, ["-O0"])
     (plain, _), (one, _), (two, _) = seen
-    assert plain[-1] == "-O0" and one[-2:] == ["-O0", "-O1"] and two[-2:] == ["-O1", "-DNAME=a b"]
+    assert plain[-1] == "-O0"
+    assert one[-2:] == ["-O0", "-O1"]
+    assert two[-2:] == ["-O1", "-DNAME=a b"]
     assert len({path for _, path in seen}) == 3
     monkeypatch.setenv("CXXFLAGS", "-DNAME='a")
     with pytest.raises(cpu.BuildError, match="CXXFLAGS"):
@@ -71,7 +77,7 @@ def test_no_compiler(tmp_path, monkeypatch) -> None:
 
 
 def test_a_compiler_that_fails(tmp_path) -> None:
-    with pytest.raises(cpu.BuildError, match="expected|error"):
+    with pytest.raises(cpu.BuildError, match=r"expected|error"):
         cpu.build(doubled(), "this is no C++", tmp_path, ["-O0"])
     assert list(tmp_path.iterdir()) == []
 
@@ -87,6 +93,84 @@ def test_a_file_in_the_way_of_the_folder(tmp_path) -> None:
     (tmp_path / "cache").write_text("")
     kernel = cpu.build(doubled(), cpu.emit(doubled()), Path(tmp_path / "cache"), ["-O0"])
     assert kernel.library.exists()
+
+
+def test_a_damaged_file_is_made_again(tmp_path) -> None:
+    plan = doubled()
+    path = cpu.build(plan, cpu.emit(plan), tmp_path, ["-O0"]).library
+    for damage in (b"", b"no library"):
+        copy = tmp_path / "again"
+        copy.mkdir(exist_ok=True)
+        (copy / path.name).write_bytes(damage)
+        kernel = cpu.build(plan, cpu.emit(plan), copy, ["-O0"])
+        x, out = torch.arange(5.0), torch.zeros(5)
+        kernel({"x": x, "out": out}, {}, {"N": 5})
+        assert torch.equal(out, 2 * x)
+        (copy / path.name).unlink()
+
+
+def test_builders_at_once(tmp_path) -> None:
+    plan = doubled()
+    with ThreadPoolExecutor(3) as pool:
+        built = [pool.submit(cpu.build, plan, cpu.emit(plan), tmp_path, ["-O0"]) for _ in range(3)]
+    assert len({b.result().library for b in built}) == 1
+    assert [p.suffix for p in tmp_path.iterdir()] == [".so"]
+
+
+@pytest.mark.parametrize("fault", ["compiler", "disk", "options"])
+def test_what_cannot_be_built_runs_as_torch(fault: str, tmp_path, monkeypatch) -> None:
+    """One warning that says why, and the right result."""
+    backends = sys.modules["einfuse.runtime.backends"]
+    monkeypatch.setattr(backends, "_warned", [])
+    if fault == "compiler":
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.delenv("CXX", raising=False)
+    elif fault == "options":
+        monkeypatch.setenv("CXXFLAGS", "--no-such-option")
+    else:
+        full = OSError(errno.ENOSPC, "No space left on device")
+        monkeypatch.setattr(building.tempfile, "mkstemp", lambda **_: (_ for _ in ()).throw(full))
+    plan, said = doubled(), {"compiler": "no C", "disk": "No space left", "options": "no-such-option"}[fault]
+    backend = backends.BACKENDS["cpu"]
+    with pytest.warns(UserWarning, match=f"(?s)torch code.*{said}"):
+        kernel = backend.build(plan, backend.emit(plan), tmp_path / "cache")
+    monkeypatch.undo()
+    x, out = torch.arange(50.0), torch.zeros(50)
+    kernel({"x": x, "out": out}, {}, {"N": 50})
+    assert torch.equal(out, 2 * x)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_threads_after_a_fork(tmp_path) -> None:
+    """A child may use threads although its parent has: it ends, with the right result."""
+    plan, threads = doubled(), torch.get_num_threads()
+    kernel = cpu.build(plan, cpu.emit(plan), tmp_path, ["-O0"])
+    x, out = torch.arange(500.0), torch.zeros(500)
+    torch.set_num_threads(2)
+    try:
+        kernel({"x": x, "out": out}, {}, {"N": 500})
+        child = os.fork()
+        if child == 0:  # no torch here but the call: torch's own threads are as lost
+            signal.alarm(20)
+            kernel({"x": x, "out": x}, {}, {"N": 500})
+            os._exit(0 if x[499].item() == 998 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_python_threads(tmp_path) -> None:
+    plan = doubled()
+    kernel = cpu.build(plan, cpu.emit(plan), tmp_path, ["-O0"])
+
+    def right(n: int) -> bool:
+        x, out = torch.arange(float(n)), torch.zeros(n)
+        for _ in range(20):
+            kernel({"x": x, "out": out.zero_()}, {}, {"N": n})
+        return torch.equal(out, 2 * x)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(right, range(100, 120)))
 
 
 def test_text() -> None:

@@ -29,7 +29,7 @@ def values(kind: str, fn: str, seed: int) -> torch.Tensor:
 
 TRUTH = {
     "+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.true_divide, "^": torch.pow, "neg": torch.neg, "abs": torch.abs,
-    "max": torch.maximum, "min": torch.minimum, "sign": torch.sign, "exp": torch.exp, "exp2": torch.exp2, "log": torch.log,
+    "max": torch.maximum, "min": torch.minimum, "sign": torch.sign, "stop": lambda x: x, "exp": torch.exp, "exp2": torch.exp2, "log": torch.log,
     "log2": torch.log2, "log1p": lambda x: torch.log1p(x), "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "tanh": torch.tanh,
     "sigmoid": torch.sigmoid, "softplus": torch.nn.functional.softplus, "erf": torch.erf, "sin": torch.sin, "cos": torch.cos,
     "floor": torch.floor, "float": lambda x: x, "int": torch.trunc, "<": torch.lt, "<=": torch.le, ">": torch.gt, ">=": torch.ge,
@@ -83,7 +83,12 @@ def test_scalars_and_types_mix(run) -> None:
     y = c.map("w", "select", c.map("both", "and", flag, c.map("first", "<", b, c.const("k", 1))), y, c.map("m", "neg", y))
     c.store("out", b, i, d, value=y)
     out = torch.full((2, 11, 20), torch.nan)
-    run(plan((c.region,), (Arg("out", 3, "f32", True),), params=(("flag", "bool"),)), {"out": out}, {"flag": True}, {"B": 2, "N": 11, "M": 0})
+    run(
+        plan((c.region,), (Arg("out", 3, "f32", True),), params=(("flag", "bool"),)),
+        {"out": out},
+        {"flag": True},
+        {"B": 2, "N": 11, "M": 0},
+    )
     bb, ii, dd = torch.meshgrid(torch.arange(2), torch.arange(11), torch.arange(20), indexing="ij")
     expected = 0.5 * dd + ((ii - 11) % 2 == 1).float() + torch.div(-ii, 3, rounding_mode="floor")
     torch.testing.assert_close(out, torch.where(bb < 1, expected, -expected))
@@ -136,10 +141,18 @@ def test_reductions(red: str, run) -> None:
     c = Code(ORDER)
     c.store("a", b, i, value=states[0].value)
     c.store("z", b, i, d, value=states[1].value)
-    tensors = tuple(Arg(n, 3, "f32") for n in "xpy") + (Arg("rows", 2, "f32", True), Arg("a", 2, "f32", True), Arg("z", 3, "f32", True))
+    tensors = tuple(Arg(n, 3, "f32") for n in "xpy") + (
+        Arg("rows", 2, "f32", True),
+        Arg("a", 2, "f32", True),
+        Arg("z", 3, "f32", True),
+    )
     g = torch.Generator().manual_seed(0)
     data = {n: 1 + 0.2 * torch.randn(s, generator=g) for n, s in (("x", (2, 11, 20)), ("p", (2, 11, 37)), ("y", (2, 37, 20)))}
-    outs = {"rows": torch.full((2, 11), torch.nan), "a": torch.full((2, 11), torch.nan), "z": torch.full((2, 11, 20), torch.nan)}
+    outs = {
+        "rows": torch.full((2, 11), torch.nan),
+        "a": torch.full((2, 11), torch.nan),
+        "z": torch.full((2, 11, 20), torch.nan),
+    }
     run(plan((first, loop, c.region), tensors), {**data, **outs}, {}, {"B": 2, "N": 11, "M": 37})
     call = {"sum": torch.sum, "max": torch.amax, "min": torch.amin, "prod": torch.prod}[red]
     torch.testing.assert_close(outs["rows"], call(data["x"], -1))
@@ -191,7 +204,11 @@ def test_tables(run) -> None:
     c.store("out", b, i, value=state.value)
     tensors = (Arg("bias", 2, "f32"), Arg("value", 2, "f32"), Arg("page", 1, "i64"), Arg("out", 2, "f32", True))
     g = torch.Generator().manual_seed(0)
-    data = {"bias": torch.randn(2, 11 + 37 - 1, generator=g), "value": torch.randn(2, 5, generator=g), "page": torch.arange(37) % 5}
+    data = {
+        "bias": torch.randn(2, 11 + 37 - 1, generator=g),
+        "value": torch.randn(2, 5, generator=g),
+        "page": torch.arange(37) % 5,
+    }
     out = torch.full((2, 11), torch.nan)
     run(plan((region, loop, c.region), tensors), {**data, "out": out}, {}, {"B": 2, "N": 11, "M": 37})
     gap = torch.arange(37) - torch.arange(11)[:, None]

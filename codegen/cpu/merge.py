@@ -1,0 +1,228 @@
+"""Two kernels that walk the same pairs, one by rows and one by columns, as one kernel by columns.
+
+    rows      tile i: fold j { s = q . k ; x = f(s) ; dq += x k }                 dq stored once a tile
+    columns   tile j: fold i { s = q . k ; x = f(s) ; dk += x q }
+    merged    tile j: fold i { s = q . k ; x = f(s) ; dk += x q ; dq[i] += x k }  dq read and written at every block
+
+What both compute is computed once (of the seven products of a softmax's gradient, five are left). The tiles of one ambient point
+add to the same rows, so they run in order on one thread: nothing is atomic, and the result does not depend on the threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from einfuse.codegen.cpu.dataflow import operations, reads
+from einfuse.codegen.plan import (
+    Arg,
+    Const,
+    Coordinate,
+    Dot,
+    Fold,
+    KernelPlan,
+    Load,
+    Map,
+    Op,
+    Param,
+    Phase,
+    Reduce,
+    Size,
+    Store,
+    Value,
+)
+
+
+def merge(rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None:
+    """The plan of both, or None where ``rows`` does more than sum products over its fold, or ``columns`` reads what ``rows`` writes.
+
+    The outputs of ``rows`` are added to: they must hold zeros, in accumulation precision.
+    """
+    if not _fit(rows, columns):
+        return None
+    merger = _Merger(rows, columns)
+    return merger.merged() if merger.sums() else None
+
+
+def sequential(plan: KernelPlan) -> bool:
+    """Whether the tiles of an ambient point must run in order: one reads what another wrote."""
+    written = {op.tensor for op in operations(plan) if isinstance(op, Store)}
+    return any(isinstance(op, Load) and op.tensor in written for op in operations(plan))
+
+
+def _fit(rows: KernelPlan, columns: KernelPlan) -> bool:
+    """One fold each, over the other's tile, of the same ambient points and features; nothing of one is read by the other."""
+    mine, theirs = (tuple(s for s in p.steps if isinstance(s, Fold)) for p in (rows, columns))
+    if len(mine) != 1 or len(theirs) != 1 or rows.tile is None or columns.tile is None:
+        return False
+    same = (rows.ambient, rows.compute, rows.narrow) == (columns.ambient, columns.compute, columns.narrow)
+    crossed = mine[0].rank == columns.tile.rank and theirs[0].rank == rows.tile.rank
+    outs = {t.name for t in rows.tensors if t.out}
+    apart = not outs & {t.name for t in columns.tensors} and all(
+        t.name not in {x.name for x in rows.tensors} for t in columns.tensors if t.out
+    )
+    wide = all(t.storage == rows.compute for t in rows.tensors if t.out)
+    return same and crossed and apart and wide
+
+
+@dataclass(slots=True)
+class _Target:
+    """A region that grows: its operations by what they compute, and the names they gave."""
+
+    ops: list[Op] = field(default_factory=list)
+    known: dict[Op, Value] = field(default_factory=dict)
+
+    def learn(self, op: Op) -> None:
+        self.ops.append(op)
+        if not isinstance(op, Store):
+            self.known.setdefault(_key(op), op.out)
+
+
+class _Merger:
+    def __init__(self, rows: KernelPlan, columns: KernelPlan) -> None:
+        self.rows, self.columns = rows, columns
+        self.mine = next(s for s in rows.steps if isinstance(s, Fold))
+        self.theirs = next(s for s in columns.steps if isinstance(s, Fold))
+        at = rows.steps.index(self.mine)
+        self.before = [op for s in rows.steps[:at] if not isinstance(s, Fold) for op in s]
+        self.after = [op for s in rows.steps[at + 1 :] if not isinstance(s, Fold) for op in s]
+        self.features = tuple(dict.fromkeys((*columns.features, *rows.features)))
+        self.order = (*columns.order, *(f.rank for f in rows.features if f.rank not in columns.order))
+        self.taken = {op.out.name for op in operations(columns) if not isinstance(op, Store)}
+        self.taken |= {s.value.name for s in self.theirs.states}
+
+    # -- may it be done ----------------------------------------------------------------------------------------------------------
+
+    def sums(self) -> bool:
+        """Every state of the rows is a sum of products over the fold, and is stored as it is."""
+        states = {s.value.name: s for s in self.mine.states}
+        stores = [op for op in self.after if isinstance(op, Store)]
+        plain = all(op.value.name in states for op in stores) and all(isinstance(op, Store | Coordinate) for op in self.after)
+        once = sorted(op.value.name for op in stores) == sorted(states) and all(s.init == 0 for s in states.values())
+        return plain and once and all(self._phase_sums(p) for p in self.mine.phases)
+
+    def _phase_sums(self, phase: Phase) -> bool:
+        made = {op.out.name: op for op in phase.body if not isinstance(op, Store)}
+        read: list[str] = [v.name for op in phase.body for v in reads(op)]
+        for state, update in zip(self.mine.states, phase.updates, strict=True):
+            op = made.get(update.name)
+            added = isinstance(op, Dot) and op.acc == state.value and op.rank == self.mine.rank
+            if not added or read.count(state.value.name) != 1 or update.name in read:
+                return False
+        updates = {u.name for u in phase.updates}
+        return all(self._local(op) or (not isinstance(op, Store) and op.out.name in updates) for op in phase.body)
+
+    def _local(self, op: Op) -> bool:
+        """Whether an operation of the rows says the same with the roles of tile and fold exchanged."""
+        if isinstance(op, Store) or (isinstance(op, Size) and "." in op.name):
+            return False
+        return not (isinstance(op, Reduce | Dot) and op.rank in (self.rows.order[0], self.mine.rank))
+
+    # -- the merged plan ---------------------------------------------------------------------------------------------------------
+
+    def merged(self) -> KernelPlan:
+        columns, rows = self.columns, self.rows
+        at = columns.steps.index(self.theirs)
+        prologue = _Target()
+        for step in columns.steps[:at]:
+            for op in step if not isinstance(step, Fold) else ():
+                prologue.learn(op)
+        phases = tuple(self._phase(p, prologue) for p in self.theirs.phases)
+        fold = replace(self.theirs, phases=phases)
+        outs = {t.name for t in rows.tensors if t.out}
+        held = {t.name for t in columns.tensors}
+        tensors = (*columns.tensors, *(t for t in rows.tensors if t.name not in held))
+        assert all(isinstance(t, Arg) for t in tensors), "arguments are tensors"
+        assert outs <= {t.name for t in tensors}, "the rows' outputs are arguments of the whole"
+        return replace(
+            columns,
+            name=f"{columns.name}_and_{rows.name}",
+            equations=f"{columns.equations.rstrip()}\n{rows.equations.rstrip()}",
+            features=self.features,
+            tensors=tensors,
+            params=tuple(dict.fromkeys((*columns.params, *rows.params))),
+            sizes=tuple(dict.fromkeys((*columns.sizes, *rows.sizes))),
+            steps=(tuple(prologue.ops), fold, *columns.steps[at + 1 :]),
+        )
+
+    def _phase(self, phase: Phase, prologue: _Target) -> Phase:
+        """The body of the columns, then what of the rows' body it does not have."""
+        source = next((p for p in self.mine.phases if p.label == phase.label), self.mine.phases[0])
+        target = _Target()
+        for op in phase.body:
+            target.learn(op)
+        new: dict[str, Value] = {}
+        updates = {u.name: s for u, s in zip(source.updates, self.mine.states, strict=True)}
+        for op in (*self.before, *source.body):
+            assert not isinstance(op, Store), "the rows store after their fold"
+            if op.out.name in updates:
+                self._add(op, updates[op.out.name].value.name, new, target, prologue)
+            else:
+                new[op.out.name] = self._place(_renamed(op, new), target, prologue)
+        return replace(phase, body=tuple(target.ops))
+
+    def _place(self, op: Op, target: _Target, prologue: _Target) -> Value:
+        """The value of an operation: one that is known, or a new one where it belongs."""
+        assert not isinstance(op, Store), "stores give no value"
+        out = replace(op.out, dims=tuple(r for r in self.order if r in op.out.dims))
+        op = _with_out(op, out)
+        for known in (prologue.known, target.known):
+            if _key(op) in known:
+                return known[_key(op)]
+        region = self._region(op, target, prologue)
+        name, n = out.name, 1
+        while name in self.taken:
+            n += 1
+            name = f"{out.name}_{n}"
+        self.taken.add(name)
+        region.learn(_with_out(op, replace(out, name=name)))
+        return replace(out, name=name)
+
+    def _region(self, op: Op, target: _Target, prologue: _Target) -> _Target:
+        """Before the fold goes what depends on nothing inside it."""
+        inside = {o.out.name for o in target.ops if not isinstance(o, Store)}
+        assert not isinstance(op, Store), "stores give no value"
+        return target if self.theirs.rank in op.out.dims or any(v.name in inside for v in reads(op)) else prologue
+
+    def _add(self, op: Op, state: str, new: Mapping[str, Value], target: _Target, prologue: _Target) -> None:
+        """``tensor[index] += product``."""
+        assert isinstance(op, Dot), "updates of the rows are products"
+        store = next(s for s in self.after if isinstance(s, Store) and s.value.name == state)
+        names = dict(new)
+        for o in self.after:
+            if isinstance(o, Coordinate):
+                names[o.out.name] = self._place(o, target, prologue)
+        index = tuple(names[v.name] for v in store.index)
+        held = self._place(Load(Value(f"{state}_held", op.out.dims, "float"), store.tensor, index), target, prologue)
+        total = self._place(replace(_renamed(replace(op, acc=None), new), acc=held), target, prologue)  # type: ignore[call-arg]
+        target.learn(Store(store.tensor, index, total))
+
+
+def _key(op: Op) -> Op:
+    """What an operation computes, whatever the name of its value."""
+    assert not isinstance(op, Store), "stores give no value"
+    op = _with_out(op, replace(op.out, name=""))
+    if isinstance(op, Dot) and op.b.name < op.a.name:
+        op = replace(op, a=op.b, b=op.a)
+    return op
+
+
+def _with_out(op: Op, out: Value) -> Op:
+    match op:
+        case Const() | Coordinate() | Size() | Param() | Load() | Map() | Reduce() | Dot():
+            return replace(op, out=out)
+    raise AssertionError("stores give no value")
+
+
+def _renamed(op: Op, new: Mapping[str, Value]) -> Op:
+    """The operation on the values that ``new`` gives for those it reads."""
+    match op:
+        case Load(index=index, where=where):
+            return replace(op, index=tuple(new[v.name] for v in index), where=new[where.name] if where else None)
+        case Map(args=args):
+            return replace(op, args=tuple(new[v.name] for v in args))
+        case Reduce(arg=arg):
+            return replace(op, arg=new[arg.name])
+        case Dot(a=a, b=b, acc=acc):
+            return replace(op, a=new[a.name], b=new[b.name], acc=new[acc.name] if acc else None)
+    return op

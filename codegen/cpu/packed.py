@@ -1,0 +1,193 @@
+"""Prints the packing of a fold: buffers of packed values, the function that packs one block, and what a body sees of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from einfuse.codegen.cpu import forms
+from einfuse.codegen.cpu.access import offset, stride
+from einfuse.codegen.cpu.forms import Form
+from einfuse.codegen.cpu.functions import Ref
+from einfuse.codegen.cpu.pack import Dependence, Packing
+from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
+from einfuse.codegen.cpu.schedule import arrange, kept, settle
+from einfuse.codegen.cpu.text import Extent, Place, Scope, Text
+from einfuse.codegen.plan import Arg, Coordinate, Fold, KernelPlan, Load, Op, Store, Value
+
+FEW = 4  # rows of a tile for which right operands of products are read in place
+
+
+@dataclass(slots=True)
+class PackPrinter:
+    """Prints what `Packing` collected; ``size`` is the text of the folded rank's size."""
+
+    text: Text
+    scope: Scope
+    plan: KernelPlan
+    fold: Fold
+    size: str
+    dependence: Dependence
+    tensors: Mapping[str, Arg]
+    packing: Packing
+    pointers: dict[tuple[str, Form], tuple[str, str]] = field(default_factory=dict)  # packed value, form -> pointer, row
+    keep: str = ""
+    need: str = ""
+    streamed: str = ""  # the name of a truth value: the right operands of products are read where they lie
+
+    def printed(self) -> None:
+        """The function that packs one block, and the one that packs what is not yet packed for this ambient point."""
+        text, rank, step = self.text, self.fold.rank, self.fold.step
+        self.buffers()
+        keys = self.keys()
+        state = text.unique(f"{rank}_blocks")
+        text.buffers.append(f"Packed<{len(keys)}> {state};")
+        text.buffers.append(f"{state}.of = scratch.take<int32_t>({self.keep} ? ceil_div({self.size}, {step}) : 0);")
+        text.buffers.append(
+            f"if (scratch.ok) std::memset({state}.of, 0, 4 * ({self.keep} ? ceil_div({self.size}, {step}) : 0));"
+        )
+        text.line(f"{state}.at({', '.join(keys)});")
+        pack = text.fresh(f"pack_{rank}")
+        lo, count, at = text.fresh(f"{rank}_lo"), text.fresh(f"{rank}_n"), text.fresh(f"{rank}_place")
+        with text.block(f"const auto {pack} = [&](const long {lo}, const long {count}, const long {at})", "};"):
+            self.block(lo, count, at)
+        self.need = text.fresh(f"need_{rank}")
+        with text.block(f"const auto {self.need} = [&](const long from, const long n) -> long", "};"):
+            text.line(f"if (!{self.keep}) {{ {pack}(from, n, 0); return 0; }}")
+            if self.spare:
+                text.line(f"if (from % 2) {{ {pack}(from, n, padded({self.size})); return padded({self.size}); }}")
+            text.line(f"{state}.need(from, n, {step}L, {self.size}, {pack});")
+            text.line("return from;")
+
+    def stream(self, products_only: set[str]) -> None:
+        """Prints when nothing is packed: few rows, one tile, and rows of the operands that lie together in memory."""
+        loads = {v.name: self.direct(v) for v in self.packing.forms.values() if v.name in products_only}
+        tile = self.plan.tile
+        if tile is None or not all(v.name in loads and loads[v.name] for v in self.packing.forms.values()):
+            return
+        self.streamed = self.text.fresh(f"streamed_{self.fold.rank}")
+        count = self.scope.extents[tile.rank].count
+        inner = [f"{tensor}_s{axis} == 1" for tensor, axis, _ in (self.whole_row(op) for op in loads.values() if op)]
+        unit = " && ".join(dict.fromkeys(inner))
+        self.text.line(f"const bool {self.streamed} = !shared_tiles && {count} <= {FEW} && {unit};")
+
+    def direct(self, v: Value) -> Load | None:
+        """The load that a packed value is, if it is nothing else: whole vectors of neighbours, in the type that products take."""
+        op = next((op for op in self.packing.ops if not isinstance(op, Store) and op.out.name == v.name), None)
+        if (
+            not isinstance(op, Load)
+            or op.where is not None
+            or op.clamp
+            or len(v.dims) != 2
+            or self.scope.extents[v.dims[1]].most % 32
+        ):
+            return None
+        wanted = "bf16" if self.scope.narrow else self.plan.compute
+        axes = [[d for d in v.dims if d in i.dims] for i in op.index]
+        plain = all(isinstance(self.recipes.get(i.name), Coordinate) for i, a in zip(op.index, axes, strict=True) if a)
+        if self.tensors[op.tensor].storage != wanted or not plain or sorted(d for a in axes for d in a) != sorted(v.dims):
+            return None
+        return op
+
+    @property
+    def recipes(self) -> dict[str, Op]:
+        return self.scope.recipes | {op.out.name: op for op in self.packing.ops if not isinstance(op, Store)}
+
+    def whole_row(self, op: Load) -> tuple[str, int, int]:
+        """The tensor of a direct load, its axis of neighbours, and its axis along the folded rank."""
+        tensor = self.scope.scalars[f"tensor {op.tensor}"].text
+        axis = {i.dims[0]: n for n, i in enumerate(op.index) if i.dims}
+        return tensor, axis[op.out.dims[1]], axis[op.out.dims[0]]
+
+    def unpacked(self, v: Value, lo: str) -> Place:
+        """A packed value where the caller holds it, from the point ``lo`` on. Prints its pointer."""
+        op = self.direct(v)
+        assert op is not None, "streamed folds read nothing but direct loads"
+        tensor, _, axis = self.whole_row(op)
+        scalars = [(n, self.scope.scalars[i.name].text) for n, i in enumerate(op.index) if not i.dims]
+        name = self.text.fresh(f"{v.name}_there")
+        self.text.line(f"const auto* const {name} = {offset(tensor, [*scalars, (axis, lo)])};")
+        return Place(name, v.dims, (stride(tensor, axis), "1"))
+
+    @property
+    def spare(self) -> bool:
+        """Whether pairs of rows are packed: a block that starts between the rows of a pair is packed on its own, behind the others."""
+        return any(form == "columns" for _, form in self.packing.forms)
+
+    def buffers(self) -> None:
+        text, rank, step = self.text, self.fold.rank, self.fold.step
+        self.keep, held = text.unique(f"keep_{rank}"), text.unique(f"{rank}_held")
+        widths = [
+            self.width(v) if form not in forms.PAIRED else f"{self.width(v)} / 2" for (_, form), v in self.packing.forms.items()
+        ]
+        bytes_ = f"({' + '.join(widths)}) * {self.size} * (long)sizeof(T)"
+        text.buffers.append("// blocks stay packed where several tiles read them and they fit in 64 MiB")
+        text.buffers.append(f"const bool {self.keep} = shared_tiles && {bytes_} <= 64L << 20;")
+        most = f"padded({self.size}) + {step}" if self.spare else self.size
+        text.buffers.append(f"const long {held} = {self.keep} ? {most} : {step};")
+        for (name, form), v in self.packing.forms.items():
+            kind, width = forms.element_of(form) if len(v.dims) == 2 else element_of(v), self.width(v)
+            if "turned" in form:
+                row = text.unique(f"{name}_row")
+                text.buffers.append(
+                    f"const long {row} = (ceil_div({held}, W) | 1) * W;  // an odd number of vectors: no two rows collide"
+                )
+                count = f"pairs({width}) * {row}" if form in forms.PAIRED else f"{width} * {row}"
+            else:
+                row = "1" if len(v.dims) == 1 else width
+                count = f"{f'pairs({held})' if form in forms.PAIRED else f'padded({held})'} * {width}"
+            self.pointers[name, form] = text.buffer(f"{name}_{'packed' if form == 'plain' else form}", kind, count), row
+
+    def width(self, v: Value) -> str:
+        """Elements a coordinate of the folded rank takes."""
+        inner = [d for d in v.dims if d != self.fold.rank]
+        return block_size(self.scope, tuple(inner)) if inner else "1"
+
+    def keys(self) -> list[str]:
+        """The ambient numbers that what is packed depends on."""
+        out: list[str] = []
+        facts = self.dependence.facts
+        for v in self.packing.outer.values():
+            ambient = facts[v.name].ambient
+            if ambient and not v.dims:
+                out.append(self.scope.scalars[v.name].text)
+            elif ambient:
+                out += [self.scope.scalars[f"coordinate {r}"].text for r in sorted(ambient)]
+        return list(dict.fromkeys(out))
+
+    def block(self, lo: str, count: str, at: str) -> None:
+        """Packs the points from ``lo`` on to the place ``at`` of every buffer."""
+        text, packing, rank = self.text, self.packing, self.fold.rank
+        scope = self.scope.inner()
+        extent = scope.extents[rank] = Extent(lo, count, self.fold.step)
+        scope.scalars[f"size {rank}.lo"] = Ref(lo, "int")
+        values = {v.name: v for v in packing.forms.values()}
+        scope.recipes |= {op.out.name: op for op in packing.ops if not isinstance(op, Store)}
+        nodes, _ = settle(arrange(packing.ops, self.plan.order), scope.recipes, set(values))
+        for node in nodes:
+            for v in kept(node):
+                if (v.name, "plain") in packing.forms:
+                    scope.places[v.name] = self.place(scope, v, "plain", at)
+                elif v.dims:
+                    pointer = text.buffer(f"{v.name}_block", element_of(v), block_size(scope, v.dims))
+                    scope.places[v.name] = local_place(scope, v, pointer)
+        print_nodes(text, scope, nodes, self.tensors)
+        for (_, form), v in packing.forms.items():
+            if form != "plain":
+                to = self.place(scope, v, form, at)
+                forms.fill(text, scope, v, form, to.pointer, to.row, (extent, scope.extents[v.dims[1]]))
+
+    def place(self, scope: Scope, v: Value, form: Form, at: str) -> Place:
+        """A packed block in a form, as seen from the block at ``at``. Prints its pointer."""
+        pointer, row = self.pointers[v.name, form]
+        name = self.text.fresh(f"{v.name}_block" if form == "plain" else f"{v.name}_{form}")
+        kind = element_of(v) if form == "plain" else forms.element_of(form)
+        if "turned" in form:
+            self.text.line(f"{kind}* const {name} = {pointer} + {at};")
+            return Place(name, v.dims[::-1], (row, "1"))
+        here = f"{at} / 2" if form == "columns" else at
+        self.text.line(f"{kind}* const {name} = {pointer} + {here} * {row};")
+        if form == "columns":
+            return Place(name, v.dims, (row, "1"))
+        assert len(v.dims) == 1 or v.dims[0] == self.fold.rank, "the folded rank comes before the features"
+        return replace(local_place(scope, v, pointer), pointer=name)

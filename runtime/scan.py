@@ -1,0 +1,192 @@
+"""Programs of scans: as `Program`, with the chunked form, its derived backward and plans of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from einfuse.codegen import Storage, scan
+from einfuse.codegen.scan import ScanPlan
+from einfuse.ir import Cascade, Fold, Scalar
+from einfuse.ir.passes import chunk, chunk_backward, infer_space
+from einfuse.ir.passes.chunk_backward import ScanBackward
+from einfuse.ir.passes.differentiate import Backward, adjoint
+from einfuse.ir.text import show
+from einfuse.runtime import cache
+from einfuse.runtime.backends import Backend, BackendName, Kernel
+from einfuse.runtime.binding import STORAGE
+from einfuse.runtime.program import Program, _extent
+from einfuse.runtime.scatter import accumulate
+
+
+def program_of(cascade: Cascade, strict: bool, wide: bool = False) -> Program:
+    """The program of any cascade: one with a scan gets a `ScanProgram`."""
+    return ScanProgram(cascade, strict) if chunk.scan_of(cascade) is not None else Program(cascade, strict, wide)
+
+
+@dataclass(slots=True)
+class ScanProgram(Program):
+    """Everything derived from a cascade with a scan; the chunked form is made once."""
+
+    blocked: Cascade = field(init=False)
+    derived: dict[tuple[str, ...], ScanBackward] = field(default_factory=dict)
+    kernels: dict[tuple[object, ...], Kernel] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super(ScanProgram, self).__post_init__()
+        self.blocked = chunk.run(infer_space.run(self.cascade))
+
+    @property
+    def rank(self) -> str:
+        """The rank that is scanned."""
+        (fold,) = self.blocked.body
+        assert isinstance(fold, Fold), "a blocked scan is one fold"
+        return fold.rank
+
+    @property
+    def step(self) -> int:
+        (fold,) = self.blocked.body
+        assert isinstance(fold, Fold), "a blocked scan is one fold"
+        return fold.step
+
+    def backward_of(self, wanted: tuple[str, ...]) -> Backward:
+        """The backward as one cascade, which runs the scan from its end."""
+        found = self.reverse(wanted)
+        return Backward((), ((found.backward, tuple(found.gradients)),))
+
+    def reverse(self, wanted: tuple[str, ...]) -> ScanBackward:
+        """The backward for gradients of ``wanted``; derived once."""
+        if wanted not in self.derived:
+            name = cache.key("scan backward", show(self.blocked), wanted)
+            self.derived[wanted] = cache.remembered("backward", name, lambda: chunk_backward.run(self.blocked, wanted))
+        return self.derived[wanted]
+
+    def saving(self, wanted: tuple[str, ...]) -> Cascade:
+        """The forward cascade that also gives out the states the backward starts its blocks from."""
+        return self.reverse(wanted).forward if wanted else self.blocked
+
+    def allocate(
+        self, cascade: Cascade, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
+    ) -> dict[str, torch.Tensor]:
+        """Uninitialised outputs: those along the scan in the dtype of the inputs, states in accumulation precision."""
+        floats = [tensors[t.name] for t in cascade.inputs if t.dtype == "float" and not t.param]
+        dtype = floats[0].dtype if floats else torch.get_default_dtype()
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        (fold,) = cascade.body
+        assert isinstance(fold, Fold), "a blocked scan is one fold"
+        ranks = {y.target: y.ranks for y in fold.body}
+        device = next(iter(tensors.values())).device
+        counted = self._counted(cascade, sizes)
+        shapes = {n: [_extent(cascade, r, counted) for r in (*cascade.over, *ranks[n])] for n in cascade.outs}
+        kind = {n: dtype if fold.rank in ranks[n] else wide for n in cascade.outs}
+        return {n: torch.empty(shapes[n], dtype=kind[n], device=device) for n in cascade.outs}
+
+    def _counted(self, cascade: Cascade, sizes: Mapping[str, int]) -> dict[str, int]:
+        """The sizes, with the number of blocks."""
+        (fold,) = cascade.body
+        assert isinstance(fold, Fold), "a blocked scan is one fold"
+        if fold.count is None:
+            return dict(sizes)
+        points = _extent(cascade, fold.rank, sizes)
+        return {**sizes, str(cascade.rank(fold.count).size): (points + fold.step - 1) // fold.step}
+
+    # -- running -----------------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        backend: Backend,
+        wanted: tuple[str, ...] = (),
+    ) -> dict[str, torch.Tensor]:
+        """The outputs, and the states that the backward for ``wanted`` will read."""
+        cascade = self.saving(wanted)
+        self.check_ranges(tensors, numbers, sizes)
+        outs = self.allocate(cascade, tensors, sizes)
+        self._launch(cascade, tensors, outs, numbers, sizes, backend)
+        return outs
+
+    def backward(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        saved: Mapping[str, torch.Tensor],
+        gradients: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        backend: Backend,
+        wanted: tuple[str, ...],
+    ) -> dict[str, torch.Tensor]:
+        """The gradient of every tensor in ``wanted``, in its own dtype."""
+        found = self.reverse(wanted)
+        c = found.backward
+        env = {**tensors, **saved}
+        for name, g in gradients.items():
+            env |= {adjoint(name): g, f"{adjoint(name)}_last": g}
+        (fold,) = c.body
+        assert isinstance(fold, Fold), "a blocked scan is one fold"
+        ranks = {y.target: y.ranks for y in fold.body}
+        counted = self._counted(c, sizes)
+        wide = torch.float64 if any(x.dtype == torch.float64 for x in tensors.values()) else torch.float32
+        device = next(iter(tensors.values())).device
+        outs = {
+            n: torch.empty([_extent(c, r, counted) for r in (*c.over, *ranks[n])], dtype=wide, device=device) for n in c.outs
+        }
+        self._launch(c, env, outs, numbers, sizes, backend)
+        total: dict[str, torch.Tensor] = {}
+        for part in found.gradients:
+            accumulate(total, c, part, outs[part.statement], tensors, numbers, counted)
+        return {n: total[n].to(tensors[n].dtype) if n in total else torch.zeros_like(tensors[n]) for n in wanted}
+
+    def _launch(
+        self,
+        cascade: Cascade,
+        tensors: Mapping[str, torch.Tensor],
+        outs: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        backend: Backend,
+    ) -> None:
+        if not any(x.numel() for x in outs.values()):
+            return
+        counted = self._counted(cascade, sizes)
+        names = [t.name for t in cascade.inputs if not t.param]
+        every = {n: tensors[n] for n in names} | dict(outs)
+        storage = {n: STORAGE[x.dtype] for n, x in every.items()}
+        static = {r.size: counted[r.size] for r in cascade.ranks if r.kind == "feature" and isinstance(r.size, str)}
+        key = (cascade.name, cascade.outs, tuple(sorted(storage.items())), tuple(sorted(static.items())), backend.name)
+        if key not in self.kernels:
+            self.kernels[key] = self._built(cascade, storage, static, backend)
+        self.kernels[key](every, numbers, counted)
+
+    def _built(self, cascade: Cascade, storage: Mapping[str, Storage], static: Mapping[str, int], backend: Backend) -> Kernel:
+        name = cache.key("scan", show(cascade), sorted(storage.items()), sorted(static.items()), backend.name)
+
+        def make() -> tuple[ScanPlan, str]:
+            plan = scan.lower(cascade, storage, static)
+            return plan, scan.emit(plan, backend.name)
+
+        plan, source = cache.remembered("plan", name, make)
+        return scan.build(plan, source, backend.name, cache.folder() / backend.name)
+
+    def emitted(
+        self, backend: BackendName, storage: Sequence[Mapping[str, Storage]], backward: bool, sizes: Mapping[str, int]
+    ) -> list[tuple[ScanPlan, str]]:
+        """Plan and text of the forward kernel, and with ``backward`` of the other; ``storage`` one table for each."""
+        cascades = self.cascades(backward)
+        out = []
+        for c, table in zip(cascades, storage, strict=True):
+            static = {r.size: sizes.get(r.size, 64) for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)}
+            plan = scan.lower(c, table, static)
+            out.append((plan, scan.emit(plan, backend)))
+        return out
+
+    def cascades(self, backward: bool) -> list[Cascade]:
+        """The cascades of the kernels: the forward's, with ``backward`` saving what the other reads."""
+        wanted = tuple(t.name for t in self.cascade.inputs if t.dtype == "float" and not t.param)
+        if not backward:
+            return [self.blocked]
+        found = self.reverse(wanted)
+        return [found.forward, found.backward]

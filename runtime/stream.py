@@ -1,0 +1,135 @@
+"""Token by token with constant memory: one step of a recurrence, or of a one-pass attention of a fixed query over keys that keep coming.
+
+A scan is run again from the states it ended with. A one-pass attention has states too, those of its derived fold (for softmax the
+maximum, the sum and the weighted sum of values); the states of the new keys are merged with the old ones by the derived merge (Feng et al.,
+Attention as an RNN, 2024). Nothing here knows a normaliser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from einfuse.ir import Cascade, Expr, Fold, Scalar, SpecError, State, Tensor, const, index, load, size
+from einfuse.ir.passes import chunk
+from einfuse.ir.expr import walk
+from einfuse.ir.rewrite import expressions, fresh
+from einfuse.runtime import binding
+from einfuse.runtime.parts import PartialState
+from einfuse.runtime.program import _extent
+
+if TYPE_CHECKING:
+    from einfuse.runtime.attention import Attention, Output
+
+States = tuple[torch.Tensor, ...]
+
+
+def step(
+    attention: Attention,
+    state: States | PartialState | None,
+    args: tuple[torch.Tensor, ...],
+    kwargs: Mapping[str, torch.Tensor | Scalar],
+) -> tuple[Output, States | PartialState]:
+    """The outputs for the next points, and the states after them; ``state`` None: these are the first."""
+    if chunk.scan_of(attention.cascade) is not None:
+        if isinstance(state, PartialState):
+            raise TypeError(f"{attention.name} is a scan: its state is a tuple of tensors, found a PartialState")
+        return _scanned(attention, state, args, kwargs)
+    if state is not None and not isinstance(state, PartialState):
+        raise TypeError(f"{attention.name} goes on from a PartialState of its own, found {type(state).__name__}")
+    _positionless(attention.cascade, attention.split.rank)
+    new = attention.state(*args, keys=None, **kwargs)
+    known = new if state is None else attention.merge(state, new)
+    return attention.finalise(known), known
+
+
+def _positionless(cascade: Cascade, rank: str) -> None:
+    """Raises SpecError where the coordinate of ``rank`` is used but to read a tensor at it, or its size."""
+
+    extent = size(cascade.rank(rank).size)
+
+    def uses(e: Expr, plain: bool = False) -> bool:
+        if e.op == "index":
+            return e.name == rank and not plain
+        return any(uses(a, e.op == "load" and a.op == "index") for a in e.args)
+
+    for x in cascade.body:
+        for y in (x, *x.body) if isinstance(x, Fold) else (x,):
+            if extent.op == "size" and any(x == extent for e in expressions(y) for x in walk(e)):
+                raise SpecError(
+                    f"{cascade.name} depends on the number of points along `{rank}`, which grows with every step",
+                    y.loc,
+                    "give the number as a parameter",
+                )
+            if any(uses(e) for e in expressions(y)):
+                raise SpecError(
+                    f"{cascade.name} depends on the position along `{rank}`, which a step does not know",
+                    y.loc,
+                    "give positions as an input, or use a spec without them",
+                )
+
+
+# -- scans -----------------------------------------------------------------------------------------------------------------------
+
+
+def resumed(cascade: Cascade) -> tuple[Cascade, tuple[State, ...]]:
+    """The scan that starts from given states (inputs after all others) and gives out its last ones (after all other outputs)."""
+    scan = chunk.scan_of(cascade)
+    assert scan is not None, "only a scan is resumed"
+    _positionless(cascade, scan.rank)
+    states = tuple(y for y in scan.body if isinstance(y, State))
+    taken = {t.name for t in cascade.inputs} | {r.name for r in cascade.ranks} | {y.target for y in scan.body}
+    extents = {r.name: size(r.size) for r in cascade.ranks}
+    names = {y.target: fresh(f"{y.target}_before", taken) for y in states}
+    axes = {y.target: (*cascade.over, *y.ranks) for y in states}
+    inputs = [Tensor(names[y.target], tuple(extents[r] for r in axes[y.target])) for y in states]
+    body = tuple(
+        replace(y, init=load(names[y.target], *map(index, axes[y.target]))) if isinstance(y, State) else y for y in scan.body
+    )
+    outs = tuple(n for n in cascade.outs if n not in names)
+    at = cascade.body.index(scan)
+    whole = (*cascade.body[:at], replace(scan, body=body), *cascade.body[at + 1 :])
+    params = [t for t in cascade.inputs if t.param]
+    tensors = [t for t in cascade.inputs if not t.param]
+    return replace(cascade, inputs=(*tensors, *inputs, *params), body=whole, outs=(*outs, *names)), states
+
+
+def _scanned(
+    attention: Attention, state: States | None, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor | Scalar]
+) -> tuple[Output, States]:
+    from einfuse.runtime.attention import Attention as Compiled
+
+    cascade, states = resumed(attention.cascade)
+    if attention.resumed is None:
+        attention.resumed = Compiled(cascade, attention.backend, attention.strict)
+    tensors, numbers = binding.arguments(attention.cascade, args, kwargs)
+    if state is None:
+        state = _first(attention.cascade, states, tensors)
+    if len(state) != len(states):
+        raise ValueError(f"{attention.name} has {len(states)} states, found {len(state)}")
+    names = [t.name for t in cascade.inputs if not t.param][-len(states) :]
+    outs = attention.resumed(**tensors, **dict(zip(names, state, strict=True)), **numbers)
+    every = outs if isinstance(outs, tuple) else (outs,)
+    named = dict(zip(cascade.outs, every, strict=True))
+    public = tuple(named[n] for n in attention.cascade.outs)
+    return (public[0] if len(public) == 1 else public), tuple(named[y.target] for y in states)
+
+
+def _first(cascade: Cascade, states: tuple[State, ...], tensors: Mapping[str, torch.Tensor]) -> States:
+    """What the scan starts from."""
+    scan = chunk.scan_of(cascade)
+    assert scan is not None, "only a scan is resumed"
+    sizes: Mapping[str, int] = binding.sizes(cascade, tensors)  # type: ignore[assignment]
+    floats = [x for x in tensors.values() if x.is_floating_point()]
+    wide = torch.float64 if floats and floats[0].dtype == torch.float64 else torch.float32
+    out = []
+    for y in (x for x in scan.body if isinstance(x, State)):
+        init = y.init or const(0.0)
+        if init.op != "const":
+            raise SpecError(f"{y.target} starts from an input: pass its first value as the state", y.loc)
+        shape = [_extent(cascade, r, sizes) for r in (*cascade.over, *y.ranks)]
+        out.append(torch.full(shape, float(init.value or 0.0), dtype=wide, device=floats[0].device))
+    return tuple(out)

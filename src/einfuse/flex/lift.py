@@ -1,0 +1,82 @@
+"""The captures of a function, found without running it: numbers are replaced by ones that know their place.
+
+    def windowed(width):
+        def mask(b, h, q_idx, kv_idx): return q_idx - kv_idx <= width
+        return mask
+
+``lifted(windowed(256))`` is the same function, but its ``width`` is an `Int`. Functions inside closures, tuples, lists and partials
+are followed. Numbers in globals and in attributes of objects stay as they are: they become part of the kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from types import CellType, FunctionType, MethodType
+from typing import Any
+
+import torch
+
+from einfuse.flex.numbers import Tag, number
+
+
+@dataclass(slots=True)
+class Captures:
+    """What was found in the closures of the functions of one call."""
+
+    names: dict[int, str] = field(default_factory=dict)
+    cells: dict[int, tuple[CellType, CellType, str, object]] = field(default_factory=dict)  # by id: old, new, variable, content
+    functions: dict[int, tuple[FunctionType, FunctionType]] = field(default_factory=dict)
+
+    def lifted(self, x: Any, name: str = "", path: Tag = ()) -> Any:
+        """``x`` with the numbers inside it replaced; the very same object where there are none."""
+        if isinstance(x, torch.Tensor):
+            self.names.setdefault(id(x), name)
+        if type(x) is FunctionType:
+            return self._function(x)
+        if type(x) is functools.partial:
+            func = self.lifted(x.func)
+            args = tuple(self.lifted(a, "argument", (*path, n)) for n, a in enumerate(x.args))
+            keywords = {k: self.lifted(a, k, (*path, k)) for k, a in x.keywords.items()}
+            return functools.partial(func, *args, **keywords)
+        if type(x) is MethodType:
+            return MethodType(self.lifted(x.__func__), x.__self__)
+        if type(x) in (tuple, list):
+            parts = [self.lifted(a, name, (*path, n)) for n, a in enumerate(x)]
+            return x if all(a is b for a, b in zip(x, parts, strict=True)) else type(x)(parts)
+        return number(x, (name, *path))
+
+    def _function(self, fn: FunctionType) -> FunctionType:
+        if id(fn) in self.functions:
+            return self.functions[id(fn)][1]
+        for name in fn.__code__.co_names:
+            if isinstance(value := fn.__globals__.get(name), torch.Tensor):
+                self.names.setdefault(id(value), name)
+        self.functions[id(fn)] = (fn, fn)  # a function that captures itself keeps the original inside
+        place = (fn.__qualname__, fn.__code__.co_firstlineno)
+        cells = fn.__closure__ or ()
+        new = tuple(self._cell(c, n, (*place, n)) for c, n in zip(cells, fn.__code__.co_freevars, strict=True))
+        defaults = self.lifted(fn.__defaults__, "default", place) if fn.__defaults__ else fn.__defaults__
+        if all(a is b for a, b in zip(cells, new, strict=True)) and defaults is fn.__defaults__:
+            return fn
+        made = FunctionType(fn.__code__, fn.__globals__, fn.__name__, defaults, new or None)
+        made.__kwdefaults__, made.__qualname__ = fn.__kwdefaults__, fn.__qualname__
+        made.__dict__.update(fn.__dict__)
+        self.functions[id(fn)] = (fn, made)
+        return made
+
+    def _cell(self, cell: CellType, name: str, path: Tag) -> CellType:
+        if id(cell) in self.cells:
+            return self.cells[id(cell)][1]
+        try:
+            content = cell.cell_contents
+        except ValueError:  # a variable without a value yet
+            return cell
+        value = self.lifted(content, name, path)
+        new = cell if value is content else CellType(value)
+        self.cells[id(cell)] = (cell, new, name, value)
+        return new
+
+    def assigned(self) -> str | None:
+        """A captured variable that was given another value while the functions ran, if there is one."""
+        return next((name for _, new, name, value in self.cells.values() if new.cell_contents is not value), None)

@@ -1,0 +1,146 @@
+"""The recurrences of the linear family in plain torch, token by token: what the tests compare with. Shares no code with the compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.functional import elu, softplus
+
+Inputs = Mapping[str, Tensor]
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    return a[..., :, None] * b[..., None, :]
+
+
+def _apply(x: Tensor, state: Tensor) -> Tensor:
+    return (x[..., None, :] @ state)[..., 0, :]
+
+
+def _run(x: Inputs, point: Callable[[Tensor, int], tuple[Tensor, Tensor]], keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    start = keys.new_zeros(*keys.shape[:-2], keys.shape[-1], values.shape[-1])
+    state = x["initial"] if "initial" in x else start
+    rows = []
+    for t in range(keys.shape[-2]):
+        state, row = point(state, t)
+        rows.append(row)
+    return torch.stack(rows, -2), state
+
+
+def retention(x: Inputs) -> tuple[Tensor, Tensor]:
+    q, k, v = x["q"], x["k"], x["v"]
+    keep = torch.exp(-x["slope"].abs())[:, None, None]
+
+    def point(state: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        state = keep * state + _outer(k[..., t, :], v[..., t, :])
+        return state, _apply(q[..., t, :], state) / q.shape[-1] ** 0.5
+
+    return _run(x, point, k, v)
+
+
+def gla(x: Inputs) -> tuple[Tensor, Tensor]:
+    q, k, v = x["q"], x["k"], x["v"]
+    keep = torch.sigmoid(x["g"]) ** (1 / 16)
+
+    def point(state: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        state = keep[..., t, :, None] * state + _outer(k[..., t, :], v[..., t, :])
+        return state, _apply(q[..., t, :], state) / q.shape[-1] ** 0.5
+
+    return _run(x, point, k, v)
+
+
+def delta(x: Inputs) -> tuple[Tensor, Tensor]:
+    return gated_delta({**x, "g": torch.full_like(x["beta"], 1e4)})
+
+
+def gated_delta(x: Inputs) -> tuple[Tensor, Tensor]:
+    q, v = x["q"], x["v"]
+    k = x["k"] / (x["k"].square().sum(-1, keepdim=True) + 1e-6).sqrt()
+    keep, write = torch.sigmoid(x["g"]), torch.sigmoid(x["beta"])
+    eye = torch.eye(k.shape[-1], dtype=k.dtype)
+
+    def point(state: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        key, b = k[..., t, :], write[..., t, None, None]
+        state = keep[..., t, None, None] * ((eye - b * _outer(key, key)) @ state) + b * _outer(key, v[..., t, :])
+        return state, _apply(q[..., t, :], state) / q.shape[-1] ** 0.5
+
+    return _run(x, point, k, v)
+
+
+def ssd(x: Inputs) -> tuple[Tensor, Tensor]:
+    v, dt = x["x"], softplus(x["dt"])
+    group = v.shape[1] // x["k"].shape[1]
+    c, k = (x[n].repeat_interleave(group, 1) for n in ("c", "k"))
+    keep = torch.exp(-dt * x["log_a"].exp()[:, None])
+
+    def point(state: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        state = keep[..., t, None, None] * state + dt[..., t, None, None] * _outer(k[..., t, :], v[..., t, :])
+        return state, _apply(c[..., t, :], state) + x["skip"][:, None] * v[..., t, :]
+
+    return _run(x, point, k, v)
+
+
+def rwkv6(x: Inputs) -> tuple[Tensor, Tensor]:
+    r, k, v = x["r"], x["k"], x["v"]
+    keep = torch.exp(-x["w"].exp())
+
+    def point(state: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        new = _outer(k[..., t, :], v[..., t, :])
+        row = _apply(r[..., t, :], state + x["u"][..., :, None] * new)
+        return keep[..., t, :, None] * state + new, row
+
+    return _run(x, point, k, v)
+
+
+def mamba(x: Inputs) -> tuple[Tensor, Tensor]:
+    v, dt = x["x"], softplus(x["dt"])
+    keep = torch.exp(-dt[..., None] * x["log_a"].exp())
+
+    def point(state: Tensor, t: int) -> tuple[Tensor, Tensor]:
+        state = keep[:, t] * state + _outer(dt[:, t] * v[:, t], x["k"][:, t])
+        return state, (state * x["c"][:, t, None, :]).sum(-1) + x["skip"] * v[:, t]
+
+    return _run(x, point, v, x["k"])
+
+
+# -- quadratic forms -------------------------------------------------------------------------------------------------------------
+
+
+def _seen(n: int) -> Tensor:
+    return torch.ones(n, n, dtype=torch.bool).tril()
+
+
+def linear_quadratic(x: Inputs) -> Tensor:
+    weights = (elu(x["q"]) + 1) @ (elu(x["k"]) + 1).mT * _seen(x["q"].shape[-2])
+    return weights @ x["v"] / (weights.sum(-1, keepdim=True) + 1e-6)
+
+
+def performer_quadratic(x: Inputs) -> Tensor:
+    fq, fk = (torch.exp(y @ x["w"].mT - y.square().sum(-1, keepdim=True) / 2) for y in (x["q"], x["k"]))
+    weights = fq @ fk.mT * _seen(fq.shape[-2])
+    return weights @ x["v"] / (weights.sum(-1, keepdim=True) + 1e-6)
+
+
+def retention_quadratic(x: Inputs) -> Tensor:
+    n = x["q"].shape[-2]
+    i, j = torch.arange(n)[:, None], torch.arange(n)[None, :]
+    decay = torch.exp(-x["slope"].abs()[:, None, None] * (i - j).clamp(min=0)) * _seen(n)
+    return (x["q"] @ x["k"].mT * decay) @ x["v"] / x["q"].shape[-1] ** 0.5
+
+
+def packed_quadratic(x: Inputs) -> Tensor:
+    n = x["q"].shape[-2]
+    i, j = torch.arange(n)[:, None], torch.arange(n)[None, :]
+    same = x["doc"][:, None, :, None] == x["doc"][:, None, None, :]
+    decay = torch.exp(-x["slope"].abs()[:, None, None] * (i - j).clamp(min=0)) * _seen(n) * same
+    return (x["q"] @ x["k"].mT * decay) @ x["v"] / x["q"].shape[-1] ** 0.5
+
+
+RECURRENT = {
+    "retention": retention, "gla": gla, "delta": delta, "gated_delta": gated_delta, "ssd": ssd, "rwkv6": rwkv6, "mamba": mamba
+}  # fmt: skip
+QUADRATIC = {
+    "linear": linear_quadratic, "performer": performer_quadratic, "retention": retention_quadratic, "packed_linear": packed_quadratic
+}  # fmt: skip

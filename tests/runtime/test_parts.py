@@ -1,0 +1,85 @@
+"""Attention in parts: any partition of the keys, merged in any order and grouping, is the whole, with its gradients."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import einfuse
+from einfuse.runtime.parts import PartialState
+
+B, H, NQ, NK, D = 2, 2, 11, 29, 8
+EXTRA = {"alibi_window": ("slope",), "sink": ("sink",)}
+
+
+def arguments(
+    name: str, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    g = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(B, H, n, D, generator=g, dtype=dtype).requires_grad_() for n in (NQ, NK, NK))
+    return [q, k, v], {x: torch.randn(H, generator=g, dtype=dtype).requires_grad_() for x in EXTRA.get(name, ())}
+
+
+def tree(attn: einfuse.Attention, states: list[PartialState], rng: random.Random) -> PartialState:
+    """The states in random order, merged in random groups."""
+    states = rng.sample(states, len(states))
+    while len(states) > 1:
+        n = rng.randint(2, len(states))
+        at = rng.randint(0, len(states) - n)
+        states[at : at + n] = [attn.merge(*states[at : at + n])]
+    return states[0]
+
+
+@pytest.mark.parametrize("name", ["causal", "alibi_window", "sigmoid", "softmax1", "sink"])
+def test_any_tree_of_parts_is_the_whole(name: str) -> None:
+    attn = einfuse.compile(name, backend="torch")
+    args, extra = arguments(name)
+    truth = attn.reference(*args, **extra)
+
+    @settings(max_examples=6, deadline=None)
+    @given(cuts=st.lists(st.integers(0, NK), max_size=4), seed=st.integers(0, 99))
+    def check(cuts: list[int], seed: int) -> None:
+        ends = [0, *sorted(cuts), NK]
+        parts = [attn.state(*args, **extra, keys=pair) for pair in itertools.pairwise(ends)]
+        out = attn.finalise(tree(attn, parts, random.Random(seed)))
+        torch.testing.assert_close(out, truth, rtol=1e-11, atol=1e-11)
+
+    check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_gradients_flow_through_parts(backend: einfuse.runtime.backends.BackendName) -> None:
+    attn = einfuse.compile("sink", backend=backend)
+    args, extra = arguments("sink", torch.float32)
+    halves = [attn.state(*args, **extra, keys=pair) for pair in ((0, 13), (13, 13), (13, NK))]
+    leaves = [*args, *extra.values()]
+    direction = torch.randn(B, H, NQ, D)
+    found = torch.autograd.grad(attn.finalise(attn.merge(*halves)), leaves, direction)
+    truth = torch.autograd.grad(attn.reference(*args, **extra), leaves, direction.double())
+    for x, y in zip(found, truth, strict=True):
+        torch.testing.assert_close(x, y.to(x.dtype), rtol=1e-4, atol=1e-4)
+
+
+def test_low_precision_states_stay_wide() -> None:
+    attn = einfuse.compile("full", backend="torch")
+    q, k, v = (torch.randn(1, 2, 5, 8, dtype=torch.bfloat16) for _ in range(3))
+    state = attn.state(q, k, v)
+    assert {x.dtype for x in state.tensors.values()} == {torch.float32}
+    assert attn.finalise(state).dtype == torch.bfloat16
+
+
+def test_what_cannot_be_done_is_said() -> None:
+    attn = einfuse.compile("full", backend="torch")
+    q, k, v = (torch.randn(1, 2, 5, 8) for _ in range(3))
+    with pytest.raises(ValueError, match=r"0 <= first <= last <= 5, found \(3, 6\)"):
+        attn.state(q, k, v, keys=(3, 6))
+    with pytest.raises(ValueError, match="merge takes one state or more"):
+        attn.merge()
+    with pytest.raises(ValueError, match="of the same queries"):
+        attn.merge(attn.state(q, k, v), attn.state(q[:, :, :2], k, v))

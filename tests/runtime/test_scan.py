@@ -1,0 +1,184 @@
+"""Recurrences through the runtime: chunked = recurrent = quadratic, gradients, lengths that no block divides, steps, strong decay."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import einfuse
+from einfuse.runtime.attention import Attention, Output
+from einfuse.runtime.backends import BackendName
+from einfuse.runtime.verify import Shape, example_inputs
+
+sys.path.insert(0, str(Path(__file__).parent))
+import recurrences
+
+LENGTHS = (1, 15, 17, 63, 65, 1000)
+
+
+def inputs(attention: Attention, n: int, dtype: torch.dtype = torch.float64, widths: tuple[int, ...] = (6, 5)) -> dict[str, torch.Tensor]:
+    found = example_inputs(attention.cascade, dtype, n, Shape(2, 2, n, n, widths, 2))
+    return {k: x for k, x in found.items() if isinstance(x, torch.Tensor)}
+
+
+def started(name: str, backend: BackendName) -> Attention:
+    a = einfuse.compile(name, backend=backend)
+    return a.given({"initial"}) if "initial" in a.optional else a
+
+
+@pytest.mark.parametrize("name", recurrences.RECURRENT)
+def test_blocks_are_the_recurrence(name: str) -> None:
+    a = started(name, "torch")
+    for n in LENGTHS if name != "mamba" else LENGTHS[:-1]:
+        x = inputs(a, n)
+        for found, wanted in zip(a(**x), recurrences.RECURRENT[name](x), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", recurrences.QUADRATIC)
+def test_blocks_are_the_quadratic_form(name: str) -> None:
+    a = einfuse.compile(name, backend="torch")
+    for n in LENGTHS:
+        x = inputs(a, n)
+        found = a(**x)
+        first = found[0] if isinstance(found, tuple) else found
+        torch.testing.assert_close(first, recurrences.QUADRATIC[name](x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linear", "gla", "gated_delta", "packed_linear", "rwkv6", "mamba"])
+def test_gradients(name: str) -> None:
+    a = started(name, "torch")
+    shape = Shape(1, 1, 17, 17, (2, 2), 1)
+    x = {k: y for k, y in example_inputs(a.cascade, torch.float64, 0, shape).items() if isinstance(y, torch.Tensor)}
+    names = [n for n, y in x.items() if y.is_floating_point()]
+
+    def run(*values: torch.Tensor) -> Output:
+        return a(**{**x, **dict(zip(names, values, strict=True))})
+
+    assert torch.autograd.gradcheck(run, [x[n].clone().requires_grad_() for n in names])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["retention", "gated_delta"])
+def test_the_cpu_kernel_agrees_with_its_oracle(name: str) -> None:
+    shape = Shape(2, 2, 81, 81, (24, 40), 1)
+    certificate = einfuse.verify(einfuse.compile(name), backends=["cpu"], dtypes=["float32"], shape=shape)
+    assert certificate.rows
+    assert certificate.ok, [r for r in certificate.rows if not r.ok]
+
+
+def test_strong_decay_neither_overflows_nor_loses_near_points() -> None:
+    """A gate that forgets nearly everything, then one that keeps: differences of large sums must not eat the small ones."""
+    a = einfuse.compile("retention", backend="cpu")
+    x = inputs(a, 130, torch.float32)
+    x["slope"] = torch.tensor([300.0, 60.0])
+    found, state = a(**x)
+    assert torch.isfinite(found).all() and torch.isfinite(state).all()
+    only_now = (x["q"] * x["k"]).sum(-1, keepdim=True) * x["v"] / x["q"].shape[-1] ** 0.5
+    torch.testing.assert_close(found, only_now, rtol=1e-5, atol=1e-6)
+
+    b = einfuse.compile("ssd", backend="cpu")
+    y = inputs(b, 100, torch.float32)
+    y["dt"] = torch.where(torch.arange(100) % 10 == 0, 900.0, -3.0).expand(y["dt"].shape).contiguous()
+    y["log_a"] = torch.zeros(2)
+    y["x"] = y["x"] * (y["dt"] < 0)[..., None]
+    wanted = b.reference(**{k: v.double() for k, v in y.items()})[0]
+    torch.testing.assert_close(b(**y)[0].double(), wanted, rtol=2e-5, atol=2e-6)
+
+
+def test_an_update_that_is_not_linear_runs_point_by_point() -> None:
+    text = """attention cell over b {
+      rank i: query = N; rank d, e: feature = D
+      in x[b, i, d]
+      in w[e, D]
+      scan i {
+        state s[d] = tanh(s + x)
+        y = s * s
+      }
+      out y, s
+    }"""
+    a = einfuse.compile(text, backend="torch")
+    assert "step 1 {" in a.ir("chunk")
+    x = torch.randn(2, 9, 4, dtype=torch.float64)
+    w = torch.zeros(4, 4, dtype=torch.float64)
+    s, rows = torch.zeros(2, 4, dtype=torch.float64), []
+    for t in range(9):
+        s = torch.tanh(s + x[:, t])
+        rows.append(s * s)
+    y, last = a(x, w)
+    torch.testing.assert_close(y, torch.stack(rows, 1))
+    torch.testing.assert_close(last, s)
+
+
+@pytest.mark.parametrize("name", ["gated_delta", "ssd", "linear"])
+def test_steps_are_the_rows_of_one_call(name: str) -> None:
+    a = einfuse.compile(name, backend="torch")
+    x = inputs(a, 20)
+    whole = a(**x)
+    first = whole[0] if isinstance(whole, tuple) else whole
+    along = {t.name: next((n for n, e in enumerate(t.axes) if e.value == "N"), None) for t in a.cascade.inputs}
+    state, rows, at = None, [], 0
+    for count in (1, 1, 7, 1, 10):
+        part = {n: y if along[n] is None else y.narrow(along[n], at, count) for n, y in x.items()}
+        out, state = a.step(state, **part)
+        rows.append(out[0] if isinstance(out, tuple) else out)
+        at += count
+    torch.testing.assert_close(torch.cat(rows, -2), first, rtol=1e-12, atol=1e-12)
+
+
+def test_steps_of_a_one_pass_attention_merge_its_states() -> None:
+    a = einfuse.compile("full", backend="torch")
+    q, k, v = (torch.randn(2, 2, n, 4, dtype=torch.float64) for n in (3, 12, 12))
+    state = None
+    for lo, hi in ((0, 1), (1, 2), (2, 9), (9, 12)):
+        out, state = a.step(state, q, k[:, :, lo:hi], v[:, :, lo:hi])
+        torch.testing.assert_close(out, a(q, k[:, :, :hi], v[:, :, :hi]), rtol=1e-12, atol=1e-12)
+        assert sum(s.numel() for s in state.tensors.values()) == 2 * 2 * 3 * (1 + 1 + 4), "the states do not grow"
+
+
+def test_steps_refuse_what_depends_on_positions() -> None:
+    q, k = torch.randn(1, 1, 2, 4), torch.randn(1, 1, 1, 4)
+    with pytest.raises(einfuse.SpecError, match="depends on the position along `j`"):
+        einfuse.compile("causal").step(None, q, k, k)
+    with pytest.raises(einfuse.SpecError, match="depends on the number of points along `j`"):
+        scaled = """
+        attention scaled over b, h {
+          rank i: query; rank j: key; rank d, e: feature
+          in q[b, h, i, d]
+          in k[b, h, j, d]
+          in v[b, h, j, e]
+          o[i, e] = sum[j](sigmoid(sum[d](q * k) - log(Nk)) * v)
+          out o
+        }
+        """
+        einfuse.compile(scaled).step(None, q, k, k)
+    with pytest.raises(einfuse.SpecError, match="depends on the position along `i`"):
+        a = einfuse.compile("packed_linear")
+        a.step(None, **inputs(a, 3))
+
+
+@pytest.mark.slow
+def test_long_sequences_do_not_drift() -> None:
+    a = einfuse.compile("retention", backend="cpu")
+    n = 65_536
+    q, k, v = (torch.randn(1, 1, n, 16) for _ in range(3))
+    slope = torch.tensor([0.01])
+    found, state = a(q, k, v, slope)
+    exact, last = einfuse.compile("retention", backend="torch")(q.double(), k.double(), v.double(), slope.double())
+    assert (found.double() - exact)[:, :, -256:].abs().max() / exact.abs().max() < 1e-5
+    assert (state.double() - last).abs().max() / last.abs().max() < 1e-5
+
+
+def test_what_cannot_be_scanned_says_so() -> None:
+    head = "attention f over b { rank i: query = N; rank j: key = N; rank d: feature in x[b, i, d] in y[b, j, d] "
+    scan = "scan i { state s[d] = 0.5 * s + x } "
+    with pytest.raises(einfuse.SpecError, match="at most one scan"):
+        einfuse.compile(head + scan + scan.replace("s[d]", "t[d]").replace("* s", "* t") + "out s, t }")
+    with pytest.raises(einfuse.SpecError, match="needs the final state"):
+        einfuse.compile(head + scan + "o = x * s out o }")
+    with pytest.raises(einfuse.SpecError, match="reduces over `i`"):
+        einfuse.compile(head + scan + "o = sum[i](x) z = s out o, s }")
