@@ -64,6 +64,14 @@ def run(cascade: Cascade, wanted: Iterable[str]) -> Backward:
     return _Reverse(cascade, tuple(wanted)).run()
 
 
+def invariant(cascade: Cascade) -> frozenset[str]:
+    """The maxima and minima that no output depends on: those that only keep numbers in range."""
+    floats = tuple(t.name for t in cascade.inputs if t.dtype == "float" and not t.param)
+    reverse = _Reverse(cascade, floats)
+    reverse.run()
+    return frozenset(n for n, x in reverse.einsums.items() if x.red in ("max", "min") and reverse.parts.get(n) == [])
+
+
 @dataclass(slots=True)
 class _Part:
     """A share of an adjoint that lives on one space."""
@@ -156,11 +164,11 @@ class _Reverse:
             if ex.is_const(slope, 0):
                 return slope
             raise SpecError(f"{x.red} has no derivative", x.loc, "use a sum or a maximum")
-        attained = _attained(x)
+        at_extreme = attained(x)
         ties = self._named(
-            f"{x.target}_ties", x.ranks, "sum", x.over, call("select", attained, ex.const(1.0), ex.const(0.0)), x.mask
+            f"{x.target}_ties", x.ranks, "sum", x.over, call("select", at_extreme, ex.const(1.0), ex.const(0.0)), x.mask
         )
-        return call("select", attained, call("/", slope, ties), ex.const(0.0))
+        return call("select", at_extreme, call("/", slope, ties), ex.const(0.0))
 
     def _to_statement(self, x: Einsum, target: Einsum, read: Expr, bar: Expr, mask: Expr | None) -> None:
         mask = ex.conjunction(*ex.conjuncts(x.mask), *ex.conjuncts(mask))
@@ -416,8 +424,8 @@ def _in_order(body: list[Statement]) -> list[Statement]:
     return out
 
 
-def _attained(x: Einsum) -> Expr:
-    """Is a point the one that a maximum (or minimum) took, up to the rounding of computing it again in another order?"""
+def attained(x: Einsum) -> Expr:
+    """The condition: is a point the one that a maximum (or minimum) took, up to the rounding of computing it again in another order?"""
     extreme = ex.at(x.target, x.ranks)
     slack = call("*", ex.const(TIE), call("max", ex.const(1.0), call("abs", extreme)))
     return call(">=", x.map, call("-", extreme, slack)) if x.red == "max" else call("<=", x.map, call("+", extreme, slack))
