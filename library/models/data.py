@@ -18,7 +18,7 @@ def split(n: int, part: float = 0.8, seed: int = 0) -> tuple[torch.Tensor, torch
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
     """1,797 handwritten digits (scikit-learn): images [n, 8, 8] in 0 .. 1, labels [n]."""
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # scikit-learn has no types
 
     found = load_digits()
     return torch.tensor(found.images / 16, dtype=torch.float32), torch.tensor(found.target)

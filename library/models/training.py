@@ -72,7 +72,7 @@ def train(task: Task, steps: int, seed: int = 0) -> Result:
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"{task.name}: the loss of step {step} is {loss.item()}")
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch has not annotated it
+            loss.backward()
             nn.utils.clip_grad_norm_(task.model.parameters(), 1.0)
             optimiser.step()
             schedule.step()
