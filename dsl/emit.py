@@ -75,7 +75,12 @@ class Emitter:
         """Takes back the last statement if it is unnamed, made after the first ``since`` ones (so that nobody else can read it), and
         ``value`` is exactly its value: the reader becomes it."""
         last = self.body[-1] if len(self.body) > since else None
-        if not isinstance(last, Einsum) or last.target in self._named or value.expr.op != "load" or value.expr.value != last.target:
+        if (
+            not isinstance(last, Einsum)
+            or last.target in self._named
+            or value.expr.op != "load"
+            or value.expr.value != last.target
+        ):
             return None
         if [a.value if a.op == "index" else None for a in value.expr.args] != list(last.ranks):
             return None

@@ -64,7 +64,17 @@ def format_text(text: str, file: str = "<text>") -> str:
 def _starts(module: ast.Module) -> dict[tuple[int, int], str]:
     """Where items, elements and statements start, and what they are."""
     starts: dict[tuple[int, int], str] = {}
-    kinds = (ast.Use, ast.Attention, ast.Definition, ast.RankLine, ast.Input, ast.Output, ast.Statement, ast.Scan, ast.StateLine)
+    kinds = (
+        ast.Use,
+        ast.Attention,
+        ast.Definition,
+        ast.RankLine,
+        ast.Input,
+        ast.Output,
+        ast.Statement,
+        ast.Scan,
+        ast.StateLine,
+    )
     for node, _ in ast.walk(module):
         if isinstance(node, kinds):
             assert node.loc is not None, "parsed nodes have places"

@@ -30,21 +30,28 @@ def bind_scan(scope: Evaluator, scan: ast.Scan, kept: Collection[str]) -> None:
         )
     lines = [x for x in scan.body if isinstance(x, ast.StateLine)]
     if not lines:
-        raise scope.fault("a scan without a state carries nothing", scan, "write the statements outside the scan, or a line `state S[d, e] = ...`")
+        raise scope.fault(
+            "a scan without a state carries nothing",
+            scan,
+            "write the statements outside the scan, or a line `state S[d, e] = ...`",
+        )
     initial = {x.target.text: _initial(scope, x, rank) for x in lines}
     since = len(scope.emitter.body)
     for x in lines:
         scope.scope[x.target.text] = Held(x.target.text, _ranks(scope, x, rank), "float", along=rank)
-    for x in scan.body:
+    for element in scan.body:
         before = len(scope.emitter.body)
-        if isinstance(x, ast.StateLine):
-            _state(scope, x, rank, initial[x.target.text])
+        if isinstance(element, ast.StateLine):
+            _state(scope, element, rank, initial[element.target.text])
         else:
-            scope.scope[x.target.text] = bind(scope, x, keep=x.target.text in kept, named=True)
+            name = element.target.text
+            scope.scope[name] = bind(scope, element, keep=name in kept, named=True)
         for y in scope.emitter.body[before:]:
             if isinstance(y, Einsum) and rank in y.over:
                 raise scope.fault(
-                    f"the scanned rank `{rank}` cannot be reduced over inside the scan", x, "carry the sum in a state, or reduce outside"
+                    f"the scanned rank `{rank}` cannot be reduced over inside the scan",
+                    element,
+                    "carry the sum in a state, or reduce outside",
                 )
     scope.emitter.scanned(rank, since, scope.place(scan))
     for x in lines:  # from here on the name is the final state
@@ -60,7 +67,9 @@ def _ranks(scope: Evaluator, x: ast.StateLine, scanned: str) -> tuple[str, ...]:
         if r in scope.ambient:
             raise scope.fault(f"`{r}` is ambient: every state has it", name, "leave it out of the state")
         if r == scanned:
-            raise scope.fault(f"the state `{x.target}` keeps the rank `{r}` that the scan goes along", name, "leave it out of the state")
+            raise scope.fault(
+                f"the state `{x.target}` keeps the rank `{r}` that the scan goes along", name, "leave it out of the state"
+            )
         ranks.append(r)
     return tuple(ranks)
 
@@ -92,7 +101,9 @@ def _state(scope: Evaluator, x: ast.StateLine, scanned: str, initial: Value | No
 
 def _fits(scope: Evaluator, x: ast.StateLine, at: ast.Expr, value: Value, ranks: frozenset[str], what: str) -> None:
     if value.dtype == "bool":
-        raise scope.fault(f"the {what} of the state `{x.target}` is a condition", at, "a state holds numbers: write float(condition)")
+        raise scope.fault(
+            f"the {what} of the state `{x.target}` is a condition", at, "a state holds numbers: write float(condition)"
+        )
     extra = scope.emitter.sorted(value.ranks - ranks - scope.ambient)
     if extra:
         raise scope.fault(

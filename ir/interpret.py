@@ -548,14 +548,14 @@ class _Interpreter:
             if f.count:
                 inner[f.count] = (n, n + 1)
             number = {f.count: ex.const(n)} if f.count else {}
-            for y in f.body:
-                y = replace(y, map=ex.rename(y.map, number)) if number else y
-                if isinstance(y, State):
-                    local[y.target] = self._held(y, y.map, zero[y.target].dims, local, inner)
+            for held in f.body:
+                now = replace(held, map=ex.rename(held.map, number)) if number else held
+                if isinstance(now, State):
+                    local[now.target] = self._held(now, now.map, zero[now.target].dims, local, inner)
                 else:
-                    local[y.target] = self._einsum(y, local, inner)
-                    if len(set(y.ranks) & moving) == 1:
-                        emitted.setdefault(y.target, []).append(local[y.target])
+                    local[now.target] = self._einsum(now, local, inner)
+                    if len(set(now.ranks) & moving) == 1:
+                        emitted.setdefault(now.target, []).append(local[now.target])
         out = {y.target: local[y.target] for y in states}
         for name, parts in emitted.items():
             axis = next(n for n, d in enumerate(parts[0].dims) if d in moving)
@@ -563,9 +563,7 @@ class _Interpreter:
             out[name] = replace(parts[0], data=torch.cat([p.data for p in parts], axis))
         return out
 
-    def _held(
-        self, y: State, e: Expr, dims: tuple[str, ...], env: dict[str, Block], span: dict[str, tuple[int, int]]
-    ) -> Block:
+    def _held(self, y: State, e: Expr, dims: tuple[str, ...], env: dict[str, Block], span: dict[str, tuple[int, int]]) -> Block:
         """The value of a sequential state: what does not depend on the block's one point has no axis for it."""
         value = self._dense(e, env, span)
         once = [n for n, d in enumerate(value.dims) if d not in dims]
@@ -588,7 +586,9 @@ class _Interpreter:
             total = self._expanded(self._dense(base, env, here), dims, here).to(self.dtype)
             known = sorted(out)
             if known:
-                before = Block(torch.cat([out[r] for r in known], axis), dims, tuple(known[0] if d == own else span[d][0] for d in dims))
+                before = Block(
+                    torch.cat([out[r] for r in known], axis), dims, tuple(known[0] if d == own else span[d][0] for d in dims)
+                )
                 part = Einsum(x.target, x.ranks, "sum", (over,), share, x.mask)
                 inner = {**here, over: (known[0], known[-1] + 1)}
                 total = total + self._einsum(part, {**env, x.target: before}, inner).data
@@ -604,7 +604,9 @@ def own_rank(x: Einsum) -> str:
 
 def equation(x: Einsum) -> tuple[Expr, Expr]:
     """The free part and the part that reads the unknown itself of a ``solve``, which are joined by one ``+``."""
-    assert x.red == "solve" and x.map.op == "+" and x.target not in ex.reads(x.map.args[0]), f"{x.target} is no equation"
+    assert x.red == "solve", f"{x.target} is no equation"
+    assert x.map.op == "+", "an equation is a sum"
+    assert x.target not in ex.reads(x.map.args[0]), "its first part is free of the unknown"
     return x.map.args[0], x.map.args[1]
 
 

@@ -10,7 +10,16 @@ from einfuse.ir.passes import canonicalise, chunk, infer_space, mask_ranges, nam
 from einfuse.ir.verify import Stage, verify
 
 PassName = Literal["build", "infer_space", "chunk", "canonicalise", "online_fuse", "name_scores", "schedule", "mask_ranges"]
-PASSES: tuple[PassName, ...] = ("build", "infer_space", "chunk", "canonicalise", "online_fuse", "name_scores", "schedule", "mask_ranges")
+PASSES: tuple[PassName, ...] = (
+    "build",
+    "infer_space",
+    "chunk",
+    "canonicalise",
+    "online_fuse",
+    "name_scores",
+    "schedule",
+    "mask_ranges",
+)
 _AFTER: dict[str, Stage] = {
     "canonicalise": "canonical",
     "online_fuse": "fused",

@@ -20,7 +20,7 @@ from einfuse.ir.nodes import Einsum, Expr, Fold, State
 MAX_TERMS = 64
 
 
-class NotLinear(EinfuseError):
+class NotLinearError(EinfuseError):
     """The recurrence has no chunked form, and why; it runs point by point."""
 
 
@@ -42,7 +42,7 @@ class LogDecay:
 
 
 def expand(e: Expr, special: Callable[[Expr], bool]) -> list[tuple[Expr, ...]]:
-    """``e`` as a sum of products, multiplied out only where a factor is ``special``. Raises NotLinear."""
+    """``e`` as a sum of products, multiplied out only where a factor is ``special``. Raises NotLinearError."""
     if not special(e):
         return [(e,)]
     if e.op == "load":
@@ -55,7 +55,7 @@ def expand(e: Expr, special: Callable[[Expr], bool]) -> list[tuple[Expr, ...]]:
     if e.op == "*":
         out = [(*a, *b) for a in expand(e.args[0], special) for b in expand(e.args[1], special)]
         if len(out) > MAX_TERMS:
-            raise NotLinear(f"the update has more than {MAX_TERMS} products")
+            raise NotLinearError(f"the update has more than {MAX_TERMS} products")
         return out
     if e.op == "/" and not special(e.args[1]):
         return [(*t, call("/", ex.ONE, e.args[1])) for t in expand(e.args[0], special)]
@@ -63,7 +63,7 @@ def expand(e: Expr, special: Callable[[Expr], bool]) -> list[tuple[Expr, ...]]:
         yes, no = (call("select", e.args[0], *sides) for sides in ((ex.ONE, ex.ZERO), (ex.ZERO, ex.ONE)))
         sides = [(e.args[1], yes), (e.args[2], no)]
         return [(*t, c) for side, c in sides if not ex.is_const(side, 0) for t in expand(side, special)]
-    raise NotLinear(f"`{e.op}` of the state is not linear in it")
+    raise NotLinearError(f"`{e.op}` of the state is not linear in it")
 
 
 def clean(factors: tuple[Expr, ...]) -> tuple[Expr, ...]:
@@ -81,7 +81,7 @@ def clean(factors: tuple[Expr, ...]) -> tuple[Expr, ...]:
 
 
 def update(fold: Fold, state: State) -> Update:
-    """The decay and the writes of one state of a scan. Raises NotLinear where its update is no linear recurrence."""
+    """The decay and the writes of one state of a scan. Raises NotLinearError where its update is no linear recurrence."""
     before = _before(fold, state)
     own = ex.at(state.target, state.ranks)
     depends = _dependants(before, {state.target})
@@ -90,7 +90,7 @@ def update(fold: Fold, state: State) -> Update:
     whole = inline(state.map, pointwise)
     unknown = [n for n in reads if n in ex.reads(whole)]
     if len(unknown) > 1:
-        raise NotLinear(f"the update of {state.target} holds {len(unknown)} reads of it ({', '.join(unknown)})")
+        raise NotLinearError(f"the update of {state.target} holds {len(unknown)} reads of it ({', '.join(unknown)})")
     names = {state.target, *unknown}
     decay: Expr = ex.ZERO
     writes: list[tuple[Expr, ...]] = []
@@ -98,10 +98,10 @@ def update(fold: Fold, state: State) -> Update:
         parts = clean(term)
         held = [p for p in parts if ex.reads(p) & names]
         if len(held) > 1:
-            raise NotLinear(f"the update of {state.target} multiplies the state with itself")
+            raise NotLinearError(f"the update of {state.target} multiplies the state with itself")
         if held and held[0].name == state.target:
             if held[0] != own:
-                raise NotLinear(f"the update reads {state.target} at other coordinates than its own")
+                raise NotLinearError(f"the update reads {state.target} at other coordinates than its own")
             decay = call("+", decay, ex.product(*(p for p in parts if p is not held[0])))
         else:
             writes.append(parts)
@@ -137,14 +137,14 @@ def inline(e: Expr, definitions: Mapping[str, Einsum]) -> Expr:
             return None
         source = definitions[x.name]
         if source.mask is not None:
-            raise NotLinear(f"{x.name} does not exist everywhere")
+            raise NotLinearError(f"{x.name} does not exist everywhere")
         return ex.rename(inline(source.map, definitions), dict(zip(source.ranks, x.args, strict=True)))
 
     return ex.substitute(e, definition)
 
 
 def log_decay(e: Expr) -> LogDecay:
-    """A decay in logarithms, so that products over a chunk are sums. Raises NotLinear where its sign is not known."""
+    """A decay in logarithms, so that products over a chunk are sums. Raises NotLinearError where its sign is not known."""
     match e.op:
         case "const" if isinstance(e.value, int | float) and e.value > 0:
             return LogDecay(None if e.value == 1 else ex.const(math.log(e.value)), None)
@@ -161,13 +161,15 @@ def log_decay(e: Expr) -> LogDecay:
         case "*" | "/":
             a, b = map(log_decay, e.args)
             if e.op == "/" and b.reset is not None:
-                raise NotLinear("the decay divides by a number that may be 0")
+                raise NotLinearError("the decay divides by a number that may be 0")
             return LogDecay(_sum(a.log, b.log, "+" if e.op == "*" else "-"), _either(a.reset, b.reset))
         case "float" | "int" if ex.scalar_type(e.args[0], lambda _: "float") == "bool":
             return LogDecay(None, call("not", e.args[0]))
         case "select":
             return _chosen(*e.args)
-    raise NotLinear("the sign of the decay is not known: write it as exp(...), sigmoid(...) or a choice between such and 0")
+    raise NotLinearError(
+        "the sign of the decay is not known: write it as exp(...), sigmoid(...) or a choice between such and 0"
+    )
 
 
 def _chosen(condition: Expr, yes: Expr, no: Expr) -> LogDecay:
@@ -178,7 +180,7 @@ def _chosen(condition: Expr, yes: Expr, no: Expr) -> LogDecay:
         return _chosen(call("not", condition), no, yes)
     a, b = log_decay(yes), log_decay(no)
     if a.reset is not None or b.reset is not None:
-        raise NotLinear("the decay is a choice inside a choice")
+        raise NotLinearError("the decay is a choice inside a choice")
     log = call("select", condition, a.log or ex.const(0.0), b.log or ex.const(0.0))
     return LogDecay(log, None)
 

@@ -11,7 +11,7 @@ import torch
 
 from einfuse.codegen import KernelPlan, Storage, lower
 from einfuse.ir import Cascade, Scalar, derivation, interpret, pipeline
-from einfuse.ir.passes import canonicalise
+from einfuse.ir.passes import canonicalise, tangent
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, ops, parts, stream
@@ -76,6 +76,7 @@ class Attention:
     elaborate: Callable[[frozenset[str]], Cascade] | None = field(default=None, repr=False)
     optional: frozenset[str] = frozenset()
     wide: bool = field(default=False, repr=False)
+    _forward_modes: dict[tuple[str, ...], Attention] = field(default_factory=dict, init=False, repr=False)
     program: Program = field(init=False)
     resumed: Attention | None = field(default=None, init=False, repr=False)
     key: str = field(init=False)
@@ -122,7 +123,7 @@ class Attention:
         is that for all keys so far. States are tensors of constant size. Raises SpecError where the spec depends on positions along
         the rank, or needs all keys at once.
         """
-        return stream.step(self, state, args, kwargs)
+        return stream.advance(self, state, args, kwargs)
 
     def given(self, optional: Iterable[str]) -> Attention:
         """The same attention with these of its optional inputs given (a spec of its own, compiled once)."""
@@ -153,6 +154,33 @@ class Attention:
         sizes: Mapping[str, int] = binding.sizes(self.cascade, tensors)  # type: ignore[assignment]
         outs = interpret(self.cascade, {**tensors, **numbers}, sizes, dtype)
         return next(iter(outs.values())) if len(outs) == 1 else tuple(outs[n] for n in self.cascade.outs)
+
+    # -- derivatives ---------------------------------------------------------------------------------------------------------------
+
+    def jvp(
+        self, *args: torch.Tensor, tangents: Mapping[str, torch.Tensor], **kwargs: torch.Tensor | Scalar
+    ) -> tuple[Output, Output]:
+        """The outputs of a call, and their derivative along a direction: ``o, t = attn.jvp(q, k, v, tangents={"q": dq, "v": dv})``.
+
+        A tangent has the shape and dtype of its input; inputs without one stay put. One forward kernel derived from the cascade
+        (forward mode), itself differentiable. Raises TypeError for a name that is no float input.
+        """
+        floats = {t.name for t in self.cascade.inputs if t.dtype == "float" and not t.param}
+        unknown = sorted(set(tangents) - floats)
+        if unknown or not tangents:
+            found = ", ".join(unknown) or "none"
+            raise TypeError(f"{self.name}: tangents are for {', '.join(sorted(floats))}, found {found}")
+        along = tuple(n for n in (t.name for t in self.cascade.inputs) if n in tangents)
+        if along not in self._forward_modes:
+            cascade = tangent.run(self.cascade, along)
+            self._forward_modes[along] = Attention(cascade, self.backend, self.strict)
+        whole = self._forward_modes[along]
+        tensors, numbers = binding.arguments(self.cascade, args, kwargs)
+        names = [t.name for t in whole.cascade.inputs if not t.param][len(tensors) :]
+        outs = whole(**tensors, **dict(zip(names, (tangents[n] for n in along), strict=True)), **numbers)
+        assert isinstance(outs, tuple), "every output has a tangent"
+        half = len(outs) // 2
+        return (outs[0], outs[1]) if half == 1 else (outs[:half], outs[half:])
 
     # -- in parts ----------------------------------------------------------------------------------------------------------------
 

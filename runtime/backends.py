@@ -49,7 +49,7 @@ class CpuBackend:
     name: BackendName = "cpu"
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
-        return ((48, 128),)
+        return ((96, 64),) if backward else ((48, 128),)
 
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import cpu

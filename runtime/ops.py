@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from einfuse.ir import EinfuseError, Scalar
+from einfuse.ir import EinfuseError, Scalar, interpret
 from einfuse.runtime import binding
 from einfuse.runtime.backends import BackendName, choose
 from einfuse.runtime.program import Program
@@ -121,6 +121,48 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> Non
     ctx.key, ctx.backend, ctx.ints, ctx.floats, ctx.needs = key, backend, ints, floats, needs
     ctx.count = len(tensors)
     ctx.save_for_backward(*tensors, *output)
+
+
+def _again(ctx: Any, gradients: list[torch.Tensor | None]) -> tuple[Any, ...]:
+    """The gradient of a gradient: through the interpreter of the cascade as written, which autograd differentiates any number of times.
+
+    Right for every cascade, and as slow and large as plain torch.
+    """
+    program, saved = _program(ctx.key), ctx.saved_tensors
+    tensors, given = saved[: ctx.count], saved[ctx.count :]
+    names = [t.name for t in program.cascade.inputs if not t.param]
+    wanted = [n in _wanted(program, ctx.needs) for n in names]
+    with torch.enable_grad():
+        leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in tensors]
+        directions = [g.detach().requires_grad_() for g in given]
+        named, numbers = _named(program, leaves, ctx.ints, ctx.floats)
+        sizes: Any = binding.sizes(program.cascade, named)
+        dtype = torch.promote_types(directions[0].dtype, torch.float32)
+        outs = interpret(program.cascade, {**named, **numbers}, sizes, dtype)
+        inner = [x for x, w in zip(leaves, wanted, strict=True) if w]
+        first = torch.autograd.grad(
+            list(outs.values()), inner, [g.to(dtype) for g in directions], create_graph=True, allow_unused=True
+        )
+        pairs = [(f, g.to(f.dtype)) for f, g in zip(first, gradients, strict=True) if f is not None and g is not None and f.requires_grad]
+        sources = [x for x in leaves if x.requires_grad] + directions
+        if not pairs:
+            second: tuple[torch.Tensor | None, ...] = (None,) * len(sources)
+        else:
+            second = torch.autograd.grad([f for f, _ in pairs], sources, [g for _, g in pairs], allow_unused=True)
+    found = iter(second)
+    to_tensors = [next(found) if x.requires_grad else None for x in leaves]
+    to_given = list(found)
+    return (None, None, to_tensors, [None] * ctx.outs, to_given, *([] if not n else None for n in (ctx.ints, ctx.floats)), None)
+
+
+def _setup_again(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
+    key, _, tensors, outs, gradients, ints, floats, needs = inputs
+    ctx.key, ctx.ints, ctx.floats, ctx.needs = key, ints, floats, needs
+    ctx.count, ctx.outs = len(tensors), len(outs)
+    ctx.save_for_backward(*tensors, *gradients)
+
+
+backward.register_autograd(_again, setup_context=_setup_again)
 
 
 def _backward(ctx: Any, gradients: list[torch.Tensor | None]) -> tuple[Any, ...]:

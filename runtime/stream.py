@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 States = tuple[torch.Tensor, ...]
 
 
-def step(
+def advance(
     attention: Attention,
     state: States | PartialState | None,
     args: tuple[torch.Tensor, ...],

@@ -179,6 +179,22 @@ def document(n: int, doc: Tensor) -> Tensor:
     return ((doc[:, :, None] == doc[:, None]) & torch.ones(n, n).tril().bool())[:, None]
 
 
+def causal(n: int) -> Tensor:
+    return torch.ones(n, n).tril().bool()
+
+
+def sliding_window(n: int, window: int = 256) -> Tensor:
+    return causal(n).triu(1 - window)
+
+
+def local(n: int, reach: int = 128) -> Tensor:
+    return torch.ones(n, n).tril(reach).triu(-reach).bool()
+
+
+def padding(n: int, pad: Tensor) -> Tensor:
+    return pad[:, None, None].expand(2, 1, n, n)
+
+
 CASES: dict[str, tuple[Mask, dict[str, Any]]] = {
     "neighbourhood": (neighbourhood, {"window": 7}),
     "neighbourhood dilated": (neighbourhood, {"window": 5, "dilation": 3}),
@@ -201,6 +217,10 @@ CASES: dict[str, tuple[Mask, dict[str, Any]]] = {
     "head_windows": (head_windows, {}),
     "graph": (graph, {}),
     "block_table": (block_table, {"block": 32}),
+    "causal": (causal, {}),
+    "sliding_window": (sliding_window, {"window": 30}),
+    "local": (local, {"reach": 13}),
+    "padding": (padding, {}),
     "chunked": (chunked, {"width": 50}),
     "streaming": (streaming, {"window": 20, "sinks": 3}),
     "prefix": (prefix, {}),
@@ -222,6 +242,7 @@ def tables(name: str, n: int) -> dict[str, Tensor]:
         "adjacent": lambda: torch.rand(2, n, n, generator=random) < 0.1,
         "live": lambda: torch.rand(HEADS, -(-n // 32), -(-n // 32), generator=random) < 0.4,
         "prefix": lambda: torch.tensor([0, 40]),
+        "pad": lambda: torch.rand(2, n, generator=random) < 0.8,
         "doc": lambda: torch.rand(2, n, generator=random).mul(5).long().sort(-1).values,
     }
     return {t.name: made[t.name]() for t in compiled(name).cascade.inputs if not t.param and t.name not in "qkv"}
@@ -248,6 +269,11 @@ def masked_softmax(name: str, inputs: dict[str, Any], mask: Tensor) -> Tensor:
         s = s - inputs["slope"][:, None, None] * ((y - v) ** 2 + (x - u) ** 2).to(s.dtype).sqrt()
     dead = ~mask.any(-1, keepdim=True)
     return torch.softmax(s.masked_fill(~mask & ~dead, -torch.inf), -1).masked_fill(dead, 0.0) @ inputs["v"]
+
+
+def test_every_mask_of_the_library_is_here() -> None:
+    named = {s.name for s in einfuse.list_specs() if s.family == "masks"}
+    assert named == {n.split()[0] for n in CASES}
 
 
 @pytest.mark.parametrize("n", [1, 7, 127, 129])

@@ -1,11 +1,26 @@
-"""What an operation reads and where it runs, and the removal of operations that nothing reads."""
+"""What an operation reads and where it runs, the same operation on other values, and the removal of what nothing reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from einfuse.codegen.plan import Dot, Fold, KernelPlan, Load, Map, Op, Reduce, Region, Store, Value
+from einfuse.codegen.plan import (
+    Const,
+    Coordinate,
+    Dot,
+    Fold,
+    KernelPlan,
+    Load,
+    Map,
+    Op,
+    Param,
+    Reduce,
+    Region,
+    Size,
+    Store,
+    Value,
+)
 
 
 def reads(op: Op) -> tuple[Value, ...]:
@@ -78,3 +93,25 @@ def operations(plan: KernelPlan) -> Iterator[Op]:
                 yield from p.body
         else:
             yield from step
+
+
+def with_out(op: Op, out: Value) -> Op:
+    """The operation as one that defines ``out``."""
+    match op:
+        case Const() | Coordinate() | Size() | Param() | Load() | Map() | Reduce() | Dot():
+            return replace(op, out=out)
+    raise AssertionError("stores give no value")
+
+
+def renamed(op: Op, new: Mapping[str, Value]) -> Op:
+    """The operation on the values that ``new`` gives for those it reads."""
+    match op:
+        case Load(index=index, where=where):
+            return replace(op, index=tuple(new[v.name] for v in index), where=new[where.name] if where else None)
+        case Map(args=args):
+            return replace(op, args=tuple(new[v.name] for v in args))
+        case Reduce(arg=arg):
+            return replace(op, arg=new[arg.name])
+        case Dot(a=a, b=b, acc=acc):
+            return replace(op, a=new[a.name], b=new[b.name], acc=new[acc.name] if acc else None)
+    return op

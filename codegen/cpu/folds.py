@@ -90,7 +90,7 @@ class FoldPrinter:
         rest = [op for op in region if isinstance(op, Store) or op.out.name not in common]
         coordinates = {n: op for n, op in self.scope.recipes.items() if isinstance(op, Coordinate)}
         nodes, read = settle(arrange(rest, order), {**coordinates, **all_ops}, {u.name for u in updates})
-        packed = {n: self.packing.add(all_ops[n].out, free) for n in sorted(read & common)}  # type: ignore[union-attr]
+        packed = {n: self.packing.add(all_ops[n].out, free) for n in sorted(read & common)}
         uses = _uses(nodes, updates, self.scope.narrow)
         for name, value in packed.items():
             self.packing.want(value, uses[name])

@@ -13,18 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from einfuse.codegen.cpu.dataflow import operations, reads
+from einfuse.codegen.cpu.dataflow import operations, reads, renamed, with_out
 from einfuse.codegen.plan import (
     Arg,
-    Const,
     Coordinate,
     Dot,
     Fold,
     KernelPlan,
     Load,
-    Map,
     Op,
-    Param,
     Phase,
     Reduce,
     Size,
@@ -36,7 +33,8 @@ from einfuse.codegen.plan import (
 def merge(rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None:
     """The plan of both, or None where ``rows`` does more than sum products over its fold, or ``columns`` reads what ``rows`` writes.
 
-    The outputs of ``rows`` are added to: they must hold zeros, in accumulation precision.
+    Both must walk the same live pairs, which only the caller, who has their masks, can tell. The outputs of ``rows`` are added to: they
+    must hold zeros, in accumulation precision.
     """
     if not _fit(rows, columns):
         return None
@@ -158,14 +156,14 @@ class _Merger:
             if op.out.name in updates:
                 self._add(op, updates[op.out.name].value.name, new, target, prologue)
             else:
-                new[op.out.name] = self._place(_renamed(op, new), target, prologue)
+                new[op.out.name] = self._place(renamed(op, new), target, prologue)
         return replace(phase, body=tuple(target.ops))
 
     def _place(self, op: Op, target: _Target, prologue: _Target) -> Value:
         """The value of an operation: one that is known, or a new one where it belongs."""
         assert not isinstance(op, Store), "stores give no value"
         out = replace(op.out, dims=tuple(r for r in self.order if r in op.out.dims))
-        op = _with_out(op, out)
+        op = with_out(op, out)
         for known in (prologue.known, target.known):
             if _key(op) in known:
                 return known[_key(op)]
@@ -175,7 +173,7 @@ class _Merger:
             n += 1
             name = f"{out.name}_{n}"
         self.taken.add(name)
-        region.learn(_with_out(op, replace(out, name=name)))
+        region.learn(with_out(op, replace(out, name=name)))
         return replace(out, name=name)
 
     def _region(self, op: Op, target: _Target, prologue: _Target) -> _Target:
@@ -194,35 +192,15 @@ class _Merger:
                 names[o.out.name] = self._place(o, target, prologue)
         index = tuple(names[v.name] for v in store.index)
         held = self._place(Load(Value(f"{state}_held", op.out.dims, "float"), store.tensor, index), target, prologue)
-        total = self._place(replace(_renamed(replace(op, acc=None), new), acc=held), target, prologue)  # type: ignore[call-arg]
+        product = Dot(op.out, new[op.a.name], new[op.b.name], op.rank, held, op.narrow)
+        total = self._place(product, target, prologue)
         target.learn(Store(store.tensor, index, total))
 
 
 def _key(op: Op) -> Op:
     """What an operation computes, whatever the name of its value."""
     assert not isinstance(op, Store), "stores give no value"
-    op = _with_out(op, replace(op.out, name=""))
+    op = with_out(op, replace(op.out, name=""))
     if isinstance(op, Dot) and op.b.name < op.a.name:
         op = replace(op, a=op.b, b=op.a)
-    return op
-
-
-def _with_out(op: Op, out: Value) -> Op:
-    match op:
-        case Const() | Coordinate() | Size() | Param() | Load() | Map() | Reduce() | Dot():
-            return replace(op, out=out)
-    raise AssertionError("stores give no value")
-
-
-def _renamed(op: Op, new: Mapping[str, Value]) -> Op:
-    """The operation on the values that ``new`` gives for those it reads."""
-    match op:
-        case Load(index=index, where=where):
-            return replace(op, index=tuple(new[v.name] for v in index), where=new[where.name] if where else None)
-        case Map(args=args):
-            return replace(op, args=tuple(new[v.name] for v in args))
-        case Reduce(arg=arg):
-            return replace(op, arg=new[arg.name])
-        case Dot(a=a, b=b, acc=acc):
-            return replace(op, a=new[a.name], b=new[b.name], acc=new[acc.name] if acc else None)
     return op

@@ -7,11 +7,11 @@ after    pack j { k ; kn, transposed }  when a block is first needed;  fold j { 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from einfuse.codegen.cpu.dataflow import reads
+from einfuse.codegen.cpu.dataflow import reads, renamed, with_out
 from einfuse.codegen.cpu.forms import Form
-from einfuse.codegen.plan import Const, Coordinate, Dot, KernelPlan, Load, Map, Op, Param, Reduce, Region, Size, Store, Value
+from einfuse.codegen.plan import Const, Coordinate, Dot, KernelPlan, Load, Op, Param, Reduce, Region, Size, Store, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,31 +78,18 @@ class Packing:
         if op is None:
             self.outer[v.name] = v
             return v
-        here = _with(op, {a.name: self.add(a, body) for a in reads(op)})
-        key = replace(here, out=Value("", v.dims, v.dtype))  # type: ignore[type-var]
+        here = renamed(op, {a.name: self.add(a, body) for a in reads(op)})
+        key = with_out(here, Value("", v.dims, v.dtype))
         if key not in self.known:
             name = v.name
             while name in self.names:
                 name += "_"
             self.names.add(name)
             self.known[key] = Value(name, v.dims, v.dtype)
-            self.ops.append(replace(here, out=self.known[key]))  # type: ignore[type-var]
+            self.ops.append(with_out(here, self.known[key]))
         return self.known[key]
 
 
 def shared(op: Op, facts: Mapping[str, Facts], rank: str) -> bool:
     """Whether an operation of a body over ``rank`` belongs to what is packed."""
     return not isinstance(op, Store) and rank in op.out.dims and facts[op.out.name].free
-
-
-def _with(op: Op, new: Mapping[str, Value]) -> Op:
-    match op:
-        case Load(index=index, where=where):
-            return replace(op, index=tuple(new[v.name] for v in index), where=new[where.name] if where else None)
-        case Map(args=args):
-            return replace(op, args=tuple(new[v.name] for v in args))
-        case Reduce(arg=arg):
-            return replace(op, arg=new[arg.name])
-        case Dot(a=a, b=b, acc=acc):
-            return replace(op, a=new[a.name], b=new[b.name], acc=new[acc.name] if acc else None)
-    return op

@@ -27,16 +27,17 @@ INLINE V at_most(T hi, V x) {
 #endif
 }
 
-// e^r for |r| <= ln(2) / 2
-INLINE V exponential_core(V r) {
+// e^r - 1 for |r| <= ln(2) / 2
+INLINE V exponential_tail(V r) {
   V p = spread(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  return p * (r * r) + r + 1.f;
+  return p * (r * r) + r;
 }
+INLINE V exponential_core(V r) { return exponential_tail(r) + 1.f; }
 INLINE V exponential(V x) {
   x = at_most(89.f, at_least(-104.f, x));  // 0 below, inf above
   const V n = nearest(x * 1.44269504088896341f);
@@ -90,17 +91,17 @@ INLINE V logarithm1p(V x) {
   const V u = 1.f + x, y = logarithm(u), lost = (x - (u - 1.f)) / u;
   return select((VI)(u == 0.f) | (VI)(x == __builtin_inff()), y, y + lost);
 }
+// e / (e + 2) with e = exp(2 |x|) - 1 = 2^n (exp(r) - 1) + (2^n - 1), which keeps the digits of small x; there -x is taken
+// instead, because e + 2 is rounded finer below 2.
 INLINE V hyperbolic_tangent(V x) {
-  const V a = absolute(x), z = x * x;
-  V p = spread(-5.70498872745e-3f);
-  p = p * z + 2.06390887954e-2f;
-  p = p * z - 5.37397155531e-2f;
-  p = p * z + 1.33314422036e-1f;
-  p = p * z - 3.33332819422e-1f;
-  const V small = p * z * x + x;
-  const V large = 1.f - 2.f / (exponential(a + a) + 1.f);
-  const V sign_bit = bits_real(bits_int(x) & (VI)(VI{} + (I)0x80000000));
-  return select(a < 0.625f, small, bits_real(bits_int(large) | bits_int(sign_bit)));
+  const V twice = absolute(x) * 2.f, a = select(twice < 1.f, -twice, at_most(20.f, twice));
+  const V n = nearest(a * 1.44269504088896341f);
+  const V r = (a - n * 0.693359375f) + n * 2.12194440e-4f;
+  const V scale = times_power(spread(1.f), n);
+  const V e = exponential_tail(r) * scale + (scale - 1.f);
+  const V y = absolute(e / (e + 2.f));
+  const VI sign_bit = VI{} + (I)0x80000000;
+  return bits_real(bits_int(y) | (bits_int(x) & sign_bit));
 }
 INLINE V logistic(V x) {
   const V e = exponential(-absolute(x));

@@ -18,9 +18,9 @@ Kernel = Callable[[Mapping[str, "torch.Tensor"], Mapping[str, Scalar], Mapping[s
 
 def emit(plan: ScanPlan, backend: Name) -> str:
     """The standalone text of the kernel."""
-    from einfuse.codegen.scan import emit_cpu, emit_torch
+    from einfuse.codegen.scan import emit_cpu, emit_torch, emit_triton
 
-    return {"cpu": emit_cpu.emit, "triton": emit_torch.emit, "torch": emit_torch.emit}[backend](plan)
+    return {"cpu": emit_cpu.emit, "triton": emit_triton.emit, "torch": emit_torch.emit}[backend](plan)
 
 
 def build(plan: ScanPlan, source: str, backend: Name, folder: Path) -> Kernel:
@@ -28,6 +28,10 @@ def build(plan: ScanPlan, source: str, backend: Name, folder: Path) -> Kernel:
     from einfuse.codegen.cpu import build as build_cpu
     from einfuse.codegen.torch import build as build_torch
 
+    if backend == "triton":
+        from einfuse.codegen.triton import build as build_triton
+
+        return build_triton(plan, source, folder)  # type: ignore[arg-type]  # it reads the name alone
     if backend == "cpu":
         return build_cpu(plan, source, folder, ("-O2",))  # type: ignore[arg-type]  # it reads what both plans have
     return build_torch(plan, source, folder)  # type: ignore[arg-type]  # it reads the name alone

@@ -100,18 +100,30 @@ class _Printer:
         text = [f"// {plan.name}", "//", *(f"//   {x}".rstrip() for x in plan.equations.strip().splitlines())]
         text.append(f"using T = {'double' if plan.compute == 'f64' else 'float'};")
         text.append((Path(__file__).parent / "kernel.h").read_text())
-        text += ['extern "C" int einfuse_kernel(void** ptrs, const int64_t* strides, const int64_t* sizes, const double* params, int threads) {']
+        text += [
+            'extern "C" int einfuse_kernel(void** ptrs, const int64_t* strides, const int64_t* sizes, const double* params, int threads) {'
+        ]
         text += self.arguments()
         points = " * ".join(self.extent(b.size) for b in plan.ambient) or "1"
         total = sum(size for _, size in self.buffers)
         text += [f"  const long points = {points};", "  if (points <= 0) return 0;", "  int failed = 0;"]
         text += ["#pragma omp parallel num_threads(std::max(1L, std::min((long)threads, points)))", "  {"]
-        text += [f"    T* const arena = (T*)std::aligned_alloc(64, {total + 16} * sizeof(T));", "    if (!arena) {", "#pragma omp atomic write", "      failed = 1;", "    }"]
+        text += [
+            f"    T* const arena = (T*)std::aligned_alloc(64, {total + 16} * sizeof(T));",
+            "    if (!arena) {",
+            "#pragma omp atomic write",
+            "      failed = 1;",
+            "    }",
+        ]
         at = 0
         for name, size in self.buffers:
             text.append(f"    T* const {name} = arena + {at};")
             at += size
-        text += ["#pragma omp for schedule(dynamic, 1)", "    for (long item = 0; item < points; ++item) {", "      if (!arena) continue;"]
+        text += [
+            "#pragma omp for schedule(dynamic, 1)",
+            "    for (long item = 0; item < points; ++item) {",
+            "      if (!arena) continue;",
+        ]
         return "\n".join([*text, *body, "    }", "    std::free(arena);", "  }", "  return failed;", "}"]) + "\n"
 
     def arguments(self) -> list[str]:
@@ -149,7 +161,9 @@ class _Printer:
             self.operation(op)
         for s in plan.states:
             if s.value.dims:
-                self.line(f"std::memcpy({self.places[s.value.name]}, {self.places[s.update.name]}, {self.volume(s.value)} * sizeof(T));")
+                self.line(
+                    f"std::memcpy({self.places[s.value.name]}, {self.places[s.update.name]}, {self.volume(s.value)} * sizeof(T));"
+                )
             else:
                 self.line(f"{self.element(s.value)} = {self.at(s.update, {})};")
         self.indent -= 1
@@ -333,7 +347,13 @@ class _Printer:
     def reduce(self, op: Reduce) -> None:
         v, rank = op.out, op.rank
         start = {"sum": "(T)0", "prod": "(T)1", "max": "-(T)INFINITY", "min": "(T)INFINITY", "any": "false"}[op.fn]
-        step = {"sum": "{0} + {1}", "prod": "{0} * {1}", "max": "std::max({0}, {1})", "min": "std::min({0}, {1})", "any": "{0} | {1}"}[op.fn]
+        step = {
+            "sum": "{0} + {1}",
+            "prod": "{0} * {1}",
+            "max": "std::max({0}, {1})",
+            "min": "std::min({0}, {1})",
+            "any": "{0} | {1}",
+        }[op.fn]
         text = self.at(op.arg, self.own(op.arg.dims))
         self.places[v.name] = self.buffer(v) if v.dims else ""
         if op.arg.dims[-1] != rank and v.dims:
@@ -349,7 +369,9 @@ class _Printer:
         self.line(f"{pad}{kind} {total} = {start};")
         if op.fn == "sum":
             self.lines.append(f"#pragma omp simd reduction(+ : {total})")
-        self.line(f"{pad}for (long x_{_id(rank)} = 0; x_{_id(rank)} < {self.bound(rank)}; ++x_{_id(rank)}) {total} = {step.format(total, text)};")
+        self.line(
+            f"{pad}for (long x_{_id(rank)} = 0; x_{_id(rank)} < {self.bound(rank)}; ++x_{_id(rank)}) {total} = {step.format(total, text)};"
+        )
         if v.dims:
             self.line(f"{pad}{self.element(v)} = {total};")
             self.line("}" * len(v.dims))
@@ -397,13 +419,17 @@ class _Printer:
             if key not in self.turned:
                 other = Value(f"{b.name}_turned", (rank, y), "float")
                 self.turned[key] = self.buffer(other)
-                self.line(f"transpose({self.bound(y)}, {self.bound(rank)}, {right}, {rows[y]}, {self.turned[key]}, {_padded(self.width(y))});")
+                self.line(
+                    f"transpose({self.bound(y)}, {self.bound(rank)}, {right}, {rows[y]}, {self.turned[key]}, {_padded(self.width(y))});"
+                )
             right, step = self.turned[key], _padded(self.width(y))
         else:
             step = rows[rank]
         self.places[v.name] = self.buffer(v)
         shape = f"{self.bound(x)}, {self.bound(y)}, {self.bound(rank)}"
-        self.line(f"multiply({shape}, {left}, {along[x]}, {along[rank]}, {right}, {step}, {self.places[v.name]}, {self.strides(v.dims)[x]});")
+        self.line(
+            f"multiply({shape}, {left}, {along[x]}, {along[rank]}, {right}, {step}, {self.places[v.name]}, {self.strides(v.dims)[x]});"
+        )
 
     def solve(self, op: Solve) -> None:
         v = op.out

@@ -37,6 +37,12 @@ def view(tensor, axes, rank, count, lo, blocks, step):
     return tensor
 
 
+def points(lo, blocks, step, device):
+    """The coordinates of the scanned rank, block by block."""
+    shape = [blocks if k == BLOCKS else step if k == BLOCKS + 1 else 1 for k in range(AXES)]
+    return (lo + torch.arange(blocks * step, device=device)).reshape(shape)
+
+
 def take(tensor, index, clamp=()):
     """tensor[index...] at every point."""
     index = [i.clamp(0, n - 1) if axis in clamp else i for axis, (i, n) in enumerate(zip(index, tensor.shape))]
@@ -70,7 +76,22 @@ def parts(x, blocks):
     """x block by block."""
     return x.split(1, BLOCKS) if x.shape[BLOCKS] > 1 else [x] * blocks
 '''
-_RESERVED = {"torch", "view", "take", "product", "solve", "prefix", "parts", "kernel", "tensors", "params", "sizes", "device", "real", "number"}
+_RESERVED = {
+    "torch",
+    "view",
+    "take",
+    "product",
+    "solve",
+    "prefix",
+    "parts",
+    "kernel",
+    "tensors",
+    "params",
+    "sizes",
+    "device",
+    "real",
+    "number",
+}
 _RESERVED |= {"lo", "blocks", "step", "first", "at", "along", "AXES", "BLOCKS", "sorted", "range", "len", "reversed", "min"}
 
 
@@ -126,14 +147,18 @@ class _Printer:
         size = self.extent(plan.size)
         self.line(f"real, device = {real}, tensors[{plan.tensors[0].name!r}].device")
         self.line("number = lambda x, kind: torch.tensor(x, dtype=kind, device=device)")
-        self.line("along = lambda axis, n: torch.arange(n, device=device).reshape([-1 if k == axis else 1 for k in range(AXES)])")
+        self.line(
+            "along = lambda axis, n: torch.arange(n, device=device).reshape([-1 if k == axis else 1 for k in range(AXES)])"
+        )
         self.line("lo, blocks, step = 0, 1, 1")
         for op in plan.before:
             self.operation(op)
         shape = [self.extent(b.size) for b in plan.ambient] + ["1"]
         for s in plan.states:
             own = [str(self.feature(r)) if r in s.value.dims else "1" for r in plan.order]
-            self.line(f"{self.define(s.value)} = {self.ref(s.init)} + torch.zeros([{', '.join(shape + own)}], dtype=real, device=device)")
+            self.line(
+                f"{self.define(s.value)} = {self.ref(s.init)} + torch.zeros([{', '.join(shape + own)}], dtype=real, device=device)"
+            )
         self.line(f"whole, rest = divmod({size}, {plan.step})")
         runs = f"((0, whole, {plan.step}), (whole * {plan.step}, 1, rest))"
         self.line(f"for lo, blocks, step in {'reversed(' + runs + ')' if plan.reverse else runs}:")
@@ -197,7 +222,9 @@ class _Printer:
             if v.name in self.coordinates.keys() and not v.dims:
                 continue
             cut[name] = self.fresh(f"{v.name}_parts")
-            self.line(f"{cut[name]} = parts({self.ref(v)}, blocks)" if self.blocked(v) else f"{cut[name]} = [{self.ref(v)}] * blocks")
+            self.line(
+                f"{cut[name]} = parts({self.ref(v)}, blocks)" if self.blocked(v) else f"{cut[name]} = [{self.ref(v)}] * blocks"
+            )
         for v in kept:
             self.names[f"list {v.name}"] = self.fresh(f"{v.name}_list")
             self.line(f"{self.names[f'list {v.name}']} = [None] * blocks")
@@ -282,7 +309,7 @@ class _Printer:
     def coordinate(self, rank: str) -> str:
         plan = self.plan
         if rank == plan.rank:
-            return f"(lo + torch.arange(blocks * step, device=device)).reshape([blocks if k == BLOCKS else step if k == BLOCKS + 1 else 1 for k in range(AXES)])"
+            return "points(lo, blocks, step, device)"
         if rank == plan.count:
             return "first + along(BLOCKS, blocks)"
         size = next((b.size for b in (*plan.ambient, *plan.features) if b.rank == rank), 0)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from einfuse.codegen import plan as kp
 from einfuse.codegen.lower import _Lowering, _Scope, _signed
 from einfuse.codegen.plan import Value
-from einfuse.codegen.scan.plan import Op, Prefix, Relabel, ScanPlan, Solve, State, reads
+from einfuse.codegen.scan.plan import Op, Prefix, Region, Relabel, ScanPlan, Solve, State, reads
 from einfuse.ir import MONOIDS, Cascade, Einsum, Expr, Fold, SpecError
 from einfuse.ir import State as IrState
 from einfuse.ir import index as coordinate
@@ -55,6 +55,8 @@ class _ScanLowering(_Lowering):
         for y in f.body:
             if isinstance(y, IrState):
                 value = self._value(y.map, self.env, name=f"{y.target}_next")
+                if f.rank in value.dims:  # a block of one point
+                    value = self._reduce("sum", self._as_float(value), f.rank, f"{y.target}_next")
                 self.env[y.target] = updates[y.target] = self._shaped(value, y)
                 continue
             self._define(y.target, y.ranks, self._statement(y))
@@ -80,7 +82,7 @@ class _ScanLowering(_Lowering):
         value = self._broadcast(self.env[target], {r for r in ranks if r in self.order} - set(self.env[target].dims), target)
         self._store(target, ranks, value)
 
-    def _assembled(self, before: tuple[kp.Op, ...], body: tuple[kp.Op, ...], after: tuple[kp.Op, ...], states: tuple[State, ...]) -> ScanPlan:
+    def _assembled(self, before: Region, body: Region, after: Region, states: tuple[State, ...]) -> ScanPlan:
         f, c = self.fold, self.cascade
         for rank in (f.rank, *c.over):
             self._size_name(c.rank(rank).size)
@@ -88,6 +90,7 @@ class _ScanLowering(_Lowering):
         after = _needed(after, set())
         wanted |= {v.name for op in after for v in reads(op)}
         body = _needed(body, wanted)
+        body = _late(body, [s.update.name for s in states])
         before = _needed(before, wanted | {v.name for op in body for v in reads(op)})
         every = (*before, *body, *after)
         loaded = {op.tensor for op in every if isinstance(op, kp.Load)}
@@ -134,7 +137,9 @@ class _ScanLowering(_Lowering):
             if len(here) == len(own) and len(moved) == 1 and {*moved, *moved.values()} <= {i, *self.others}:
                 ((old, now),) = moved.items()
                 return self._relabelled(env[e.name], old, now)
-            raise SpecError(f"a kernel cannot read {e.name} at other coordinates than its own", e.loc, "shift the input instead")
+            raise SpecError(
+                f"a kernel cannot read {e.name} at other coordinates than its own", e.loc, "shift the input instead"
+            )
         return super()._value(e, env, new, name)
 
     def _held_there(self, e: Expr) -> bool:
@@ -239,6 +244,31 @@ class _ScanLowering(_Lowering):
         known = self._shaped(self._value(base, self.env), x)
         make = lambda n: Solve(Value(n, known.dims, "float"), m, known, transposed)  # noqa: E731
         return self._emit(("solve", m, known, transposed), (m, known), make, x.target)
+
+
+def _late(ops: tuple[Op, ...], wanted: list[str]) -> tuple[Op, ...]:
+    """Every operation shortly before what needs it, so that few blocks are alive at a time; stores in their order, ``wanted`` last."""
+    made = {op.out.name: op for op in ops if not isinstance(op, kp.Store)}
+    out: list[Op] = []
+    done: set[str] = set()
+
+    def need(name: str) -> None:
+        op = made.get(name)
+        if op is None or name in done:
+            return
+        done.add(name)
+        for v in reads(op):
+            need(v.name)
+        out.append(op)
+
+    for op in ops:
+        if isinstance(op, kp.Store):
+            for v in reads(op):
+                need(v.name)
+            out.append(op)
+    for name in wanted:
+        need(name)
+    return tuple(out)
 
 
 def _needed(ops: tuple[Op, ...], wanted: set[str]) -> tuple[Op, ...]:

@@ -24,7 +24,7 @@ from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, State
-from einfuse.ir.recurrence import LogDecay, NotLinear, Update, clean, expand, inline, log_decay, update
+from einfuse.ir.recurrence import LogDecay, NotLinearError, Update, clean, expand, inline, log_decay, update
 from einfuse.ir.rewrite import fresh, prune
 
 GRAIN = 1024
@@ -51,7 +51,7 @@ def run(cascade: Cascade, step: int | None = None) -> Cascade:
     whole = _whole(cascade, scan)
     try:
         return _Chunker(whole, scan_of(whole) or scan).run(step)
-    except NotLinear:
+    except NotLinearError:
         return replace(whole, body=tuple(replace(x, step=1) if isinstance(x, Fold) else x for x in whole.body))
 
 
@@ -63,7 +63,7 @@ def obstacle(cascade: Cascade) -> str | None:
     whole = _whole(cascade, scan)
     try:
         _Chunker(whole, scan_of(whole) or scan).run(None)
-    except NotLinear as reason:
+    except NotLinearError as reason:
         return str(reason)
     return None
 
@@ -78,7 +78,9 @@ def _whole(cascade: Cascade, scan: Fold) -> Cascade:
         if scan.rank in x.over:
             raise SpecError(f"{x.target} reduces over `{scan.rank}`, which a scan of the same attention goes along", x.loc)
         if n > at and (ex.reads(x.map) & states or scan.rank not in x.ranks):
-            raise SpecError(f"{x.target} needs the final state, and no kernel runs after the scan", x.loc, "compute it from the output")
+            raise SpecError(
+                f"{x.target} needs the final state, and no kernel runs after the scan", x.loc, "compute it from the output"
+            )
     before, after = cascade.body[:at], cascade.body[at + 1 :]
     body = replace(scan, body=(*before, *scan.body, *after))  # type: ignore[arg-type]  # the scan is the only fold
     return prune(replace(cascade, body=(body,)))
@@ -118,7 +120,7 @@ class _Chunker:
             self.updates[name] = found
             if not ex.is_const(found.decay, 0):
                 if len(ex.indices(decay) & set(state.ranks)) > 1:
-                    raise NotLinear(f"every entry of {name} has a decay of its own, so that point by point is less work")
+                    raise NotLinearError(f"every entry of {name} has a decay of its own, so that point by point is less work")
                 self.decays[name] = self._decay(name, log_decay(decay))
         done: set[str] = set()
         for y in self.scan.body:
@@ -127,7 +129,7 @@ class _Chunker:
             else:
                 self._statement(y, done)
         states = [self._state(y) for y in self.states.values()]
-        body = (*self._ordered(), *states)
+        body: tuple[Einsum | State, ...] = (*self._ordered(), *states)
         chosen = step or (BLOCK_OF_FEATURES if self.features else BLOCK)
         fold = replace(self.scan, body=body, step=chosen, aligned=(self.r,))
         at = self.cascade.ranks.index(self.cascade.rank(self.i)) + 1
@@ -136,7 +138,9 @@ class _Chunker:
 
     # -- statements --------------------------------------------------------------------------------------------------------------
 
-    def _named(self, base: str, ranks: set[str], red: str | None, over: tuple[str, ...], e: Expr, mask: Expr | None = None) -> Expr:
+    def _named(
+        self, base: str, ranks: set[str], red: str | None, over: tuple[str, ...], e: Expr, mask: Expr | None = None
+    ) -> Expr:
         """A statement with this value (one for equal values), read at its own ranks."""
         order = [r.name for r in self.cascade.ranks]
         order.insert(order.index(self.i) + 1, self.r)
@@ -158,7 +162,7 @@ class _Chunker:
             self.body.append(y)
             return
         if ex.reads(y.mask):
-            raise NotLinear(f"{y.target} reads a state under a condition")
+            raise NotLinearError(f"{y.target} reads a state under a condition")
         if y.red != "sum" or y.mask is not None:
             self.body.append(replace(y, map=self._materialised(y.map, done)))
             return
@@ -168,8 +172,10 @@ class _Chunker:
             parts = clean(term)
             held = [p for p in parts if ex.reads(p) & read]
             if len(held) != 1 or held[0] != ex.at(held[0].name, self.states[held[0].name].ranks):
-                raise NotLinear(f"{y.target} is not linear in the state")
-            share, own = self._read(y.target, held[0].name, tuple(p for p in parts if p is not held[0]), y.over, held[0].name in done)
+                raise NotLinearError(f"{y.target} is not linear in the state")
+            share, own = self._read(
+                y.target, held[0].name, tuple(p for p in parts if p is not held[0]), y.over, held[0].name in done
+            )
             total = share if total is None else call("+", total, share)
             unknown += own
         assert total is not None, "a statement that reads a state has a product that does"
@@ -194,10 +200,10 @@ class _Chunker:
                 return None
             ranks = self.states[x.name].ranks
             if x != ex.at(x.name, ranks):
-                raise NotLinear(f"the state {x.name} is read at other coordinates than its own")
+                raise NotLinearError(f"the state {x.name} is read at other coordinates than its own")
             value, own = self._read(x.name, x.name, (), (), x.name in done)
             if own:
-                raise NotLinear(f"the update of {x.name} needs the state at every point")
+                raise NotLinearError(f"the update of {x.name} needs the state at every point")
             return self._named(f"{x.name}_at", {self.i, *ranks}, None, (), value)
 
         return ex.substitute(e, definition)
@@ -207,7 +213,9 @@ class _Chunker:
     def _earlier(self, op: str) -> Expr:
         return call(op, ex.index(self.r), ex.index(self.i))
 
-    def _read(self, name: str, state: str, weights: tuple[Expr, ...], over: tuple[str, ...], new: bool) -> tuple[Expr, list[Expr]]:
+    def _read(
+        self, name: str, state: str, weights: tuple[Expr, ...], over: tuple[str, ...], new: bool
+    ) -> tuple[Expr, list[Expr]]:
         """``sum[over] weights * state`` at every point: what is known of it, and the coefficients of the unknown at earlier points."""
         y, found = self.states[state], self.updates[state]
         total = self._carried(name, y, weights, over, new)
@@ -219,7 +227,7 @@ class _Chunker:
             pair, after = self._pair(name, y, weights, rest, over, new)
             if mine:
                 if any(ex.indices(p) & set(y.ranks) for p in after):
-                    raise NotLinear(f"{name} meets itself with a weight for every feature")
+                    raise NotLinearError(f"{name} meets itself with a weight for every feature")
                 unknown.append(ex.product(pair, *map(self._there, after)))
                 continue
             kept = set().union(*(ex.indices(p) for p in (*after, pair))) - {self.r}
@@ -270,7 +278,7 @@ class _Chunker:
         """The matrix of what a point takes from an earlier one, and the factors of the write that stay outside it."""
         decay = self.decays.get(y.target)
         if decay is None and ex.is_const(self.updates[y.target].decay, 0):
-            raise NotLinear(f"{y.target} keeps nothing from point to point")
+            raise NotLinearError(f"{y.target} keeps nothing from point to point")
         mask = self._earlier("<=" if new else "<")  # of the matrix itself: what reads it needs none
         inside = decay is not None and bool(decay.ranks & set(over))
         move = self._move(decay, new)
@@ -280,9 +288,16 @@ class _Chunker:
         if over:
             parts = (*weights, *map(self._there, summed), *((move,) if inside else ()))
             if not all(any(r in ex.indices(p) for p in parts) for r in over):
-                raise NotLinear(f"{name} sums a state over a rank that it does not write")
+                raise NotLinearError(f"{name} sums a state over a rank that it does not write")
             kept = set().union(*map(ex.indices, parts)) - set(over)
-            matrix = self._named(f"{name}_pairs", kept | {self.i, self.r}, "sum", over, ex.product(*parts), mask if inside or decay is None else None)
+            matrix = self._named(
+                f"{name}_pairs",
+                kept | {self.i, self.r},
+                "sum",
+                over,
+                ex.product(*parts),
+                mask if inside or decay is None else None,
+            )
         else:
             matrix = ex.product(*weights)
         if over and (inside or decay is None):
@@ -302,7 +317,9 @@ class _Chunker:
         if found.log is not None:
             log = self._named(f"{state}_log", ranks | {self.i}, None, (), found.log)
             whole = call("floor", call("*", call("max", log, ex.const(-LEAST)), ex.const(float(GRAIN))))
-            coarse = self._named(f"{state}_coarse", ranks | {self.i}, None, (), call("/", call("float", whole), ex.const(float(GRAIN))))
+            coarse = self._named(
+                f"{state}_coarse", ranks | {self.i}, None, (), call("/", call("float", whole), ex.const(float(GRAIN)))
+            )
             rest = call("-", log, coarse)
         resets = call("float", found.reset) if found.reset is not None else None
         masks = {"G": self._earlier("<="), "G_old": self._earlier("<"), "H": self._earlier(">")}
@@ -310,7 +327,7 @@ class _Chunker:
             if e is None:
                 continue
             if e is resets and ex.indices(e) - {self.i, *self.cascade.over}:
-                raise NotLinear("a reset differs from feature to feature")
+                raise NotLinearError("a reset differs from feature to feature")
             mine = ex.indices(e) - {self.i, *self.cascade.over}
             value = self._named(f"{state}_log{kind}", mine | {self.i}, None, (), e) if e.op != "load" else e
             for name, mask in masks.items():
@@ -350,8 +367,12 @@ class _Chunker:
         for parts in self._writes(y.target):
             parts = (*parts, factor) if decay is not None else parts
             groups = _grouped(parts, {self.i, *self.cascade.over})
-            terms = [self._named(f"{y.target}_write", ex.indices(g) | {self.i}, None, (), g) if g.op != "load" else g for g in groups]
-            share = self._named(f"{y.target}_new", set(y.ranks) & set().union(*map(ex.indices, terms)), "sum", (self.i,), ex.product(*terms))
+            terms = [
+                self._named(f"{y.target}_write", ex.indices(g) | {self.i}, None, (), g) if g.op != "load" else g for g in groups
+            ]
+            share = self._named(
+                f"{y.target}_new", set(y.ranks) & set().union(*map(ex.indices, terms)), "sum", (self.i,), ex.product(*terms)
+            )
             total = call("+", total, share)
         return replace(y, map=total)
 
@@ -362,7 +383,7 @@ class _Chunker:
         while pending:
             ready = [x for x in pending if not ((ex.reads(x.map) | ex.reads(x.mask)) & names) - done - {x.target}]
             if not ready:
-                raise NotLinear("the states of the scan need each other")
+                raise NotLinearError("the states of the scan need each other")
             out += ready
             done |= {x.target for x in ready}
             pending = [x for x in pending if x.target not in done]

@@ -62,8 +62,10 @@ def plain(cascade: Cascade) -> Cascade:
             states.append(replace(y, map=current(y.map)))
             continue
         name = fresh(f"{y.target}_next", taken)
-        body.append(Einsum(name, y.ranks, None, (), current(y.map), None, y.loc))
-        now[y.target] = ex.at(name, y.ranks)
+        assert fold.step == 1, "the states of a block of several points are read at its start"
+        ranks = tuple(r.name for r in cascade.ranks if r.name in {fold.rank, *y.ranks})
+        body.append(Einsum(name, ranks, None, (), current(y.map), None, y.loc))
+        now[y.target] = ex.at(name, ranks)
         states.append(replace(y, map=now[y.target]))
     return replace(cascade, body=(replace(fold, body=(*body, *states)),))
 
@@ -102,8 +104,8 @@ class _Reverse:
         self.order = [r.name for r in c.ranks]
         for name in c.outs:
             if name not in starts:
-                y = next(x for x in einsums if x.target == name)
-                self.parts[name] = [ex.at(adjoint(name), (*c.over, *y.ranks))]
+                out = next(x for x in einsums if x.target == name)
+                self.parts[name] = [ex.at(adjoint(name), (*c.over, *out.ranks))]
         for y in states:
             self._pointwise(y.map, ex.at(carried[y.target], y.ranks), set(y.ranks), None, y)
         for x in reversed(einsums):
@@ -122,7 +124,9 @@ class _Reverse:
 
     # -- adjoints ----------------------------------------------------------------------------------------------------------------
 
-    def _named(self, base: str, ranks: Iterable[str], red: str | None, over: tuple[str, ...], e: Expr, mask: Expr | None) -> Expr:
+    def _named(
+        self, base: str, ranks: Iterable[str], red: str | None, over: tuple[str, ...], e: Expr, mask: Expr | None
+    ) -> Expr:
         held = tuple(r for r in self.order if r in set(ranks))
         key = (held, red, over, e, mask)
         if key not in self.known:
@@ -198,7 +202,14 @@ class _Reverse:
         statements = {y.target: y for y in self.fold.body if isinstance(y, Einsum)}
         found = [statements.get(a.name) for a in e.args]
         first, second = found
-        if first is None or second is None or first.map != second.map or first.map.op != "load" or first.over != (r,) or second.over != (r,):
+        if (
+            first is None
+            or second is None
+            or first.map != second.map
+            or first.map.op != "load"
+            or first.over != (r,)
+            or second.over != (r,)
+        ):
             return None
         here, there = (ex.at(x.target, x.ranks) for x in (first, second))
         earlier = [call(op, ex.index(r), ex.index(i)) for op in ("<=", "<")]
@@ -255,9 +266,7 @@ class _Reverse:
 
     # -- outputs -----------------------------------------------------------------------------------------------------------------
 
-    def _outputs(
-        self, states: list[State], carried: dict[str, str]
-    ) -> tuple[list[str], tuple[Gradient, ...], list[State]]:
+    def _outputs(self, states: list[State], carried: dict[str, str]) -> tuple[list[str], tuple[Gradient, ...], list[State]]:
         """Gradients along the scan are statements, those without its rank are summed in states, those of initial values read the last."""
         i, (r, *_rest) = self.fold.rank, (*self.fold.aligned, "")
         outs: list[str] = []
@@ -322,7 +331,12 @@ class _Reverse:
         inputs += [Tensor(starts[y.target], tuple(sizes[r] for r in (*c.over, count.name, *y.ranks))) for y in states]
         whole = replace(fold, body=(*body, *sequence, *sums), count=count.name, reverse=True)
         out = replace(
-            c, name=f"{c.name}_backward", ranks=(*c.ranks, count), inputs=tuple(inputs), body=(whole,), outs=tuple(dict.fromkeys(outs))
+            c,
+            name=f"{c.name}_backward",
+            ranks=(*c.ranks, count),
+            inputs=tuple(inputs),
+            body=(whole,),
+            outs=tuple(dict.fromkeys(outs)),
         )
         out = prune(out)
         used = {n for x in out.body for y in (x.body if isinstance(x, Fold) else ()) for e in _all(y) for n in ex.reads(e)}

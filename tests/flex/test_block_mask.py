@@ -106,6 +106,7 @@ def test_cropping(qkv: Any, dense: Any) -> None:
     torch.testing.assert_close(out, dense(q, k, v, None, causal)[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_masks_of_torch(qkv: Any, dense: Any) -> None:
     """Those of create_block_mask, and lists with a function: full blocks skip it, as in torch's kernels."""
     q, k, v = qkv(2, 3, 96)

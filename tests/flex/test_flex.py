@@ -92,6 +92,7 @@ def test_the_row_maximum(qkv: Any) -> None:
     _, aux = flex_attention(q, k, v, None, mask_of(causal, 9), return_aux=AuxRequest(max_scores=True), kernel_options=OPTIONS)
     scores = (q @ k.mT / 8**0.5).masked_fill(~torch.ones(9, 9).tril().bool(), -torch.inf)
     close(aux.max_scores, scores.amax(-1))
+    close(*(torch.autograd.grad(m.sum(), (q, k)) for m in (aux.max_scores, scores.amax(-1))))
     assert aux.lse is None
 
 
@@ -143,10 +144,25 @@ def test_only_a_captured_tensor_wants_a_gradient(qkv: Any, dense: Any) -> None:
     check((q, k, v), dense, lambda s, b, h, i, j: s + table[i - j + 11], None, (table,))
 
 
+@pytest.mark.slow
 def test_distances_of_captured_vectors(qkv: Any, dense: Any) -> None:
+    """Short ones are written out, longer ones are a sum of their own, also beside scores of another dtype."""
     places = torch.randn(12, 3)
     check(qkv(1, 2, 12), dense, lambda s, b, h, i, j: s - (places[i] - places[j]).square().sum(-1).sqrt())
     check(qkv(1, 2, 12), dense, None, lambda b, h, i, j: ((places[i] > 0) == (places[j] > 0)).any(-1))
+    q, k, v = (x.detach().bfloat16() for x in qkv(1, 2, 12))
+    near = lambda s, b, h, i, j: s - (places[i] - places[j]).abs().amax()  # noqa: E731
+    wanted = dense(q.float(), k.float(), v.float(), near)[0]
+    torch.testing.assert_close(flex_attention(q, k, v, near, kernel_options=OPTIONS).float(), wanted, rtol=0.02, atol=0.02)
+    long = torch.randn(12, 30).requires_grad_()
+    q, k, v = qkv(1, 2, 12)
+    out = flex_attention(q, k, v, lambda s, b, h, i, j: s + torch.dot(long[i], long[j]), kernel_options=OPTIONS)
+    formula = torch.softmax(q @ k.mT / 8**0.5 + long @ long.mT, -1) @ v
+    close(out, formula)
+    grads = [torch.autograd.grad(o.square().sum(), (q, long)) for o in (out, formula)]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+    far = long.detach()
+    check(qkv(1, 2, 12), dense, None, lambda b, h, i, j: (far[i] - far[j]).abs().sum() < 33)
 
 
 def test_partials_methods_and_defaults(qkv: Any, dense: Any) -> None:
@@ -202,8 +218,10 @@ def test_there_is_no_limit_of_recompilations(qkv: Any, dense: Any) -> None:
     """Twelve windows, slopes and lengths: one kernel, and the right one each time."""
     before = len(_COMPILED)
     for n in range(12):
-        slope = 0.1 * n
-        check(qkv(1, 1, 10 + n), dense, lambda s, b, h, i, j, slope=slope: s - slope * (i - j), window(n))
+        q, k, v = (x.detach() for x in qkv(1, 1, 10 + n))
+        score_mod = lambda s, b, h, i, j, slope=0.1 * n: s - slope * (i - j)  # noqa: E731
+        out = flex_attention(q, k, v, score_mod, mask_of(window(n), 10 + n), kernel_options=OPTIONS)
+        close(out, dense(q, k, v, score_mod, window(n))[0])
     assert len(_COMPILED) == before + 1
 
 

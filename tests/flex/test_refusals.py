@@ -147,5 +147,10 @@ def test_functions_of_the_other_kind() -> None:
         create_block_mask(lambda s, b, h, i, j: s, None, None, 4, 4)
     with pytest.raises(SpecError, match="give it to create_block_mask"):
         flex_attention(x, x, x, lambda b, h, i, j: i >= j)
+    wide = torch.zeros(4, 65)
+    with pytest.raises(SpecError, match="a mask reduces a vector of 65 numbers"):
+        create_block_mask(lambda b, h, i, j: (wide[i] > wide[j]).any(), None, None, 4, 4)
+    with pytest.raises(SpecError, match="which a mask cannot read"):
+        flex_attention(x, x, x, lambda s, b, h, i, j: torch.where((wide[i] * wide[j]).sum() > 0, s, -float("inf")))
     with pytest.raises(SpecError, match="returns a int, a mask is a condition"):
         create_block_mask(lambda b, h, i, j: i - j, None, None, 4, 4)

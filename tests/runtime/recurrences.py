@@ -19,7 +19,9 @@ def _apply(x: Tensor, state: Tensor) -> Tensor:
     return (x[..., None, :] @ state)[..., 0, :]
 
 
-def _run(x: Inputs, point: Callable[[Tensor, int], tuple[Tensor, Tensor]], keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def _run(
+    x: Inputs, point: Callable[[Tensor, int], tuple[Tensor, Tensor]], keys: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor]:
     start = keys.new_zeros(*keys.shape[:-2], keys.shape[-1], values.shape[-1])
     state = x["initial"] if "initial" in x else start
     rows = []

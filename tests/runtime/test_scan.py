@@ -19,7 +19,9 @@ import recurrences
 LENGTHS = (1, 15, 17, 63, 65, 1000)
 
 
-def inputs(attention: Attention, n: int, dtype: torch.dtype = torch.float64, widths: tuple[int, ...] = (6, 5)) -> dict[str, torch.Tensor]:
+def inputs(
+    attention: Attention, n: int, dtype: torch.dtype = torch.float64, widths: tuple[int, ...] = (6, 5)
+) -> dict[str, torch.Tensor]:
     found = example_inputs(attention.cascade, dtype, n, Shape(2, 2, n, n, widths, 2))
     return {k: x for k, x in found.items() if isinstance(x, torch.Tensor)}
 
@@ -27,6 +29,11 @@ def inputs(attention: Attention, n: int, dtype: torch.dtype = torch.float64, wid
 def started(name: str, backend: BackendName) -> Attention:
     a = einfuse.compile(name, backend=backend)
     return a.given({"initial"}) if "initial" in a.optional else a
+
+
+def test_every_recurrence_of_the_library_has_a_formula() -> None:
+    found = {s.name for s in einfuse.list_specs() if s.family == "linear"}
+    assert found == {*recurrences.RECURRENT, *recurrences.QUADRATIC}
 
 
 @pytest.mark.parametrize("name", recurrences.RECURRENT)
@@ -77,7 +84,8 @@ def test_strong_decay_neither_overflows_nor_loses_near_points() -> None:
     x = inputs(a, 130, torch.float32)
     x["slope"] = torch.tensor([300.0, 60.0])
     found, state = a(**x)
-    assert torch.isfinite(found).all() and torch.isfinite(state).all()
+    assert torch.isfinite(found).all()
+    assert torch.isfinite(state).all()
     only_now = (x["q"] * x["k"]).sum(-1, keepdim=True) * x["v"] / x["q"].shape[-1] ** 0.5
     torch.testing.assert_close(found, only_now, rtol=1e-5, atol=1e-6)
 
@@ -144,20 +152,20 @@ def test_steps_refuse_what_depends_on_positions() -> None:
     q, k = torch.randn(1, 1, 2, 4), torch.randn(1, 1, 1, 4)
     with pytest.raises(einfuse.SpecError, match="depends on the position along `j`"):
         einfuse.compile("causal").step(None, q, k, k)
+    scaled = einfuse.compile("""
+    attention scaled over b, h {
+      rank i: query; rank j: key; rank d, e: feature
+      in q[b, h, i, d]
+      in k[b, h, j, d]
+      in v[b, h, j, e]
+      o[i, e] = sum[j](sigmoid(sum[d](q * k) - log(Nk)) * v)
+      out o
+    }
+    """)
     with pytest.raises(einfuse.SpecError, match="depends on the number of points along `j`"):
-        scaled = """
-        attention scaled over b, h {
-          rank i: query; rank j: key; rank d, e: feature
-          in q[b, h, i, d]
-          in k[b, h, j, d]
-          in v[b, h, j, e]
-          o[i, e] = sum[j](sigmoid(sum[d](q * k) - log(Nk)) * v)
-          out o
-        }
-        """
-        einfuse.compile(scaled).step(None, q, k, k)
+        scaled.step(None, q, k, k)
+    a = einfuse.compile("packed_linear")
     with pytest.raises(einfuse.SpecError, match="depends on the position along `i`"):
-        a = einfuse.compile("packed_linear")
         a.step(None, **inputs(a, 3))
 
 

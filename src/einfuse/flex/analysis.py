@@ -25,7 +25,7 @@ Kinds = npt.NDArray[np.int8]
 def kinds(mask: MaskFunction, shape: tuple[int, int, int, int], block: tuple[int, int], device: torch.device) -> Kinds:
     """``[B, H, row block, column block]``: 0 empty, 1 partial, 2 full, exactly.
 
-    Memory is that of the blocks. Raises SpecError where the mask cannot be traced, NotImplementedError where it reduces vectors.
+    Memory is that of the blocks. Raises SpecError where the mask cannot be traced.
     """
     return _Blocks(*traced(mask, shape, device), shape, block).kinds()
 
@@ -43,8 +43,6 @@ class _Blocks:
         self.sizes = assemble.sizes_of(tracer)
         tensors, self.numbers = assemble.arguments(tracer)
         self.tensors = {n: x.detach().cpu() for n, x in tensors.items()}
-        if tracer.statements:
-            raise NotImplementedError("the blocks of a mask that reduces vectors are not known: attend with it directly")
 
     def kinds(self) -> Kinds:
         batch, heads, rows, columns = self.shape

@@ -15,7 +15,7 @@ import torch
 from einfuse import dsl
 from einfuse.flex.tracer import RANKS, Tracer
 from einfuse.flex.value import Value
-from einfuse.ir import Cascade, Einsum, Rank, Scalar, Tensor, const, index, load
+from einfuse.ir import Cascade, Einsum, Rank, Scalar, SpecError, Tensor, const, index, load
 from einfuse.ir import expr as ex
 from einfuse.runtime import Attention, BackendName
 
@@ -55,6 +55,10 @@ def cascade(tracer: Tracer, score: Value, mask: Value | None, extras: tuple[Extr
     base = skeleton(extras)
     score_map = score.expr if score.kind == "float" else ex.call("float", score.expr)
     where = ex.conjunction(score.alive, mask.expr if mask is not None else None)
+    if ex.reads(where) & {x.target for x in tracer.statements}:
+        raise SpecError(
+            "minus infinity is chosen by a long vector's sum, which a mask cannot read", hint="use a large negative number"
+        )
     body: list[Einsum] = []
     for x in base.body:
         assert isinstance(x, Einsum), "an elaborated cascade holds statements"
@@ -62,7 +66,9 @@ def cascade(tracer: Tracer, score: Value, mask: Value | None, extras: tuple[Extr
             body += [*tracer.statements, replace(x, map=score_map, mask=where)]
         else:
             body.append(x)
-    return replace(base, ranks=(*base.ranks, *tracer.ranks.values()), inputs=_inputs(tracer, base), body=tuple(body))
+    own = {r for x in tracer.statements for r in x.over}
+    ranks = (*base.ranks, *(r for r in tracer.ranks.values() if r.name in own))
+    return replace(base, ranks=ranks, inputs=_inputs(tracer, base), body=tuple(body))
 
 
 def _inputs(tracer: Tracer, base: Cascade) -> tuple[Tensor, ...]:
@@ -79,9 +85,7 @@ def condition(tracer: Tracer, mask: Value) -> Cascade:
     tensors = [Tensor(c.name, tuple(c.axes), c.kind) for c in tracer.tensors.values()]
     numbers = [Tensor(n.name, (), n.kind, True) for n in tracer.numbers.values()]
     last = Einsum("mask", ("i", "j"), None, (), ex.call("select", mask.expr, const(1.0), const(0.0)))
-    return Cascade(
-        "mask", ("b", "h"), (*ranks, *tracer.ranks.values()), (*tensors, *numbers), (*tracer.statements, last), ("mask",)
-    )
+    return Cascade("mask", ("b", "h"), (*ranks, *tracer.ranks.values()), (*tensors, *numbers), (last,), ("mask",))
 
 
 def arguments(tracer: Tracer) -> tuple[dict[str, torch.Tensor], dict[str, Scalar]]:

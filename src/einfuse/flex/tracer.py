@@ -6,6 +6,7 @@ at every call: a function whose captures or globals have changed is another trac
 
 from __future__ import annotations
 
+import functools
 import linecache
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from einfuse.flex.place import check_signature, here, name, place, raised_at
 from einfuse.flex.tables import minus_infinite
 from einfuse.flex.value import Kind, Part, Value, flat
 from einfuse.flex.watch import Watch
-from einfuse.ir import Einsum, Expr, Rank, Scalar, SpecError, const, index, load, size
+from einfuse.ir import Einsum, Expr, Rank, Scalar, SpecError, call, const, index, load, size
 from einfuse.ir import expr as ex
 
 RANKS = {"b": "B", "h": "H", "i": "Nq", "j": "Nk"}
@@ -31,6 +32,9 @@ _KINDS: dict[torch.dtype, Kind] = {
 }
 
 
+SHORT, LONGEST = 8, 64
+"""The longest vectors whose reductions are written out, in scores and in masks: what is written out, the analysis of masks sees."""
+_COMBINE = {"sum": "+", "max": "max", "min": "min", "any": "or", "prod": "*"}
 _LEAST = -3.0e38
 """Below every score that is not minus infinity."""
 
@@ -64,6 +68,7 @@ class Tracer:
         self.numbers: dict[Tag, Number] = {}
         self.ranks: dict[str, Rank] = {}
         self.statements: list[Einsum] = []
+        self.masking = False
 
     # -- running -----------------------------------------------------------------------------------------------------------
 
@@ -104,7 +109,9 @@ class Tracer:
 
     def condition(self, fn: Callable[..., Any]) -> Value:
         """A mask function's condition. Raises SpecError where it gives a number."""
+        self.masking = True
         value = self.run(fn)
+        self.masking = False
         if value.kind != "bool":
             raise SpecError(f"`{name(fn)}` returns a {value.kind}, a mask is a condition", place(fn), "compare it: x != 0")
         return value
@@ -256,8 +263,18 @@ class Tracer:
     # -- reductions --------------------------------------------------------------------------------------------------------
 
     def reduced(self, red: str, x: Value) -> Value:
-        """A vector reduced over its rank: a statement of its own."""
+        """A vector reduced over its rank: written out where it is short, and in masks; else a statement of its own."""
         assert x.axis is not None, "a vector has a rank"
+        length = self.length(x.axis)
+        if length <= (LONGEST if self.masking else SHORT):
+            each = [ex.rename(x.expr, {x.axis: const(n)}) for n in range(length)]
+            if not each:
+                self.refuse(f"the {red} of nothing")
+            return Value(self, functools.reduce(functools.partial(call, _COMBINE[red]), each), x.kind)
+        if self.masking:
+            self.refuse(
+                f"a mask reduces a vector of {length} numbers", f"at most {LONGEST} can be; make a table of the condition"
+            )
         ranks = tuple(r for r in ("i", "j") if r in ex.indices(x.expr) | self._ranks_behind(x.expr))
         new = Einsum(f"part_{len(self.statements)}", ranks, red, (x.axis,), x.expr)
         same = next(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from functools import partial
 from typing import Any
 
@@ -20,11 +19,7 @@ from einfuse.flex.choices import logical_not
 from einfuse.flex.registry import OPERATIONS, operation
 from einfuse.flex.tracer import Tracer
 from einfuse.flex.value import Part, Value
-from einfuse.ir import call, const
 from einfuse.ir import expr as ex
-
-UNROLLED = 32
-"""The longest vector of conditions that is written out: the analysis of masks sees through it then."""
 
 
 @operation("getitem")
@@ -89,12 +84,7 @@ def _amin(t: Tracer, x: Any, *args: Any, dim: Any = None, **_: Any) -> Value:
 
 @operation("any")
 def _any(t: Tracer, x: Any, dim: Any = None, **_: Any) -> Value:
-    v = condition(t, _vector(t, "any", x, dim))
-    axis = v.axis or ""
-    if t.length(axis) > UNROLLED:
-        return t.reduced("any", v)
-    each = (ex.rename(v.expr, {axis: const(n)}) for n in range(t.length(axis)))
-    return Value(t, functools.reduce(partial(call, "or"), each, ex.FALSE), "bool")
+    return t.reduced("any", condition(t, _vector(t, "any", x, dim)))
 
 
 @operation("all")

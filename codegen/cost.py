@@ -1,0 +1,131 @@
+"""What a kernel costs, counted on its plan: matrix products, other operations, special functions and memory, and the bounds they set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from einfuse.codegen.plan import Dot, Fold, KernelPlan, Load, Map, Op, Reduce, Region, Storage
+
+SPECIAL = frozenset(
+    {"exp", "exp2", "log", "log2", "log1p", "tanh", "sigmoid", "softplus", "erf", "sin", "cos", "sqrt", "rsqrt", "/", "^"}
+)
+"""Functions that a GPU computes in its special-function units (or by several operations that include one)."""
+
+BYTES: dict[Storage, int] = {
+    "f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "bool": 1,
+}  # fmt: skip
+
+Resource = Literal["matrix products", "arithmetic", "special functions", "memory"]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Peak rates, in operations or bytes a second: products of 16-bit and of fp32 operands (a multiply and an add are two), fp32
+    instructions, special functions, and main memory."""
+
+    name: str
+    products: float
+    wide_products: float
+    arithmetic: float
+    special: float
+    memory: float
+
+
+DEVICES = {
+    "h200": Device("H200 SXM", 989e12, 67e12, 33.5e12, 3.9e12, 4.8e12),
+    "h100": Device("H100 SXM", 989e12, 67e12, 33.5e12, 3.9e12, 3.35e12),
+    "a100": Device("A100 SXM 80 GB", 312e12, 19.5e12, 9.75e12, 2.4e12, 2.04e12),
+}
+"""From the vendors' data sheets; special functions are 16 a clock and multiprocessor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Operations: ``products`` are flops of matrix products (two a multiply-add), ``arithmetic`` and ``special`` count scalars."""
+
+    products: float = 0.0
+    arithmetic: float = 0.0
+    special: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.products + other.products, self.arithmetic + other.arithmetic, self.special + other.special)
+
+    def __mul__(self, times: float) -> Work:
+        return Work(self.products * times, self.arithmetic * times, self.special * times)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """A kernel's work and the bytes it must move at least (every tensor once)."""
+
+    work: Work
+    bytes: float
+    narrow: bool
+
+    def times(self, device: Device) -> dict[Resource, float]:
+        """The seconds that each resource needs at its peak rate; the largest is the bound."""
+        return {
+            "matrix products": self.work.products / (device.products if self.narrow else device.wide_products),
+            "arithmetic": self.work.arithmetic / device.arithmetic,
+            "special functions": self.work.special / device.special,
+            "memory": self.bytes / device.memory,
+        }
+
+
+def cost(plan: KernelPlan, sizes: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]], live: Mapping[str, float]) -> Cost:
+    """The cost of one launch. ``live`` gives for a folded rank the share of the tiles that are visited (1 unless named)."""
+
+    def extent(n: int | str) -> int:
+        return n if isinstance(n, int) else sizes[n]
+
+    points = math.prod(extent(b.size) for b in plan.ambient)
+    rows = 1 if plan.tile is None else extent(plan.tile.size)
+    tile = 1 if plan.tile is None else plan.tile.block
+    total = Work()
+    for step in plan.steps:
+        if isinstance(step, Fold):
+            visited = points * rows * extent(step.size) * live.get(step.rank, 1.0)
+            phase = next((p for p in step.phases if p.label == "full"), step.phases[0])  # most blocks need no mask
+            total += _work(plan, phase.body, {step.rank: step.step}) * (visited / (tile * step.step))
+        else:
+            total += _work(plan, step, {}) * (points * rows / tile)
+    moved = sum(math.prod(shapes[t.name]) * BYTES[t.storage] for t in plan.tensors if t.name in shapes)
+    return Cost(total, moved, plan.narrow in ("bf16", "f16"))
+
+
+def _work(plan: KernelPlan, region: Region, folds: Mapping[str, int]) -> Work:
+    blocks = {f.rank: f.size if isinstance(f.size, int) else f.block for f in plan.features} | dict(folds)
+    if plan.tile is not None:
+        blocks[plan.tile.rank] = plan.tile.block
+    total = Work()
+    for op in region:
+        total += _operation(op, blocks)
+    return total
+
+
+def _operation(op: Op, blocks: Mapping[str, int]) -> Work:
+
+    def area(dims: tuple[str, ...]) -> float:
+        return float(math.prod(blocks.get(r, 1) for r in dims))
+
+    match op:
+        case Dot(out=out, rank=rank):
+            return Work(products=2 * area((*out.dims, rank)))
+        case Reduce(arg=arg):
+            return Work(arithmetic=area(arg.dims))
+        case Map(out=out, fn=fn) if out.dtype == "float":
+            return Work(special=area(out.dims)) if fn in SPECIAL else Work(arithmetic=area(out.dims))
+        case Load() | _:
+            return Work()
+
+
+def state_bytes(plan: KernelPlan) -> int:
+    """The bytes a row keeps on chip from block to block, over all folds."""
+    features = {f.rank: f.size if isinstance(f.size, int) else f.block for f in plan.features}
+    width = 8 if plan.compute == "f64" else 4
+    return sum(
+        width * math.prod(features.get(r, 1) for r in s.value.dims) for f in plan.steps if isinstance(f, Fold) for s in f.states
+    )

@@ -1,0 +1,110 @@
+"""The command explain: what the kernels of a spec cost at given sizes, and which resource bounds them."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass
+
+import torch
+
+import einfuse
+from einfuse._cli import inputs, screen
+from einfuse._cli.inside import counted
+from einfuse._cli.tilemap import mapped
+from einfuse.codegen import KernelPlan
+from einfuse.codegen.cost import DEVICES, Cost, cost, state_bytes
+from einfuse.codegen.plan import Fold
+from einfuse.ir import EinfuseError
+from einfuse.runtime.binding import evaluate
+from einfuse.runtime.scan import ScanProgram
+from einfuse.runtime.verify import Shape, example_sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """One kernel: its cost and the bound on every device."""
+
+    plan: KernelPlan
+    cost: Cost
+
+    def bound(self, device: str) -> tuple[str, float]:
+        """The resource that needs longest, and its seconds."""
+        times = self.cost.times(DEVICES[device])
+        worst = max(times, key=lambda r: times[r])
+        return worst, times[worst]
+
+
+def explain(args: argparse.Namespace) -> int:
+    attention = inputs.attention(args.spec, args)
+    live, kernels = explained(attention, args.shape, getattr(torch, args.dtype), args.backward, dict(args.size))
+    if args.json:
+        screen.report(_json(attention, live, kernels))
+        return 0
+    console = screen.out()
+    console.print(f"{attention.name}: " + "; ".join(f"{counted(r)} over {r.rank}" for r in attention.passes()))
+    console.print(f"{100 * live:.4g} % of the tiles live; {state_bytes(kernels[0].plan)} bytes of state a row")
+    shown = screen.table(
+        "kernel", ">products", ">arithmetic", ">special", ">memory", *(f"on {d.name}" for d in DEVICES.values())
+    )
+    for k in kernels:
+        work = k.cost.work
+        cells = [f"{_short(work.products)}F", _short(work.arithmetic), _short(work.special), f"{_short(k.cost.bytes)}B"]
+        bounds = [k.bound(d) for d in DEVICES]
+        shown.add_row(k.plan.name, *cells, *(f"{1e6 * t:.3g} us, {r}" for r, t in bounds))
+    console.print(shown)
+    console.print("Times are the least that the named resource allows at its peak rate, not measurements.")
+    return 0
+
+
+def explained(
+    attention: einfuse.Attention,
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    backward: bool,
+    widths: dict[str, int],
+) -> tuple[float, list[Explained]]:
+    """The live share of the tiles, and every kernel. Raises EinfuseError for a spec without a loop over pairs."""
+    if isinstance(attention.program, ScanProgram):
+        raise EinfuseError(f"{attention.name} is a scan: its cost is linear in the length, and not counted here")
+    sizes = example_sizes(attention.cascade, Shape(*shape, (64, 64), 1)) | widths
+    plans = [plan for plan, _ in attention.emitted("triton", dtype, backward, sizes)]
+    step = next((s for p in plans for s in p.steps if isinstance(s, Fold)), None)
+    masked = step is not None and plans[0].tile is not None
+    live = mapped(attention, shape, (plans[0].tile.block, step.step)).tiles.live_fraction if masked else 1.0  # type: ignore[union-attr]
+    out = []
+    for plan in plans:
+        shapes = {t.name: tuple(int(evaluate(a, sizes)) for a in t.axes) for t in attention.cascade.inputs if not t.param}
+        shapes |= {t.name: _like(t.name, attention, shapes, sizes, t.axes) for t in plan.tensors if t.name not in shapes}
+        ranks = {s.rank: live for s in plan.steps if isinstance(s, Fold)}
+        out.append(Explained(plan, cost(plan, sizes, shapes, ranks)))
+    return live, out
+
+
+def _like(
+    name: str, attention: einfuse.Attention, shapes: dict[str, tuple[int, ...]], sizes: dict[str, int], axes: int
+) -> tuple[int, ...]:
+    """The shape of an output, statistic or gradient: of the input it is the gradient of, else of the queries."""
+    of = name.removeprefix("d_")
+    if of in shapes and len(shapes[of]) == axes:
+        return shapes[of]
+    query = next((s for s in shapes.values() if len(s) >= axes), ())
+    return query[:axes]
+
+
+def _json(attention: einfuse.Attention, live: float, kernels: list[Explained]) -> screen.Json:
+    rows: list[screen.Json] = []
+    for k in kernels:
+        bounds: dict[str, screen.Json] = {}
+        for name in DEVICES:
+            resource, seconds = k.bound(name)
+            bounds[name] = {"resource": resource, "seconds": seconds}
+        rows.append({"name": k.plan.name, **asdict(k.cost.work), "bytes": k.cost.bytes, "bounds": bounds})
+    return {"name": attention.name, "live_fraction": live, "state_bytes": state_bytes(kernels[0].plan), "kernels": rows}
+
+
+def _short(n: float) -> str:
+    for unit in ("", "k", "M", "G", "T"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} P"

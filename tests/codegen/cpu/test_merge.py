@@ -1,0 +1,71 @@
+"""Backward kernels by rows and by columns as one: what may be merged, the gradients, and that threads do not change them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import einfuse
+from einfuse.codegen import cpu
+from einfuse.codegen.cpu.merge import sequential
+from einfuse.codegen.plan import Dot, Fold, KernelPlan
+
+
+def pair(name: str, dtype: torch.dtype = torch.float32) -> tuple[KernelPlan, KernelPlan]:
+    """The last two backward kernels of a spec, the gradients by rows in accumulation precision."""
+    rows, columns = einfuse.compile(name).plans("cpu", dtype, backward=True)[-2:]
+    return replace(rows, tensors=tuple(replace(t, storage="f32") if t.out else t for t in rows.tensors)), columns
+
+
+def products(plan: KernelPlan) -> list[int]:
+    return [sum(isinstance(op, Dot) for op in p.body) for s in plan.steps if isinstance(s, Fold) for p in s.phases]
+
+
+def test_five_products_of_seven() -> None:
+    rows, columns = pair("causal")
+    merged = cpu.merge(rows, columns)
+    assert merged is not None
+    assert sequential(merged)
+    assert not sequential(rows)
+    assert (set(products(rows)), set(products(columns)), set(products(merged))) == ({3}, {4}, {5})
+    assert {t.name for t in merged.tensors if t.out} == {"d_q", "d_k", "d_v"}
+
+
+def test_what_is_not_merged() -> None:
+    rows, columns = pair("causal")
+    assert cpu.merge(columns, columns) is None  # not crossed
+    assert cpu.merge(*pair("alibi")) is None  # the gradient of the slopes is no product
+    narrow = replace(rows, tensors=tuple(replace(t, storage="bf16") if t.out else t for t in rows.tensors))
+    assert cpu.merge(narrow, columns) is None  # sums would be rounded at every tile
+    assert cpu.merge(replace(rows, ambient=rows.ambient[:1]), columns) is None
+
+
+CASES = [("causal", torch.float32, 2e-6), ("document", torch.bfloat16, 1.5e-2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "dtype", "bound"), CASES)
+def test_gradients(name: str, dtype: torch.dtype, bound: float, monkeypatch) -> None:
+    """Merged (as many heads as threads, or three times as many) and apart, against the oracle; equal for any number of threads."""
+    monkeypatch.setenv("CXXFLAGS", "-O1")
+    torch.manual_seed(0)
+    attn = einfuse.compile(name)
+    extra = {"doc": (torch.arange(133) // 50)[None].int()} if name == "document" else {}
+    x = [torch.randn(1, 3, 133, 24).to(dtype).requires_grad_() for _ in range(3)]
+    upstream = torch.randn(1, 3, 133, 24).to(dtype)
+    exact = [v.detach().double().requires_grad_() for v in x]
+    truth = torch.autograd.grad(attn.reference(*exact, **extra), exact, upstream.double())
+    threads, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 3, 2):  # with 2 threads the three heads do not fill them: two kernels
+            torch.set_num_threads(n)
+            found.append(torch.autograd.grad(attn(*x, **extra), x, upstream))
+            assert sum(b is not None for b in attn.program.pairs.values()) >= 1
+    finally:
+        torch.set_num_threads(threads)
+    for gradients in found:
+        for got, want in zip(gradients, truth, strict=True):
+            assert ((got.double() - want).abs().max() / want.abs().max()).item() < bound
+    assert all(torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
+    kernels = [b.plan.name for b in attn.program.built.values()]
+    assert any(k.endswith("_rows") for k in kernels)
