@@ -54,7 +54,7 @@ def row(info: einfuse.SpecInfo, users: list[str]) -> str:
         info.paper.replace("|", "\\|"),
         ", ".join(reports) or "no fold",
         backward(attention),
-        mask(info.name, attention),
+        mask(FOLDER.parent / info.path),
         ", ".join(sorted(users)) or "-",
     )
     return f"| {' | '.join(cells)} |\n"
@@ -69,17 +69,14 @@ def backward(attention: einfuse.Attention) -> str:
         return f"none: {str(error).splitlines()[0]}"
 
 
-def mask(name: str, attention: einfuse.Attention) -> str:
-    text = re.sub(r'"""(?:.|\n)*?"""|#[^\n]*', "", (_path(name)).read_text(encoding="utf-8"))
+def mask(path: Path) -> str:
+    """Where the conditions of a spec look, told from its text."""
+    text = re.sub(r'"""(?:.|\n)*?"""|#[^\n]*', "", path.read_text(encoding="utf-8"))
     conditions = re.findall(r"\bwhere\b(.*?)(?=\n  \w+(?:\[[^\]]*\])? = |\n  out |;|\Z)", text, re.DOTALL)
     if not conditions:
         return "-"
-    tensors = {n for n in re.findall(r"\bin (\w+)\[[^\n;]*?\]: (?:int|bool)", text)}
+    tensors = set(re.findall(r"\bin (\w+)\[[^\n;]*?\]: (?:int|bool)", text))
     return "data" if any(set(re.findall(r"\w+", c)) & tensors for c in conditions) else "formula"
-
-
-def _path(name: str) -> Path:
-    return next(FOLDER.parent / s.path for s in einfuse.list_specs() if s.name == name)
 
 
 def built_on() -> dict[str, set[str]]:

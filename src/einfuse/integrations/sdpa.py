@@ -57,7 +57,7 @@ def _four_axes(
         batch, heads = leads[0][:-1], (leads[0][-1], leads[1][-1], leads[2][-1])
     else:
         try:
-            lead = torch.broadcast_shapes(*leads)  # type: ignore[no-untyped-call]  # torch has not annotated it
+            lead = torch.broadcast_shapes(*leads)
         except RuntimeError:
             raise ValueError(f"the leading axes of query, key and value do not fit: {leads}") from None
         query, key, value = (x.expand(*lead, *x.shape[-2:]) for x in (query, key, value))

@@ -1,0 +1,1 @@
+"""Small complete models, each trained by one command on data that a package ships: `python -m einfuse.library.models.NAME`."""
