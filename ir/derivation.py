@@ -194,7 +194,7 @@ class _Deriver:
             f, forced = None, {*forced, *deps}
         ranks = {d: self._rank(f, d) for d in deps} if f is not None else {}
         additive = {d for d in deps if f is not None and x.red in ORDER and self._rank(sep.exponential(f), d) == 1}
-        other_space = {d for d in deps if self.by_name[d].red and self.by_name[d].mask != x.mask}
+        other_space = {d for d in deps if self._spaces(d) - {x.mask}}
         cut = {d for d in deps if d in forced | other_space or not self._separable(x, d, f, ranks, additive)}
         if cut:
             lowest = max(lowest, *(level[d] + 1 for d in cut))
@@ -232,6 +232,13 @@ class _Deriver:
         """Does a sum go into this statistic? Then its factor waits for the end; order statistics exist for range alone."""
         reductions = self._made_of(name) or {name}
         return any(self.by_name[n].red not in ORDER for n in reductions)
+
+    def _spaces(self, name: str) -> set[Expr | None]:
+        """The points that a statistic is made of: its own, or for a row scalar those of the statistics that it reads."""
+        x = self.by_name[name]
+        if x.red:
+            return {x.mask}
+        return {space for n in ex.reads(x.map) & self.by_name.keys() for space in self._spaces(n)}
 
     def _separable(self, x: Einsum, d: str, f: Any, ranks: dict[str, int], additive: set[str]) -> bool:
         if x.red in ORDER:

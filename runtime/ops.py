@@ -143,7 +143,11 @@ def _again(ctx: Any, gradients: list[torch.Tensor | None]) -> tuple[Any, ...]:
         first = torch.autograd.grad(
             list(outs.values()), inner, [g.to(dtype) for g in directions], create_graph=True, allow_unused=True
         )
-        pairs = [(f, g.to(f.dtype)) for f, g in zip(first, gradients, strict=True) if f is not None and g is not None and f.requires_grad]
+        pairs = [
+            (f, g.to(f.dtype))
+            for f, g in zip(first, gradients, strict=True)
+            if f is not None and g is not None and f.requires_grad
+        ]
         sources = [x for x in leaves if x.requires_grad] + directions
         if not pairs:
             second: tuple[torch.Tensor | None, ...] = (None,) * len(sources)

@@ -156,8 +156,19 @@ GEOMETRY = {n for n, p in SPECS.items() if p.parent.name == "masks"}
 
 
 def test_every_spec_has_a_formula() -> None:
-    recurrent = {n for n, p in SPECS.items() if p.parent.name == "linear"}  # theirs are in tests/runtime/recurrences.py
-    assert set(SPECS) - recurrent - GEOMETRY <= set(WEIGHTS)
+    elsewhere = {n for n, p in SPECS.items() if p.parent.name in BESIDE}
+    assert set(SPECS) - elsewhere - GEOMETRY - in_layers() <= set(WEIGHTS)
+
+
+BESIDE = {"linear", "shapes", "normaliser"}
+"""Families that tests/runtime/recurrences.py, tests/library/test_shapes.py and test_normalisers.py hold against formulas."""
+
+
+def in_layers() -> set[str]:
+    """Specs of layers, which tests/library/ holds against formulas of their papers."""
+    from einfuse.library.table import built_on
+
+    return {spec for specs in built_on().values() for spec in specs}
 
 
 @pytest.mark.parametrize("name", WEIGHTS)

@@ -48,14 +48,6 @@ def unit(x: Tensor) -> Tensor:
     return x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt()
 
 
-def deberta(x: X) -> Tensor:
-    there, back = (ROW - COLUMN + 8).clamp(0, 15), (COLUMN - ROW + 8).clamp(0, 15)
-    s = x["q"] @ x["k"].mT
-    s = s + torch.einsum("bhid,hijd->bhij", x["q"], offsets(x["pk"], there))
-    s = s + torch.einsum("bhjd,hijd->bhij", x["k"], offsets(x["pq"], back))
-    return (s / math.sqrt(3 * D)).softmax(-1) @ x["v"]
-
-
 def relative_keys(x: X) -> Tensor:
     r = (COLUMN - ROW).clamp(-8, 8) + 8
     p = (score(x) + torch.einsum("bhid,ijd->bhij", x["q"], x["rk"][r]) / math.sqrt(D)).softmax(-1)
@@ -78,16 +70,6 @@ def mlp_bias(x: X) -> Tensor:
     table = torch.einsum("hc,rc->hr", x["w"], (x["x"][:, None] * x["u"] + x["bias"]).relu())
     r = len(x["x"])
     return (score(x) + offsets(table, (COLUMN - ROW + r // 2).clamp(0, r - 1))).softmax(-1) @ x["v"]
-
-
-def shaped(x: X) -> Tensor:
-    mean = (COLUMN <= ROW).double() / (ROW + 1)
-    a = (
-        per_head(x["alpha"]) * (ROW == COLUMN)
-        + per_head(x["beta"]) * causal(score(x)).softmax(-1)
-        - per_head(x["gamma"]) * mean
-    )
-    return a.to(x["v"]) @ x["v"]
 
 
 def statistics(x: X) -> tuple[Tensor, ...]:
@@ -135,19 +117,9 @@ def dropout(x: X) -> Tensor:
     return (causal(score(x)).softmax(-1) * (torch.tensor(drawn) >= 0.1) / 0.9) @ x["v"]
 
 
-def gatv2(x: X) -> Tensor:
-    pairs = F.leaky_relu(x["q"][:, :, :, None] + x["k"][:, :, None], 0.2)
-    return torch.einsum("hd,bhijd->bhij", x["a"], pairs).softmax(-1) @ x["v"]
-
-
 def bahdanau(x: X) -> Tensor:
     pairs = torch.tanh(x["q"][:, :, :, None] + x["k"][:, :, None])
     return torch.einsum("hd,bhijd->bhij", x["a"], pairs).softmax(-1) @ x["v"]
-
-
-def gat(x: X) -> Tensor:
-    rows, columns = ((x[n] * x[a][:, None]).sum(-1) for n, a in (("q", "a"), ("k", "c")))
-    return F.leaky_relu(rows[..., :, None] + columns[..., None, :], 0.2).softmax(-1) @ x["v"]
 
 
 def two_axes(x: X) -> Tensor:
@@ -155,11 +127,7 @@ def two_axes(x: X) -> Tensor:
 
 
 FORMULAS: dict[str, Callable[[X], Tensor | tuple[Tensor, ...]]] = {
-    "urpe": lambda x: (
-        (score(x) + offsets(x["bias"], COLUMN - ROW + NQ - 1)).softmax(-1) * offsets(x["gate"], COLUMN - ROW + NQ - 1) @ x["v"]
-    ),
     "decayed_softmax": lambda x: score(x).softmax(-1) * (-per_head(x["decay"]).abs() * (ROW - COLUMN).abs()).exp() @ x["v"],
-    "deberta": deberta,
     "relative_keys": relative_keys,
     "differential": lambda x: (
         (causal(score(x)).softmax(-1) - per_head(x["weight"]) * causal(x["q2"] @ x["k2"].mT / math.sqrt(D)).softmax(-1))
@@ -167,16 +135,12 @@ FORMULAS: dict[str, Callable[[X], Tensor | tuple[Tensor, ...]]] = {
     ),
     "ntk": ntk,
     "mixed_branches": mixed_branches,
-    "gat": gat,
-    "gatv2": gatv2,
     "bahdanau": bahdanau,
     "distance": lambda x: (-torch.cdist(x["q"], x["k"]).square() / math.sqrt(D)).softmax(-1) @ x["v"],
     "mlp_bias": mlp_bias,
-    "channel": lambda x: (per_head(x["tau"]) * unit(x["q"]) @ unit(x["k"]).mT).softmax(-1) @ x["v"],
     "second_normaliser": lambda x: (
         (per_head(x["gamma"]) * causal(score(x)).softmax(-1)).masked_fill(COLUMN > ROW, -math.inf).softmax(-1) @ x["v"]
     ),
-    "shaped": shaped,
     "statistics": statistics,
     "talking_heads": talking_heads,
     "column_sums": column_sums,
