@@ -13,18 +13,21 @@ from einfuse.runtime.compile import library
 from einfuse.runtime.verify import Shape
 
 SPECS = library()
-GEOMETRY = (  # masks whose kernels are those of any mask; their values and tiles: tests/test_geometry.py
-    *("neighbourhood", "neighbourhood_2d", "window_3d", "halo", "swin", "axial", "cross_shaped", "grid", "strided", "fixed"),
-    *("longformer", "block_dilated", "lookhere", "head_windows", "graph", "block_table"),
-)
+SMALL = Shape(2, 2, 19, 27, (12, 20), 2)
+COMBINATIONS: list[tuple[BackendName, str]] = [(b, d) for b in ("cpu", "triton") for d in ("float32", "bfloat16")]
+EVERYWHERE = ("causal", "alibi_window", "sigmoid", "t5_bias", "document", "rope", "cosine", "sink")
+CASES = [(n, c) for n in EVERYWHERE for c in COMBINATIONS] + [
+    (n, COMBINATIONS[k % 4]) for k, n in enumerate(sorted(set(SPECS) - set(EVERYWHERE)))
+]
+"""Some specs on both back ends in both dtypes, every other one on one of the four; `einfuse verify --all` does all of them."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["cpu", "triton"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", [name for name in SPECS if name not in GEOMETRY])
-def test_kernels_are_right(name: str, dtype: str, backend: BackendName) -> None:
-    certificate = einfuse.verify(einfuse.compile(name), backends=[backend], dtypes=[dtype], seed=1)
+@pytest.mark.parametrize(("name", "combination"), CASES, ids=lambda x: x if isinstance(x, str) else "-".join(x))
+def test_kernels_are_right(name: str, combination: tuple[BackendName, str]) -> None:
+    backend, dtype = combination
+    shape = None if name in EVERYWHERE else SMALL
+    certificate = einfuse.verify(einfuse.compile(name), backends=[backend], dtypes=[dtype], seed=1, shape=shape)
     assert certificate.rows
     assert certificate.ok, [r for r in certificate.rows if not r.ok]
 
