@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from einfuse.ir import Cascade, Expr, Fold, Scalar, SpecError, State, Tensor, const, index, load, size
-from einfuse.ir.passes import chunk
 from einfuse.ir.expr import walk
+from einfuse.ir.passes import chunk
 from einfuse.ir.rewrite import expressions, fresh
 from einfuse.runtime import binding
 from einfuse.runtime.parts import PartialState

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 Name = Literal["cpu", "triton", "torch"]
-Kernel = Callable[[Mapping[str, "torch.Tensor"], Mapping[str, Scalar], Mapping[str, int]], None]
+Kernel = Callable[[Mapping[str, "torch.Tensor"], Mapping[str, Scalar], Mapping[str, int]], int | None]
 
 
 def emit(plan: ScanPlan, backend: Name) -> str:

@@ -96,7 +96,5 @@ class _Forward:
         """Of an extreme: the tangent of each point that attains it, over their number."""
         attained = differentiate.attained(x)
         ties = fresh(f"{x.target}_ties", self.taken)
-        self.body.append(
-            Einsum(ties, x.ranks, "sum", x.over, call("select", attained, ex.const(1.0), ex.const(0.0)), x.mask)
-        )
+        self.body.append(Einsum(ties, x.ranks, "sum", x.over, call("select", attained, ex.const(1.0), ex.const(0.0)), x.mask))
         return call("select", attained, call("/", total, ex.at(ties, x.ranks)), ex.const(0.0))

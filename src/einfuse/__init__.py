@@ -1,10 +1,10 @@
 """einfuse: write the attention you mean as a few lines of index notation; get a fused, differentiable, verified kernel.
 
-    import einfuse
+import einfuse
 
-    attn = einfuse.compile("alibi")                    # a spec of the library, a path to an .attn file, or the text of a spec
-    o = attn(q, k, v, slope=slope)                     # q: [B, H, Nq, D], k: [B, Hk, Nk, D], v: [B, Hk, Nk, E] -> o: [B, H, Nq, E]
-    einfuse.verify(attn).ok                            # against the float64 oracle, forward and all gradients
+attn = einfuse.compile("alibi")                    # a spec of the library, a path to an .attn file, or the text of a spec
+o = attn(q, k, v, slope=slope)                     # q: [B, H, Nq, D], k: [B, Hk, Nk, D], v: [B, Hk, Nk, E] -> o: [B, H, Nq, E]
+einfuse.verify(attn).ok                            # against the float64 oracle, forward and all gradients
 """
 
 from importlib.metadata import PackageNotFoundError, version

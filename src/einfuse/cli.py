@@ -103,7 +103,9 @@ def _inside_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     passes.add_argument("--rank", help="another folded rank than the first")
     explain = _add(commands, "explain", "explain:explain", "what the kernels of a spec cost, and what bounds them", report=True)
     _spec(explain)
-    explain.add_argument("--shape", type=_shape, default=(1, 16, 4096, 4096), metavar="B,H,Nq,Nk", help="1,16,4096,4096 unless given")
+    explain.add_argument(
+        "--shape", type=_shape, default=(1, 16, 4096, 4096), metavar="B,H,Nq,Nk", help="1,16,4096,4096 unless given"
+    )
     explain.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of the tensors; %(default)s unless given")
     explain.add_argument("--backward", action="store_true", help="the backward kernels as well")
     explain.add_argument("--size", action="append", default=[], metavar="NAME=N", type=_size, help="a width; 64 unless given")

@@ -20,5 +20,7 @@ def test_an_error_function_of_a_statistic() -> None:
 
 
 def test_a_choice_by_a_condition_that_no_statistic_decides() -> None:
-    attention = einfuse.compile(HEAD + "  m = sum[j](s * s) + 1\n  o[i] = sum[j](s / m if flag else 0)\n  out o\n}", backend="torch")
+    attention = einfuse.compile(
+        HEAD + "  m = sum[j](s * s) + 1\n  o[i] = sum[j](s / m if flag else 0)\n  out o\n}", backend="torch"
+    )
     assert einfuse.verify(attention, backends=["torch"], dtypes=["float32"]).ok

@@ -29,7 +29,8 @@ def values(kind: str, fn: str, seed: int) -> torch.Tensor:
 
 
 TRUTH = {
-    "+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.true_divide, "^": torch.pow, "hash": TORCH["hash"], "neg": torch.neg, "abs": torch.abs,
+    "+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.true_divide, "^": torch.pow,
+    "hash": TORCH["hash"], "neg": torch.neg, "abs": torch.abs,
     "max": torch.maximum, "min": torch.minimum, "sign": torch.sign, "stop": lambda x: x, "exp": torch.exp, "exp2": torch.exp2, "log": torch.log,
     "log2": torch.log2, "log1p": lambda x: torch.log1p(x), "sqrt": torch.sqrt, "rsqrt": torch.rsqrt, "tanh": torch.tanh,
     "sigmoid": torch.sigmoid, "softplus": torch.nn.functional.softplus, "erf": torch.erf, "sin": torch.sin, "cos": torch.cos,
@@ -142,7 +143,8 @@ def test_reductions(red: str, run) -> None:
     c = Code(ORDER)
     c.store("a", b, i, value=states[0].value)
     c.store("z", b, i, d, value=states[1].value)
-    tensors = tuple(Arg(n, 3, "f32") for n in "xpy") + (
+    tensors = (
+        *tuple(Arg(n, 3, "f32") for n in "xpy"),
         Arg("rows", 2, "f32", True),
         Arg("a", 2, "f32", True),
         Arg("z", 3, "f32", True),
