@@ -307,11 +307,13 @@ def exponential(e: Any) -> Any:
     return sp.exp(e)
 
 
+@functools.lru_cache(256)
 def tidy(e: Any) -> Any:
     """Simplified, where that is surely quick."""
     return sp.powsimp(sp.simplify(e)) if sp.count_ops(e) < 60 else e
 
 
+@functools.lru_cache(256)
 def proven(lhs: Any, rhs: Any) -> bool:
     """Does sympy see that the two are the same function? (False means: it did not.)"""
     difference = lhs - rhs

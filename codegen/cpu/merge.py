@@ -60,7 +60,8 @@ def _fit(rows: KernelPlan, columns: KernelPlan) -> bool:
         t.name not in {x.name for x in rows.tensors} for t in columns.tensors if t.out
     )
     wide = all(t.storage == rows.compute for t in rows.tensors if t.out)
-    return same and crossed and apart and wide
+    inside = (op for s in rows.steps for op in ([op for p in s.phases for op in p.body] if isinstance(s, Fold) else ()))
+    return same and crossed and apart and wide and not any(isinstance(op, Store) for op in inside)
 
 
 @dataclass(slots=True)

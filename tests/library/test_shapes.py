@@ -57,7 +57,7 @@ def relative_keys(x: X) -> Tensor:
 def ntk(x: X) -> Tensor:
     f = F.elu(x["q"] / D**0.25) + 1
     p = causal(score(x)).exp()
-    return (p @ x["v"] + f @ x["z"]) / (p.sum(-1, keepdim=True) + (f * x["c"].abs()[:, None]).sum(-1, keepdim=True))
+    return (p @ x["v"] + f @ x["z"]) / (p.sum(-1, keepdim=True) + (f * F.softplus(x["c"])[:, None]).sum(-1, keepdim=True))
 
 
 def mixed_branches(x: X) -> Tensor:
