@@ -60,8 +60,11 @@ def _fit(rows: KernelPlan, columns: KernelPlan) -> bool:
         t.name not in {x.name for x in rows.tensors} for t in columns.tensors if t.out
     )
     wide = all(t.storage == rows.compute for t in rows.tensors if t.out)
-    inside = (op for s in rows.steps for op in ([op for p in s.phases for op in p.body] if isinstance(s, Fold) else ()))
-    return same and crossed and apart and wide and not any(isinstance(op, Store) for op in inside)
+    until = rows.steps.index(mine[0])
+    early = [op for s in rows.steps[:until] if not isinstance(s, Fold) for op in s] + [
+        op for p in mine[0].phases for op in p.body
+    ]
+    return same and crossed and apart and wide and not any(isinstance(op, Store) for op in early)
 
 
 @dataclass(slots=True)
