@@ -51,6 +51,22 @@ CORPUS = {
   o[i, e] = sum[j](softmax[j](s) * v)
   out o
 }""",
+    "a sum over fewer points than its scores": """  s = sum[d](q * k) where j <= i
+  o[i, e] = sum[j](softmax[j](s) * v where j % 2 == 0)
+  out o
+}""",
+    "a mean of more points than the sum that reads it": """  s = sum[d](q * k)
+  mu = sum[j](s) / count[j](s)
+  o[i, e] = sum[j]((s - mu) * v where j % 2 == 0)
+  out o
+}""",
+    "a vector made before the loop and repeated in it": """  in c[h, d]
+  f = elu(q) + 1
+  s = sum[d](q * k)
+  l = sum[j](exp(s - max[j](s))) + sum[d](f * abs(c))
+  o[i, e] = sum[j](exp(s - max[j](s)) * v) / l
+  out o
+}""",
     "a table read at a computed bucket": """  in table[h, 4]
   bucket[i, j] = min(abs(i - j), 3)
   s = sum[d](q * k) + table[h, bucket]

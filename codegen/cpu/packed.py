@@ -163,7 +163,10 @@ class PackPrinter:
         scope.scalars[f"size {rank}.lo"] = Ref(lo, "int")
         values = {v.name: v for v in packing.forms.values()}
         scope.recipes |= {op.out.name: op for op in packing.ops if not isinstance(op, Store)}
-        nodes, _ = settle(arrange(packing.ops, self.plan.order), scope.recipes, set(values))
+        own = {op.out.name: op for op in packing.ops if not isinstance(op, Store)}
+        coordinates = {n: op for n, op in scope.recipes.items() if isinstance(op, Coordinate)}
+        # what earlier regions computed lies in their buffers: repeating it could need what they did not keep
+        nodes, _ = settle(arrange(packing.ops, self.plan.order), {**coordinates, **own}, set(values))
         for node in nodes:
             for v in kept(node):
                 if (v.name, "plain") in packing.forms:

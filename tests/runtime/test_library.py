@@ -14,7 +14,9 @@ from einfuse.runtime.verify import Shape
 
 SPECS = library()
 SMALL = Shape(2, 2, 19, 27, (12, 20), 2)
-SHAPES = {"talking_heads": Shape(2, 2, 19, 27, (4, 8), 2)}  # heads that are mixed are held whole: a block has two head axes more
+SHAPES = {
+    "talking_heads": Shape(2, 2, 19, 27, (4, 8), 2)
+}  # heads that are mixed are held whole: a block has two head axes more
 COMBINATIONS: list[tuple[BackendName, str]] = [(b, d) for b in ("cpu", "triton") for d in ("float32", "bfloat16")]
 EVERYWHERE = ("causal", "alibi_window", "sigmoid", "t5_bias", "document", "rope", "cosine", "sink")
 CASES = [(n, c) for n in EVERYWHERE for c in COMBINATIONS] + [
