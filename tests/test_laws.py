@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 import einfuse
 
+pytestmark = pytest.mark.slow
+
 B, H, N, D = 2, 4, 45, 16
 
 

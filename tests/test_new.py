@@ -13,6 +13,8 @@ import pytest
 import einfuse
 from einfuse.cli import main
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_new_attention_passes_its_own_test(tmp_path: Path) -> None:
     folder = tmp_path / "mine"

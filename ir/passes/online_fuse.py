@@ -115,7 +115,23 @@ class _Surgeon:
         local = self._block_local([*states, *outs])
         wanted = self._wanted_after(names, after)
         epilogue = [x for n, x in after.items() if n in wanted]
-        return Fold(self.rank, (*local, *states, *(x for x in outs if x not in local)), mask), _ordered(epilogue)
+        body = (*local, *states, *(x for x in outs if x not in local))
+        return Fold(self.rank, self._own_names(body, {x.target for x in local} - {*emitted}), mask), _ordered(epilogue)
+
+    def _own_names(self, body: tuple[Einsum | State, ...], local: set[str]) -> tuple[Einsum | State, ...]:
+        """What another fold gives out under a mask of its own is computed here again, by another name."""
+        names = {n: fresh(n, self.taken) for n in sorted(local & set(self.cascade.outs))}
+        if not names:
+            return body
+
+        def renamed(e: Expr) -> Expr:
+            return ex.substitute(e, lambda x: replace(x, value=names[x.name]) if x.op == "load" and x.name in names else None)
+
+        out: list[Einsum | State] = []
+        for y in body:
+            y = replace(y, target=names.get(y.target, y.target), map=renamed(y.map))
+            out.append(replace(y, carry=renamed(y.carry)) if isinstance(y, State) and y.carry is not None else y)
+        return tuple(out)
 
     def _wanted_after(self, names: list[str], after: dict[str, Einsum]) -> set[str]:
         """What is read once the fold is done: by other statements, by later folds, and by what those need."""

@@ -258,6 +258,7 @@ def test_a_fault_inside_a_definition_points_into_the_users_text() -> None:
     assert "square(i < 3)" in str(of_the_prelude)
 
 
+@pytest.mark.slow
 def test_limits() -> None:
     assert "a spec has at most 1,000,000" in fault("#" * 1_000_001).message
     deep = fault("attention f { s = " + "(1 + " * 300 + "1" + ")" * 300 + " out s }")

@@ -6,6 +6,7 @@ import contextlib
 import re
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,8 @@ from einfuse.ir import SpecError
 from einfuse.ir import text as ir_text
 from einfuse.ir.verify import verify
 from einfuse.testing import specs
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [p.read_text(encoding="utf-8") for p in sorted((ROOT / "library" / "specs").rglob("*.attn"))]

@@ -247,6 +247,7 @@ def test_cases_that_cannot_be_are_dropped() -> None:
     assert len(fold_of(mask_ranges.run(cascade("not (j <= i and i - j < 40)"))).ranges) == 2
 
 
+@pytest.mark.slow
 def test_random_masks_keep_the_contract() -> None:
     """Unions of conjunctions of random bounds, in both orientations; most have a closed form."""
     rng = np.random.default_rng(11)

@@ -314,6 +314,7 @@ class Maker:
         return ex.call(op, self.predicate(depth - 1), self.predicate(depth - 1))
 
 
+@pytest.mark.slow
 def test_random_predicates(capsys: pytest.CaptureFixture[str]) -> None:
     """20,000 pairs of a predicate and a tile shape: no claim is wrong, and at least 95 % of what could be claimed is."""
     make, n, m = Maker(7), 60, 52

@@ -20,6 +20,8 @@ from einfuse.ir.verify import verify
 from einfuse.runtime.compile import library
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes
 
+pytestmark = pytest.mark.slow
+
 SHAPE = Shape(2, 2, 9, 13, (6, 5), 2)
 SPECS: dict[str, Path] = {n: p for n, p in library().items() if p.parent.name == "shapes"}
 NQ, NK, D = SHAPE.queries, SHAPE.keys, SHAPE.widths[0]

@@ -32,6 +32,7 @@ def test_jvp_kernels_are_right(name: str, backend: BackendName) -> None:
     torch.testing.assert_close(found.double(), t, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alibi", "softmax1", "sigmoid"])
 def test_gradients_of_gradients(name: str) -> None:
     attn = einfuse.compile(name, backend="torch")

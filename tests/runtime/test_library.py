@@ -35,6 +35,7 @@ def test_kernels_are_right(name: str, combination: tuple[BackendName, str]) -> N
     assert certificate.ok, [r for r in certificate.rows if not r.ok]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["causal", "alibi_window", "sigmoid", "document", "cosine"])
 @pytest.mark.parametrize(
     "shape", [Shape(1, 2, 1, 1, (1, 1), 1), Shape(1, 2, 7, 129, (3, 65), 2), Shape(2, 2, 130, 64, (64, 8), 1)], ids=str

@@ -9,6 +9,8 @@ import einfuse
 from einfuse.ir import EinfuseError
 from einfuse.runtime import ops
 
+pytestmark = pytest.mark.slow
+
 B, H, G, N, M, D, E = 2, 4, 2, 13, 17, 8, 12
 
 

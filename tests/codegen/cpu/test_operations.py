@@ -10,6 +10,8 @@ from einfuse.codegen.plan import Arg, Block, Fold, KernelPlan, Map, Phase, State
 from einfuse.ir import FUNCTIONS, MONOIDS
 from einfuse.ir.interpret import TORCH
 
+pytestmark = pytest.mark.slow
+
 ORDER = ("i", "j", "d")
 
 

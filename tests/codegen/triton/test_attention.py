@@ -6,6 +6,8 @@ from plans import CASES, Case, softmax
 
 from einfuse.codegen.triton import Options, build, emit
 
+pytestmark = pytest.mark.slow
+
 BOUNDS = {"f64": 1e-12, "f32": 2e-5, "bf16": 2e-2, "f16": 3e-3}
 
 
