@@ -7,16 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from einfuse.codegen.plan import Dot, Fold, KernelPlan, Load, Map, Op, Reduce, Region, Storage
+from einfuse.codegen.plan import BYTES, Dot, Fold, KernelPlan, Load, Map, Op, Reduce, Region
 
 SPECIAL = frozenset(
     {"exp", "exp2", "log", "log2", "log1p", "tanh", "sigmoid", "softplus", "erf", "sin", "cos", "sqrt", "rsqrt", "/", "^"}
 )
 """Functions that a GPU computes in its special-function units (or by several operations that include one)."""
-
-BYTES: dict[Storage, int] = {
-    "f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "bool": 1,
-}  # fmt: skip
 
 Resource = Literal["matrix products", "arithmetic", "special functions", "memory"]
 

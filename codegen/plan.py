@@ -24,6 +24,7 @@ What a back end may rely on, beyond the types:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +32,9 @@ from einfuse.ir import DType, Scalar
 
 Storage = Literal["f64", "f32", "bf16", "f16", "i64", "i32", "i16", "i8", "u8", "bool"]
 """How an element lies in memory."""
+
+BYTES: dict[Storage, int] = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "bool": 1}
+"""Of an element."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,3 +226,30 @@ class KernelPlan:
         """The canonical order of ranks in ``dims``: ambient never occur; tile, folds, then features."""
         folds = tuple(dict.fromkeys(s.rank for s in self.steps if isinstance(s, Fold)))
         return ((self.tile.rank,) if self.tile else ()) + folds + tuple(f.rank for f in self.features)
+
+
+def reads(op: Op) -> tuple[Value, ...]:
+    """The values an operation reads."""
+    match op:
+        case Load(index=index, where=where):
+            return index + ((where,) if where else ())
+        case Map(args=args):
+            return args
+        case Reduce(arg=arg):
+            return (arg,)
+        case Dot(a=a, b=b, acc=acc):
+            return (a, b, *((acc,) if acc else ()))
+        case Store(index=index, value=value):
+            return (*index, value)
+    return ()
+
+
+def operations(plan: KernelPlan) -> Iterator[Op]:
+    """Every operation of a plan, in order."""
+    for step in plan.steps:
+        if isinstance(step, Fold):
+            yield from step.bounds
+            for phase in step.phases:
+                yield from phase.body
+        else:
+            yield from step

@@ -225,7 +225,7 @@ class Attention:
         outs = outs if isinstance(outs, tuple) else (outs,)
         over = len(self.cascade.over)
         values = {n: o.squeeze(over) for n, o in zip(found.states, outs, strict=True)}
-        given = {**tensors, **numbers, **{p: sizes[n] for n, p in found.sizes.items()}}
+        given = {**tensors, **numbers, **splitting.constants(found.sizes, sizes)}
         return parts.PartialState(values, given, next(x.dtype for x in tensors.values() if x.is_floating_point()))
 
     def merge(self, *states: parts.PartialState) -> parts.PartialState:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -168,15 +167,14 @@ def choose(device: torch.device, wanted: BackendName | None = None) -> Backend:
 @functools.cache
 def compiler() -> str | None:
     """The C++ compiler that kernels are built with; one warning where there is none."""
-    import os
+    from einfuse.codegen import cpu
 
-    for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
-        found = shutil.which(name)
-        if found:
-            return found
-    warnings.warn(
-        f"einfuse found no C++ compiler on {sys.platform} (looked for $CXX, c++, g++, clang++): "
-        "CPU kernels run as tiled torch code, several times slower",
-        stacklevel=2,
-    )
-    return None
+    try:
+        return cpu.find_compiler()
+    except cpu.BuildError:
+        warnings.warn(
+            f"einfuse found no C++ compiler on {sys.platform} (looked for $CXX, c++, g++, clang++): "
+            "CPU kernels run as tiled torch code, several times slower",
+            stacklevel=2,
+        )
+        return None

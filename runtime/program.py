@@ -74,7 +74,7 @@ class Program:
     def build(self, cascade: Cascade, storage: Mapping[str, Storage], sizes: Mapping[str, int], backend: Backend) -> Built:
         """The kernel of one cascade (this program's own, or one of its backward's)."""
         static = static_sizes(cascade, sizes)
-        key = _key(cascade, storage, static, backend)
+        key = kernel_key(cascade, storage, static, backend)
         if key not in self.built:
             self.built[key] = self._build(cascade, storage, static, backend, 0)
         return self.built[key]
@@ -88,12 +88,12 @@ class Program:
         backend: Backend,
     ) -> None:
         """Launches the kernel of one cascade. One that spills registers is right but slow: the next call gets smaller tiles."""
-        storage = _storage(cascade, tensors)
+        storage = storage_of(cascade, tensors)
         built = self.build(cascade, storage, sizes, backend)
         if launch(built, tensors, numbers, sizes):
             static = static_sizes(cascade, sizes)
             if built.rung + 1 < len(tilings(cascade, storage, static, backend, self._is_backward(cascade))):
-                self.built[_key(cascade, storage, static, backend)] = self._build(
+                self.built[kernel_key(cascade, storage, static, backend)] = self._build(
                     cascade, storage, static, backend, built.rung + 1
                 )
 
@@ -146,7 +146,7 @@ class Program:
         sequence = {r.name for r in cascade.ranks if r.kind not in ("feature", "state")}
         out = {}
         for name in cascade.outs:
-            shape = [_extent(cascade, r, sizes) for r in (*cascade.over, *ranks[name])]
+            shape = [extent_of(cascade, r, sizes) for r in (*cascade.over, *ranks[name])]
             public = not self.wide and name in self.cascade.outs and not set(ranks[name]) <= sequence
             pair = len(set(ranks[name]) & sequence) > 1  # only live points are written
             make = torch.zeros if pair else torch.empty
@@ -196,18 +196,21 @@ class Program:
     ) -> tuple[Built, dict[str, torch.Tensor]] | None:
         """Two steps of a backward as one kernel, and its outputs (those of the first hold zeros, to be added to), where that is possible."""
         (first, parts), (second, more) = rows, columns
-        if not backend.merges(math.prod(_extent(first, r, sizes) for r in first.over)):
+        if not backend.merges(math.prod(extent_of(first, r, sizes) for r in first.over)):
+            return None
+        if any(t.name in first.outs for t in second.inputs):
+            return None
+        given = {t.name: STORAGE[env[t.name].dtype] for c in (first, second) for t in c.inputs if not t.param}
+        static = {**static_sizes(first, sizes), **static_sizes(second, sizes)}
+        key = (first.name, *kernel_key(second, given, static, backend))
+        if key in self.pairs and self.pairs[key] is None:
             return None
         outs = self._allocate_parts(first, parts, env, sizes, added=True) | self._allocate_parts(second, more, env, sizes)
-        if not all(x.numel() for x in outs.values()) or any(t.name in first.outs for t in second.inputs):
+        if not all(x.numel() for x in outs.values()):
             return None
-        known = {**env, **outs}
-        static = {
-            r.size: sizes[r.size] for c in (first, second) for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)
-        }
-        stored = {**_storage(first, known), **_storage(second, known)}
-        key = (first.name, second.name, second.outs, tuple(sorted(stored.items())), tuple(sorted(static.items())), backend.name)
         if key not in self.pairs:
+            known = {**env, **outs}
+            stored = {**storage_of(first, known), **storage_of(second, known)}
             self.pairs[key] = self._build_both(first, second, stored, static, backend)
         built = self.pairs[key]
         return (built, outs) if built else None
@@ -250,7 +253,7 @@ class Program:
         wide = torch.float64 if any(x.dtype == torch.float64 for x in env.values()) else torch.float32
         out = {}
         for name in cascade.outs:
-            shape = [_extent(cascade, r, sizes) for r in (*cascade.over, *ranks[name])]
+            shape = [extent_of(cascade, r, sizes) for r in (*cascade.over, *ranks[name])]
             mine = [p for p in parts if p.statement == name]
             alone = (
                 len(mine) == 1 and sum(p.input == mine[0].input for p in parts) == 1 and list(env[mine[0].input].shape) == shape
@@ -276,15 +279,17 @@ def static_sizes(cascade: Cascade, sizes: Mapping[str, int]) -> dict[str, int]:
     return {r.size: sizes[r.size] for r in cascade.ranks if r.kind == "feature" and isinstance(r.size, str)}
 
 
-def _key(cascade: Cascade, storage: Mapping[str, Storage], static: Mapping[str, int], backend: Backend) -> tuple[object, ...]:
+def kernel_key(
+    cascade: Cascade, storage: Mapping[str, Storage], static: Mapping[str, int], backend: Backend
+) -> tuple[object, ...]:
     return (cascade.name, cascade.outs, tuple(sorted(storage.items())), tuple(sorted(static.items())), backend.name)
 
 
-def _extent(cascade: Cascade, rank: str, sizes: Mapping[str, int]) -> int:
+def extent_of(cascade: Cascade, rank: str, sizes: Mapping[str, int]) -> int:
     size = cascade.rank(rank).size
     return size if isinstance(size, int) else sizes[size]
 
 
-def _storage(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> dict[str, Storage]:
+def storage_of(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> dict[str, Storage]:
     names = [t.name for t in cascade.inputs if not t.param] + list(cascade.outs)
     return {n: STORAGE[tensors[n].dtype] for n in names}

@@ -16,8 +16,7 @@ from einfuse.ir.passes.differentiate import Backward, adjoint
 from einfuse.ir.text import show
 from einfuse.runtime import cache
 from einfuse.runtime.backends import Backend, BackendName, Kernel
-from einfuse.runtime.binding import STORAGE
-from einfuse.runtime.program import Program, _extent
+from einfuse.runtime.program import Program, extent_of, kernel_key, static_sizes, storage_of
 from einfuse.runtime.scatter import accumulate
 
 
@@ -79,7 +78,7 @@ class ScanProgram(Program):
         ranks = {y.target: y.ranks for y in fold.body}
         device = next(iter(tensors.values())).device
         counted = self._counted(cascade, sizes)
-        shapes = {n: [_extent(cascade, r, counted) for r in (*cascade.over, *ranks[n])] for n in cascade.outs}
+        shapes = {n: [extent_of(cascade, r, counted) for r in (*cascade.over, *ranks[n])] for n in cascade.outs}
         kind = {n: dtype if fold.rank in ranks[n] else wide for n in cascade.outs}
         return {n: torch.empty(shapes[n], dtype=kind[n], device=device) for n in cascade.outs}
 
@@ -89,7 +88,7 @@ class ScanProgram(Program):
         assert isinstance(fold, Fold), "a blocked scan is one fold"
         if fold.count is None:
             return dict(sizes)
-        points = _extent(cascade, fold.rank, sizes)
+        points = extent_of(cascade, fold.rank, sizes)
         return {**sizes, str(cascade.rank(fold.count).size): (points + fold.step - 1) // fold.step}
 
     # -- running -----------------------------------------------------------------------------------------------------------------
@@ -132,7 +131,7 @@ class ScanProgram(Program):
         wide = torch.float64 if any(x.dtype == torch.float64 for x in tensors.values()) else torch.float32
         device = next(iter(tensors.values())).device
         outs = {
-            n: torch.empty([_extent(c, r, counted) for r in (*c.over, *ranks[n])], dtype=wide, device=device) for n in c.outs
+            n: torch.empty([extent_of(c, r, counted) for r in (*c.over, *ranks[n])], dtype=wide, device=device) for n in c.outs
         }
         self._launch(c, env, outs, numbers, sizes, backend)
         total: dict[str, torch.Tensor] = {}
@@ -152,11 +151,10 @@ class ScanProgram(Program):
         if not any(x.numel() for x in outs.values()):
             return
         counted = self._counted(cascade, sizes)
-        names = [t.name for t in cascade.inputs if not t.param]
-        every = {n: tensors[n] for n in names} | dict(outs)
-        storage = {n: STORAGE[x.dtype] for n, x in every.items()}
-        static = {r.size: counted[r.size] for r in cascade.ranks if r.kind == "feature" and isinstance(r.size, str)}
-        key = (cascade.name, cascade.outs, tuple(sorted(storage.items())), tuple(sorted(static.items())), backend.name)
+        every = {t.name: tensors[t.name] for t in cascade.inputs if not t.param} | dict(outs)
+        storage = storage_of(cascade, every)
+        static = static_sizes(cascade, counted)
+        key = kernel_key(cascade, storage, static, backend)
         if key not in self.kernels:
             self.kernels[key] = self._built(cascade, storage, static, backend)
         self.kernels[key](every, numbers, counted)

@@ -19,7 +19,7 @@ from einfuse.ir.passes import chunk
 from einfuse.ir.rewrite import expressions, fresh
 from einfuse.runtime import binding
 from einfuse.runtime.parts import PartialState
-from einfuse.runtime.program import _extent
+from einfuse.runtime.program import extent_of
 
 if TYPE_CHECKING:
     from einfuse.runtime.attention import Attention, Output
@@ -130,6 +130,6 @@ def _first(cascade: Cascade, states: tuple[State, ...], tensors: Mapping[str, to
         init = y.init or const(0.0)
         if init.op != "const":
             raise SpecError(f"{y.target} starts from an input: pass its first value as the state", y.loc)
-        shape = [_extent(cascade, r, sizes) for r in (*cascade.over, *y.ranks)]
+        shape = [extent_of(cascade, r, sizes) for r in (*cascade.over, *y.ranks)]
         out.append(torch.full(shape, float(init.value or 0.0), dtype=wide, device=floats[0].device))
     return tuple(out)

@@ -83,7 +83,8 @@ def verify(
         inputs = example_inputs(attention.cascade, DTYPES[dtype], seed, shape or Shape())
         oracle = _Evaluated(attention.reference, inputs, torch.float64, gradients)
         eager = _Evaluated(functools.partial(attention.reference, dtype=DTYPES[dtype]), inputs, DTYPES[dtype], gradients)
-        truth, expected = oracle.results(seed), _expected(oracle, eager, seed)
+        truth = oracle.results(seed)
+        expected = _expected(truth, oracle, eager, seed)
         for backend in backends:
             if progress is not None:
                 progress(f"{attention.name} {backend} {dtype}")
@@ -114,9 +115,9 @@ def _error(found: torch.Tensor, truth: torch.Tensor) -> float:
     return difference.abs().max().item() if bool(torch.isfinite(difference).all()) else float("inf")
 
 
-def _expected(oracle: _Evaluated, eager: _Evaluated, seed: int) -> dict[str, float]:
+def _expected(truth: dict[str, torch.Tensor], oracle: _Evaluated, eager: _Evaluated, seed: int) -> dict[str, float]:
     """The error of the eager formula, by name; of gradients of few values the largest along several directions."""
-    truth, found = oracle.results(seed), eager.results(seed)
+    found = eager.results(seed)
     errors = {what: _error(found[what], truth[what]) for what in truth}
     few = [what for what in truth if what.startswith("d ") and truth[what].numel() < FEW]
     for other in range(seed + 1, seed + DIRECTIONS) if few else ():

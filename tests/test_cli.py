@@ -187,6 +187,13 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(c["advice"] for c in checks.values() if not c["ok"])
 
 
+def test_doctor_counts_a_cache_that_others_write_to(tmp_path: Path) -> None:
+    from einfuse._cli import doctor
+
+    (tmp_path / "kept").write_bytes(b"abc")
+    assert [doctor._size(tmp_path / name) for name in ("kept", "renamed meanwhile", ".")] == [3, None, None]
+
+
 def test_doctor_says_what_to_do_without_a_compiler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from einfuse._cli import doctor
 

@@ -3,5 +3,6 @@
 from einfuse.codegen.cpu.build import BuildError as BuildError
 from einfuse.codegen.cpu.build import CpuKernel as CpuKernel
 from einfuse.codegen.cpu.build import build as build
+from einfuse.codegen.cpu.build import find_compiler as find_compiler
 from einfuse.codegen.cpu.emit import emit as emit
 from einfuse.codegen.cpu.merge import merge as merge

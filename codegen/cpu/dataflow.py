@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from einfuse.codegen.plan import (
@@ -20,23 +20,8 @@ from einfuse.codegen.plan import (
     Size,
     Store,
     Value,
+    reads,
 )
-
-
-def reads(op: Op) -> tuple[Value, ...]:
-    """The values an operation reads."""
-    match op:
-        case Load(index=index, where=where):
-            return index + ((where,) if where else ())
-        case Map(args=args):
-            return args
-        case Reduce(arg=arg):
-            return (arg,)
-        case Dot(a=a, b=b, acc=acc):
-            return (a, b, *((acc,) if acc else ()))
-        case Store(index=index, value=value):
-            return (*index, value)
-    return ()
 
 
 def domain(op: Op, order: tuple[str, ...]) -> tuple[str, ...]:
@@ -82,17 +67,6 @@ def _live(region: Region, wanted: set[str]) -> Region:
             kept.append(op)
             needed |= {v.name for v in reads(op)}
     return tuple(reversed(kept))
-
-
-def operations(plan: KernelPlan) -> Iterator[Op]:
-    """Every operation of a plan."""
-    for step in plan.steps:
-        if isinstance(step, Fold):
-            yield from step.bounds
-            for p in step.phases:
-                yield from p.body
-        else:
-            yield from step
 
 
 def with_out(op: Op, out: Value) -> Op:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from einfuse.codegen.cpu.access import ELEMENTS
-from einfuse.codegen.cpu.dataflow import fold_reads, operations, prune, reads
+from einfuse.codegen.cpu.dataflow import fold_reads, prune
 from einfuse.codegen.cpu.folds import FoldPrinter
 from einfuse.codegen.cpu.functions import Ref
 from einfuse.codegen.cpu.merge import sequential
@@ -12,7 +12,7 @@ from einfuse.codegen.cpu.pack import Dependence
 from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
 from einfuse.codegen.cpu.schedule import arrange, kept, settle
 from einfuse.codegen.cpu.text import Extent, Scope, Text
-from einfuse.codegen.plan import Coordinate, Fold, KernelPlan, Region, Store
+from einfuse.codegen.plan import Coordinate, Fold, KernelPlan, Region, Store, operations, reads
 
 
 class KernelPrinter:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from einfuse.codegen.cpu.dataflow import operations, reads, renamed, with_out
+from einfuse.codegen.cpu.dataflow import renamed, with_out
 from einfuse.codegen.plan import (
     Arg,
     Coordinate,
@@ -27,6 +27,8 @@ from einfuse.codegen.plan import (
     Size,
     Store,
     Value,
+    operations,
+    reads,
 )
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from einfuse.codegen.cpu.dataflow import domain, reads
-from einfuse.codegen.plan import Coordinate, Dot, Map, Op, Reduce, Store, Value
+from einfuse.codegen.cpu.dataflow import domain
+from einfuse.codegen.plan import Coordinate, Dot, Map, Op, Reduce, Store, Value, reads
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,12 @@ where it does not vary). All whole blocks are one run of the text, a shorter las
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from einfuse.codegen.plan import Const, Coordinate, Dot, Load, Map, Param, Reduce, Size, Store, Value
 from einfuse.codegen.scan.plan import Op, Prefix, Relabel, ScanPlan, Solve, reads
-from einfuse.codegen.torch.emit import identifier
 from einfuse.codegen.torch.functions import form
+from einfuse.codegen.torch.printer import Printer, kind, number
 
 _HELPERS = '''
 import torch
@@ -97,36 +96,13 @@ _RESERVED |= {"lo", "blocks", "step", "first", "at", "along", "AXES", "BLOCKS", 
 
 def emit(plan: ScanPlan) -> str:
     """The module's text; ``kernel(tensors, params, sizes)`` runs it."""
-    return _Printer(plan).printed()
+    return _Printer(set(_RESERVED), plan=plan).printed()
 
 
 @dataclass(slots=True)
-class _Printer:
-    plan: ScanPlan
-    lines: list[str] = field(default_factory=list)
-    indent: int = 1
-    names: dict[str, str] = field(default_factory=dict)
-    taken: set[str] = field(default_factory=lambda: set(_RESERVED))
+class _Printer(Printer):
+    plan: ScanPlan = field(kw_only=True)
     coordinates: dict[str, str] = field(default_factory=dict)  # values that are the plain coordinate of a rank
-
-    def line(self, text: str = "") -> None:
-        self.lines.append("    " * self.indent + text if text else "")
-
-    def fresh(self, name: str) -> str:
-        base, n = identifier(name), 1
-        text = base
-        while text in self.taken:
-            n += 1
-            text = f"{base}_{n}"
-        self.taken.add(text)
-        return text
-
-    def define(self, v: Value) -> str:
-        self.names[v.name] = self.fresh(v.name)
-        return self.names[v.name]
-
-    def ref(self, v: Value) -> str:
-        return self.names[v.name]
 
     def axis(self, rank: str) -> int:
         blocks = len(self.plan.ambient)
@@ -278,14 +254,14 @@ class _Printer:
     def expression(self, op: Op) -> str:
         match op:
             case Const(out=out, value=value):
-                return f"number({_number(value)}, {_kind(out)})"
+                return f"number({number(value)}, {kind(out)})"
             case Coordinate(out=out, rank=rank):
                 self.coordinates[out.name] = rank
                 return self.coordinate(rank)
             case Size(out=out, name=name):
                 return f"number(sizes[{name!r}], torch.int64)"
             case Param(out=out, name=name):
-                return f"number(params[{name!r}], {_kind(out)})"
+                return f"number(params[{name!r}], {kind(out)})"
             case Load():
                 return self.load(op)
             case Map(out=out, fn=fn, args=args):
@@ -319,13 +295,5 @@ class _Printer:
         plain = not op.clamp and op.where is None and all(v.name in self.coordinates for v in op.index)
         ranks = [self.coordinates.get(v.name) for v in op.index]
         if plain and op.index and len(set(ranks)) == len(ranks):
-            return f"{self.placed(op.tensor, op.index)}.to({_kind(op.out)})"
-        return f"take(tensors[{op.tensor!r}], [{', '.join(map(self.ref, op.index))}], {op.clamp}).to({_kind(op.out)})"
-
-
-def _number(value: float | int | bool) -> str:
-    return f"float('{value}')" if isinstance(value, float) and not math.isfinite(value) else repr(value)
-
-
-def _kind(v: Value) -> str:
-    return {"float": "real", "int": "torch.int64", "bool": "torch.bool"}[v.dtype]
+            return f"{self.placed(op.tensor, op.index)}.to({kind(op.out)})"
+        return f"take(tensors[{op.tensor!r}], [{', '.join(map(self.ref, op.index))}], {op.clamp}).to({kind(op.out)})"

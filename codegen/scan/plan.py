@@ -113,16 +113,8 @@ class ScanPlan:
 def reads(op: Op) -> tuple[Value, ...]:
     """The values an operation reads."""
     match op:
-        case kp.Load(index=index, where=where):
-            return (*index, *((where,) if where is not None else ()))
-        case kp.Map(args=args):
-            return args
-        case kp.Reduce(arg=arg) | Relabel(arg=arg) | Prefix(arg=arg):
+        case Relabel(arg=arg) | Prefix(arg=arg):
             return (arg,)
-        case kp.Dot(a=a, b=b, acc=acc):
-            return (a, b, *((acc,) if acc is not None else ()))
         case Solve(matrix=matrix, known=known):
             return (matrix, known)
-        case kp.Store(index=index, value=value):
-            return (*index, value)
-    return ()
+    return kp.reads(op)

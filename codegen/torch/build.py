@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from einfuse.codegen.plan import KernelPlan
-from einfuse.codegen.torch.emit import identifier
+from einfuse.codegen.torch.printer import identifier
 from einfuse.ir import Scalar
 
 if TYPE_CHECKING:

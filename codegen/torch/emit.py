@@ -6,9 +6,6 @@ vary), so that operands broadcast by rank. Ambient ranks are batched, but those 
 
 from __future__ import annotations
 
-import keyword
-import math
-import re
 from dataclasses import dataclass, field
 
 from einfuse.codegen.plan import (
@@ -26,9 +23,10 @@ from einfuse.codegen.plan import (
     Region,
     Size,
     Store,
-    Value,
+    reads,
 )
 from einfuse.codegen.torch.functions import HASHED, form
+from einfuse.codegen.torch.printer import Printer, kind, number
 
 _HELPERS = '''
 import torch
@@ -71,41 +69,13 @@ _RESERVED = {
 
 def emit(plan: KernelPlan) -> str:
     """The module's text; ``kernel(tensors, params, sizes)`` runs it."""
-    return _Printer(plan).printed()
-
-
-def identifier(name: str) -> str:
-    text = re.sub(r"\W", "_", name.replace("'", "_new"))
-    return f"x_{text}" if not text or text[0].isdigit() or keyword.iskeyword(text) else text
+    return _Printer(set(_RESERVED), plan=plan).printed()
 
 
 @dataclass(slots=True)
-class _Printer:
-    plan: KernelPlan
-    lines: list[str] = field(default_factory=list)
-    indent: int = 1
-    names: dict[str, str] = field(default_factory=dict)
-    taken: set[str] = field(default_factory=lambda: set(_RESERVED))
+class _Printer(Printer):
+    plan: KernelPlan = field(kw_only=True)
     local: dict[str, str] = field(default_factory=dict)  # sizes that exist only inside a loop
-
-    def line(self, text: str = "") -> None:
-        self.lines.append("    " * self.indent + text if text else "")
-
-    def fresh(self, name: str) -> str:
-        base = identifier(name)
-        text, n = base, 1
-        while text in self.taken:
-            n += 1
-            text = f"{base}_{n}"
-        self.taken.add(text)
-        return text
-
-    def define(self, v: Value) -> str:
-        self.names[v.name] = self.fresh(v.name)
-        return self.names[v.name]
-
-    def ref(self, v: Value) -> str:
-        return self.names[v.name]
 
     def axis(self, rank: str) -> int:
         ranks = [*(b.rank for b in self.plan.ambient), *self.plan.order]
@@ -168,7 +138,7 @@ class _Printer:
                 if isinstance(op, Coordinate):
                     depends[op.out.name] = {op.rank} & ambient
                 elif not isinstance(op, Store):
-                    depends[op.out.name] = set().union(*(depends.get(v.name, set()) for v in _reads(op)))
+                    depends[op.out.name] = set().union(*(depends.get(v.name, set()) for v in reads(op)))
             if isinstance(step, Fold):
                 out |= set(step.table_ranks) if step.tabulated else set()
                 for p in () if step.tabulated else step.phases:
@@ -192,13 +162,13 @@ class _Printer:
     def expression(self, op: Op) -> str:
         match op:
             case Const(out=out, value=value):
-                return f"number({_number(value)}, {_kind(out)})"
+                return f"number({number(value)}, {kind(out)})"
             case Coordinate(rank=rank):
                 return self.local[f"coordinate {rank}"]
             case Size(out=out, name=name):
                 return f"number({self.local.get(name, f'sizes[{name!r}]')}, torch.int64)"
             case Param(out=out, name=name):
-                return f"number(params[{name!r}], {_kind(out)})"
+                return f"number(params[{name!r}], {kind(out)})"
             case Load():
                 return self.load(op)
             case Map(out=out, fn=fn, args=args):
@@ -219,14 +189,14 @@ class _Printer:
             args.append(f"clamp={op.clamp}")
         if op.where is not None:
             args.append(f"where={self.ref(op.where)}")
-        return f"take({', '.join(args)}).to({_kind(op.out)})"
+        return f"take({', '.join(args)}).to({kind(op.out)})"
 
     # ------------------------------------------------------------------------------------------------------------------ folds
 
     def fold(self, fold: Fold) -> None:
         self.region(fold.bounds)
         for s in fold.states:
-            self.line(f"{self.define(s.value)} = number({_number(s.init)}, {_kind(s.value)})")
+            self.line(f"{self.define(s.value)} = number({number(s.init)}, {kind(s.value)})")
         for n, p in enumerate(fold.phases):
             self.phase(fold, n, p)
 
@@ -260,24 +230,3 @@ class _Printer:
             return row
         lo = self.local[f"{tile.rank}.lo"]
         return f"{row} * -(-{self.extent(tile.size)} // {tile.block}) + {lo} // {tile.block}"
-
-
-def _reads(op: Op) -> tuple[Value, ...]:
-    match op:
-        case Load(index=index, where=where):
-            return (*index, *((where,) if where else ()))
-        case Map(args=args):
-            return args
-        case Reduce(arg=arg):
-            return (arg,)
-        case Dot(a=a, b=b, acc=acc):
-            return (a, b, *((acc,) if acc else ()))
-    return ()
-
-
-def _number(value: float | int | bool) -> str:
-    return f"float('{value}')" if isinstance(value, float) and not math.isfinite(value) else repr(value)
-
-
-def _kind(v: Value) -> str:
-    return {"float": "real", "int": "torch.int64", "bool": "torch.bool"}[v.dtype]

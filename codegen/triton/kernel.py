@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from einfuse.codegen.plan import Fold, KernelPlan, Load, Phase
+from einfuse.codegen.plan import Fold, KernelPlan, Load, Phase, operations
 from einfuse.codegen.triton.body import Body, Ref, number
-from einfuse.codegen.triton.layout import Layout, operations
+from einfuse.codegen.triton.layout import Layout
 from einfuse.codegen.triton.memory import widened
 from einfuse.codegen.triton.names import Names, identifier
 from einfuse.codegen.triton.ops import print_region

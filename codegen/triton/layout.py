@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from einfuse.codegen.plan import Block, Dot, Fold, KernelPlan, Op, Value
+from einfuse.codegen.plan import Block, Dot, Fold, KernelPlan, Value, operations
 
 MATRIX = 16
 """The least extent of an operand of ``tl.dot`` that every target takes."""
@@ -12,17 +10,6 @@ MATRIX = 16
 
 def power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
-
-
-def operations(plan: KernelPlan) -> Iterator[Op]:
-    """Every op of the plan, in order."""
-    for step in plan.steps:
-        if isinstance(step, Fold):
-            yield from step.bounds
-            for phase in step.phases:
-                yield from phase.body
-        else:
-            yield from step
 
 
 class Layout:

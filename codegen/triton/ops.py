@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Set
 
-from einfuse.codegen.plan import Const, Coordinate, Dot, Load, Map, Op, Param, Reduce, Region, Size, Store
+from einfuse.codegen.plan import Const, Coordinate, Dot, Load, Map, Op, Param, Reduce, Region, Size, Store, reads
 from einfuse.codegen.triton.arithmetic import print_dot, print_map, print_reduce
 from einfuse.codegen.triton.body import Body, Ref, number
 from einfuse.codegen.triton.memory import print_load, print_store
-from einfuse.codegen.triton.simplify import reads
 
 
 def print_region(body: Body, region: Region, elsewhere: Set[str] = frozenset()) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from einfuse.codegen.plan import Dot, Fold, KernelPlan, Load, Region
+from einfuse.codegen.plan import BYTES, Dot, Fold, KernelPlan, Load, Region
 from einfuse.codegen.triton.layout import MATRIX, Layout
 
 GpuTarget = Literal["sm_80", "sm_90", "gfx942"]
@@ -19,9 +19,6 @@ SHARED: dict[str, int] = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64
 """The most shared memory a program may ask for, in bytes."""
 
 MOST_TILINGS = 6
-
-WIDTHS = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "bool": 1}
-"""Bytes of an element."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +125,7 @@ def _held(plan: KernelPlan, layout: Layout) -> int:
 
 def _bytes(plan: KernelPlan, layout: Layout, region: Region) -> int:
     """The size in memory of the blocks of two or more ranks that a region loads."""
-    storage = {t.name: WIDTHS[t.storage] for t in plan.tensors}
+    storage = {t.name: BYTES[t.storage] for t in plan.tensors}
     loads = [op for op in region if isinstance(op, Load) and len(op.out.dims) > 1]
     return sum(_area(layout, op.out.dims) * storage[op.tensor] for op in loads)
 

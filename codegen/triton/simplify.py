@@ -12,25 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from einfuse.codegen.plan import Dot, Fold, KernelPlan, Load, Map, Op, Phase, Reduce, Region, Store, Value
+from einfuse.codegen.plan import Dot, Fold, KernelPlan, Map, Op, Phase, Region, Store, reads
 
 EXP_DIFFERENCE = "exp_difference"
-
-
-def reads(op: Op) -> tuple[Value, ...]:
-    """The values an op reads."""
-    match op:
-        case Load(index=index, where=where):
-            return index + ((where,) if where else ())
-        case Map(args=args):
-            return args
-        case Reduce(arg=arg):
-            return (arg,)
-        case Dot(a=a, b=b, acc=acc):
-            return (a, b, *((acc,) if acc else ()))
-        case Store(index=index, value=value):
-            return (*index, value)
-    return ()
 
 
 def simplify(plan: KernelPlan) -> KernelPlan:

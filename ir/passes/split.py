@@ -13,6 +13,7 @@ barrier between kernels, so only cascades of one pass can be split.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
@@ -215,6 +216,6 @@ def _finite(e: Expr) -> Expr:
     return call("select", call("==", call("-", e, e), ex.const(0.0)), e, ex.const(0.0))
 
 
-def constants(sizes: dict[str, str], known: dict[str, int]) -> dict[str, Scalar]:
+def constants(sizes: dict[str, str], known: Mapping[str, int]) -> dict[str, Scalar]:
     """The parameters that `Split.sizes` asks for."""
     return {p: known[n] for n, p in sizes.items()}

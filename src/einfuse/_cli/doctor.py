@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import stat
 import subprocess
 import warnings
 from collections.abc import Callable
@@ -102,11 +103,19 @@ def _gpu() -> Finding:
     return Finding("GPU", "none: Triton kernels run in Triton's interpreter, for tests only")
 
 
+def _size(path: Path) -> int | None:
+    """Its bytes; None for what is not a file, or no longer: another process may be writing here and renaming what it wrote."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
 def _cache() -> Finding:
     folder = cache.folder()
-    files = [p for p in folder.rglob("*") if p.is_file()]
-    size = sum(p.stat().st_size for p in files)
-    found = f"{folder}: {len(files)} files, {size / 2**20:.1f} MiB"
+    sizes = [size for path in folder.rglob("*") if (size := _size(path)) is not None]
+    found = f"{folder}: {len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB"
     wanted = os.environ.get("EINFUSE_CACHE")
     if wanted and folder != Path(wanted):
         return Finding("cache", found, False, f"{wanted} (EINFUSE_CACHE) cannot be written: kernels are built in every process")
