@@ -79,6 +79,11 @@ CORPUS = {
   o[i, e] = sum[j](softmax[j](s) * v)
   out o
 }""",
+    "choices of features behind the fold": """  s = sum[d](q * k where d < 2)
+  z = sum[j](s * v where e > 0)
+  o[i, e] = z * sum[d](q if q > 0 else 0.1 * q) + sum[d](abs(q))
+  out o
+}""",
 }
 
 DERIVED = {
@@ -109,8 +114,21 @@ DERIVED = {
   o[i, e] = sum[j](softmax[j](s) * v)
   out o
 }""",
-    "choices of features behind the fold": """  o[i, e] = sum[j](sum[d](q * k) * v) * sum[d](q if q > 0 else 0.1 * q) + sum[d](abs(q))
+    "a maximum of normalised weights that the backward reads": """  s = sum[d](q * k) where j <= i
+  n = sum[j](softplus(s))
+  r = softplus(s) / n
+  top = max[j](r)
+  o[i, e] = sum[j]((r / top) ^ 2 * v)
   out o
+}""",
+    "conditions on features": """  s = sum[d](q * k where d < 2)
+  z = sum[j](softmax[j](s) * v where e > 0)
+  o[i, e] = z + 1 where i < 3 and e > 1
+  out o
+}""",
+    "an output of its own rank under a condition": """  kk[j] = sum[d](k * k) + 1 where j > 1
+  o[i, e] = sum[j](softmax[j](sum[d](q * k)) * v)
+  out o, kk
 }""",
     "a table behind the condition of another statement": """  in table[h, W]
   s = sum[d](q * k) where 0 <= i - j < W

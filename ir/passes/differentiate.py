@@ -228,7 +228,8 @@ class _Reverse:
                 over, under = [], []
                 masked = set() if mask is None else self._free(mask)  # the sum differs from point to point of these, too
                 value_ranks = self._sorted((self._free(inner) | masked) - stage)
-            over.append(self._named(base, value_ranks, "sum", self._sorted(stage), inner, mask if carried else None))
+            here = mask if carried else ex.conjunction(*(p for p in ex.conjuncts(mask) if self._free(p) & stage))
+            over.append(self._named(base, value_ranks, "sum", self._sorted(stage), inner, here))
             mask = ex.conjunction(*(p for p in ex.conjuncts(mask) if not self._free(p) & stage))
         return ex.fraction(over, under)
 
