@@ -31,6 +31,7 @@ from einfuse.ir import index as coordinate
 from einfuse.ir import size as size_of
 from einfuse.ir.expr import factors, indices, names, product, reads, walk
 from einfuse.ir.interpret import is_let
+from einfuse.ir.passes.classify_score import operands
 from einfuse.ir.passes.schedule import feature_ranks
 from einfuse.ir.rewrite import fresh, within_axis
 from einfuse.ir.text import show_body
@@ -316,12 +317,10 @@ class _Lowering:
             values = [self._value(p, self.env) for p in parts]
             outside = [v for v in values if rank not in v.dims]
             inside = [v for v in values if rank in v.dims]
-            groups: dict[tuple[str, ...], list[Value]] = {}
-            for v in inside:
-                groups.setdefault(v.dims, []).append(v)
-            shapes = [set(g) - {rank} for g in groups]
-            if len(groups) == 2 and all(len(s) == 1 for s in shapes) and shapes[0] != shapes[1]:
-                a, b = (self._product(g) for g in sorted(groups.values(), key=lambda g: self._position(g[0], rank)))
+            sides = operands([v.dims for v in inside], rank)
+            if sides is not None:
+                groups = sorted(([inside[n] for n in side] for side in sides), key=lambda g: self._position(g[0], rank))
+                a, b = (self._product(g) for g in groups)
                 dims = self._dims((a, b))
                 dims = tuple(d for d in dims if d != rank)
                 out = self._emit(

@@ -12,11 +12,11 @@ import torch
 from einfuse.codegen import KernelPlan, Storage, lower
 from einfuse.ir import Cascade, Scalar, derivation, interpret, pipeline
 from einfuse.ir import expr as ex
-from einfuse.ir.passes import canonicalise, stages, tangent
+from einfuse.ir.passes import canonicalise, classify_score, stages, tangent
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.rewrite import expressions, statements
 from einfuse.ir.text import show
-from einfuse.runtime import binding, cache, ops, parts, stream
+from einfuse.runtime import binding, cache, derived, ops, parts, stream
 from einfuse.runtime.backends import BACKENDS, Backend, BackendName, Target, Tilings, TritonBackend
 from einfuse.runtime.program import Program, tilings
 from einfuse.runtime.scan import ScanProgram, program_of
@@ -53,7 +53,7 @@ class Candidate:
         strict: bool,
     ) -> Candidate:
         """The kernel at the first of the tilings."""
-        plan = lower(pipeline.run(cascade, *tilings[0], strict), storage, static)
+        plan = lower(derived.scheduled(cascade, *tilings[0], strict), storage, static)
         rest = tilings[1:]
         return Candidate(
             plan,
@@ -273,11 +273,18 @@ class Attention:
         canonical = canonicalise.run(self.cascade)
         out = []
         for rank in canonicalise.fold_ranks(canonical):
-            found = derivation.derive(canonical, rank)
+            found = derived.derived(canonical, rank)
             cuts = tuple((d.statistic, d.reader) for d in found.decisions if d.how == "cut")
             before = derivation.count_passes(self.cascade, rank)
             out.append(PassReport(rank, before, found.passes, cuts, tuple(found.decisions)))
         return tuple(out)
+
+    def scores(self) -> tuple[classify_score.Score, ...]:
+        """What kind of number every score is: products, degree, dependence on positions, tables, bounds. None for a scan."""
+        if isinstance(self.program, ScanProgram):
+            return ()
+        stages = self.stages or (self,)
+        return tuple(dict.fromkeys(s for a in stages for s in classify_score.run(canonicalise.run(a.cascade))))
 
     def plan(self, backend: BackendName, dtype: torch.dtype = torch.float32, **sizes: int) -> KernelPlan:
         """The forward kernel as data, for feature sizes given by name (default 64)."""
