@@ -389,7 +389,9 @@ class _Lowering:
                     phases.append(kp.Phase(start, stop, *body, label))
         self.scope = outer
         own = tuple(bounds.ops)
-        table = tuple(r for r in self.cascade.over if r in indices(f.mask)) if f.tabulated else ()
+        tabulated = [x.mask for x in self.cascade.body if isinstance(x, Fold) and x.rank == f.rank and x.tabulated]
+        shared = set().union(*(indices(m) for m in tabulated))  # folds over a rank share one table
+        table = tuple(r for r in self.cascade.over if r in shared) if f.tabulated else ()
         self.env.update(olds)
         return kp.Fold(
             rank=f.rank,

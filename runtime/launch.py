@@ -13,6 +13,7 @@ from einfuse.codegen import KernelPlan
 from einfuse.codegen.plan import Fold as PlanFold
 from einfuse.ir import Cascade, Fold, Scalar, classify
 from einfuse.ir.expr import reads
+from einfuse.ir.tiles import combined
 from einfuse.runtime.backends import Kernel
 
 REMEMBERED = 4  # masks of a kernel whose live tiles are kept: layers of a model share one, a data loader goes on to the next
@@ -83,18 +84,23 @@ def tile_tables(
     numbers: Mapping[str, Scalar],
     sizes: Mapping[str, int],
 ) -> dict[str, torch.Tensor]:
-    """The lists of full and partial tiles of one fold, from the symbolic analysis of its mask."""
-    fold = next(x for x in cascade.body if isinstance(x, Fold) and x.rank == step.rank and x.tabulated)
-    arrays = {n: _array(tensors[n]) for n in reads(fold.mask) if n in tensors}
+    """The lists of full and partial tiles of a fold, from the symbolic analysis of masks.
+
+    Folds over one rank share their lists: a tile is full where it is for all of them, and visited where it is live for any.
+    """
+    masks = dict.fromkeys(x.mask for x in cascade.body if isinstance(x, Fold) and x.rank == step.rank and x.tabulated)
     ((rank, block),) = cascade.tile
     rows = (rank, cascade.rank(rank).size, block)
-    columns = (fold.rank, cascade.rank(fold.rank).size, fold.step)
+    columns = (step.rank, cascade.rank(step.rank).size, step.step)
     extents = {r: cascade.rank(r).size for r in cascade.over}
     ambient = {r: n if isinstance(n, int) else sizes[n] for r, n in extents.items()}
-    tiles = classify(fold.mask, rows, columns, dict(sizes), dict(numbers), arrays, ambient)
-    count, blocks = tiles.csr(step.table_ranks)
+    maps = []
+    for mask in masks:
+        arrays = {n: _array(tensors[n]) for n in reads(mask) if n in tensors}
+        maps.append(classify(mask, rows, columns, dict(sizes), dict(numbers), arrays, ambient))
+    count, blocks = combined(maps, {r: ambient[r] for r in step.table_ranks}).csr(step.table_ranks)
     device = next(iter(tensors.values())).device
-    return {f"{fold.rank}_count": torch.from_numpy(count).to(device), f"{fold.rank}_block": torch.from_numpy(blocks).to(device)}
+    return {f"{step.rank}_count": torch.from_numpy(count).to(device), f"{step.rank}_block": torch.from_numpy(blocks).to(device)}
 
 
 def _array(x: torch.Tensor) -> np.ndarray:
