@@ -316,9 +316,11 @@ class _Lowering:
             groups: dict[tuple[str, ...], list[Value]] = {}
             for v in inside:
                 groups.setdefault(v.dims, []).append(v)
+            weights = groups.pop((rank,), [])
             shapes = [set(g) - {rank} for g in groups]
             if len(groups) == 2 and all(len(s) == 1 for s in shapes) and shapes[0] != shapes[1]:
-                a, b = (self._product(g) for g in sorted(groups.values(), key=lambda g: self._position(g[0], rank)))
+                first, second = sorted(groups.values(), key=lambda g: self._position(g[0], rank))
+                a, b = self._product(first + weights), self._product(second)  # with the tile, weights are multiplied in once
                 dims = self._dims((a, b))
                 dims = tuple(d for d in dims if d != rank)
                 out = self._emit(

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from einfuse.codegen import KernelPlan, Storage, lower
+from einfuse.codegen import KernelPlan, Storage
 from einfuse.ir import Cascade, Scalar, derivation, interpret, pipeline
 from einfuse.ir.passes import canonicalise, stages, tangent
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, ops, parts, stream
 from einfuse.runtime.backends import BACKENDS, Backend, BackendName, Target, Tilings, TritonBackend
-from einfuse.runtime.program import Program, tilings
+from einfuse.runtime.program import Program, tiled, tilings
 from einfuse.runtime.scan import ScanProgram, program_of
 
 Output = torch.Tensor | tuple[torch.Tensor, ...]
@@ -50,9 +50,8 @@ class Candidate:
         tilings: Tilings,
         strict: bool,
     ) -> Candidate:
-        """The kernel at the first of the tilings."""
-        plan = lower(pipeline.run(cascade, *tilings[0], strict), storage, static)
-        rest = tilings[1:]
+        """The kernel at the first of the tilings that can be held."""
+        _, plan, rest = tiled(cascade, storage, static, backend, tilings, strict)
         return Candidate(
             plan,
             backend.emit(plan),
