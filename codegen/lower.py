@@ -107,9 +107,12 @@ class _Lowering:
                 steps += [tuple(outer.ops), fold]  # what the loop hoisted comes before it
                 outer.ops = []
                 continue
-            self._define(x.target, x.ranks, self._einsum(x))
+            value = self._einsum(x)
             if x.target in self.cascade.outs:
-                self._store(x.target, x.ranks, self.env[x.target])
+                live = None if x.mask is None else self._value(x.mask, self.env, name="live")
+                value = self._masked(value, live, 0.0)
+                self._store(x.target, x.ranks, value)
+            self._define(x.target, x.ranks, value)
         for name in self.cascade.outs:
             if self._is_state(name):
                 self._store(name, self.ranks[name], self.env[name])

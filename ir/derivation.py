@@ -280,10 +280,14 @@ class _Deriver:
                 return [(f, replace(acc, tower=(ex.at(name, self.by_name[name].ranks), maps)))]
             terms = sep.rank_one_terms(self.sampler, f, d)
             parts = [(g, acc if len(terms) == 1 else replace(acc, map=self.atoms.to_expr(g))) for g in terms]
-            how = self._defer if self._deferrable(name) else self._carry
-            return [how(x, name, g, part) if d in g.free_symbols else (g, part) for g, part in parts]
+            return [self._moved(x, name, g, part) if d in g.free_symbols else (g, part) for g, part in parts]
         except sep.NotSeparable:
             raise _Cut(name) from None
+
+    def _moved(self, x: Einsum, name: str, g: Any, acc: Accumulator) -> tuple[Any, Accumulator]:
+        """A quotient re-bases only where its divisor cannot be 0: the factor ``m`` of a sum waits for the end, ``exp(-m)`` is carried."""
+        waits = self._deferrable(name) or self.sampler.vanishes(g, self._symbol(name))
+        return self._defer(x, name, g, acc) if waits else self._carry(x, name, g, acc)
 
     def _carry(self, x: Einsum, name: str, g: Any, acc: Accumulator, how: Literal["*", "+"] = "*") -> tuple[Any, Accumulator]:
         """The correction of the partial sum when the statistic moves: a quotient (or difference) free of the element."""

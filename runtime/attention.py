@@ -11,8 +11,10 @@ import torch
 
 from einfuse.codegen import KernelPlan, Storage
 from einfuse.ir import Cascade, Scalar, derivation, interpret, pipeline
+from einfuse.ir import expr as ex
 from einfuse.ir.passes import canonicalise, stages, tangent
 from einfuse.ir.passes import split as splitting
+from einfuse.ir.rewrite import expressions, statements
 from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, ops, parts, stream
 from einfuse.runtime.backends import BACKENDS, Backend, BackendName, Target, Tilings, TritonBackend
@@ -133,10 +135,16 @@ class Attention:
     def _staged(self, known: dict[str, torch.Tensor | Scalar]) -> Output:
         """Stage after stage, each reading what earlier ones gave out; autograd chains their backward passes."""
         for stage in self.stages:
-            found = stage(**{t.name: known[t.name] for t in stage.cascade.inputs})
+            found = stage(**stage.taken_from(known))
             known |= zip(stage.cascade.outs, found if isinstance(found, tuple) else (found,), strict=True)
         outs: list[torch.Tensor] = [known[n] for n in self.cascade.outs]  # type: ignore[misc]  # outputs are tensors
         return outs[0] if len(outs) == 1 else tuple(outs)
+
+    def taken_from(self, known: Mapping[str, torch.Tensor | Scalar]) -> dict[str, torch.Tensor | Scalar]:
+        """The arguments of this stage; those that it takes for their shapes alone have no gradient."""
+        read = {n for x in statements(self.cascade) for e in expressions(x) for n in ex.reads(e)}
+        mine = {t.name: known[t.name] for t in self.cascade.inputs}
+        return {n: x.detach() if isinstance(x, torch.Tensor) and n not in read else x for n, x in mine.items()}
 
     def given(self, optional: Iterable[str]) -> Attention:
         """The same attention with these of its optional inputs given (a spec of its own, compiled once)."""
