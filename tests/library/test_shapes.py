@@ -50,12 +50,6 @@ def unit(x: Tensor) -> Tensor:
     return x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt()
 
 
-def relative_keys(x: X) -> Tensor:
-    r = (COLUMN - ROW).clamp(-8, 8) + 8
-    p = (score(x) + torch.einsum("bhid,ijd->bhij", x["q"], x["rk"][r]) / math.sqrt(D)).softmax(-1)
-    return p @ x["v"] + torch.einsum("bhij,ije->bhie", p, x["rv"][r])
-
-
 def ntk(x: X) -> Tensor:
     f = F.elu(x["q"] / D**0.25) + 1
     p = causal(score(x)).exp()
@@ -130,7 +124,6 @@ def two_axes(x: X) -> Tensor:
 
 FORMULAS: dict[str, Callable[[X], Tensor | tuple[Tensor, ...]]] = {
     "decayed_softmax": lambda x: score(x).softmax(-1) * (-per_head(x["decay"]).abs() * (ROW - COLUMN).abs()).exp() @ x["v"],
-    "relative_keys": relative_keys,
     "differential": lambda x: (
         (causal(score(x)).softmax(-1) - per_head(x["weight"]) * causal(x["q2"] @ x["k2"].mT / math.sqrt(D)).softmax(-1))
         @ x["v"]
