@@ -189,7 +189,7 @@ class Program:
             env |= outs
             for source, part in done:
                 accumulate(total, source, part, outs[part.statement], tensors, numbers, sizes)
-        return {n: total[n].to(tensors[n].dtype) if n in total else torch.zeros_like(tensors[n]) for n in wanted}
+        return _apart({n: total[n].to(tensors[n].dtype) if n in total else torch.zeros_like(tensors[n]) for n in wanted})
 
     def _both(
         self, rows: Step, columns: Step, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int], backend: Backend
@@ -272,6 +272,16 @@ def tilings(
     floats = [storage[t.name] for t in cascade.inputs if t.dtype == "float" and not t.param]
     narrow = next((s for s in floats if s in ("bf16", "f16")), floats[0] if floats else "f32")
     return backend.tilings(narrow, max(widths, default=1), backward)
+
+
+def _apart(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A tensor for each: the terms of a sum have one gradient, and an operator must not give out the same memory twice."""
+    out: dict[str, torch.Tensor] = {}
+    held: set[int] = set()
+    for name, x in found.items():
+        out[name] = x.clone() if x.data_ptr() in held and x.numel() else x
+        held.add(x.data_ptr())
+    return out
 
 
 def static_sizes(cascade: Cascade, sizes: Mapping[str, int]) -> dict[str, int]:
