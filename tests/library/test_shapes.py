@@ -158,7 +158,8 @@ def interface(x: X) -> Tensor:
 
 def relational(x: X) -> Tensor:
     """With a value for every pair, as the paper writes it."""
-    r = torch.einsum("bilc,bjlc->bijl", x["rq"], x["rk"])
+    each = (x["w"].shape[1], -1)
+    r = torch.einsum("bilc,bjlc->bijl", x["rq"].unflatten(-1, each), x["rk"].unflatten(-1, each))
     values = torch.einsum("bijl,hle->bhije", r, x["w"]) + x["symbol"][:, :, None]
     return torch.einsum("bhij,bhije->bhie", score(x).softmax(-1), values)
 
