@@ -12,7 +12,7 @@ import torch
 from einfuse.codegen import KernelPlan, Storage
 from einfuse.ir import Cascade, Scalar, derivation, interpret, pipeline
 from einfuse.ir import expr as ex
-from einfuse.ir.passes import canonicalise, stages, tangent
+from einfuse.ir.passes import canonicalise, online_fuse, stages, tangent
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.rewrite import expressions, statements
 from einfuse.ir.text import show
@@ -271,11 +271,10 @@ class Attention:
             return tuple(report for stage in self.stages for report in stage.passes())
         canonical = canonicalise.run(self.cascade)
         out = []
-        for rank in canonicalise.fold_ranks(canonical):
-            found = derivation.derive(canonical, rank)
+        for found, _ in online_fuse.steps(canonical):
             cuts = tuple((d.statistic, d.reader) for d in found.decisions if d.how == "cut")
-            before = derivation.count_passes(self.cascade, rank)
-            out.append(PassReport(rank, before, found.passes, cuts, tuple(found.decisions)))
+            before = derivation.count_passes(self.cascade, found.rank)
+            out.append(PassReport(found.rank, before, found.passes, cuts, tuple(found.decisions)))
         return tuple(out)
 
     def plan(self, backend: BackendName, dtype: torch.dtype = torch.float32, **sizes: int) -> KernelPlan:

@@ -188,7 +188,7 @@ class Program:
             env |= outs
             for source, part in done:
                 accumulate(total, source, part, outs[part.statement], tensors, numbers, sizes)
-        return {n: total[n].to(tensors[n].dtype) if n in total else torch.zeros_like(tensors[n]) for n in wanted}
+        return _apart({n: total[n].to(tensors[n].dtype) if n in total else torch.zeros_like(tensors[n]) for n in wanted})
 
     def _both(
         self, rows: Step, columns: Step, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int], backend: Backend
@@ -283,6 +283,16 @@ def tiled(
     if rest and not backend.holds(plan):
         return tiled(cascade, storage, static, backend, rest, strict)
     return scheduled, plan, rest
+
+
+def _apart(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A tensor for each: the terms of a sum have one gradient, and an operator must not give out the same memory twice."""
+    out: dict[str, torch.Tensor] = {}
+    held: set[int] = set()
+    for name, x in found.items():
+        out[name] = x.clone() if x.data_ptr() in held and x.numel() else x
+        held.add(x.data_ptr())
+    return out
 
 
 def static_sizes(cascade: Cascade, sizes: Mapping[str, int]) -> dict[str, int]:
