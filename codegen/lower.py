@@ -319,8 +319,12 @@ class _Lowering:
             inside = [v for v in values if rank in v.dims]
             sides = operands([v.dims for v in inside], rank)
             if sides is not None:
-                groups = sorted(([inside[n] for n in side] for side in sides), key=lambda g: self._position(g[0], rank))
-                a, b = (self._product(g) for g in groups)
+                groups = sorted(([inside[n] for n in side] for side in sides[:2]), key=lambda g: self._position(g[0], rank))
+                weights = [inside[n] for n in sides[2]]
+                a, b = (
+                    self._product(groups[0] + weights),
+                    self._product(groups[1]),
+                )  # with the tile, weights are multiplied in once
                 dims = self._dims((a, b))
                 dims = tuple(d for d in dims if d != rank)
                 out = self._emit(

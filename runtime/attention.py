@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from einfuse.codegen import KernelPlan, Storage, lower
+from einfuse.codegen import KernelPlan, Storage
 from einfuse.ir import Cascade, Scalar, derivation, interpret, pipeline
 from einfuse.ir import expr as ex
 from einfuse.ir.passes import canonicalise, classify_score, stages, tangent
@@ -18,7 +18,7 @@ from einfuse.ir.rewrite import expressions, statements
 from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, derived, ops, parts, stream
 from einfuse.runtime.backends import BACKENDS, Backend, BackendName, Target, Tilings, TritonBackend
-from einfuse.runtime.program import Program, tilings
+from einfuse.runtime.program import Program, tiled, tilings
 from einfuse.runtime.scan import ScanProgram, program_of
 
 Output = torch.Tensor | tuple[torch.Tensor, ...]
@@ -52,9 +52,8 @@ class Candidate:
         tilings: Tilings,
         strict: bool,
     ) -> Candidate:
-        """The kernel at the first of the tilings."""
-        plan = lower(derived.scheduled(cascade, *tilings[0], strict), storage, static)
-        rest = tilings[1:]
+        """The kernel at the first of the tilings that can be held."""
+        _, plan, rest = tiled(cascade, storage, static, backend, tilings, strict)
         return Candidate(
             plan,
             backend.emit(plan),
@@ -272,11 +271,10 @@ class Attention:
             return tuple(report for stage in self.stages for report in stage.passes())
         canonical = canonicalise.run(self.cascade)
         out = []
-        for rank in canonicalise.fold_ranks(canonical):
-            found = derived.derived(canonical, rank)
+        for found in derived.derivations(canonical):
             cuts = tuple((d.statistic, d.reader) for d in found.decisions if d.how == "cut")
-            before = derivation.count_passes(self.cascade, rank)
-            out.append(PassReport(rank, before, found.passes, cuts, tuple(found.decisions)))
+            before = derivation.count_passes(self.cascade, found.rank)
+            out.append(PassReport(found.rank, before, found.passes, cuts, tuple(found.decisions)))
         return tuple(out)
 
     def scores(self) -> tuple[classify_score.Score, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from einfuse.ir import Cascade, derivation, pipeline
+from einfuse.ir.passes import online_fuse
 from einfuse.ir.text import show
 from einfuse.runtime import cache
 
@@ -18,7 +19,7 @@ def scheduled(cascade: Cascade, block: int, step: int, strict: bool = False) -> 
     return pipeline.run(fused(cascade, strict), block, step, strict, since="name_scores")
 
 
-def derived(cascade: Cascade, rank: str) -> derivation.Derivation:
-    """How the reads of statistics of ``rank`` are resolved in a canonical cascade."""
-    name = cache.key("derivation", show(cascade), rank)
-    return cache.remembered("derivation", name, lambda: derivation.derive(cascade, rank))
+def derivations(cascade: Cascade) -> list[derivation.Derivation]:
+    """How the reads of statistics of every folded rank are resolved in a canonical cascade, rank after rank."""
+    name = cache.key("derivations", show(cascade))
+    return cache.remembered("derivations", name, lambda: [found for found, _ in online_fuse.steps(cascade)])

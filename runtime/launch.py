@@ -11,7 +11,7 @@ import torch
 
 from einfuse.codegen import KernelPlan
 from einfuse.codegen.plan import Fold as PlanFold
-from einfuse.ir import Cascade, Fold, Scalar, classify
+from einfuse.ir import Cascade, Fold, Scalar, TileMap, classify
 from einfuse.ir.expr import reads
 from einfuse.ir.tiles import combined
 from einfuse.runtime.backends import Kernel
@@ -84,23 +84,34 @@ def tile_tables(
     numbers: Mapping[str, Scalar],
     sizes: Mapping[str, int],
 ) -> dict[str, torch.Tensor]:
-    """The lists of full and partial tiles of a fold, from the symbolic analysis of masks.
+    """The lists of full and partial tiles of a fold.
 
     Folds over one rank share their lists: a tile is full where it is for all of them, and visited where it is live for any.
     """
-    masks = dict.fromkeys(x.mask for x in cascade.body if isinstance(x, Fold) and x.rank == step.rank and x.tabulated)
-    ((rank, block),) = cascade.tile
-    rows = (rank, cascade.rank(rank).size, block)
-    columns = (step.rank, cascade.rank(step.rank).size, step.step)
-    extents = {r: cascade.rank(r).size for r in cascade.over}
-    ambient = {r: n if isinstance(n, int) else sizes[n] for r, n in extents.items()}
-    maps = []
-    for mask in masks:
-        arrays = {n: _array(tensors[n]) for n in reads(mask) if n in tensors}
-        maps.append(classify(mask, rows, columns, dict(sizes), dict(numbers), arrays, ambient))
-    count, blocks = combined(maps, {r: ambient[r] for r in step.table_ranks}).csr(step.table_ranks)
+    folds = [x for x in cascade.body if isinstance(x, Fold) and x.rank == step.rank and x.tabulated]
+    maps = [fold_tiles(cascade, x, tensors, numbers, sizes) for x in {x.mask: x for x in folds}.values()]
+    ambient = {r: cascade.rank(r).size for r in step.table_ranks}
+    shared = combined(maps, {r: n if isinstance(n, int) else sizes[n] for r, n in ambient.items()})
+    count, blocks = shared.csr(step.table_ranks)
     device = next(iter(tensors.values())).device
     return {f"{step.rank}_count": torch.from_numpy(count).to(device), f"{step.rank}_block": torch.from_numpy(blocks).to(device)}
+
+
+def fold_tiles(
+    cascade: Cascade,
+    fold: Fold,
+    tensors: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, Scalar],
+    sizes: Mapping[str, int],
+) -> TileMap:
+    """Which tiles of one fold of a scheduled cascade hold no point, some or all: from the symbolic analysis of its mask."""
+    arrays = {n: _array(tensors[n]) for n in reads(fold.mask) if n in tensors}
+    ((rank, block),) = cascade.tile
+    rows = (rank, cascade.rank(rank).size, block)
+    columns = (fold.rank, cascade.rank(fold.rank).size, fold.step)
+    extents = {r: cascade.rank(r).size for r in cascade.over}
+    ambient = {r: n if isinstance(n, int) else sizes[n] for r, n in extents.items()}
+    return classify(fold.mask, rows, columns, dict(sizes), dict(numbers), arrays, ambient)
 
 
 def _array(x: torch.Tensor) -> np.ndarray:

@@ -62,8 +62,9 @@ def run(cascade: Cascade) -> tuple[Score, ...]:
     return _Classifier(cascade).run()
 
 
-def operands(dims: Sequence[Collection[str]], rank: str) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """The two groups of factors (by number) of a sum over ``rank`` that is a matrix product: one rank beside it each, not the same.
+def operands(dims: Sequence[Collection[str]], rank: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
+    """The factors (by number) of a sum over ``rank`` that is a matrix product: two groups with one rank beside it each, not the same, and
+    the weights that have ``rank`` alone (they can go with either).
 
     ``dims`` holds the ranks of every factor; factors without ``rank`` stay outside. None where the sum is no matrix product.
     """
@@ -71,10 +72,11 @@ def operands(dims: Sequence[Collection[str]], rank: str) -> tuple[tuple[int, ...
     for n, d in enumerate(dims):
         if rank in d:
             groups.setdefault(frozenset(d) - {rank}, []).append(n)
+    weights = groups.pop(frozenset(), [])
     if len(groups) != 2 or any(len(g) != 1 for g in groups):
         return None
     left, right = groups.values()
-    return tuple(left), tuple(right)
+    return tuple(left), tuple(right), tuple(weights)
 
 
 class _Classifier:

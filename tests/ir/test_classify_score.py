@@ -55,9 +55,10 @@ def test_a_score(
 
 
 def test_operands_are_two_groups_that_meet_in_one_rank() -> None:
-    assert operands([("i", "d"), ("j", "d"), ("i",), ("j", "d")], "d") == ((0,), (1, 3))
+    assert operands([("i", "d"), ("j", "d"), ("i",), ("j", "d")], "d") == ((0,), (1, 3), ())
     assert operands([("i", "d"), ("i", "d")], "d") is None, "a row sum"
-    assert operands([("i", "d"), ("j", "d"), ("d",)], "d") is None, "three groups"
+    assert operands([("i", "d"), ("j", "d"), ("d",)], "d") == ((0,), (1,), (2,)), "a weight for every feature"
+    assert operands([("i", "d"), ("j", "d"), ("r", "d")], "d") is None, "three groups"
     assert operands([("i", "j", "d"), ("j", "d")], "d") is None, "a factor of the pair itself"
 
 
