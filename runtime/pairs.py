@@ -104,8 +104,9 @@ class Buffer:
         sizes: Mapping[str, int],
         lo: int,
         hi: int,
+        last: int,
     ) -> None:
-        """Adds the rows ``lo <= i < hi`` to the gradients, and leaves zeros for the next window."""
+        """Adds the rows ``lo <= i < hi`` to the gradients, and leaves zeros for the next window (after the last one: what was added)."""
         c, i = self.pairs.cascade, self.pairs.row
         for part in self.parts:
             if self.column is None:
@@ -121,4 +122,5 @@ class Buffer:
             index = tuple(ex.rename(e, {i: const(0), self.column: offset}) for e in part.index)
             moved = replace(part, index=index, ranks=left)
             accumulate(total, c, moved, value, tensors, numbers, sizes, {self.column: (0, columns)})
-        self.base.zero_()
+        if hi < last:
+            self.base.zero_()

@@ -230,7 +230,7 @@ class Program:
             cut |= {n: b.out.narrow(axis[n], 0, hi - lo) for n, b in buffers.items()}
             self.run(w.cascade, cut, {**numbers, w.first: lo}, {**sizes, w.rows: hi - lo}, backend)
             for buffer in buffers.values():
-                buffer.add(total, tensors, numbers, sizes, lo, hi)
+                buffer.add(total, tensors, numbers, sizes, lo, hi, extent[w.rank])
 
     def _both(
         self, rows: Step, columns: Step, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int], backend: Backend

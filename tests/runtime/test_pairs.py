@@ -22,10 +22,11 @@ SHAPE = Shape(batch=2, heads=2, queries=37, keys=45, widths=(3, 4), group=2)
 TABLES = ("relative_position", "t5_bias", "shaw", "swin_window", "head_bias", "neighborhood", "graph_transformer", "linformer")
 
 
+@pytest.mark.parametrize("rows", [5, 1000])
 @pytest.mark.parametrize("name", TABLES)
-def test_windows_of_few_rows_give_the_gradient(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_give_the_gradient(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs, "MOST_ELEMENTS", 1)
-    monkeypatch.setattr(pairs, "FEWEST_ROWS", 5)
+    monkeypatch.setattr(pairs, "FEWEST_ROWS", rows)
     shape = None if name in ("swin_window", "neighborhood") else SHAPE
     found = einfuse.verify(einfuse.compile(name), backends=["torch"], dtypes=["float32"], shape=shape, factor=5.0)
     assert found.ok, [r for r in found.rows if not r.ok]
@@ -37,6 +38,28 @@ def test_windows_in_compiled_kernels(backend: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(pairs, "MOST_ELEMENTS", 1)
     monkeypatch.setattr(pairs, "FEWEST_ROWS", 20)
     found = einfuse.verify(einfuse.compile("t5_bias"), backends=[backend], dtypes=["float32"], shape=SHAPE, factor=5.0)  # type: ignore[list-item]
+    assert found.ok, [r for r in found.rows if not r.ok]
+
+
+def test_a_bias_read_under_two_masks() -> None:
+    """Two shares of one gradient, both for all pairs."""
+    found = einfuse.verify(
+        einfuse.compile("""attention f over b, h {
+  rank i: query; rank j: key; rank d, e: feature
+  in q[b, h, i, d]
+  in k[b, h, j, d]
+  in v[b, h, j, e]
+  in bias[b, h, i, j]
+  s = sum[d](q * k) + bias
+  l = sum[j](abs(tanh(s)))
+  o[i, e] = sum[j](tanh(s) / (1 + l) * v where j % 2 == 0)
+  out o
+}"""),
+        backends=["torch"],
+        dtypes=["float32"],
+        shape=SHAPE,
+        factor=5.0,
+    )
     assert found.ok, [r for r in found.rows if not r.ok]
 
 
