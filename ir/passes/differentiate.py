@@ -368,7 +368,7 @@ class _Reverse:
                     if (
                         y is not None
                         and not (set(y.ranks) & set(self.folded[:1]))
-                        and self._row_rank() in y.ranks
+                        and [r for r in y.ranks if self._is_sequence(r)] == [self._row_rank()]
                         and not self._features(y)
                     ):
                         out[name] = y
