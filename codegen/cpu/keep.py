@@ -81,7 +81,7 @@ def _keys(ops: Sequence[Op], moving: frozenset[str]) -> dict[str, Key]:
         if any(v.name in lost for v in used):
             lost.add(op.out.name)
             continue
-        blank = replace(op, out=replace(op.out, name=""), **_without_operands(op))  # type: ignore[arg-type,type-var]
+        blank = replace(op, out=replace(op.out, name=""), **_without_operands(op))  # type: ignore[arg-type]  # fields by name
         out[op.out.name] = (blank, *(out.get(v.name, (v.name,)) for v in used))
     return out
 
