@@ -63,6 +63,7 @@ def test_a_bias_read_under_two_masks() -> None:
     assert found.ok, [r for r in found.rows if not r.ok]
 
 
+@pytest.mark.slow
 def test_a_table_gradient_is_the_same_in_every_run_and_for_every_number_of_threads() -> None:
     attn = einfuse.compile("relative_position")
     torch.manual_seed(0)
@@ -131,6 +132,7 @@ def test_functions_of_the_difference(text: str, expected: bool) -> None:
     assert of_difference(x.map.args[1], "i", "j") is expected
 
 
+@pytest.mark.slow
 def test_no_spec_of_the_library_has_room_for_all_pairs() -> None:
     """Beyond the inputs and outputs that its user declared to have an entry for every pair, and their gradients."""
     checked = 0
