@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +25,9 @@ from einfuse.ir.passes import window as windowing
 from einfuse.ir.passes.canonicalise import fold_ranks
 from einfuse.ir.passes.differentiate import Gradient
 from einfuse.runtime.scatter import accumulate
+
+Run = Callable[[Cascade, Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], None]
+"""Launches the kernel of a cascade on tensors, host numbers and sizes."""
 
 MOST_ELEMENTS = 1 << 24
 """Of the buffer of one window."""
@@ -66,6 +69,33 @@ class Pairs:
     def windows(self, extent: Mapping[str, int]) -> Iterator[tuple[int, int]]:
         n, step = extent[self.row], self.rows(extent)
         yield from ((lo, min(lo + step, n)) for lo in range(0, n, max(step, 1)))
+
+    def by_windows(
+        self,
+        total: dict[str, torch.Tensor],
+        mine: Mapping[str, torch.Tensor],
+        tensors: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        run: Run,
+    ) -> None:
+        """Runs the cascade on ``mine`` (its inputs and its other outputs, which are written in place) window by window, and adds up in
+        ``total`` what each gives pair by pair."""
+        c, w = self.cascade, self.window
+        extent = {r.name: r.size if isinstance(r.size, int) else sizes[r.size] for r in c.ranks}
+        if not all(extent[r] for ps in self.parts.values() for r in ps[0].ranks):
+            return
+        ranks = {x.target: (*c.over, *x.ranks) for x in c.body if isinstance(x, Einsum)}
+        axis = dict(w.cut) | {n: ranks[n].index(w.rank) for n in c.outs if w.rank in ranks[n]}
+        wide = torch.float64 if any(t.dtype == torch.float64 for t in mine.values()) else torch.float32
+        device = next(iter(mine.values())).device
+        buffers = {n: self.buffer(n, extent, self.rows(extent), wide, device) for n in self.parts}
+        for lo, hi in self.windows(extent):
+            cut = {n: t.narrow(axis[n], lo, hi - lo) if n in axis else t for n, t in mine.items()}
+            cut |= {n: b.out.narrow(axis[n], 0, hi - lo) for n, b in buffers.items()}
+            run(w.cascade, cut, {**numbers, w.first: lo}, {**sizes, w.rows: hi - lo})
+            for buffer in buffers.values():
+                buffer.add(total, tensors, numbers, sizes, lo, hi, extent[w.rank])
 
     def buffer(self, statement: str, extent: Mapping[str, int], rows: int, dtype: torch.dtype, device: torch.device) -> Buffer:
         ps = self.parts[statement]

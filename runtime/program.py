@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -188,7 +189,8 @@ class Program:
                 done = [(cascade, p) for p in parts if p.statement in outs]
                 mine = {t.name: env[t.name] for t in cascade.inputs if not t.param} | outs
                 if pairs:
-                    self._by_windows(pairs, total, mine, tensors, numbers, sizes, backend)
+                    launched = functools.partial(self.run, backend=backend)
+                    pairs.by_windows(total, mine, tensors, numbers, sizes, launched)
                 elif any(x.numel() for x in outs.values()):
                     self.run(cascade, mine, numbers, sizes, backend)
             env |= outs
@@ -204,33 +206,6 @@ class Program:
             whole = {p.statement for p in parts if p.index == tuple(map(coordinate, dims[p.statement])) and _only(p, parts)}
             self.dense[key] = Pairs.of(cascade, parts, whole)
         return self.dense[key]
-
-    def _by_windows(
-        self,
-        pairs: Pairs,
-        total: dict[str, torch.Tensor],
-        mine: Mapping[str, torch.Tensor],
-        tensors: Mapping[str, torch.Tensor],
-        numbers: Mapping[str, Scalar],
-        sizes: Mapping[str, int],
-        backend: Backend,
-    ) -> None:
-        """Runs a backward cascade over windows of rows, adding up what each gives pair by pair; other outputs are written in place."""
-        c, w = pairs.cascade, pairs.window
-        extent = {r.name: extent_of(c, r.name, sizes) for r in c.ranks}
-        if not all(extent[r] for ps in pairs.parts.values() for r in ps[0].ranks):
-            return
-        ranks = {x.target: (*c.over, *x.ranks) for x in c.body if isinstance(x, Einsum)}
-        axis = dict(w.cut) | {n: ranks[n].index(w.rank) for n in c.outs if w.rank in ranks[n]}
-        x = next(iter(mine.values()))
-        wide = torch.float64 if any(t.dtype == torch.float64 for t in mine.values()) else torch.float32
-        buffers = {n: pairs.buffer(n, extent, pairs.rows(extent), wide, x.device) for n in pairs.parts}
-        for lo, hi in pairs.windows(extent):
-            cut = {n: t.narrow(axis[n], lo, hi - lo) if n in axis else t for n, t in mine.items()}
-            cut |= {n: b.out.narrow(axis[n], 0, hi - lo) for n, b in buffers.items()}
-            self.run(w.cascade, cut, {**numbers, w.first: lo}, {**sizes, w.rows: hi - lo}, backend)
-            for buffer in buffers.values():
-                buffer.add(total, tensors, numbers, sizes, lo, hi, extent[w.rank])
 
     def _both(
         self, rows: Step, columns: Step, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int], backend: Backend
