@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from einfuse.codegen.plan import BYTES, Dot, Fold, KernelPlan, Load, Map, Op, Reduce, Region
+from einfuse.codegen.scan.plan import Prefix, Relabel, ScanPlan, Solve
 
 SPECIAL = frozenset(
     {"exp", "exp2", "log", "log2", "log1p", "tanh", "sigmoid", "softplus", "erf", "sin", "cos", "sqrt", "rsqrt", "/", "^"}
@@ -53,6 +54,15 @@ class Work:
         return Work(self.products * times, self.arithmetic * times, self.special * times)
 
 
+ARITHMETIC, FUNCTION = 3, 12
+"""What an operation on one number and a special function take, in flops of a matrix product at the rates of wide vectors."""
+
+
+def weighted(work: Work) -> float:
+    """The work as one number, in flops of a matrix product."""
+    return work.products + ARITHMETIC * work.arithmetic + FUNCTION * work.special
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """A kernel's work and the bytes it must move at least (every tensor once)."""
@@ -90,6 +100,26 @@ def cost(plan: KernelPlan, sizes: Mapping[str, int], shapes: Mapping[str, tuple[
             total += _work(plan, step, {}) * (points * rows / tile)
     moved = sum(math.prod(shapes[t.name]) * BYTES[t.storage] for t in plan.tensors if t.name in shapes)
     return Cost(total, moved, plan.narrow in ("bf16", "f16"))
+
+
+def scan_work(plan: ScanPlan, sizes: Mapping[str, int]) -> Work:
+    """The work of a scan: that of a block of points, for every block."""
+    blocks = {f.rank: f.size if isinstance(f.size, int) else f.block for f in plan.features}
+    blocks |= dict.fromkeys(plan.moving, plan.step)
+    total = Work()
+    for op in plan.body:
+        match op:
+            case Solve(out=out):
+                total += Work(products=2 * math.prod(blocks.get(r, 1) for r in out.dims) * plan.step / 2)
+            case Prefix(arg=arg):
+                total += Work(arithmetic=math.prod(blocks.get(r, 1) for r in arg.dims))
+            case Relabel():
+                pass
+            case _:
+                total += _operation(op, blocks)
+    extents = [b.size if isinstance(b.size, int) else sizes[b.size] for b in plan.ambient]
+    along = plan.size if isinstance(plan.size, int) else sizes[plan.size]
+    return total * (math.prod(extents) * math.ceil(along / plan.step))
 
 
 def _work(plan: KernelPlan, region: Region, folds: Mapping[str, int]) -> Work:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from einfuse.ir import expr as ex
 from einfuse.ir.affine import affine
@@ -18,6 +19,8 @@ from einfuse.ir.passes import canonicalise
 from einfuse.ir.predicates import Ge, predicate
 from einfuse.ir.recurrence import clean
 from einfuse.ir.text import show_expr
+
+Kind = Literal["sums", "flat", "scan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,19 @@ class Factorisation:
     keys: Expr | None
     sums: tuple[Sum, ...]
     sampled: int
+
+    @property
+    def kind(self) -> Kind:
+        """How the linear form runs: plain ``sums``, sums over a ``flat`` rank of several terms or contractions, or a ``scan``."""
+        if self.causal:
+            return "scan"
+        return "flat" if any(len(s.terms) > 1 or len(s.terms[0].bound) > 1 for s in self.sums) else "sums"
+
+    @property
+    def widths(self) -> frozenset[str]:
+        """The sizes that the linear form is written for: those of ranks that are part of a flat one."""
+        ranks = {r for s in self.sums for t in s.terms for _, r in t.bound if len(s.terms) > 1 or len(t.bound) > 1}
+        return frozenset(size for r in ranks if isinstance(size := self.cascade.rank(r).size, str))
 
     @property
     def terms(self) -> tuple[Term, ...]:
@@ -78,7 +94,10 @@ def find(cascade: Cascade) -> Factorisation:
     spaces = {tuple(p for p in ex.conjuncts(x.mask) if cut.pair(p)) for x in sums}
     if len(spaces) > 1:
         raise NotFactorableError("its sums over the keys run over different spaces")
-    causal = any([_causal(c, p, row, column) for p in spaces.pop()])
+    (space,) = spaces
+    for p in space:
+        _check_past(c, p, row, column)
+    causal = bool(space)
     keys = {ex.conjunction(*(p for p in ex.conjuncts(x.mask) if cut.side(p) == {column})) for x in sums}
     if len(keys) > 1:
         raise NotFactorableError("its sums over the keys run over different keys")
@@ -116,17 +135,15 @@ def _pair(c: Cascade) -> tuple[str, str, tuple[Einsum, ...]]:
     return i, j, tuple(sums)
 
 
-def _causal(c: Cascade, p: Expr, row: str, column: str) -> bool:
-    """Is ``p`` the condition ``column <= row``, the last of both beside each other? Raises NotFactorableError."""
+def _check_past(c: Cascade, p: Expr, row: str, column: str) -> None:
+    """Raises NotFactorableError unless ``p`` is ``column <= row``, or that with the last of both beside each other."""
     types: dict[str, DType] = {t.name: t.dtype for t in c.inputs}
     found = predicate(p, lambda n: types.get(n, "float"))
     past = affine(ex.index(row)) - affine(ex.index(column))
     ends = affine(ex.size(c.rank(column).size)) - affine(ex.size(c.rank(row).size))
-    if isinstance(found, Ge) and found.form in (past, past + ends):
-        return True
-    raise NotFactorableError(
-        f"under `{show_expr(p)}` no running sum holds the keys of the next query (only `{column} <= {row}` does)"
-    )
+    if not isinstance(found, Ge) or found.form not in (past, past + ends):
+        reason = f"under `{show_expr(p)}` no running sum holds the keys of the next query"
+        raise NotFactorableError(f"{reason} (only `{column} <= {row}` does)")
 
 
 def _sampled(cut: Cut, x: Einsum) -> int:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from einfuse.ir import expr as ex
 from einfuse.ir.affine import simplified
@@ -26,8 +25,6 @@ from einfuse.ir.expr import call
 from einfuse.ir.factorisation import Factorisation, Sum, extent, find, symmetric, width
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, State, Statement
 from einfuse.ir.rewrite import fresh, prune
-
-Placed = TypeVar("Placed", Einsum, State)
 
 
 def run(cascade: Cascade, widths: Mapping[str, int] | None = None) -> Cascade:
@@ -254,37 +251,27 @@ class _Scan(_Builder):
             else:
                 late = ex.reads(x.map) & {y.target for y in (*inside, *after)}
                 (after if late else before).append(x)
-        fold = Fold(i, tuple(self._together(y) for y in inside))  # type: ignore[arg-type]
-        body = (*map(self._together, before), fold, *map(self._together, after))
+        fold = Fold(i, tuple(self._moved(y) if isinstance(y, Einsum) else self._moved_state(y) for y in inside))
+        body: tuple[Statement, ...] = (*map(self._moved, before), fold, *map(self._moved, after))
         ranks = tuple(r for r in _placed(self.c.ranks, self.ranks) if r.name != j)
-        old, new = self.c.rank(j).size, ex.size(self.c.rank(i).size)
-        inputs = tuple(
-            replace(
-                t, axes=tuple(ex.substitute(a, lambda e: new if e.op == "size" and e.value == old else None) for a in t.axes)
-            )
-            for t in self.c.inputs
-        )
+        inputs = tuple(replace(t, axes=tuple(map(self._at_query, t.axes))) for t in self.c.inputs)
         return prune(replace(self.c, inputs=inputs, body=body, ranks=ranks))
 
     def _rank_of(self, rank: str) -> Rank:
         return self.c.rank(rank)
 
-    def _together(self, x: Placed) -> Placed:
-        """A statement with the keys' rank, and its size, renamed to the queries'."""
+    def _at_query(self, e: Expr) -> Expr:
+        """``e`` with the keys' rank, and its size, renamed to the queries'."""
         i, j = self.found.row, self.found.column
         old, new = self.c.rank(j).size, ex.size(self.c.rank(i).size)
+        return ex.substitute(ex.rename(e, {j: ex.index(i)}), lambda x: new if x.op == "size" and x.value == old else None)
 
-        def one(e: Expr) -> Expr | None:
-            if e.op == "index" and e.value == j:
-                return ex.index(i)
-            return new if e.op == "size" and e.value == old else None
+    def _moved(self, x: Einsum) -> Einsum:
+        ranks = tuple(self.found.row if r == self.found.column else r for r in x.ranks)
+        return replace(x, ranks=ranks, map=self._at_query(x.map), mask=None if x.mask is None else self._at_query(x.mask))
 
-        ranks = tuple(i if r == j else r for r in x.ranks)
-        if isinstance(x, State):
-            return replace(x, ranks=ranks, map=ex.substitute(x.map, one))
-        return replace(
-            x, ranks=ranks, map=ex.substitute(x.map, one), mask=None if x.mask is None else ex.substitute(x.mask, one)
-        )
+    def _moved_state(self, x: State) -> State:
+        return replace(x, map=self._at_query(x.map))
 
     def _state(self, s: Sum) -> tuple[list[State], Expr]:
         x, total, states = s.einsum, ex.ZERO, list[State]()

@@ -142,7 +142,24 @@ def _stage(
     used = {n for x in out.body if isinstance(x, Einsum) for n in ex.reads(x.map) | ex.reads(x.mask)}
     sizes = {r.name: ex.size(r.size) for r in c.ranks}
     crossing = [Tensor(n, tuple(sizes[r] for r in (*made[n], *x.ranks))) for n, x in given.items()]
-    return _with_used_ranks(replace(out, inputs=tuple(t for t in (*c.inputs, *crossing) if t.name in used)), whole)
+    found = _with_used_ranks(replace(out, inputs=tuple(t for t in (*c.inputs, *crossing) if t.name in used)), whole)
+    return found if whole else _with_sizes(found, c.inputs)
+
+
+def _with_sizes(c: Cascade, inputs: tuple[Tensor, ...]) -> Cascade:
+    """With the inputs, not read themselves, that tell a size which those that are read do not (``H`` of ``H // group``)."""
+    out = c.inputs
+    for size in dict.fromkeys(
+        s for t in out for a in t.axes for s in ex.names(a, "size") if a.op == "//" and s in ex.names(a.args[0], "size")
+    ):
+        if not any(a == ex.size(size) for t in out for a in t.axes):
+            out += next(((t,) for t in inputs if any(a == ex.size(size) for a in t.axes)), ())
+    order = [t.name for t in inputs]
+    return (
+        c
+        if out == c.inputs
+        else replace(c, inputs=tuple(sorted(out, key=lambda t: order.index(t.name) if t.name in order else len(order))))
+    )
 
 
 def _needed(c: Cascade, wanted: set[str], mine: set[str]) -> set[str]:
