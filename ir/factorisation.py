@@ -20,7 +20,7 @@ from einfuse.ir.predicates import Ge, predicate
 from einfuse.ir.recurrence import clean
 from einfuse.ir.text import show_expr
 
-Kind = Literal["sums", "flat", "scan"]
+Kind = Literal["sums", "flat sums", "scan", "flat scan"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,11 @@ class Factorisation:
 
     @property
     def kind(self) -> Kind:
-        """How the linear form runs: plain ``sums``, sums over a ``flat`` rank of several terms or contractions, or a ``scan``."""
+        """How the linear form runs: ``sums`` or a ``scan``; ``flat`` where their rank is one of several terms or contractions."""
+        flat = any(len(s.terms) > 1 or len(s.terms[0].bound) > 1 for s in self.sums)
         if self.causal:
-            return "scan"
-        return "flat" if any(len(s.terms) > 1 or len(s.terms[0].bound) > 1 for s in self.sums) else "sums"
+            return "flat scan" if flat else "scan"
+        return "flat sums" if flat else "sums"
 
     @property
     def widths(self) -> frozenset[str]:

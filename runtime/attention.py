@@ -95,6 +95,8 @@ class Attention:
         self.form = wanted(self.form)
         if self.form == "linear" and self.forms.found is None:
             raise SpecError(f"{self.name} has no linear form: {self.forms.obstacle}", self.cascade.loc)
+        if self.form == "linear" and self.forms.found is not None and not self.forms.found.widths:
+            self.forms.build({})  # here, so that torch.compile finds it
 
     def __repr__(self) -> str:
         inputs = ", ".join(t.name for t in self.cascade.inputs)

@@ -2,8 +2,8 @@
 
     time(form) = launches * LAUNCH + work(form) / rate(kind)
 
-Work is counted on the kernels' own plans (`codegen.cost`). A *kind* is how a form runs: ``quadratic``, or as `ir.factorisation` says
-``sums``, ``flat`` or ``scan``. Its rate depends on the device and the dtype and on whether gradients follow. It is measured with one
+Work is counted on the kernels' own plans (`codegen.cost`). A *kind* is how a form runs: ``quadratic``, or what `ir.factorisation` calls
+the linear one (``flat sums``). Its rate depends on the device and the dtype and on whether gradients follow. It is measured with one
 small kernel the first time that two forms are near each other, and kept in the cache folder; until then `RATES` stands in.
 """
 
@@ -25,7 +25,7 @@ from einfuse.runtime import cache
 
 LAUNCH = 2e-5
 """Seconds to start one kernel."""
-RATES = {"quadratic": 1.0, "sums": 0.6, "flat": 0.35, "scan": 0.35}
+RATES = {"quadratic": 1.0, "sums": 0.6, "flat sums": 0.35, "scan": 0.35, "flat scan": 0.2}
 """Rates that are not measured, as shares of `PEAK`: only their ratios decide."""
 PEAK = {"cpu": 1e11, "cuda": 2e14}
 NEAR = 6.0

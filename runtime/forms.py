@@ -41,12 +41,14 @@ _HEAD = """cascade reference over b, h {
   in k[B, H, Nk, D]: float
   in v[B, H, Nk, E]: float
   s[i, j] = sum[d] q[b, h, i, d] * k[b, h, j, d]"""
+_POLYNOMIAL = "(1 + s[i, j] + s[i, j] * s[i, j])"
 _REFERENCES = {
+    "quadratic": f"\n  o[i, e] = sum[j] {_POLYNOMIAL} * v[b, h, j, e]\n  out o\n}}",
     "sums": "\n  o[i, e] = sum[j] s[i, j] * v[b, h, j, e]\n  out o\n}",
-    "flat": "\n  o[i, e] = sum[j] (1 + s[i, j] + s[i, j] * s[i, j]) * v[b, h, j, e]\n  out o\n}",
+    "flat sums": f"\n  o[i, e] = sum[j] {_POLYNOMIAL} * v[b, h, j, e]\n  out o\n}}",
     "scan": " where j <= i\n  o[i, e] = sum[j] s[i, j] * v[b, h, j, e]\n  out o\n}",
+    "flat scan": f" where j <= i\n  o[i, e] = sum[j] {_POLYNOMIAL} * v[b, h, j, e]\n  out o\n}}",
 }
-_REFERENCES["quadratic"] = _REFERENCES["flat"]
 
 
 def wanted(form: str) -> FormName:
@@ -88,11 +90,19 @@ class Forms:
         reason = self.fits(sizes)
         if reason is not None or self.found is None:
             raise SpecError(f"{self.quadratic.name} has no linear form: {reason}", self.quadratic.cascade.loc)
-        key = tuple(sizes[n] for n in sorted(self.found.widths))
+        return self.build(sizes)
+
+    def build(self, widths: Mapping[str, int]) -> Attention:
+        """The linear form for these widths (those that it is written for), built once."""
+        assert self.found is not None, "only a linear form is built"
+        key = tuple(widths[n] for n in sorted(self.found.widths))
         if key not in self.linears:
+            if torch.compiler.is_compiling():
+                missing = f"the linear form of {self.quadratic.name} for the widths {key} is not built"
+                raise SpecError(missing, self.quadratic.cascade.loc, "call it once before it is captured")
             from einfuse.runtime.attention import Attention
 
-            cascade = reassociate.run(self.quadratic.cascade, sizes)
+            cascade = reassociate.run(self.quadratic.cascade, widths)
             self.linears[key] = Attention(cascade, self.quadratic.backend, self.quadratic.strict, form="quadratic")
         return self.linears[key]
 
@@ -130,12 +140,13 @@ class Forms:
         assert self.found is not None, "asked of a linear form"
         c = self.found.cascade
         features = self.found.rank(sizes)
-        if self.found.kind == "scan":
+        if self.found.causal and x.device.type != "cpu":
             values = max(_product(c, s.einsum.ranks, sizes, {self.found.row}) for s in self.found.sums)
-            return x.device.type != "cpu" and features * values > STATE
+            if features * values > STATE:
+                return True
         points = max(_extent(c.rank(r).size, sizes) for r in (self.found.row, self.found.column))
         ambient = _product(c, c.over, sizes, set())
-        return training and self.found.kind == "flat" and 4 * points * ambient * features > DENSE
+        return training and "flat" in self.found.kind and 4 * points * ambient * features > DENSE
 
     def estimate(self, sizes: Mapping[str, int], dtype: torch.dtype, device: torch.device, training: bool) -> Estimate:
         """What the model says at these sizes."""
@@ -197,7 +208,7 @@ class Forms:
         with torch.set_grad_enabled(training):
             taken = crossover.timed(once, device)
         plans = run.work_plans(self._backend(device), dtype, training, sizes)
-        per_rate = crossover.seconds(plans, sizes, 0.5 if kind == "scan" else 1.0, 1.0) - len(plans) * crossover.LAUNCH
+        per_rate = crossover.seconds(plans, sizes, 0.5 if "scan" in kind else 1.0, 1.0) - len(plans) * crossover.LAUNCH
         found = per_rate / max(taken - len(plans) * crossover.LAUNCH, 1e-9)
         crossover.keep(kind, setting, found)
         return found

@@ -11,6 +11,7 @@ import torch
 import einfuse
 from einfuse.runtime import crossover
 from einfuse.runtime.crossover import Setting
+from einfuse.runtime.forms import FormName
 from einfuse.runtime.verify import Shape, example_inputs
 
 DOC = (Path(__file__).parents[2] / "docs" / "linear.md").read_text(encoding="utf-8")
@@ -27,7 +28,7 @@ TEXT = """attention t over b, h {{
 }}"""
 CASES = {
     "sums": TEXT.format(mask="", p="s"),
-    "flat": TEXT.format(mask="", p="1 + s + 0.5 * s * s"),
+    "flat sums": TEXT.format(mask="", p="1 + s + 0.5 * s * s"),
     "scan": TEXT.format(mask="where j <= i", p="s * 0.9 ^ (i - j)"),
     "flat scan": TEXT.format(mask="where j <= i", p="1 + s + s * s"),
 }
@@ -43,7 +44,7 @@ def drawn(attention: einfuse.Attention, dtype: torch.dtype = torch.float64, n: i
 def test_both_forms_are_the_oracle(name: str) -> None:
     attention = einfuse.compile(CASES[name], backend="torch")
     assert attention.forms.found is not None
-    assert attention.forms.found.kind == name.split()[-1]
+    assert attention.forms.found.kind == name
     x = {n: t.requires_grad_() for n, t in drawn(attention).items()}
     wanted = attention.reference(**x)
     directions = [torch.randn_like(o) for o in wanted]
@@ -74,6 +75,14 @@ def test_what_is_asked_for_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EINFUSE_FORM", "fast")
     with pytest.raises(ValueError, match="the form is one of auto, quadratic, linear, found 'fast'"):
         einfuse.compile(CASES["sums"])
+
+
+@pytest.mark.parametrize("form", ["auto", "linear"])
+def test_a_graph_has_the_form_that_was_asked_for(form: FormName) -> None:
+    attention = einfuse.compile(CASES["sums"], backend="torch", form=form)
+    x = drawn(attention)
+    captured = torch.compile(attention, fullgraph=True, backend="eager")
+    torch.testing.assert_close(captured(**x), attention.with_form("quadratic")(**x))
 
 
 def test_without_a_linear_form_none_can_be_asked_for() -> None:
@@ -139,4 +148,4 @@ def test_the_documented_spec_is_what_it_says() -> None:
     (text,) = re.findall(r"^```attn\n(.*?)^```$", DOC, re.MULTILINE | re.DOTALL)
     found = einfuse.compile(text).forms.found
     assert found is not None
-    assert (found.kind, found.rank({"D": 64})) == ("flat", 64 * 33 + 64 + 1)
+    assert (found.kind, found.rank({"D": 64})) == ("flat sums", 64 * 33 + 64 + 1)
