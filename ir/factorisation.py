@@ -174,7 +174,7 @@ def _sum_of(cut: Cut, x: Einsum) -> Sum:
 def _tidy(cut: Cut, t: Term) -> Term:
     """Factors one by one, those of a side in an order of their own, copies numbered from 1; numbers go to the rows."""
     rows, columns = clean(t.rows), clean(t.columns)
-    numbers = tuple(f for f in columns if not cut.side(f) and not _copies(f))
+    numbers = tuple(f for f in columns if not cut.side(f) and not copies(f))
     rows, columns = clean((*rows, *numbers)), tuple(f for f in columns if f not in numbers)
     columns = tuple(sorted(columns, key=show_expr))
     order = sorted(t.bound, key=lambda b: (next((n for n, f in enumerate(columns) if b[0] in ex.indices(f)), len(columns)), b))
@@ -188,12 +188,12 @@ def _tidy(cut: Cut, t: Term) -> Term:
     )
 
 
-def _copies(e: Expr) -> set[str]:
+def copies(e: Expr) -> set[str]:
     return {r for r in ex.indices(e) if "." in r}
 
 
 def _loose(e: Expr) -> bool:
-    return not _copies(e)
+    return not copies(e)
 
 
 def _without(factors: tuple[Expr, ...], taken: tuple[Expr, ...]) -> tuple[Expr, ...]:

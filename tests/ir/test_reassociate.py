@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from einfuse import dsl
-from einfuse.ir import Cascade, Fold, factorisation, interpret
+from einfuse.ir import Cascade, Einsum, Fold, factorisation, interpret
 from einfuse.ir.cut import NotFactorableError
 from einfuse.ir.passes import reassociate
 from einfuse.ir.text import parse, show
@@ -80,6 +80,19 @@ def test_a_decay_between_positions_is_one_of_the_scan(decay: str) -> None:
     assert fold.sequential
     with pytest.raises(NotFactorableError, match="a decay over all of j grows"):
         factorisation.find(built(f"{S} * {decay}\n  o = sum[j](s * v)\n  out o"))
+
+
+@pytest.mark.parametrize("mask", ["", " and pad"])
+def test_in_blocks_near_weights_are_as_written(mask: str) -> None:
+    body = (
+        f"{S} where j <= i{mask}\n  p = 1 + s + s ^ 2 * exp(-abs(c) * (i - j))\n  o = sum[j](p / (4 + sum[j](p)) * v)\n  out o"
+    )
+    linear = agree(built(body))
+    (fold,) = [x for x in linear.body if isinstance(x, Fold)]
+    assert fold.step == 64
+    pairs = [x for x in fold.body if isinstance(x, Einsum) and {"i", "i_2"} <= set(x.ranks) and x.red == "sum"]
+    assert pairs
+    assert all(x.over == ("d",) for x in pairs)
 
 
 def test_two_scores_and_several_outputs() -> None:
