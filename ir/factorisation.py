@@ -6,6 +6,7 @@ collects what `ir.passes.reassociate` needs to write the linear form; or says wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -70,6 +71,15 @@ class Factorisation:
     def rank(self, widths: Mapping[str, int]) -> int:
         """The number of features: the rank of the weights, for feature sizes given by name."""
         return sum(extent(self.cascade, t, widths) for t in self.terms)
+
+    def numbers(self, widths: Mapping[str, int]) -> int:
+        """The numbers that belong to one key: those of all tensors that the sums read along the keys."""
+        parts = [f for s in self.sums for f in (*s.value, *(f for t in s.terms for f in t.columns))]
+        found: dict[str, int] = {}
+        for e in (e for f in parts for e in ex.walk(f) if e.op == "load" and self.column in ex.indices(e)):
+            ranks = {r.partition(".")[0] for a in e.args for r in ex.indices(a)} - {self.column, *self.cascade.over}
+            found[e.name] = math.prod(width(self.cascade, r, widths) for r in ranks)
+        return max(1, sum(found.values()))
 
     def show(self) -> str:
         """The rank as a formula of the sizes."""

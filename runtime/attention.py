@@ -169,8 +169,12 @@ class Attention:
         Of a scan: any number of points of its rank, each call going on from the states of the one before; row by row the same as one call
         for all. Of a one-pass attention: the keys and values that follow those of earlier calls, for queries that stay; the output
         is that for all keys so far. States are tensors of constant size. Raises SpecError where the spec depends on positions along
-        the rank, or needs all keys at once.
+        the rank, or needs all keys at once. With ``form="linear"`` an attention over the pairs ``j <= i`` is a scan as well.
         """
+        if self.form == "linear" and self.forms.found is not None and self.forms.found.causal:
+            tensors, _ = binding.arguments(self.cascade, args, kwargs)
+            sizes: Mapping[str, int] = binding.sizes(self.cascade, tensors)  # type: ignore[assignment]
+            return self.forms.build(sizes, points=True).step(state, *args, **kwargs)
         return stream.advance(self, state, args, kwargs)
 
     def _staged(self, known: dict[str, torch.Tensor | Scalar]) -> Output:

@@ -6,6 +6,7 @@ model of `runtime.crossover` says is faster at the shapes of the call. ``$EINFUS
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -92,19 +93,27 @@ class Forms:
             raise SpecError(f"{self.quadratic.name} has no linear form: {reason}", self.quadratic.cascade.loc)
         return self.build(sizes)
 
-    def build(self, widths: Mapping[str, int]) -> Attention:
-        """The linear form for these widths (those that it is written for), built once."""
+    def build(self, widths: Mapping[str, int], points: bool = False) -> Attention:
+        """The linear form for these widths (those that it is written for), built once; ``points``: a scan that goes point by point."""
         assert self.found is not None, "only a linear form is built"
-        key = tuple(widths[n] for n in sorted(self.found.widths))
+        key = (points, *(widths[n] for n in sorted(self.found.widths)))
         if key not in self.linears:
             if torch.compiler.is_compiling():
-                missing = f"the linear form of {self.quadratic.name} for the widths {key} is not built"
+                missing = f"the linear form of {self.quadratic.name} for the widths {key[1:]} is not built"
                 raise SpecError(missing, self.quadratic.cascade.loc, "call it once before it is captured")
             from einfuse.runtime.attention import Attention
 
-            cascade = reassociate.run(self.quadratic.cascade, widths)
+            cascade = reassociate.run(self.quadratic.cascade, widths, points)
             self.linears[key] = Attention(cascade, self.quadratic.backend, self.quadratic.strict, form="quadratic")
         return self.linears[key]
+
+    def decoding(self, sizes: Mapping[str, int], dtype: torch.dtype) -> int | None:
+        """The number of keys from which on a step of the scan moves fewer bytes than a query reads of keys; None where there is no scan."""
+        if self.found is None or not self.found.causal:
+            return None
+        c = self.found.cascade
+        states = self.found.rank(sizes) * sum(_product(c, s.einsum.ranks, sizes, {self.found.row}) for s in self.found.sums)
+        return math.ceil(2 * 4 * states / (self.found.numbers(sizes) * dtype.itemsize))
 
     # -- the choice ----------------------------------------------------------------------------------------------------------------
 

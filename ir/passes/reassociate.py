@@ -27,14 +27,16 @@ from einfuse.ir.passes.reassociate_scan import Scan
 from einfuse.ir.rewrite import fresh, prune
 
 
-def run(cascade: Cascade, widths: Mapping[str, int] | None = None) -> Cascade:
+def run(cascade: Cascade, widths: Mapping[str, int] | None = None, points: bool = False) -> Cascade:
     """The linear form: two sums where every key counts, a scan along the queries where only the earlier ones do.
 
     ``widths`` gives the sizes of the feature ranks whose products are a flat rank of their own. The scan needs as many keys as
-    queries. Raises NotFactorableError where there is no such form, or a width is needed and not given.
+    queries; ``points`` keeps it point by point, to be resumed anywhere. Raises NotFactorableError where there is no such form, or a
+    width is needed and not given.
     """
     found = find(cascade)
-    return (Scan if found.causal else _Sums)(found, dict(widths or {})).run()
+    given = dict(widths or {})
+    return Scan(found, given, points).run() if found.causal else _Sums(found, given).run()
 
 
 class _Sums(Builder):

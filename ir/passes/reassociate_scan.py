@@ -28,8 +28,9 @@ class Scan(Builder):
 
     kind = "feature"
 
-    def __init__(self, found: Factorisation, widths: dict[str, int]) -> None:
+    def __init__(self, found: Factorisation, widths: dict[str, int], points: bool) -> None:
         super().__init__(found, widths)
+        self.points = points
         self.flat: dict[tuple[Expr, Expr], list[Term]] = {}  # the terms behind a query's features and a key's
 
     def run(self) -> Cascade:
@@ -55,7 +56,7 @@ class Scan(Builder):
         ranks = tuple(r for r in placed(self.c.ranks, self.ranks) if r.name != j)
         inputs = tuple(replace(t, axes=tuple(map(self._at_query, t.axes))) for t in self.c.inputs)
         scan = prune(replace(self.c, inputs=inputs, body=body, ranks=ranks))
-        return self._near(chunk.run(infer_space.run(scan))) if self.flat else scan
+        return self._near(chunk.run(infer_space.run(scan))) if self.flat and not self.points else scan
 
     def _rank_of(self, rank: str) -> Rank:
         return self.c.rank(rank)

@@ -85,6 +85,18 @@ def test_a_graph_has_the_form_that_was_asked_for(form: FormName) -> None:
     torch.testing.assert_close(captured(**x), attention.with_form("quadratic")(**x))
 
 
+@pytest.mark.parametrize("name", ["scan", "flat scan"])
+def test_a_linear_form_goes_token_by_token(name: str) -> None:
+    attention = einfuse.compile(CASES[name], backend="torch", form="linear")
+    x = drawn(attention, n=11)
+    wanted, _ = attention(**x)
+    state, rows = None, []
+    for lo, hi in ((0, 4), (4, 5), (5, 11)):
+        (o, _), state = attention.step(state, **{n: t[:, :, lo:hi] for n, t in x.items()})
+        rows.append(o)
+    torch.testing.assert_close(torch.cat(rows, 2), wanted)
+
+
 def test_without_a_linear_form_none_can_be_asked_for() -> None:
     with pytest.raises(einfuse.SpecError, match="causal has no linear form: m is a max over j"):
         einfuse.compile("causal", form="linear")

@@ -81,6 +81,9 @@ def crossing(
     measured = not attention.forms.unmeasured(dtype, device, backward)
     rates = "measured rates" if measured else "rates that stand in until two near forms are measured"
     text = f"{linear_form(attention)}; {found.rank(sizes)} features, faster from N* = {length} on this {device.type} ({rates})"
+    decoding = attention.forms.decoding(sizes, dtype)
+    if decoding is not None:
+        text += f"; a step of the scan moves fewer bytes than a query that reads {decoding} keys"
     return Crossing(text, found.rank(sizes), length, measured)
 
 
