@@ -17,7 +17,7 @@ from einfuse.ir.passes import split as splitting
 from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, ops, parts, stream
 from einfuse.runtime.backends import BACKENDS, Backend, BackendName, Target, Tilings, TritonBackend
-from einfuse.runtime.forms import FormName, Forms, wanted
+from einfuse.runtime.forms import FormName, Forms, known_form
 from einfuse.runtime.program import Program, tilings
 from einfuse.runtime.scan import ScanProgram, program_of
 
@@ -92,7 +92,7 @@ class Attention:
         self.program = ops.register(self.key, program_of(self.cascade, self.strict, self.wide))
         cut = () if isinstance(self.program, ScanProgram) else stages.run(self.cascade)
         self.stages = tuple(Attention(c, self.backend, self.strict, form="quadratic") for c in cut) if len(cut) > 1 else ()
-        self.form = wanted(self.form)
+        self.form = known_form(self.form)
         if self.form == "linear" and self.forms.found is None:
             raise SpecError(f"{self.name} has no linear form: {self.forms.obstacle}", self.cascade.loc)
         if self.form == "linear" and self.forms.found is not None and not self.forms.found.widths:

@@ -1,7 +1,7 @@
 """The two forms of an attention whose weights factor, and the choice between them at a call.
 
 ``quadratic`` computes every weight; ``linear`` sums the keys into a state first (`ir.passes.reassociate`). ``auto`` takes the one that the
-model of `runtime.crossover` says is faster at the shapes of the call. ``$EINFUSE_FORM`` overrides ``auto``.
+model of `runtime.crossover` says is faster at the shapes of the call; ``$EINFUSE_FORM`` overrides it where both forms fit.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FormName = Literal["auto", "quadratic", "linear"]
 STATE = 2**15
 """Numbers that the states of a scan may hold for one program of a GPU: they stay on chip."""
+FEW = 32
+"""Keys that no state is worth summing for; neither are a quarter as many as there are features. (No plan is made to find that out.)"""
 DENSE = 2**33
 """Bytes that the gradient of a flat rank may need: one number for every point and coordinate."""
 
@@ -52,12 +54,11 @@ _REFERENCES = {
 }
 
 
-def wanted(form: str) -> FormName:
-    """The form to use, the environment's where nothing is asked for. Raises ValueError for a name that is none."""
-    chosen = os.environ.get("EINFUSE_FORM", "auto") if form == "auto" else form
-    if chosen not in get_args(FormName):
-        raise ValueError(f"the form is one of {', '.join(get_args(FormName))}, found {chosen!r}")
-    return chosen  # type: ignore[return-value]  # checked
+def known_form(name: str) -> FormName:
+    """The name of a form. Raises ValueError for another."""
+    if name not in get_args(FormName):
+        raise ValueError(f"the form is one of {', '.join(get_args(FormName))}, found {name!r}")
+    return name  # type: ignore[return-value]  # checked
 
 
 @dataclass(slots=True)
@@ -121,6 +122,9 @@ class Forms:
         """The form for a call with these sizes and tensors like ``x``; ``training`` where gradients follow."""
         if self.found is None or x.device.type == "meta" or not all(sizes.values()) or self.fits(sizes) is not None:
             return "quadratic"
+        asked = known_form(os.environ.get("EINFUSE_FORM", "auto"))
+        if asked != "auto":
+            return asked
         key = (*sorted(sizes.items()), x.dtype, x.device, training)
         if key not in self.choices:
             found = self._choose(sizes, x, training)
@@ -128,11 +132,12 @@ class Forms:
         return self.choices[key]
 
     def _choose(self, sizes: Mapping[str, int], x: torch.Tensor, training: bool) -> FormName:
-        if self._too_large(sizes, x, training):
+        assert self.found is not None, "asked of a linear form"
+        keys = _extent(self.found.cascade.rank(self.found.column).size, sizes)
+        if keys <= max(FEW, self.found.rank(sizes) // 4) or self._too_large(sizes, x, training):
             return "quadratic"
         found = self.estimate(sizes, x.dtype, x.device, training)
         if found.near:
-            assert self.found is not None, "only two forms are near"
             for kind in self.unmeasured(x.dtype, x.device, training):
                 self.calibrate(kind, x.dtype, x.device, training)
             found = self.estimate(sizes, x.dtype, x.device, training)
