@@ -20,6 +20,7 @@ import torch
 
 from einfuse.codegen import KernelPlan
 from einfuse.codegen.cost import cost, scan_work, weighted
+from einfuse.codegen.files import write_atomic
 from einfuse.codegen.scan import ScanPlan
 from einfuse.runtime import cache
 
@@ -96,7 +97,7 @@ def keep(kind: str, setting: Setting, found: float) -> None:
     path = cache.folder() / "rate" / f"{setting.key(kind)}.json"
     about = {"rate": found, "kind": kind, "device": setting.device, "dtype": setting.dtype, "training": setting.training}
     with contextlib.suppress(OSError):  # a full or read-only disk: measured again by the next process
-        cache.write_atomic(path, json.dumps(about).encode())
+        write_atomic(path, json.dumps(about).encode())
 
 
 def timed(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
