@@ -72,19 +72,27 @@ CAUSAL = """attention causal_linear over b, h {
 }"""
 
 
-def form_seconds(source: str, form: FormName, n: int, heads: int, width: int, backward: bool, repeats: int = 5) -> float:
-    """The time of one call in one form, with ``backward`` of a call and its gradients."""
-    attention = einfuse.compile(source, backend="cpu", form=form)
-    x = example_inputs(attention.cascade, torch.float32, 0, Shape(1, heads, n, n, (width, width), 1))
+FORMS: tuple[FormName, FormName] = ("quadratic", "linear")
+
+
+def form_seconds(source: str, n: int, heads: int, width: int, backward: bool, repeats: int = 7) -> tuple[float, float]:
+    """The least time of one call in each form, by turns; with ``backward`` of a call and its gradients."""
+    attentions = [einfuse.compile(source, backend="cpu", form=form) for form in FORMS]
+    x = example_inputs(attentions[0].cascade, torch.float32, 0, Shape(1, heads, n, n, (width, width), 1))
     leaves = [v.contiguous().requires_grad_(backward) for v in x.values() if isinstance(v, torch.Tensor)]
 
-    def run() -> None:
+    def run(attention: einfuse.Attention) -> float:
+        start = time.perf_counter()
         out = attention(*leaves)
         assert isinstance(out, torch.Tensor), "the specs measured here have one output"
         if backward:
             torch.autograd.grad(out, leaves, torch.ones_like(out))
+        return time.perf_counter() - start
 
-    return median(run, repeats)
+    for attention in attentions:
+        run(attention)
+    taken = [[run(a) for a in attentions] for _ in range(repeats)]
+    return min(t[0] for t in taken), min(t[1] for t in taken)
 
 
 def measured_crossover(source: str, heads: int, width: int, backward: bool) -> float:
@@ -92,8 +100,8 @@ def measured_crossover(source: str, heads: int, width: int, backward: bool) -> f
     before: tuple[float, float] | None = None
     n = 128
     while True:
-        taken = [form_seconds(source, form, n, heads, width, backward) for form in ("quadratic", "linear")]
-        gap = math.log(taken[1] / taken[0])
+        slow, fast = form_seconds(source, n, heads, width, backward)
+        gap = math.log(fast / slow)
         if gap <= 0 and before is None:
             return float(n)
         if gap <= 0 and before is not None:
@@ -105,7 +113,9 @@ def measured_crossover(source: str, heads: int, width: int, backward: bool) -> f
 
 def crossovers(widths: Sequence[int], heads: int, backward: bool) -> None:
     """Measured and predicted lengths, side by side."""
-    print(f"TaylorShift, {heads} heads{', with gradients' if backward else ''}: N* measured, predicted, ratio")
+    print(
+        f"TaylorShift, {heads} heads{', with gradients' if backward else ''}: N* measured, predicted, ratio; what a call takes 1.3 times below and above"
+    )
     forms = einfuse.compile("taylor_shift", backend="cpu").forms
     device = torch.device("cpu")
     for kind in forms.unmeasured(torch.float32, device, backward):
@@ -114,11 +124,13 @@ def crossovers(widths: Sequence[int], heads: int, backward: bool) -> None:
         sizes = {"B": 1, "H": heads, "Nq": 1, "Nk": 1, "D": width, "E": width, "group": 1}
         predicted = forms.crossover(sizes, torch.float32, device, backward)
         found = measured_crossover("taylor_shift", heads, width, backward)
-        print(f"  width {width:4}  {found:8.0f} {predicted:8}  {predicted / found:6.2f}", flush=True)
+        x = torch.empty(0)
+        taken = [forms.choose(sizes | {"Nq": n, "Nk": n}, x, backward) for n in (int(found / 1.3), int(found * 1.3))]
+        print(f"  width {width:4}  {found:8.0f} {predicted:8}  {predicted / found:6.2f}   {' -> '.join(taken)}", flush=True)
 
 
 def causal(heads: int, width: int, n: int, backward: bool) -> None:
-    slow, fast = (form_seconds(CAUSAL, form, n, heads, width, backward, 3) for form in ("quadratic", "linear"))
+    slow, fast = form_seconds(CAUSAL, n, heads, width, backward, 3)
     print(f"causal linear attention as weights, {n} points: {slow * 1e3:.0f} ms, {fast * 1e3:.1f} ms: {slow / fast:.1f} times")
 
 
