@@ -113,9 +113,8 @@ def measured_crossover(source: str, heads: int, width: int, backward: bool) -> f
 
 def crossovers(widths: Sequence[int], heads: int, backward: bool) -> None:
     """Measured and predicted lengths, side by side."""
-    print(
-        f"TaylorShift, {heads} heads{', with gradients' if backward else ''}: N* measured, predicted, ratio; what a call takes 1.3 times below and above"
-    )
+    print(f"TaylorShift, {heads} heads{', with gradients' if backward else ''}")
+    print("              N* measured, predicted, ratio; what a call takes 1.3 times below and above")
     forms = einfuse.compile("taylor_shift", backend="cpu").forms
     device = torch.device("cpu")
     for kind in forms.unmeasured(torch.float32, device, backward):
