@@ -147,9 +147,9 @@ class Attention:
         known: Mapping[str, int] = sizes  # type: ignore[assignment]  # concrete, or numbers that a trace fixes
         if self.form == "linear":
             return self.forms.linear(known)
-        if self.forms.found is None:
-            return None
         floats = [x for x in tensors.values() if x.is_floating_point()]
+        if not floats or self.forms.found is None:
+            return None
         training = torch.is_grad_enabled() and any(x.requires_grad for x in floats)
         return self.forms.linear(known) if self.forms.choose(known, floats[0], training) == "linear" else None
 

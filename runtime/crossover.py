@@ -44,7 +44,8 @@ class Setting:
 
     @staticmethod
     def of(x: torch.Tensor, training: bool) -> Setting:
-        name = torch.cuda.get_device_name(x.device) if x.is_cuda else f"{x.device.type} {torch.get_num_threads()}"
+        cpu = f"{torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()}"
+        name = torch.cuda.get_device_name(x.device) if x.is_cuda else cpu
         return Setting(name, str(x.dtype).removeprefix("torch."), training)
 
     def key(self, kind: str) -> str:

@@ -97,7 +97,8 @@ class Scan(Builder):
                 total = call("+", total, call("*", query, ex.at(name, ranks)))
                 continue
             weight = self._named(f"{x.target}_query", ex.indices(query) | {self.found.row}, query)
-            if len(terms) > 1 or len(terms[0].bound) > 1:
+            alone = all(len(copies(f)) <= 1 for t in terms for f in (*t.rows, *t.columns))
+            if alone and (len(terms) > 1 or len(terms[0].bound) > 1):
                 self.flat[self._at_query(weight), self._at_query(key)] = terms
             held = tuple(sorted((ex.indices(weight) | set(ranks)) - {*mine, *self.c.over}, key=[*order].index))
             read = Einsum(

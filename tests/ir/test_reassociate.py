@@ -100,6 +100,11 @@ def test_two_scores_and_several_outputs() -> None:
     agree(built(body))
 
 
+@pytest.mark.parametrize("mask", ["", " where j <= i"])
+def test_factors_of_two_coordinates_at_once(mask: str) -> None:
+    agree(built(f"  s = sum[d, e]((q - v[b, h // group, i, e]) * k * v){mask}\n  o = sum[j](s * v)\n  out o"), width=2)
+
+
 @pytest.mark.parametrize(
     ("p", "rank", "at_4"),
     [
