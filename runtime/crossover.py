@@ -25,7 +25,7 @@ from einfuse.runtime import cache
 
 LAUNCH = 2e-5
 """Seconds to start one kernel."""
-RATES = {"quadratic": 1.0, "sums": 0.6, "flat sums": 0.35, "scan": 0.35, "flat scan": 0.2}
+RATES = {"quadratic": 1.0, "sums": 0.6, "flat sums": 1.0, "scan": 0.35, "flat scan": 0.5}
 """Rates that are not measured, as shares of `PEAK`: only their ratios decide."""
 PEAK = {"cpu": 1e11, "cuda": 2e14}
 NEAR = 6.0
