@@ -22,6 +22,8 @@ against the float64 oracle, `einfuse verify --all` every one.
 * **passes**: how often the keys are read, as written -> after fusing.
 * **backward**: the kernels of the gradient of every float input.
 * **mask**: `formula` of positions and sizes, `data` where a tensor of ints or booleans takes part, or none.
+* **linear form**: the rank of the weights where they factor across queries and keys, and how the linear form runs (`einfuse passes` says why
+  others have none).
 * **layers, models**: what in this library is built on it (`einfuse.library.layers`, `einfuse.library.models`).
 
 """
@@ -39,9 +41,8 @@ def table() -> str:
     parts = [HEAD]
     for family in sorted(families):
         title = family.capitalize()
-        parts.append(
-            f"## {title}\n\n| spec | paper and formula | passes | backward | mask | layers, models |\n|---|---|---|---|---|---|\n"
-        )
+        columns = "spec | paper and formula | passes | backward | mask | linear form | layers, models"
+        parts.append(f"## {title}\n\n| {columns} |\n|{'---|' * (columns.count('|') + 1)}\n")
         parts += [*families[family], "\n"]
     return "".join(parts).rstrip("\n") + "\n"
 
@@ -55,6 +56,7 @@ def row(info: einfuse.SpecInfo, users: list[str]) -> str:
         ", ".join(reports) or "no fold",
         backward(attention),
         mask(FOLDER.parent / info.path),
+        linear(attention),
         ", ".join(sorted(users)) or "-",
     )
     return f"| {' | '.join(cells)} |\n"
@@ -67,6 +69,12 @@ def backward(attention: einfuse.Attention) -> str:
         return str(len(attention.program.backward_of(wanted).cascades))
     except einfuse.EinfuseError as error:
         return f"none: {str(error).splitlines()[0]}"
+
+
+def linear(attention: einfuse.Attention) -> str:
+    """What the factorisation found."""
+    found = attention.forms.found
+    return "-" if found is None else f"rank {found.show()}, {'a scan' if found.causal else 'sums'}".replace("*", "\\*")
 
 
 def mask(path: Path) -> str:

@@ -45,7 +45,8 @@ def test_known_rows() -> None:
         for r in README.read_text(encoding="utf-8").splitlines()
         if "](" in r
     }
-    assert cells["[full](specs/softmax/full.attn)"][-5:-2] == ["3 -> 1", "3", "-"]
-    assert cells["[causal](specs/masks/causal.attn)"][-3] == "formula"
-    assert cells["[document](specs/masks/document.attn)"][-3] == "data"
+    assert cells["[full](specs/softmax/full.attn)"][-6:-2] == ["3 -> 1", "3", "-", "-"]
+    assert cells["[causal](specs/masks/causal.attn)"][-4] == "formula"
+    assert cells["[document](specs/masks/document.attn)"][-4] == "data"
+    assert cells["[taylor2](specs/normaliser/taylor2.attn)"][-3] == "rank D \\* (D // 2 + 1) + D + 1, a scan"
     assert cells["[gat](specs/graph/gat.attn)"][-2] == "GraphAttention"
