@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +69,18 @@ class TileMap:
     def _over(self, ranks: tuple[str, ...]) -> npt.NDArray[np.int8]:
         assert set(ranks) == set(self.ranks), f"the mask depends on {self.ranks}, not on {ranks}"
         return self.kind.transpose(*(self.ranks.index(r) for r in ranks), -2, -1)
+
+
+def combined(maps: Sequence[TileMap], ambient: Mapping[str, int]) -> TileMap:
+    """One map for several masks over the same tiles: where they do not agree on a tile, it is PARTIAL. ``ambient`` holds all their ranks."""
+    out: npt.NDArray[np.int8] | None = None
+    for m in maps:
+        kind = m.kind.transpose(*(m.ranks.index(r) for r in ambient if r in m.ranks), -2, -1)
+        kind = kind.reshape(*(n if r in m.ranks else 1 for r, n in ambient.items()), *kind.shape[-2:])
+        kind = np.broadcast_to(kind, (*ambient.values(), *kind.shape[-2:]))
+        out = kind if out is None else np.where(out == kind, kind, np.int8(PARTIAL))
+    assert out is not None, "a table is made of a mask"
+    return TileMap(out, tuple(ambient))
 
 
 def classify(

@@ -13,11 +13,11 @@ from einfuse.codegen import KernelPlan, Storage
 from einfuse.codegen.scan import ScanPlan
 from einfuse.ir import Cascade, Einsum, Scalar, SpecError, derivation, interpret, pipeline
 from einfuse.ir import expr as ex
-from einfuse.ir.passes import canonicalise, online_fuse, stages, tangent
+from einfuse.ir.passes import canonicalise, classify_score, stages, tangent
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.rewrite import expressions, statements
 from einfuse.ir.text import show
-from einfuse.runtime import binding, cache, ops, parts, stream
+from einfuse.runtime import binding, cache, derived, ops, parts, stream
 from einfuse.runtime.backends import BACKENDS, Backend, BackendName, Target, Tilings, TritonBackend
 from einfuse.runtime.forms import FormName, Forms, known_form
 from einfuse.runtime.program import Program, tiled, tilings
@@ -317,11 +317,18 @@ class Attention:
             return tuple(report for stage in self.stages for report in stage.passes())
         canonical = canonicalise.run(self.cascade)
         out = []
-        for found, _ in online_fuse.steps(canonical):
+        for found in derived.derivations(canonical):
             cuts = tuple((d.statistic, d.reader) for d in found.decisions if d.how == "cut")
             before = derivation.count_passes(self.cascade, found.rank)
             out.append(PassReport(found.rank, before, found.passes, cuts, tuple(found.decisions)))
         return tuple(out)
+
+    def scores(self) -> tuple[classify_score.Score, ...]:
+        """What kind of number every score is: products, degree, dependence on positions, tables, bounds. None for a scan."""
+        if isinstance(self.program, ScanProgram):
+            return ()
+        stages = self.stages or (self,)
+        return tuple(dict.fromkeys(s for a in stages for s in classify_score.run(canonicalise.run(a.cascade))))
 
     def plan(self, backend: BackendName, dtype: torch.dtype = torch.float32, **sizes: int) -> KernelPlan:
         """The forward kernel as data, for feature sizes given by name (default 64)."""

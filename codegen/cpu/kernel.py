@@ -6,22 +6,24 @@ from einfuse.codegen.cpu.access import ELEMENTS
 from einfuse.codegen.cpu.dataflow import fold_reads, prune
 from einfuse.codegen.cpu.folds import FoldPrinter
 from einfuse.codegen.cpu.functions import Ref
+from einfuse.codegen.cpu.keep import Kept, keep
 from einfuse.codegen.cpu.merge import sequential
 from einfuse.codegen.cpu.names import identifier
 from einfuse.codegen.cpu.pack import Dependence
 from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
 from einfuse.codegen.cpu.schedule import arrange, kept, settle
 from einfuse.codegen.cpu.text import Extent, Scope, Text
-from einfuse.codegen.plan import Coordinate, Fold, KernelPlan, Region, Store, operations, reads
+from einfuse.codegen.plan import Arg, Coordinate, Fold, KernelPlan, Region, Store, operations, reads
 
 
 class KernelPrinter:
     """Prints one plan. The order of arguments is that of `arguments`."""
 
     def __init__(self, plan: KernelPlan) -> None:
+        plan, self.kept = keep(plan)
         self.plan = prune(plan)
         self.text, self.scope = Text(), Scope(narrow=paired(plan))
-        self.tensors = {t.name: t for t in plan.tensors}
+        self.tensors = {t.name: t for t in plan.tensors} | {k.tensor: Arg(k.tensor, 2, plan.compute, True) for k in self.kept}
         self.dependence = Dependence(self.plan)
         self.tables = table_ranks(self.plan)
 
@@ -137,6 +139,8 @@ class KernelPrinter:
         for f in plan.features:
             assert isinstance(f.size, int), "sizes of features are known"
             scope.extents[f.rank] = Extent("0", str(f.size), f.size, whole=True)
+        for k in self.kept:
+            self.rows(k)
         for n, step in enumerate(plan.steps):
             text.line()
             if isinstance(step, Fold):
@@ -145,6 +149,18 @@ class KernelPrinter:
                 FoldPrinter(text, scope, plan, step, self.dependence, self.tensors).printed()
             else:
                 self.region(step, self.read_after(n))
+
+    def rows(self, kept: Kept) -> None:
+        """A tensor that is a buffer of the thread: rows of the tile, each with all coordinates of a folded rank."""
+        text, scope = self.text, self.scope
+        size, tile = self.extent(kept.size), scope.extents[kept.tile]
+        buffer = text.buffer(kept.tensor, "T", f"{tile.most} * padded({size})", f"rows of {kept.tile} that several loops read")
+        name = self.fresh_tensor(f"{buffer}_rows", 2)
+        text.line(f"const long {name}_s0 = padded({size}), {name}_s1 = 1;")
+        text.line(
+            f"T* const {name} = (T*)((intptr_t){buffer} - {tile.start} * {name}_s0 * (long)sizeof(T));  // from row 0 of all"
+        )
+        scope.scalars[f"tensor {kept.tensor}"] = Ref(name, "int")
 
     def read_after(self, n: int) -> set[str]:
         names: set[str] = set()
