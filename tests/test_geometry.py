@@ -135,14 +135,14 @@ def block_dilated(n: int, segment: int = 64, dilation: int = 4) -> Tensor:
     return out
 
 
-def lookhere(n: int, view: Tensor, slope: Tensor, columns: int = 14) -> Tensor:
+def lookhere(n: int, view: Tensor, slope: Tensor, columns: int = 14, half: bool = False) -> Tensor:
     y, x, v, u = grid(n, columns)
     angle = torch.rad2deg(torch.atan2((v - y).double(), (u - x).double()))
     centre = {1: 0.0, 2: 180.0, 3: 90.0, 4: -90.0}
     out = []
     for w in view.tolist():
         away = torch.zeros_like(angle) if w == 0 else ((angle - centre[w] + 180) % 360 - 180).abs()
-        out.append((away <= 45 + 1e-6) | ((y == v) & (x == u)))
+        out.append((away <= (90 if half else 45) + 1e-6) | ((y == v) & (x == u)))
     return torch.stack(out)
 
 
@@ -247,6 +247,7 @@ CASES: dict[str, tuple[Mask, dict[str, Any]]] = {
     "longformer": (longformer, {"reach": 9}),
     "block_dilated": (block_dilated, {"segment": 24, "dilation": 3}),
     "lookhere": (lookhere, {"columns": 12}),
+    "lookhere half": (lookhere, {"columns": 12, "half": True}),
     "head_windows": (head_windows, {}),
     "graph": (graph, {}),
     "block_table": (block_table, {"block": 32}),
@@ -288,7 +289,7 @@ def case(name: str, n: int, dtype: torch.dtype = torch.float64) -> tuple[Attenti
     """The attention, what to call it with, and the mask ``[2, HEADS, n, n]``."""
     mask, params = CASES[name]
     spec = name.split()[0]
-    folded = {k: v for k, v in params.items() if isinstance(v, str)}
+    folded = {k: v for k, v in params.items() if isinstance(v, str | bool)}
     attention = compiled(spec, **folded)
     torch.manual_seed(n)
     given = tables(spec, n)
@@ -300,7 +301,7 @@ def case(name: str, n: int, dtype: torch.dtype = torch.float64) -> tuple[Attenti
 
 def masked_softmax(name: str, inputs: dict[str, Any], mask: Tensor) -> Tensor:
     s = inputs["q"] @ inputs["k"].mT / 2
-    if name == "lookhere":
+    if name.startswith("lookhere"):
         y, x, v, u = grid(s.shape[-1], inputs["columns"])
         s = s - inputs["slope"][:, None, None] * ((y - v) ** 2 + (x - u) ** 2).to(s.dtype).sqrt()
     dead = ~mask.any(-1, keepdim=True)
