@@ -22,10 +22,14 @@ from einfuse.ir.passes.pack import Packed, Table
 if TYPE_CHECKING:
     from einfuse.runtime.attention import Attention, Output
 
+_outside_of_graphs = torch.compiler.disable(
+    reason="the bounds of sequences are looked at on the host: the graph breaks at this call, and goes on behind it"
+)
 _TABLES = WeakTensorKeyDictionary()
 """Of bounds of sequences: their version, and what was made of them."""
 
 
+@_outside_of_graphs  # type: ignore[untyped-decorator]  # torch types it so
 def varlen(
     attention: Attention,
     *tensors: torch.Tensor,
@@ -65,6 +69,7 @@ def varlen(
     return moved[0] if len(moved) == 1 else tuple(moved)
 
 
+@_outside_of_graphs  # type: ignore[untyped-decorator]  # torch types it so
 def nested(
     attention: Attention, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar], run: Callable[..., Output]
 ) -> Output:

@@ -224,3 +224,35 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         call(einfuse.compile("full", backend="torch"))
+
+
+def test_compiled_functions_break_at_the_call_and_say_why() -> None:
+    attention = einfuse.compile("full", backend="torch")
+
+    def model(q: Tensor) -> Tensor:
+        out = einfuse.varlen(attention, q * 2, q, q, cu_seqlens_q=OK)
+        assert isinstance(out, Tensor)
+        return out + 1
+
+    torch.testing.assert_close(torch.compile(model, backend="eager")(Q), model(Q))
+    whole = torch.compile(lambda q: einfuse.varlen(attention, q, q, q, cu_seqlens_q=OK), backend="eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match="the bounds of sequences are looked at on the host"):
+        whole(Q)
+
+
+def test_traced_functions_take_sequences_too() -> None:
+    """What the refusal of `einfuse.flex.flex_attention` points to."""
+
+    def causal(b: Any, h: Any, i: Any, j: Any) -> Any:
+        return j <= i
+
+    def alibi(score: Any, b: Any, h: Any, i: Any, j: Any, *, slope: Any) -> Any:
+        return score + slope[h] * (j - i)
+
+    attention = einfuse.attention(alibi, causal, backend="torch")
+    cu, slope = torch.tensor([0, 3, 10, 11]), torch.rand(2)
+    q = tokens(cu, 2, 4)
+    jagged_q = torch.nested.nested_tensor_from_jagged(q, cu).transpose(1, 2)
+    found: Any = attention(jagged_q, jagged_q, jagged_q, slope=slope)
+    wanted = one_by_one(attention, cu, cu, q, q, q, slope=lambda b: slope)
+    torch.testing.assert_close(found.values().transpose(0, 1), wanted, rtol=1e-5, atol=1e-5)
