@@ -13,11 +13,11 @@ from einfuse.codegen import KernelPlan, Storage
 from einfuse.codegen.scan import ScanPlan
 from einfuse.ir import Cascade, Einsum, Scalar, SpecError, derivation, interpret, pipeline
 from einfuse.ir import expr as ex
-from einfuse.ir.passes import canonicalise, classify_score, stages, tangent
+from einfuse.ir.passes import canonicalise, classify_score, pack, stages, tangent
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.rewrite import expressions, statements
 from einfuse.ir.text import show
-from einfuse.runtime import binding, cache, derived, ops, parts, stream
+from einfuse.runtime import binding, cache, derived, ops, packed, parts, stream
 from einfuse.runtime.backends import BACKENDS, Backend, BackendName, Target, Tilings, TritonBackend
 from einfuse.runtime.forms import FormName, Forms, known_form
 from einfuse.runtime.program import Program, tiled, tilings
@@ -69,8 +69,9 @@ class Attention:
 
     ``attn(q, k, v, ..., name=value)`` takes the tensors of the spec in order of declaration or by keyword and host numbers by
     keyword; it is differentiable in every float tensor, and works under autocast, torch.compile(fullgraph=True), torch.export and
-    on meta tensors, for any strides. One output is returned as a tensor, several as a tuple. Raises TypeError or ValueError that name
-    the argument, what was expected and what was found.
+    on meta tensors, for any strides, and on jagged nested tensors: sequences of different lengths, without padding. One output is
+    returned as a tensor, several as a tuple. Raises TypeError or ValueError that name the argument, what was expected and what was
+    found.
     """
 
     cascade: Cascade
@@ -82,6 +83,7 @@ class Attention:
     form: FormName = "auto"
     _forward_modes: dict[tuple[str, ...], Attention] = field(default_factory=dict, init=False, repr=False)
     _plans: dict[str, list[KernelPlan] | list[ScanPlan]] = field(default_factory=dict, init=False, repr=False)
+    _packed: dict[pack.Groups, tuple[pack.Packed, Attention]] = field(default_factory=dict, init=False, repr=False)
     program: Program = field(init=False)
     resumed: Attention | None = field(default=None, init=False, repr=False)
     key: str = field(init=False)
@@ -113,6 +115,8 @@ class Attention:
         if self.optional & set(kwargs):
             return self.given(self.optional & set(kwargs))(*args, **{n: x for n, x in kwargs.items() if x is not None})
         tensors, numbers = binding.arguments(self.cascade, args, kwargs)
+        if any(x.is_nested for x in tensors.values()):
+            return packed.nested(self, tensors, numbers, Attention.__call__)
         tensors = self._autocast(tensors)
         self._one_dtype(tensors)
         sizes = binding.sizes(self.cascade, tensors)  # a mismatch is reported here, before anything runs
@@ -218,6 +222,8 @@ class Attention:
         if self.optional & set(kwargs):
             return self.given(self.optional & set(kwargs)).reference(*args, dtype=dtype, **kwargs)
         tensors, numbers = binding.arguments(self.cascade, args, kwargs)
+        if any(x.is_nested for x in tensors.values()):
+            return packed.nested(self, tensors, numbers, functools.partial(Attention.reference, dtype=dtype))
         sizes: Mapping[str, int] = binding.sizes(self.cascade, tensors)  # type: ignore[assignment]
         outs = interpret(self.cascade, {**tensors, **numbers}, sizes, dtype)
         return next(iter(outs.values())) if len(outs) == 1 else tuple(outs[n] for n in self.cascade.outs)
@@ -248,6 +254,13 @@ class Attention:
         assert isinstance(outs, tuple), "every output has a tangent"
         half = len(outs) // 2
         return (outs[0], outs[1]) if half == 1 else (outs[:half], outs[half:])
+
+    def packed(self, groups: pack.Groups) -> tuple[pack.Packed, Attention]:
+        """The form for sequences of different lengths (see `varlen`), by the sizes that have the same bounds; derived once."""
+        if groups not in self._packed:
+            found = pack.run(self.cascade, groups)
+            self._packed[groups] = found, Attention(found.cascade, self.backend, self.strict)
+        return self._packed[groups]
 
     # -- in parts ----------------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from einfuse.codegen.cpu.pack import Dependence
 from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
 from einfuse.codegen.cpu.schedule import arrange, kept, settle
 from einfuse.codegen.cpu.text import Extent, Scope, Text
+from einfuse.codegen.order import largest_last
 from einfuse.codegen.plan import Arg, Coordinate, Fold, KernelPlan, Region, Store, operations, reads
 
 
@@ -125,7 +126,8 @@ class KernelPrinter:
             rank, size = plan.tile.rank, self.extent(plan.tile.size)
             lo, hi, count = (text.names.fresh(f"{rank}_{k}") for k in ("lo", "hi", "n"))
             tile = text.names.fresh("tile_at")
-            text.line(f"const long {tile} = item % tiles, {lo} = {tile} * {plan.tile.block};")
+            at = "tiles - 1 - item % tiles" if largest_last(plan) and not sequential(plan) else "item % tiles"
+            text.line(f"const long {tile} = {at}, {lo} = {tile} * {plan.tile.block};")
             text.line(f"const long {hi} = minimum({lo} + {plan.tile.block}, {size}), {count} = {hi} - {lo};")
             scope.extents[rank] = Extent(lo, count, plan.tile.block)
             scope.scalars |= {f"size {rank}.lo": Ref(lo, "int"), f"size {rank}.hi": Ref(hi, "int")}
