@@ -59,7 +59,7 @@ class RetentionAttention(Recurrent):
 
     def attend(self, x: torch.Tensor, state: State, keep: bool) -> tuple[torch.Tensor, State]:
         seen, states = state or (0, None)
-        place = torch.arange(seen, seen + x.shape[1], device=x.device, dtype=x.dtype)
+        place = torch.arange(seen, seen + x.shape[1], device=x.device)
         out, states = self.run(keep, states, *self.project(x), self.slope.to(x), place)
         out = functional.layer_norm(out, out.shape[-1:])  # a group norm of the heads, token by token, without parameters
         return self.out(functional.silu(self.gate(x)) * merge(out)), (seen + x.shape[1], states)
