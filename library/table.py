@@ -13,7 +13,7 @@ from pathlib import Path
 
 import einfuse
 from einfuse.ir.passes import chunk
-from einfuse.library import tested, verified
+from einfuse.library import mechanisms, tested, verified
 
 FOLDER = Path(__file__).resolve().parent
 HEAD = """# The library
@@ -52,7 +52,7 @@ def table() -> str:
         title = family.capitalize()
         parts.append(f"## {title}\n\n| {COLUMNS} |\n|{'---|' * (COLUMNS.count('|') + 1)}\n")
         parts += [*families[family], "\n"]
-    return "".join(parts).rstrip("\n") + "\n"
+    return "".join([*parts, mechanisms.section()])
 
 
 def row(info: einfuse.SpecInfo, users: list[str], formulas: set[str], known: str) -> str:

@@ -151,7 +151,7 @@ def drawn(cascade_inputs: Sequence[tuple[str, list[int], str]]) -> dict[str, Ten
     return out
 
 
-GEOMETRY = {n for n, p in SPECS.items() if p.parent.name == "masks"}
+GEOMETRY = {"edges"} | {n for n, p in SPECS.items() if p.parent.name == "masks"}
 """Masks, which tests/test_geometry.py holds against whole matrices."""
 
 

@@ -113,11 +113,6 @@ def dropout(x: X) -> Tensor:
     return (causal(score(x)).softmax(-1) * (torch.tensor(drawn) >= 0.1) / 0.9) @ x["v"]
 
 
-def bahdanau(x: X) -> Tensor:
-    pairs = torch.tanh(x["q"][:, :, :, None] + x["k"][:, :, None])
-    return torch.einsum("hd,bhijd->bhij", x["a"], pairs).softmax(-1) @ x["v"]
-
-
 def linear(fq: Tensor, fk: Tensor, v: Tensor, eps: float) -> Tensor:
     w = fq @ fk.mT
     return w @ v / (w.sum(-1, keepdim=True) + eps)
@@ -212,7 +207,6 @@ FORMULAS: dict[str, Callable[[X], Tensor | tuple[Tensor, ...]]] = {
     ),
     "ntk": ntk,
     "mixed_branches": mixed_branches,
-    "bahdanau": bahdanau,
     "distance": lambda x: (-torch.cdist(x["q"], x["k"]).square() / math.sqrt(D)).softmax(-1) @ x["v"],
     "mlp_bias": mlp_bias,
     "second_normaliser": lambda x: (

@@ -10,6 +10,8 @@ import pytest
 from torch import nn
 
 import einfuse
+from einfuse.ir import Einsum
+from einfuse.ir.text import show
 from einfuse.library import layers, table, tested
 
 README = Path(table.__file__).resolve().parent / "README.md"
@@ -46,6 +48,30 @@ def test_no_cell_is_blank() -> None:
     for sign in {c for r in rows() for c in r} & {"-", "none"}:
         assert f"`{sign}`" in table.HEAD, "a cell that says nothing has its reason in the head"
     assert [r[0] for r in rows() if r[columns.index("formula")] == "none"] == []
+
+
+def meaning(name: str) -> str:
+    """What a spec computes, whatever it calls itself, its inputs, statements and numbers that a call may set."""
+    cascade = einfuse.compile(name).cascade
+    text = "\n".join(line for line in show(cascade).splitlines()[1:] if not line.startswith("  rank"))
+    text = re.sub(r"(  param \w+: \w+) = .*", r"\1", text)
+    names: dict[str, str] = {}
+    own = [t.name for t in cascade.inputs] + [x.target for x in cascade.body if isinstance(x, Einsum)]
+    for word in re.findall(r"[A-Za-z_]\w*", text):
+        if word in own:
+            names.setdefault(word, f"n{len(names)}")
+    return re.sub(r"[A-Za-z_]\w*", lambda m: names.get(m[0], m[0]), text)
+
+
+@pytest.mark.slow
+def test_no_two_specs_say_the_same() -> None:
+    """Those with optional inputs apart: `cross` is `full` and `padding` in one."""
+    seen: dict[str, str] = {}
+    for s in einfuse.list_specs():
+        if einfuse.compile(s.name).optional:
+            continue
+        other = seen.setdefault(meaning(s.name), s.name)
+        assert other == s.name, f"{other} and {s.name} are one mechanism: keep one of them"
 
 
 def test_known_rows() -> None:
