@@ -64,7 +64,7 @@ def commands() -> list[tuple[str, str]]:
         prose[page(file)] = re.sub(r"^ {4}(\S.*?)(?:  .*)?$", r"`\1`", doc, flags=re.MULTILINE)
     found = [(w, m) for w, kind, text in blocks() if kind == "console" for m in re.findall(r"^\$ (.*)", text, re.MULTILINE)]
     found += [(where, m) for where, text in prose.items() for m in re.findall(r"`([^`\n]+)`", text)]
-    plain = [(where, re.sub(r"\s+#.*", "", c).strip().replace("\\|", "|")) for where, c in found]
+    plain = [(where, re.sub(r"\s+[#>].*", "", c).strip().replace("\\|", "|")) for where, c in found]
     starts = ("einfuse ", "python ", "make ", "pip ", "pytest ")
     return list(dict.fromkeys((where, c) for where, c in plain if c.startswith(starts)))
 
