@@ -31,7 +31,7 @@ against the float64 oracle, `einfuse verify --all` every one.
   -m einfuse.library.verified` reports what is not verified as it stands).
 
 """
-COLUMNS = "spec | paper and formula | passes | backward | linear form | mask | layers, models | formula | verified"
+COLUMNS = "spec | paper and formula | passes | backward | mask | linear form | layers, models | formula | verified"
 
 
 def table() -> str:
@@ -63,8 +63,8 @@ def row(info: einfuse.SpecInfo, users: list[str], formulas: set[str], known: str
         info.paper.replace("|", "\\|"),
         ", ".join(reports) or "no fold",
         backward(attention),
-        linear(attention),
         mask(FOLDER.parent / info.path),
+        linear(attention),
         ", ".join(sorted(users)) or "-",
         ", ".join(f"[{Path(f).stem.removeprefix('test_')}](../tests/{f})" for f in sorted(formulas)) or "none",
         known,
