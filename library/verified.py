@@ -56,7 +56,7 @@ def findings(rows: Iterable[Mapping[str, Any]], paths: Mapping[str, Path]) -> di
 
 def read() -> dict[str, Finding]:
     """What is on record."""
-    return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}  # type: ignore[no-any-return]
+    return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
 
 
 def write(found: Mapping[str, Finding]) -> None:

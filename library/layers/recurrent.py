@@ -141,5 +141,5 @@ class AarenAttention(nn.Module):
         rows = []
         for t in range(x.shape[1]):
             row, state = self.one.step(state, whole, k[:, :, t : t + 1], v[:, :, t : t + 1])
-            rows.append(row)
+            rows.append(single(row))
         return self.out(merge(torch.cat(rows, 2))), state

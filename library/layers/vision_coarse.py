@@ -73,4 +73,4 @@ class TokensToToken(nn.Module):
         attended = single(self.attention(q, k, v, w=self.features) if self.linear else self.attention(q, k, v))
         tokens = v[:, 0] + self.out(merge(attended))
         tokens = tokens + self.network(self.after(tokens))
-        return tokens.unflatten(1, (-(-x.shape[1] // self.stride), -1))
+        return tokens.unflatten(1, (-(-x.shape[1] // self.stride), -1))  # type: ignore[no-any-return]
