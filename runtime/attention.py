@@ -116,7 +116,8 @@ class Attention:
             return self.given(self.optional & set(kwargs))(*args, **{n: x for n, x in kwargs.items() if x is not None})
         tensors, numbers = binding.arguments(self.cascade, args, kwargs)
         if any(x.is_nested for x in tensors.values()):
-            return packed.nested(self, tensors, numbers, Attention.__call__)
+            found: Output = packed.nested(self, tensors, numbers, Attention.__call__)  # untyped: dynamo's `disable` wraps it
+            return found
         tensors = self._autocast(tensors)
         self._one_dtype(tensors)
         sizes = binding.sizes(self.cascade, tensors)  # a mismatch is reported here, before anything runs
@@ -223,7 +224,8 @@ class Attention:
             return self.given(self.optional & set(kwargs)).reference(*args, dtype=dtype, **kwargs)
         tensors, numbers = binding.arguments(self.cascade, args, kwargs)
         if any(x.is_nested for x in tensors.values()):
-            return packed.nested(self, tensors, numbers, functools.partial(Attention.reference, dtype=dtype))
+            found: Output = packed.nested(self, tensors, numbers, functools.partial(Attention.reference, dtype=dtype))
+            return found
         sizes: Mapping[str, int] = binding.sizes(self.cascade, tensors)  # type: ignore[assignment]
         outs = interpret(self.cascade, {**tensors, **numbers}, sizes, dtype)
         return next(iter(outs.values())) if len(outs) == 1 else tuple(outs[n] for n in self.cascade.outs)
