@@ -14,10 +14,10 @@ from einfuse.ir.nodes import Einsum, Fold
 from einfuse.ir.passes import canonicalise, differentiate
 from einfuse.ir.passes.differentiate import Backward, Gradient
 from einfuse.ir.text import show
-from einfuse.runtime import cache, ranges
+from einfuse.runtime import cache, ranges, split
 from einfuse.runtime.backends import Backend, Tilings
 from einfuse.runtime.binding import STORAGE
-from einfuse.runtime.launch import Built, launch
+from einfuse.runtime.launch import Built, Launch, Ready
 from einfuse.runtime.scatter import accumulate
 
 Step = tuple[Cascade, tuple[Gradient, ...]]
@@ -36,6 +36,7 @@ class Program:
     built: dict[tuple[object, ...], Built] = field(default_factory=dict)
     pairs: dict[tuple[object, ...], Built | None] = field(default_factory=dict)
     backwards: dict[tuple[str, ...], Backward] = field(default_factory=dict)
+    _halves: list[split.Halves | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.suspects = ranges.suspects(self.cascade)
@@ -56,6 +57,13 @@ class Program:
 
     def canonical(self) -> Cascade:
         return canonicalise.run(self.cascade)
+
+    @property
+    def halves(self) -> split.Halves | None:
+        """The two steps that take parts of the keys and put them together; derived once, None where there are none."""
+        if not self._halves:
+            self._halves.append(split.halves(self))
+        return self._halves[0]
 
     def backward_of(self, wanted: tuple[str, ...]) -> Backward:
         """The backward cascades for gradients of ``wanted``; derived once."""
@@ -79,23 +87,26 @@ class Program:
             self.built[key] = self._build(cascade, storage, static, backend, 0)
         return self.built[key]
 
-    def run(
+    def ready(
         self,
         cascade: Cascade,
         tensors: Mapping[str, torch.Tensor],
         numbers: Mapping[str, Scalar],
         sizes: Mapping[str, int],
         backend: Backend,
-    ) -> None:
-        """Launches the kernel of one cascade. One that spills registers is right but slow: the next call gets smaller tiles."""
+    ) -> Launch:
+        """The kernel of one cascade for tensors like these. One that spills registers is right but slow: the next call gets smaller tiles."""
         storage = storage_of(cascade, tensors)
-        built = self.build(cascade, storage, sizes, backend)
-        if launch(built, tensors, numbers, sizes):
+
+        def smaller(built: Built) -> Built | None:
             static = static_sizes(cascade, sizes)
-            if built.rung + 1 < len(tilings(cascade, storage, static, backend, self._is_backward(cascade))):
-                self.built[kernel_key(cascade, storage, static, backend)] = self._build(
-                    cascade, storage, static, backend, built.rung + 1
-                )
+            if built.rung + 1 >= len(tilings(cascade, storage, static, backend, self._is_backward(cascade))):
+                return None
+            made = self._build(cascade, storage, static, backend, built.rung + 1)
+            self.built[kernel_key(cascade, storage, static, backend)] = made
+            return made
+
+        return Launch(self.build(cascade, storage, sizes, backend), numbers, sizes, smaller)
 
     def _is_backward(self, cascade: Cascade) -> bool:
         return cascade.inputs != self.cascade.inputs
@@ -131,8 +142,23 @@ class Program:
         self.check_ranges(tensors, numbers, sizes)
         outs = self.allocate(cascade, tensors, sizes)
         if any(x.numel() for x in outs.values()):
-            self.run(cascade, {**tensors, **outs}, numbers, sizes, backend)
+            self.launch(cascade, {**tensors, **outs}, numbers, sizes, backend)({**tensors, **outs})
         return outs
+
+    def launch(
+        self,
+        cascade: Cascade,
+        tensors: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        backend: Backend,
+    ) -> Ready:
+        """A forward for tensors like these (outputs included): one kernel, or where that leaves workers idle, parts of the keys and their merge."""
+        if cascade is not self.cascade:
+            return self.ready(cascade, tensors, numbers, sizes, backend)
+        count = split.planned(self, sizes, backend.workers(next(iter(tensors.values())).device))
+        inparts = split.ready(self, count, tensors, numbers, sizes, backend) if count > 1 else None
+        return inparts or self.ready(cascade, tensors, numbers, sizes, backend)
 
     def allocate(
         self, cascade: Cascade, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
@@ -173,19 +199,14 @@ class Program:
             if both:
                 built, outs = both
                 (other, more), *steps = steps
-                launch(
-                    built,
-                    {t.name: env[t.name] for c in (cascade, other) for t in c.inputs if not t.param} | outs,
-                    numbers,
-                    sizes,
-                )
+                Launch(built, numbers, sizes)({t.name: env[t.name] for c in (cascade, other) for t in c.inputs if not t.param} | outs)
                 done = [(cascade, p) for p in parts] + [(other, p) for p in more]
             else:
                 outs = self._allocate_parts(cascade, parts, env, sizes)
                 done = [(cascade, p) for p in parts]
                 if any(x.numel() for x in outs.values()):
                     mine = {t.name: env[t.name] for t in cascade.inputs if not t.param} | outs
-                    self.run(cascade, mine, numbers, sizes, backend)
+                    self.ready(cascade, mine, numbers, sizes, backend)(mine)
             env |= outs
             for source, part in done:
                 accumulate(total, source, part, outs[part.statement], tensors, numbers, sizes)
