@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from einfuse.ir import Cascade, Scalar, derivation, interpret, pipeline
 from einfuse.ir.passes import canonicalise, stages, tangent
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.text import show
-from einfuse.runtime import binding, cache, ops, parts, stream
+from einfuse.runtime import binding, cache, ops, parts, prepared, stream
 from einfuse.runtime.backends import BACKENDS, Backend, BackendName, Target, Tilings, TritonBackend
 from einfuse.runtime.program import Program, tilings
 from einfuse.runtime.scan import ScanProgram, program_of
@@ -82,12 +82,15 @@ class Attention:
     key: str = field(init=False)
     stages: tuple[Attention, ...] = field(init=False, repr=False)
     """The kernels of a cascade that one cannot do, in order; empty where one can."""
+    _calls: prepared.Calls | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.key = cache.content(show(self.cascade), self.strict, self.wide)
         self.program = ops.register(self.key, program_of(self.cascade, self.strict, self.wide))
         cut = () if isinstance(self.program, ScanProgram) else stages.run(self.cascade)
         self.stages = tuple(Attention(c, self.backend, self.strict) for c in cut) if len(cut) > 1 else ()
+        if not self.stages and not isinstance(self.program, ScanProgram):
+            self._calls = prepared.Calls(self.program, self.backend)
 
     def __repr__(self) -> str:
         inputs = ", ".join(t.name for t in self.cascade.inputs)
@@ -102,12 +105,17 @@ class Attention:
     def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar) -> Output:
         if self.optional & set(kwargs):
             return self.given(self.optional & set(kwargs))(*args, **{n: x for n, x in kwargs.items() if x is not None})
+        kind = prepared.signature(args, kwargs) if self._calls is not None else None
+        if kind is not None and self._calls is not None and kind in self._calls.known:
+            return _returned(self._calls.known[kind](args, kwargs))
         tensors, numbers = binding.arguments(self.cascade, args, kwargs)
         tensors = self._autocast(tensors)
         self._one_dtype(tensors)
-        binding.sizes(self.cascade, tensors)  # a mismatch is reported here, before anything runs
+        sizes = binding.sizes(self.cascade, tensors)  # a mismatch is reported here, before anything runs
         if self.stages:
             return self._staged({**tensors, **numbers})
+        if kind is not None and self._calls is not None and prepared.fits(self.cascade, args, kwargs):
+            return _returned(self._calls.prepare(kind, tensors, numbers, sizes)(args, kwargs))  # type: ignore[arg-type]  # no symbols here
         params = [t for t in self.cascade.inputs if t.param]
         ints = [
             int(numbers[t.name]) if not torch.compiler.is_compiling() else numbers[t.name] for t in params if t.dtype == "int"
@@ -117,7 +125,7 @@ class Attention:
         grad = torch.is_grad_enabled()
         needs = [grad and x.requires_grad for x in held]
         outs = ops.forward(self.key, self.backend or "", held, ints, floats, needs)[: len(self.cascade.outs)]
-        return outs[0] if len(outs) == 1 else tuple(outs)
+        return _returned(outs)
 
     def step(
         self, state: stream.States | parts.PartialState | None, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar
@@ -325,6 +333,10 @@ class Attention:
     def with_backend(self, backend: BackendName | None) -> Attention:
         """The same attention on another back end."""
         return Attention(self.cascade, backend, self.strict, self.elaborate, self.optional, self.wide)
+
+
+def _returned(outs: Sequence[torch.Tensor]) -> Output:
+    return outs[0] if len(outs) == 1 else tuple(outs)
 
 
 def _asked(cascade: Cascade, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -15,6 +14,7 @@ from einfuse.codegen.plan import Fold as PlanFold
 from einfuse.ir import Cascade, Fold, Scalar, classify
 from einfuse.ir.expr import reads
 from einfuse.runtime.backends import Kernel
+from einfuse.runtime.unchanged import Unchanged
 
 REMEMBERED = 4  # masks of a kernel whose live tiles are kept: layers of a model share one, a data loader goes on to the next
 Run = Callable[[Mapping[str, torch.Tensor]], int | None]
@@ -35,17 +35,11 @@ class Bindable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """Live tiles made for these very tensors, at these versions, sizes and numbers."""
+    """Live tiles made for these very tensors, sizes and numbers."""
 
-    tensors: tuple[tuple[weakref.ref[torch.Tensor], int], ...]
+    tensors: Unchanged
     key: tuple[object, ...]
     made: dict[str, torch.Tensor]
-
-    def serve(self, tensors: list[torch.Tensor], key: tuple[object, ...]) -> bool:
-        if any(x.is_inference() for x in tensors):
-            return False  # they count no versions: a change in place would go unseen
-        same = zip(self.tensors, tensors, strict=True)
-        return self.key == key and all(ref() is x and version == x._version for (ref, version), x in same)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +101,15 @@ class Launch:
         built = self.built
         held = [tensors[n] for n in self._named if n in tensors]
         for known in built.tables:
-            if known.serve(held, self._key):
+            if known.key == self._key and known.tensors.are(held):
                 return known.made
         made: dict[str, torch.Tensor] = {}
         for step in self._folds:
             made |= tile_tables(built.cascade, step, tensors, self.numbers, self.sizes)
-        if any(x.is_inference() for x in held):
-            return made
-        built.tables.append(Tables(tuple((weakref.ref(x), x._version) for x in held), self._key, made))
-        del built.tables[:-REMEMBERED]
+        same = Unchanged.of(held)
+        if same is not None:
+            built.tables.append(Tables(same, self._key, made))
+            del built.tables[:-REMEMBERED]
         return made
 
 

@@ -5,6 +5,7 @@ One query over 16k keys of 2 heads is 2 tiles; on 8 cores that is 8 parts of 4k 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def ready(
     keys = keys if isinstance(keys, int) else sizes[keys]
     ends = [keys * n // count for n in range(count + 1)]
     device = next(iter(tensors.values())).device
-    bounds = torch.tensor(list(zip(ends[:-1], ends[1:], strict=True)), device=device)
+    bounds = torch.tensor(list(itertools.pairwise(ends)), device=device)
     sized = {**sizes, splitting.PARTS: count}
     known = {**tensors, first.inputs[-1].name: bounds}
     states = both.partial.allocate(first, known, sized)

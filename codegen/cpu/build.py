@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from einfuse.codegen.cpu import openmp
 from einfuse.codegen.cpu.kernel import table_ranks
 from einfuse.codegen.cpu.names import identifier
 from einfuse.codegen.plan import KernelPlan
@@ -86,7 +87,8 @@ def build(plan: KernelPlan, source: str, folder: Path, flags: Sequence[str] = ()
     """
     compiler = find_compiler()
     options = [*FLAGS, *flags, *own_flags()]
-    key = "\n".join([source, *options, _version(compiler), processor()])
+    runtime = openmp.loaded()
+    key = "\n".join([source, *options, _version(compiler), processor(), runtime.name if runtime else ""])
     name = f"einfuse_{identifier(plan.name)}_{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
     path = folder / name
     if path.exists():
@@ -152,7 +154,11 @@ def _compile(compiler: str, options: Sequence[str], source: str, path: Path) -> 
     os.close(handle)
     try:
         done = subprocess.run(
-            [compiler, *options, "-x", "c++", "-", "-o", temporary], input=source, capture_output=True, text=True, check=False
+            [compiler, *options, "-o", temporary, "-x", "c++", "-", *openmp.link_options()],
+            input=source,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             tail = "\n".join(done.stderr.strip().splitlines()[-20:])
