@@ -49,7 +49,9 @@ class CpuBackend:
     name: BackendName = "cpu"
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
-        return ((96, 64),) if backward else ((48, 128),)
+        from einfuse.codegen import cpu
+
+        return (cpu.tile(storage, width, backward, cpu.caches()),)
 
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import cpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from einfuse.codegen.cost import row_work
 from einfuse.codegen.cpu.access import ELEMENTS
 from einfuse.codegen.cpu.dataflow import fold_reads, prune
 from einfuse.codegen.cpu.folds import FoldPrinter
@@ -12,9 +13,7 @@ from einfuse.codegen.cpu.pack import Dependence
 from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
 from einfuse.codegen.cpu.schedule import arrange, kept, settle
 from einfuse.codegen.cpu.text import Extent, Scope, Text
-from einfuse.codegen.cost import row_work
 from einfuse.codegen.plan import Coordinate, Fold, KernelPlan, Region, Store, operations, reads
-
 
 THREAD = 4e6  # operations that are worth a thread: waking one takes as long as a tenth of them
 

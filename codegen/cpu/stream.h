@@ -1,10 +1,6 @@
 // Products with few rows on the left, whose right operand is read once and where it lies: making a copy would cost more than it saves.
 // E is T with a right operand of T, or pairs with one of bf16.
 
-#ifndef AHEAD
-#define AHEAD 16L  // rows
-#endif
-
 // Two vectors as one: a lane with bit S holds the sum of two lanes of b, the others of a.
 template <int S> INLINE V merged(V a, V b) {
   const VI upper = (iota() & (I)S) != 0;
@@ -17,8 +13,6 @@ template <int S = W / 2> INLINE V sums_of(V* x) {
   if constexpr (S > 1) return sums_of<S / 2>(x);
   return x[0];
 }
-// Asks for the same place some rows on: what memory reads ahead by itself ends with every block and every page.
-INLINE void ahead(const void* p, long row) { __builtin_prefetch((const char*)p + AHEAD * row); }
 INLINE const T* terms_of(const T* b, const T*) { return b; }
 INLINE T term(const T* a, long r) { return a[r]; }
 #ifdef EINFUSE_PAIRS
@@ -36,10 +30,7 @@ static void dots(T* c, long c_ld, const T* acc, long acc_ld, const E* a, long a_
       for (int l = 0; l < W; ++l) {  // in the order of memory, which the machine reads ahead
         const E* const row = terms_of(b + minimum(y + l, n - 1) * b_ld, a);
         lanes_sum[l] = V{};
-        for (long r = 0; r < k; r += W) {
-          ahead(row + r, b_ld * (long)sizeof(B));
-          lanes_sum[l] = fused(lanes_sum[l], load(a + x * a_x + r), load(row + r));
-        }
+        for (long r = 0; r < k; r += W) lanes_sum[l] = fused(lanes_sum[l], load(a + x * a_x + r), load(row + r));
       }
       const V s = sums_of(lanes_sum);
       store(c + x * c_ld + y, acc ? s + load(acc + x * acc_ld + y) : s);
@@ -53,10 +44,7 @@ INLINE void weighted(T* c, const T* acc, const E* a, const B* b, long b_ld, long
   for (long r = 0; r < k; ++r) {
     const V x = spread(term(a, r));
 #pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) {
-      ahead(b + r * b_ld + v * W, b_ld * (long)sizeof(B));
-      s[v] += x * neighbours(b + r * b_ld + v * W);
-    }
+    for (int v = 0; v < N; ++v) s[v] += x * neighbours(b + r * b_ld + v * W);
   }
 #pragma GCC unroll 8
   for (int v = 0; v < N; ++v) store(c + v * W, acc ? s[v] + load(acc + v * W) : s[v]);
