@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from einfuse.ir.passes import canonicalise, classify_score, pack, stages, tangen
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.rewrite import expressions, statements
 from einfuse.ir.text import show
-from einfuse.runtime import binding, cache, derived, ops, packed, parts, stream
+from einfuse.runtime import binding, cache, derived, ops, packed, parts, prepared, stream
 from einfuse.runtime.backends import BACKENDS, Backend, BackendName, Target, Tilings, TritonBackend
 from einfuse.runtime.forms import FormName, Forms, known_form
 from einfuse.runtime.program import Program, tiled, tilings
@@ -89,12 +89,15 @@ class Attention:
     key: str = field(init=False)
     stages: tuple[Attention, ...] = field(init=False, repr=False)
     """The kernels of a cascade that one cannot do, in order; empty where one can."""
+    _calls: prepared.Calls | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.key = cache.content(show(self.cascade), self.strict, self.wide)
         self.program = ops.register(self.key, program_of(self.cascade, self.strict, self.wide))
         cut = () if isinstance(self.program, ScanProgram) else stages.run(self.cascade)
         self.stages = tuple(Attention(c, self.backend, self.strict, form="quadratic") for c in cut) if len(cut) > 1 else ()
+        if not self.stages and not isinstance(self.program, ScanProgram):
+            self._calls = prepared.Calls(self.program, self.backend)
         self.form = known_form(self.form)
         if self.form == "linear" and self.forms.found is None:
             raise SpecError(f"{self.name} has no linear form: {self.forms.obstacle}", self.cascade.loc)
@@ -114,6 +117,9 @@ class Attention:
     def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar) -> Output:
         if self.optional & set(kwargs):
             return self.given(self.optional & set(kwargs))(*args, **{n: x for n, x in kwargs.items() if x is not None})
+        kind = prepared.signature(args, kwargs) if self._calls is not None else None
+        if kind is not None and self._calls is not None and kind in self._calls.known:
+            return _returned(self._calls.known[kind](args, kwargs))
         tensors, numbers = binding.arguments(self.cascade, args, kwargs)
         if any(x.is_nested for x in tensors.values()):
             found: Output = packed.nested(self, tensors, numbers, Attention.__call__)  # untyped: dynamo's `disable` wraps it
@@ -127,6 +133,8 @@ class Attention:
                 return self._as_mine(linear(**tensors, **numbers))
         if self.stages:
             return self._staged({**tensors, **numbers})
+        if kind is not None and self._calls is not None and prepared.fits(self.cascade, args, kwargs):
+            return _returned(self._calls.prepare(kind, tensors, numbers, sizes)(args, kwargs))  # type: ignore[arg-type]  # no symbols here
         params = [t for t in self.cascade.inputs if t.param]
         ints = [
             int(numbers[t.name]) if not torch.compiler.is_compiling() else numbers[t.name] for t in params if t.dtype == "int"
@@ -136,7 +144,7 @@ class Attention:
         grad = torch.is_grad_enabled()
         needs = [grad and x.requires_grad for x in held]
         outs = ops.forward(self.key, self.backend or "", held, ints, floats, needs)[: len(self.cascade.outs)]
-        return outs[0] if len(outs) == 1 else tuple(outs)
+        return _returned(outs)
 
     # -- forms -------------------------------------------------------------------------------------------------------------------
 
@@ -414,6 +422,10 @@ class Attention:
     def with_form(self, form: FormName) -> Attention:
         """The same attention in one form: ``quadratic``, ``linear`` or ``auto``. Raises SpecError where it has no linear form."""
         return Attention(self.cascade, self.backend, self.strict, self.elaborate, self.optional, self.wide, form)
+
+
+def _returned(outs: Sequence[torch.Tensor]) -> Output:
+    return outs[0] if len(outs) == 1 else tuple(outs)
 
 
 def _asked(cascade: Cascade, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from einfuse.codegen.cost import row_work
 from einfuse.codegen.cpu.access import ELEMENTS
 from einfuse.codegen.cpu.dataflow import fold_reads, prune
 from einfuse.codegen.cpu.folds import FoldPrinter
@@ -15,6 +16,8 @@ from einfuse.codegen.cpu.schedule import arrange, kept, settle
 from einfuse.codegen.cpu.text import Extent, Scope, Text
 from einfuse.codegen.order import largest_last
 from einfuse.codegen.plan import Arg, Coordinate, Fold, KernelPlan, Region, Store, operations, reads
+
+THREAD = 4e6  # operations that are worth a thread: waking one takes as long as a tenth of them
 
 
 class KernelPrinter:
@@ -113,9 +116,21 @@ class KernelPrinter:
         lines.append("if (points <= 0 || tiles <= 0) return 0;")
         lines.append("const bool shared_tiles = tiles > 1;")
         whole = "points" if sequential(plan) else "points * tiles"
-        lines.append(f"const long n_threads = maximum(1L, minimum((long)threads, {whole}));")
+        lines.append(f"const double work = points * {self.work()};  // operations at most: no mask is looked at")
+        lines.append(f"const long most_threads = (long)minimum((T)1e6, (T)(1 + work / {THREAD:.0e}));")
+        lines.append(f"const long n_threads = maximum(1L, minimum(minimum((long)threads, most_threads), {whole}));")
         lines.append(f"Queue queue({whole}, {1 if sequential(plan) else 'tiles'}, n_threads);")
         return lines
+
+    def work(self) -> str:
+        """The operations of one ambient point, as text."""
+        rows = self.extent(self.plan.tile.size) if self.plan.tile else "1"
+        terms = []
+        for fold, work in row_work(self.plan):
+            operations = work.products + 2 * work.arithmetic + 16 * work.special
+            if operations:
+                terms.append(f"{operations:.0f}." + (f" * {self.extent(fold.size)}" if fold else ""))
+        return f"(double){rows} * ({' + '.join(terms) or '1.'})"
 
     # --------------------------------------------------------------------------------------------------------------- items
 
