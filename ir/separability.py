@@ -233,6 +233,14 @@ def _select(conditions: list[Any], values: list[Any], default: float = np.nan) -
     return out
 
 
+def matrix_rank(matrix: np.ndarray) -> int:
+    """The numerical rank of a matrix of samples; 99 where one is not finite."""
+    if not np.isfinite(matrix).all():
+        return 99
+    values = np.linalg.svd(matrix, compute_uv=False)
+    return 0 if values[0] == 0 else int((values > TOLERANCE * values[0]).sum())
+
+
 @dataclass(slots=True)
 class Sampler:
     """Random points for the rank test; a fixed seed, so that a compilation never depends on luck twice."""
@@ -258,10 +266,7 @@ class Sampler:
         columns = self.points(d, SAMPLES)[None, :]
         with np.errstate(all="ignore"):
             matrix = np.broadcast_to(np.asarray(fn(*rows, columns), float), (SAMPLES, SAMPLES) if others else (1, SAMPLES))
-        if not np.isfinite(matrix).all():
-            return 99
-        values = np.linalg.svd(matrix, compute_uv=False)
-        return 0 if values[0] == 0 else int((values > TOLERANCE * values[0]).sum())
+        return matrix_rank(matrix)
 
     def at_point(self, f: Any, d: Any, keep: Collection[Any] = ()) -> Any:
         """f as a function of d (and of the symbols to ``keep``), at a point of the others where it does not vanish."""

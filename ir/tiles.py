@@ -118,6 +118,18 @@ def classify(
     return TileMap(kind, ranks)
 
 
+def at_points(
+    mask: Expr,
+    points: Mapping[str, npt.NDArray[np.int64]],
+    sizes: Mapping[str, int],
+    params: Mapping[str, Scalar],
+    tables: Mapping[str, npt.NDArray[np.generic]],
+) -> npt.NDArray[np.int8]:
+    """What is known of a mask at single points, arrays of coordinates by rank: FULL where it holds, EMPTY where not, PARTIAL: not known."""
+    found = _Analysis(_numeric(mask, sizes, params), tables).kinds({r: interval(x) for r, x in points.items()})
+    return np.broadcast_to(found, np.broadcast_shapes(*(x.shape for x in points.values())))
+
+
 def _spans(n: int, tile: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The first and the last coordinate of every tile."""
     first = np.arange(0, n, tile, dtype=np.int64)

@@ -26,7 +26,7 @@ from einfuse.ir.passes.canonicalise import fold_ranks
 from einfuse.ir.passes.differentiate import Gradient
 from einfuse.runtime.scatter import accumulate
 
-Run = Callable[[Cascade, Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], None]
+Run = Callable[[Cascade, Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], object]
 """Launches the kernel of a cascade on tensors, host numbers and sizes."""
 
 MOST_ELEMENTS = 1 << 24

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from einfuse.codegen.cost import row_work
 from einfuse.codegen.cpu.access import ELEMENTS
 from einfuse.codegen.cpu.dataflow import fold_reads, prune
 from einfuse.codegen.cpu.folds import FoldPrinter
@@ -13,7 +14,10 @@ from einfuse.codegen.cpu.pack import Dependence
 from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
 from einfuse.codegen.cpu.schedule import arrange, kept, settle
 from einfuse.codegen.cpu.text import Extent, Scope, Text
+from einfuse.codegen.order import largest_last
 from einfuse.codegen.plan import Arg, Coordinate, Fold, KernelPlan, Region, Store, operations, reads
+
+THREAD = 4e6  # operations that are worth a thread: waking one takes as long as a tenth of them
 
 
 class KernelPrinter:
@@ -112,9 +116,21 @@ class KernelPrinter:
         lines.append("if (points <= 0 || tiles <= 0) return 0;")
         lines.append("const bool shared_tiles = tiles > 1;")
         whole = "points" if sequential(plan) else "points * tiles"
-        lines.append(f"const long n_threads = maximum(1L, minimum((long)threads, {whole}));")
+        lines.append(f"const double work = points * {self.work()};  // operations at most: no mask is looked at")
+        lines.append(f"const long most_threads = (long)minimum((T)1e6, (T)(1 + work / {THREAD:.0e}));")
+        lines.append(f"const long n_threads = maximum(1L, minimum(minimum((long)threads, most_threads), {whole}));")
         lines.append(f"Queue queue({whole}, {1 if sequential(plan) else 'tiles'}, n_threads);")
         return lines
+
+    def work(self) -> str:
+        """The operations of one ambient point, as text."""
+        rows = self.extent(self.plan.tile.size) if self.plan.tile else "1"
+        terms = []
+        for fold, work in row_work(self.plan):
+            operations = work.products + 2 * work.arithmetic + 16 * work.special
+            if operations:
+                terms.append(f"{operations:.0f}." + (f" * {self.extent(fold.size)}" if fold else ""))
+        return f"(double){rows} * ({' + '.join(terms) or '1.'})"
 
     # --------------------------------------------------------------------------------------------------------------- items
 
@@ -125,7 +141,8 @@ class KernelPrinter:
             rank, size = plan.tile.rank, self.extent(plan.tile.size)
             lo, hi, count = (text.names.fresh(f"{rank}_{k}") for k in ("lo", "hi", "n"))
             tile = text.names.fresh("tile_at")
-            text.line(f"const long {tile} = item % tiles, {lo} = {tile} * {plan.tile.block};")
+            at = "tiles - 1 - item % tiles" if largest_last(plan) and not sequential(plan) else "item % tiles"
+            text.line(f"const long {tile} = {at}, {lo} = {tile} * {plan.tile.block};")
             text.line(f"const long {hi} = minimum({lo} + {plan.tile.block}, {size}), {count} = {hi} - {lo};")
             scope.extents[rank] = Extent(lo, count, plan.tile.block)
             scope.scalars |= {f"size {rank}.lo": Ref(lo, "int"), f"size {rank}.hi": Ref(hi, "int")}

@@ -88,6 +88,7 @@ class _Reverse:
         self.einsums = {x.target: x for x in cascade.body if isinstance(x, Einsum)}
         assert len(self.einsums) == len(cascade.body), "differentiate runs before folds exist"
         self.order = [r.name for r in cascade.ranks]
+        self.columns = {r for r in self.folded if r != self._row_rank()} or set(self.folded)
         self.taken = {*self.einsums, *(t.name for t in cascade.inputs)}
         self.body: list[Einsum] = []  # the adjoint statements, in order
         self.known: dict[tuple[tuple[str, ...], str | None, tuple[str, ...], Expr, Expr | None], str] = {}
@@ -152,7 +153,7 @@ class _Reverse:
         if part.map.op == "load" or part.map.op == "const":
             return part.map
         out = self._named(adjoint(x.target), x.ranks, None, (), part.map, part.mask)
-        if not set(x.ranks) & set(self.folded[:1]):
+        if not set(x.ranks) & self.columns:
             self.row_values[out.name] = part.map
         return out
 
@@ -367,7 +368,7 @@ class _Reverse:
                     y = adjoints.get(name)
                     if (
                         y is not None
-                        and not (set(y.ranks) & set(self.folded[:1]))
+                        and not set(y.ranks) & self.columns
                         and [r for r in y.ranks if self._is_sequence(r)] == [self._row_rank()]
                         and not self._features(y)
                     ):
