@@ -122,8 +122,7 @@ class Attention:
             return _returned(self._calls.known[kind](args, kwargs))
         tensors, numbers = binding.arguments(self.cascade, args, kwargs)
         if any(x.is_nested for x in tensors.values()):
-            found: Output = packed.nested(self, tensors, numbers, Attention.__call__)  # untyped: dynamo's `disable` wraps it
-            return found
+            return packed.nested(self, tensors, numbers, Attention.__call__)
         tensors = self._autocast(tensors)
         self._one_dtype(tensors)
         sizes = binding.sizes(self.cascade, tensors)  # a mismatch is reported here, before anything runs

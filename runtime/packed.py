@@ -22,14 +22,10 @@ from einfuse.ir.passes.pack import Packed, Table
 if TYPE_CHECKING:
     from einfuse.runtime.attention import Attention, Output
 
-_outside_of_graphs = torch.compiler.disable(
-    reason="the bounds of sequences are looked at on the host: the graph breaks at this call, and goes on behind it"
-)
 _TABLES = WeakTensorKeyDictionary()
 """Of bounds of sequences: their version, and what was made of them."""
 
 
-@_outside_of_graphs  # type: ignore[untyped-decorator]  # torch types it so
 def varlen(
     attention: Attention,
     *tensors: torch.Tensor,
@@ -47,6 +43,7 @@ def varlen(
 
     Raises SpecError for a spec that has no packed form, ValueError for bounds that do not fit, TypeError as a plain call does.
     """
+    _break_graph()
     optional = attention.optional & set(given)
     if optional:
         attention = attention.given(optional)
@@ -69,7 +66,6 @@ def varlen(
     return moved[0] if len(moved) == 1 else tuple(moved)
 
 
-@_outside_of_graphs  # type: ignore[untyped-decorator]  # torch types it so
 def nested(
     attention: Attention, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar], run: Callable[..., Output]
 ) -> Output:
@@ -77,6 +73,7 @@ def nested(
 
     ``run(attention, **arguments)`` calls the packed attention.
     """
+    _break_graph()
     name = attention.name
     held = pack.axes(attention.cascade)
     bounds: dict[str, torch.Tensor] = {}
@@ -100,6 +97,12 @@ def nested(
         cu = next(x for s, x in bounds.items() if form.found.group(s) == form.found.group(size))
         made.append(torch.nested.nested_tensor_from_jagged(o, cu, jagged_dim=at + 1))
     return made[0] if len(made) == 1 else tuple(made)
+
+
+def _break_graph() -> None:
+    """Ends a graph that torch.compile is making here (`torch.compiler.disable` would import the compiler with this module)."""
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break(msg="the bounds of sequences are looked at on the host")
 
 
 def _all(outs: Output) -> tuple[torch.Tensor, ...]:

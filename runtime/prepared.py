@@ -100,7 +100,7 @@ def signature(args: Sequence[Given], kwargs: Mapping[str, Given]) -> Key | None:
     for x in (*args, *kwargs.values()):
         if type(x) in _PLAIN:
             assert isinstance(x, torch.Tensor)
-            if (grad and x.requires_grad) or x.is_neg() or x.is_meta or x.layout is not torch.strided:
+            if x.is_nested or (grad and x.requires_grad) or x.is_neg() or x.is_meta or x.layout is not torch.strided:
                 return None
             parts += (x.shape, x.stride(), x.dtype, x.device)
         elif type(x) is float or type(x) is int:
