@@ -24,7 +24,8 @@ against the float64 oracle, `einfuse verify --all` every one.
 * **passes**: how often the keys are read, as written -> after fusing.
 * **backward**: the kernels of the gradient of every float input.
 * **mask**: `formula` of positions and sizes, `data` where a tensor of ints or booleans takes part; `-` where every key is seen.
-* **linear form**: `scan` where the spec itself is one, in time linear in the tokens; `-` where none was found.
+* **linear form**: `scan` where the spec itself is one, in time linear in the tokens; the rank of the weights where they factor across queries
+  and keys, and how the linear form then runs; `-` where none was found (`einfuse passes` says why).
 * **layers, models**: what in this library is built on it (`einfuse.library.layers`, `einfuse.library.models`); `-`: nothing is.
 * **formula**: the tests that compare it, or a layer on it, with a formula in plain torch written from the paper.
 * **verified**: comparisons of kernels with the oracle that were good, values and gradients, on both back ends in float32 and bfloat16 (`python
@@ -82,8 +83,11 @@ def backward(attention: einfuse.Attention) -> str:
 
 
 def linear(attention: einfuse.Attention) -> str:
-    """The form in time linear in the tokens."""
-    return "scan" if chunk.scan_of(attention.cascade) is not None else "-"
+    """The form in time linear in the tokens: the spec itself, or what the factorisation found."""
+    if chunk.scan_of(attention.cascade) is not None:
+        return "scan"
+    found = attention.forms.found
+    return "-" if found is None else f"rank {found.show()}, {'a scan' if found.causal else 'sums'}".replace("*", "\\*")
 
 
 def mask(path: Path) -> str:

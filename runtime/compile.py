@@ -11,6 +11,7 @@ from einfuse import dsl
 from einfuse.ir import Cascade, Scalar, SpecError
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import BackendName
+from einfuse.runtime.forms import FormName
 
 SPECS = Path(__file__).resolve().parents[1] / "library" / "specs"
 
@@ -32,13 +33,19 @@ class SpecInfo:
 
 
 def compile(
-    source: str | Path, *, backend: BackendName | None = None, strict: bool = False, **params: Scalar | str
+    source: str | Path,
+    *,
+    backend: BackendName | None = None,
+    strict: bool = False,
+    form: FormName = "auto",
+    **params: Scalar | str,
 ) -> Attention:
     """Compiles an attention.
 
     ``source`` is the name of a library spec (see `list_specs`), the path of an ``.attn`` file, or the text of a spec. ``params`` set the
     spec's parameters: compile-time ones are folded away, numbers become the new defaults. ``backend`` is chosen by device unless named;
-    ``strict`` refuses one-pass forms whose correction is sampled and not proven. Raises SpecError with line, column and hint.
+    ``strict`` refuses one-pass forms whose correction is sampled and not proven. ``form`` is ``quadratic``, ``linear`` (SpecError where the
+    weights do not factor) or chosen at every call by its shapes. Raises SpecError with line, column and hint.
     """
     text, file, folder = _found(source)
     module = dsl.parse(text, file)
@@ -48,7 +55,7 @@ def compile(
     def elaborate(given: frozenset[str]) -> Cascade:
         return dsl.elaborate(module, params=dict(params), given=set(given), search=search)
 
-    return attention_of(elaborate, frozenset(optional), backend, strict)
+    return attention_of(elaborate, frozenset(optional), backend, strict, form)
 
 
 def attention(
@@ -69,10 +76,14 @@ def attention(
 
 
 def attention_of(
-    elaborate: Callable[[frozenset[str]], Cascade], optional: frozenset[str], backend: BackendName | None, strict: bool
+    elaborate: Callable[[frozenset[str]], Cascade],
+    optional: frozenset[str],
+    backend: BackendName | None,
+    strict: bool,
+    form: FormName = "auto",
 ) -> Attention:
     """The attention without its optional inputs, able to become the one with those that a call gives."""
-    return Attention(elaborate(frozenset()), backend, strict, elaborate if optional else None, optional)
+    return Attention(elaborate(frozenset()), backend, strict, elaborate if optional else None, optional, form=form)
 
 
 def _found(source: str | Path) -> tuple[str, str, Path | None]:

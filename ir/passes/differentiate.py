@@ -286,7 +286,7 @@ class _Reverse:
                 keep = set(used)
                 mine = [r for r in points if self._is_sequence(r)]
                 if not sequence:  # a partial sum per row, added up outside
-                    keep |= {self._row_rank()} & set(mine) or set(mine[:1])
+                    keep |= {r for r in mine if r == self._row_rank()} or set(mine[:1])
                 value = self._reduce(adjoint(name), e, points - keep, mask)
                 left = ex.conjunction(*(p for p in ex.conjuncts(mask) if not self._free(p) & (points - keep)))
                 key = (self._sorted(keep), left)
@@ -335,7 +335,7 @@ class _Reverse:
     def _assemble(self, gradients: list[tuple[Gradient, str | None]]) -> Backward:
         """Groups the gradients by the rank that owns them; shared row scalars are computed once, before."""
         row = self._row_rank()
-        groups: dict[str, list[Gradient]] = {}
+        groups: dict[str | None, list[Gradient]] = {}
         for gradient, owner in gradients:
             groups.setdefault(owner or row, []).append(gradient)
         forward = [x for x in self.einsums.values() if not set(x.over) & set(self.folded)]
@@ -369,7 +369,7 @@ class _Reverse:
                     if (
                         y is not None
                         and not set(y.ranks) & self.columns
-                        and self._row_rank() in y.ranks
+                        and [r for r in y.ranks if self._is_sequence(r)] == [self._row_rank()]
                         and not self._features(y)
                     ):
                         out[name] = y

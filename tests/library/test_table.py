@@ -81,6 +81,7 @@ def test_known_rows() -> None:
     assert cells["causal"]["mask"] == "formula"
     assert cells["document"]["mask"] == "data"
     assert cells["retention"]["linear form"] == "scan"
+    assert cells["taylor2"]["linear form"] == "rank D \\* (D // 2 + 1) + D + 1, a scan"
     assert cells["gat"]["layers, models"] == "GraphAttention"
     assert cells["gat"]["formula"] == "[global_graph_series](../tests/library/test_global_graph_series.py)"
     assert "[geometry](../tests/test_geometry.py)" in cells["swin"]["formula"]
