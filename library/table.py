@@ -12,7 +12,6 @@ from collections import defaultdict
 from pathlib import Path
 
 import einfuse
-from einfuse.ir.passes import chunk
 from einfuse.library import mechanisms, tested, verified
 
 FOLDER = Path(__file__).resolve().parent
@@ -65,7 +64,7 @@ def row(info: einfuse.SpecInfo, users: list[str], formulas: set[str], known: str
         ", ".join(reports) or "no fold",
         backward(attention),
         mask(FOLDER.parent / info.path),
-        linear(attention),
+        linear(attention, info.text),
         ", ".join(sorted(users)) or "-",
         ", ".join(f"[{Path(f).stem.removeprefix('test_')}](../tests/{f})" for f in sorted(formulas)) or "none",
         known,
@@ -82,9 +81,9 @@ def backward(attention: einfuse.Attention) -> str:
         return f"none: {str(error).splitlines()[0]}"
 
 
-def linear(attention: einfuse.Attention) -> str:
+def linear(attention: einfuse.Attention, text: str) -> str:
     """The form in time linear in the tokens: the spec itself, or what the factorisation found."""
-    if chunk.scan_of(attention.cascade) is not None:
+    if re.search(r"^ *scan \w+ \{", text, re.MULTILINE):
         return "scan"
     found = attention.forms.found
     return "-" if found is None else f"rank {found.show()}, {'a scan' if found.causal else 'sums'}".replace("*", "\\*")

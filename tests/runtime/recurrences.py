@@ -132,6 +132,15 @@ def retention_quadratic(x: Inputs) -> Tensor:
     return (x["q"] @ x["k"].mT * decay) @ x["v"] / x["q"].shape[-1] ** 0.5
 
 
+def retnet_quadratic(x: Inputs) -> Tensor:
+    """With complex numbers: features d and d + D/2 are one, turned by place / 10000^(2d/D)."""
+    width = x["q"].shape[-1]
+    angle = x["place"].double()[:, None] * 10000 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    turn = torch.polar(torch.ones_like(angle), angle)
+    q, k = (torch.view_as_real(torch.complex(*x[n].chunk(2, -1)) * turn).transpose(-1, -2).flatten(-2) for n in "qk")
+    return retention_quadratic({**x, "q": q, "k": k})
+
+
 def packed_quadratic(x: Inputs) -> Tensor:
     n = x["q"].shape[-2]
     i, j = torch.arange(n)[:, None], torch.arange(n)[None, :]
@@ -144,5 +153,6 @@ RECURRENT = {
     "retention": retention, "gla": gla, "delta": delta, "gated_delta": gated_delta, "ssd": ssd, "rwkv6": rwkv6, "mamba": mamba
 }  # fmt: skip
 QUADRATIC = {
-    "linear": linear_quadratic, "performer": performer_quadratic, "retention": retention_quadratic, "packed_linear": packed_quadratic
+    "linear": linear_quadratic, "performer": performer_quadratic, "retention": retention_quadratic, "packed_linear": packed_quadratic,
+    "retnet": retnet_quadratic,
 }  # fmt: skip
