@@ -97,17 +97,25 @@ def cost(plan: KernelPlan, sizes: Mapping[str, int], shapes: Mapping[str, tuple[
 
     points = math.prod(extent(b.size) for b in plan.ambient)
     rows = 1 if plan.tile is None else extent(plan.tile.size)
-    tile = 1 if plan.tile is None else plan.tile.block
     total = Work()
-    for step in plan.steps:
-        if isinstance(step, Fold):
-            visited = points * rows * extent(step.size) * live.get(step.rank, 1.0)
-            phase = next((p for p in step.phases if p.label == "full"), step.phases[0])  # most blocks need no mask
-            total += _work(plan, phase.body, {step.rank: step.step}) * (visited / (tile * step.step))
-        else:
-            total += _work(plan, step, {}) * (points * rows / tile)
+    for fold, work in row_work(plan):
+        visited = extent(fold.size) * live.get(fold.rank, 1.0) if fold else 1.0
+        total += work * (points * rows * visited)
     moved = sum(math.prod(shapes[t.name]) * BYTES[t.storage] for t in plan.tensors if t.name in shapes)
     return Cost(total, moved, plan.narrow in ("bf16", "f16"))
+
+
+def row_work(plan: KernelPlan) -> list[tuple[Fold | None, Work]]:
+    """What one row costs: for every coordinate of each fold, and (None) once."""
+    tile = 1 if plan.tile is None else plan.tile.block
+    out: list[tuple[Fold | None, Work]] = []
+    for step in plan.steps:
+        if isinstance(step, Fold):
+            phase = next((p for p in step.phases if p.label == "full"), step.phases[0])  # most blocks need no mask
+            out.append((step, _work(plan, phase.body, {step.rank: step.step}) * (1 / (tile * step.step))))
+        else:
+            out.append((None, _work(plan, step, {}) * (1 / tile)))
+    return out
 
 
 def scan_work(plan: ScanPlan, sizes: Mapping[str, int]) -> Work:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,11 +13,11 @@ from einfuse.codegen import KernelPlan, Storage
 from einfuse.codegen.scan import ScanPlan
 from einfuse.ir import Cascade, Einsum, Scalar, SpecError, derivation, interpret, pipeline
 from einfuse.ir import expr as ex
-from einfuse.ir.passes import canonicalise, online_fuse, stages, tangent
+from einfuse.ir.passes import canonicalise, classify_score, pack, stages, tangent
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.rewrite import expressions, statements
 from einfuse.ir.text import show
-from einfuse.runtime import binding, cache, ops, parts, stream
+from einfuse.runtime import binding, cache, derived, ops, packed, parts, prepared, stream
 from einfuse.runtime.backends import BACKENDS, Backend, BackendName, Target, Tilings, TritonBackend
 from einfuse.runtime.forms import FormName, Forms, known_form
 from einfuse.runtime.program import Program, tiled, tilings
@@ -69,8 +69,9 @@ class Attention:
 
     ``attn(q, k, v, ..., name=value)`` takes the tensors of the spec in order of declaration or by keyword and host numbers by
     keyword; it is differentiable in every float tensor, and works under autocast, torch.compile(fullgraph=True), torch.export and
-    on meta tensors, for any strides. One output is returned as a tensor, several as a tuple. Raises TypeError or ValueError that name
-    the argument, what was expected and what was found.
+    on meta tensors, for any strides, and on jagged nested tensors: sequences of different lengths, without padding. One output is
+    returned as a tensor, several as a tuple. Raises TypeError or ValueError that name the argument, what was expected and what was
+    found.
     """
 
     cascade: Cascade
@@ -82,17 +83,21 @@ class Attention:
     form: FormName = "auto"
     _forward_modes: dict[tuple[str, ...], Attention] = field(default_factory=dict, init=False, repr=False)
     _plans: dict[str, list[KernelPlan] | list[ScanPlan]] = field(default_factory=dict, init=False, repr=False)
+    _packed: dict[pack.Groups, tuple[pack.Packed, Attention]] = field(default_factory=dict, init=False, repr=False)
     program: Program = field(init=False)
     resumed: Attention | None = field(default=None, init=False, repr=False)
     key: str = field(init=False)
     stages: tuple[Attention, ...] = field(init=False, repr=False)
     """The kernels of a cascade that one cannot do, in order; empty where one can."""
+    _calls: prepared.Calls | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.key = cache.content(show(self.cascade), self.strict, self.wide)
         self.program = ops.register(self.key, program_of(self.cascade, self.strict, self.wide))
         cut = () if isinstance(self.program, ScanProgram) else stages.run(self.cascade)
         self.stages = tuple(Attention(c, self.backend, self.strict, form="quadratic") for c in cut) if len(cut) > 1 else ()
+        if not self.stages and not isinstance(self.program, ScanProgram):
+            self._calls = prepared.Calls(self.program, self.backend)
         self.form = known_form(self.form)
         if self.form == "linear" and self.forms.found is None:
             raise SpecError(f"{self.name} has no linear form: {self.forms.obstacle}", self.cascade.loc)
@@ -112,7 +117,13 @@ class Attention:
     def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar) -> Output:
         if self.optional & set(kwargs):
             return self.given(self.optional & set(kwargs))(*args, **{n: x for n, x in kwargs.items() if x is not None})
+        kind = prepared.signature(args, kwargs) if self._calls is not None else None
+        if kind is not None and self._calls is not None and kind in self._calls.known:
+            return _returned(self._calls.known[kind](args, kwargs))
         tensors, numbers = binding.arguments(self.cascade, args, kwargs)
+        if any(x.is_nested for x in tensors.values()):
+            found: Output = packed.nested(self, tensors, numbers, Attention.__call__)  # untyped: dynamo's `disable` wraps it
+            return found
         tensors = self._autocast(tensors)
         self._one_dtype(tensors)
         sizes = binding.sizes(self.cascade, tensors)  # a mismatch is reported here, before anything runs
@@ -122,6 +133,8 @@ class Attention:
                 return self._as_mine(linear(**tensors, **numbers))
         if self.stages:
             return self._staged({**tensors, **numbers})
+        if kind is not None and self._calls is not None and prepared.fits(self.cascade, args, kwargs):
+            return _returned(self._calls.prepare(kind, tensors, numbers, sizes)(args, kwargs))  # type: ignore[arg-type]  # no symbols here
         params = [t for t in self.cascade.inputs if t.param]
         ints = [
             int(numbers[t.name]) if not torch.compiler.is_compiling() else numbers[t.name] for t in params if t.dtype == "int"
@@ -131,7 +144,7 @@ class Attention:
         grad = torch.is_grad_enabled()
         needs = [grad and x.requires_grad for x in held]
         outs = ops.forward(self.key, self.backend or "", held, ints, floats, needs)[: len(self.cascade.outs)]
-        return outs[0] if len(outs) == 1 else tuple(outs)
+        return _returned(outs)
 
     # -- forms -------------------------------------------------------------------------------------------------------------------
 
@@ -218,6 +231,9 @@ class Attention:
         if self.optional & set(kwargs):
             return self.given(self.optional & set(kwargs)).reference(*args, dtype=dtype, **kwargs)
         tensors, numbers = binding.arguments(self.cascade, args, kwargs)
+        if any(x.is_nested for x in tensors.values()):
+            found: Output = packed.nested(self, tensors, numbers, functools.partial(Attention.reference, dtype=dtype))
+            return found
         sizes: Mapping[str, int] = binding.sizes(self.cascade, tensors)  # type: ignore[assignment]
         outs = interpret(self.cascade, {**tensors, **numbers}, sizes, dtype)
         return next(iter(outs.values())) if len(outs) == 1 else tuple(outs[n] for n in self.cascade.outs)
@@ -248,6 +264,13 @@ class Attention:
         assert isinstance(outs, tuple), "every output has a tangent"
         half = len(outs) // 2
         return (outs[0], outs[1]) if half == 1 else (outs[:half], outs[half:])
+
+    def packed(self, groups: pack.Groups) -> tuple[pack.Packed, Attention]:
+        """The form for sequences of different lengths (see `varlen`), by the sizes that have the same bounds; derived once."""
+        if groups not in self._packed:
+            found = pack.run(self.cascade, groups)
+            self._packed[groups] = found, Attention(found.cascade, self.backend, self.strict)
+        return self._packed[groups]
 
     # -- in parts ----------------------------------------------------------------------------------------------------------------
 
@@ -317,11 +340,18 @@ class Attention:
             return tuple(report for stage in self.stages for report in stage.passes())
         canonical = canonicalise.run(self.cascade)
         out = []
-        for found, _ in online_fuse.steps(canonical):
+        for found in derived.derivations(canonical):
             cuts = tuple((d.statistic, d.reader) for d in found.decisions if d.how == "cut")
             before = derivation.count_passes(self.cascade, found.rank)
             out.append(PassReport(found.rank, before, found.passes, cuts, tuple(found.decisions)))
         return tuple(out)
+
+    def scores(self) -> tuple[classify_score.Score, ...]:
+        """What kind of number every score is: products, degree, dependence on positions, tables, bounds. None for a scan."""
+        if isinstance(self.program, ScanProgram):
+            return ()
+        stages = self.stages or (self,)
+        return tuple(dict.fromkeys(s for a in stages for s in classify_score.run(canonicalise.run(a.cascade))))
 
     def plan(self, backend: BackendName, dtype: torch.dtype = torch.float32, **sizes: int) -> KernelPlan:
         """The forward kernel as data, for feature sizes given by name (default 64)."""
@@ -392,6 +422,10 @@ class Attention:
     def with_form(self, form: FormName) -> Attention:
         """The same attention in one form: ``quadratic``, ``linear`` or ``auto``. Raises SpecError where it has no linear form."""
         return Attention(self.cascade, self.backend, self.strict, self.elaborate, self.optional, self.wide, form)
+
+
+def _returned(outs: Sequence[torch.Tensor]) -> Output:
+    return outs[0] if len(outs) == 1 else tuple(outs)
 
 
 def _asked(cascade: Cascade, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class Backend(Protocol):
     the next is taken where a plan is too large to be worth compiling (not ``holds``) or a kernel turns out to spill registers.
 
     ``merge`` makes one plan of two that walk the same pairs, the first by rows, where it can; ``merges`` says whether that pays for
-    so many ambient points.
+    so many ambient points. ``workers`` says how many tiles run at once.
     """
 
     @property
@@ -38,6 +38,7 @@ class Backend(Protocol):
     def holds(self, plan: KernelPlan) -> bool: ...
     def emit(self, plan: KernelPlan) -> str: ...
     def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel: ...
+    def workers(self, device: torch.device) -> int: ...
     def merges(self, points: int) -> bool: ...
     def merge(self, rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None: ...
 
@@ -49,7 +50,9 @@ class CpuBackend:
     name: BackendName = "cpu"
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
-        return ((96, 64),) if backward else ((48, 128),)
+        from einfuse.codegen import cpu
+
+        return (cpu.tile(storage, width, backward, cpu.caches()),)
 
     def holds(self, plan: KernelPlan) -> bool:
         return True
@@ -67,6 +70,9 @@ class CpuBackend:
         except cpu.BuildError as error:
             _warn_of_torch(str(error))
             return TorchBackend().build(plan, TorchBackend().emit(plan), folder)
+
+    def workers(self, device: torch.device) -> int:
+        return torch.get_num_threads()
 
     def merges(self, points: int) -> bool:
         """A merged plan saves two products of seven, and keeps the tiles of a point on one thread."""
@@ -106,6 +112,10 @@ class TritonBackend:
 
         return triton.build(plan, source, folder)
 
+    def workers(self, device: torch.device) -> int:
+        """The multiprocessors of a GPU; the interpreter is one."""
+        return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
     def merges(self, points: int) -> bool:
         return False
 
@@ -134,6 +144,9 @@ class TorchBackend:
         from einfuse.codegen import torch as reference
 
         return reference.build(plan, source, folder)
+
+    def workers(self, device: torch.device) -> int:
+        return 1
 
     def merges(self, points: int) -> bool:
         return False

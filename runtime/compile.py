@@ -18,12 +18,18 @@ SPECS = Path(__file__).resolve().parents[1] / "library" / "specs"
 
 @dataclass(frozen=True, slots=True)
 class SpecInfo:
-    """One spec of the library; ``paper`` is the first line of its docstring."""
+    """One spec of the library; ``paper`` is the first line of its docstring, ``text`` the whole file."""
 
     name: str
     family: str
     path: str
     paper: str
+    text: str
+
+    def about(self, query: str) -> bool:
+        """Does the query stand in the name, the family, the paper or a formula? Blanks and case do not matter."""
+        where = "|".join((self.name, self.family, self.text))
+        return "".join(query.lower().split()) in "".join(where.lower().split())
 
 
 def compile(
@@ -113,7 +119,8 @@ def list_specs() -> list[SpecInfo]:
     """Everything `compile` knows by name."""
     out = []
     for name, path in library().items():
-        signature = dsl.signature(dsl.parse(dsl.read_spec(path), path.name))
-        lines = signature.doc.strip().splitlines()
-        out.append(SpecInfo(name, path.parent.name, str(path.relative_to(SPECS.parent.parent)), lines[0] if lines else ""))
+        text = dsl.read_spec(path)
+        lines = dsl.signature(dsl.parse(text, path.name)).doc.strip().splitlines()
+        where = str(path.relative_to(SPECS.parent.parent))
+        out.append(SpecInfo(name, path.parent.name, where, lines[0] if lines else "", text))
     return out

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,24 +13,34 @@ from einfuse.codegen import KernelPlan
 from einfuse.codegen.plan import Fold as PlanFold
 from einfuse.ir import Cascade, Fold, Scalar, TileMap, classify
 from einfuse.ir.expr import reads
+from einfuse.ir.tiles import combined
 from einfuse.runtime.backends import Kernel
+from einfuse.runtime.unchanged import Unchanged
 
 REMEMBERED = 4  # masks of a kernel whose live tiles are kept: layers of a model share one, a data loader goes on to the next
+Run = Callable[[Mapping[str, torch.Tensor]], int | None]
+"""A kernel bound to all but its tensors; gives the number of values that spilled, if known."""
+Ready = Callable[[Mapping[str, torch.Tensor]], None]
+"""What takes a call's tensors (outputs included) and leaves the outputs written."""
+
+
+@runtime_checkable
+class Bindable(Protocol):
+    """A kernel that can be made ready for tensors like these: what it gives takes others of the same shapes, strides and dtypes, by name.
+
+    The tables of live tiles among them are held.
+    """
+
+    def bind(self, tensors: Mapping[str, torch.Tensor], params: Mapping[str, Scalar], sizes: Mapping[str, int]) -> Run: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """Live tiles made for these very tensors, at these versions, sizes and numbers."""
+    """Live tiles made for these very tensors, sizes and numbers."""
 
-    tensors: tuple[tuple[weakref.ref[torch.Tensor], int], ...]
+    tensors: Unchanged
     key: tuple[object, ...]
     made: dict[str, torch.Tensor]
-
-    def serve(self, tensors: list[torch.Tensor], key: tuple[object, ...]) -> bool:
-        if any(x.is_inference() for x in tensors):
-            return False  # they count no versions: a change in place would go unseen
-        same = zip(self.tensors, tensors, strict=True)
-        return self.key == key and all(ref() is x and version == x._version for (ref, version), x in same)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,35 +55,66 @@ class Built:
     tables: list[Tables] = field(default_factory=list)
 
 
-def launch(built: Built, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar], sizes: Mapping[str, int]) -> int:
-    """Runs a kernel on tensors (outputs included), host numbers and sizes; gives the number of values that spilled."""
-    folds = [step for step in built.plan.steps if isinstance(step, PlanFold) and step.tabulated]
-    tables = _tables(built, folds, tensors, numbers, sizes) if folds else {}
-    return built.kernel({**tensors, **tables}, numbers, sizes) or 0
+class Launch:
+    """A kernel for host numbers and sizes that stay: called with tensors (outputs included) whose shapes, strides and dtypes stay too.
 
+    What the kernel makes of those is made at the first call, by a back end's kernel that has ``bind``.
+    """
 
-def _tables(
-    built: Built,
-    folds: list[PlanFold],
-    tensors: Mapping[str, torch.Tensor],
-    numbers: Mapping[str, Scalar],
-    sizes: Mapping[str, int],
-) -> dict[str, torch.Tensor]:
-    masks = [x for x in built.cascade.body if isinstance(x, Fold) and x.tabulated]
-    names = sorted({n for f in masks for n in reads(f.mask)} & set(tensors))
-    held = [tensors[n] for n in names]
-    key = (*sorted(sizes.items()), *sorted(numbers.items()))
-    for known in built.tables:
-        if known.serve(held, key):
-            return known.made
-    made: dict[str, torch.Tensor] = {}
-    for step in folds:
-        made |= tile_tables(built.cascade, step, tensors, numbers, sizes)
-    if any(x.is_inference() for x in held):
+    __slots__ = ("_bound", "_folds", "_key", "_named", "_smaller", "built", "numbers", "sizes")
+
+    def __init__(
+        self,
+        built: Built,
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        smaller: Callable[[Built], Built | None] = lambda _: None,
+    ) -> None:
+        self.built, self.numbers, self.sizes, self._smaller = built, numbers, sizes, smaller
+        self._prepare()
+
+    def _prepare(self) -> None:
+        built, numbers, sizes = self.built, self.numbers, self.sizes
+        self._folds = [step for step in built.plan.steps if isinstance(step, PlanFold) and step.tabulated]
+        masks = [x for x in built.cascade.body if isinstance(x, Fold) and x.tabulated]
+        self._named = sorted({n for f in masks for n in reads(f.mask)} - set(numbers))
+        self._key = (*sorted(sizes.items()), *sorted(numbers.items()))
+        self._bound: tuple[dict[str, torch.Tensor], Run] | None = None
+
+    def __call__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Runs it. One that spilled registers gives way to ``smaller`` of it, if there is one, at the next call."""
+        tables = self._tables(tensors) if self._folds else _NONE
+        bound = self._bound
+        if bound is None or bound[0] is not tables:
+            bound = self._bound = (tables, self._bind(tensors, tables))
+        smaller = self._smaller(self.built) if bound[1](tensors) else None
+        if smaller is not None:
+            self.built = smaller
+            self._prepare()
+
+    def _bind(self, tensors: Mapping[str, torch.Tensor], tables: dict[str, torch.Tensor]) -> Run:
+        kernel, numbers, sizes = self.built.kernel, self.numbers, self.sizes
+        if isinstance(kernel, Bindable):
+            return kernel.bind({**tensors, **tables}, numbers, sizes)
+        return lambda given: kernel({**given, **tables}, numbers, sizes)
+
+    def _tables(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        built = self.built
+        held = [tensors[n] for n in self._named if n in tensors]
+        for known in built.tables:
+            if known.key == self._key and known.tensors.are(held):
+                return known.made
+        made: dict[str, torch.Tensor] = {}
+        for step in self._folds:
+            made |= tile_tables(built.cascade, step, tensors, self.numbers, self.sizes)
+        same = Unchanged.of(held)
+        if same is not None:
+            built.tables.append(Tables(same, self._key, made))
+            del built.tables[:-REMEMBERED]
         return made
-    built.tables.append(Tables(tuple((weakref.ref(x), x._version) for x in held), key, made))
-    del built.tables[:-REMEMBERED]
-    return made
+
+
+_NONE: dict[str, torch.Tensor] = {}
 
 
 def tile_tables(
@@ -83,12 +124,17 @@ def tile_tables(
     numbers: Mapping[str, Scalar],
     sizes: Mapping[str, int],
 ) -> dict[str, torch.Tensor]:
-    """The lists of full and partial tiles of one fold."""
-    fold = next(x for x in cascade.body if isinstance(x, Fold) and x.rank == step.rank and x.tabulated)
-    tiles = fold_tiles(cascade, fold, tensors, numbers, sizes)
-    count, blocks = tiles.csr(step.table_ranks)
+    """The lists of full and partial tiles of a fold.
+
+    Folds over one rank share their lists: a tile is full where it is for all of them, and visited where it is live for any.
+    """
+    folds = [x for x in cascade.body if isinstance(x, Fold) and x.rank == step.rank and x.tabulated]
+    maps = [fold_tiles(cascade, x, tensors, numbers, sizes) for x in {x.mask: x for x in folds}.values()]
+    ambient = {r: cascade.rank(r).size for r in step.table_ranks}
+    shared = combined(maps, {r: n if isinstance(n, int) else sizes[n] for r, n in ambient.items()})
+    count, blocks = shared.csr(step.table_ranks)
     device = next(iter(tensors.values())).device
-    return {f"{fold.rank}_count": torch.from_numpy(count).to(device), f"{fold.rank}_block": torch.from_numpy(blocks).to(device)}
+    return {f"{step.rank}_count": torch.from_numpy(count).to(device), f"{step.rank}_block": torch.from_numpy(blocks).to(device)}
 
 
 def fold_tiles(

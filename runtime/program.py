@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from einfuse.codegen import KernelPlan, Storage, lower
-from einfuse.ir import Cascade, Scalar, pipeline
+from einfuse.ir import Cascade, Scalar
+from einfuse.ir import index as coordinate
 from einfuse.ir.nodes import Einsum, Fold
 from einfuse.ir.passes import canonicalise, differentiate
 from einfuse.ir.passes.differentiate import Backward, Gradient
 from einfuse.ir.text import show
-from einfuse.runtime import cache, ranges
+from einfuse.runtime import cache, derived, ranges, split
 from einfuse.runtime.backends import Backend, Tilings
 from einfuse.runtime.binding import STORAGE
-from einfuse.runtime.launch import Built, launch
+from einfuse.runtime.launch import Built, Launch, Ready
+from einfuse.runtime.pairs import Pairs
 from einfuse.runtime.scatter import accumulate
+from einfuse.runtime.unchanged import Unchanged
 
 Step = tuple[Cascade, tuple[Gradient, ...]]
 """A cascade of a backward, and the gradients it gives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A tensor that a launch writes; ``cleared``: not all of it, the rest is 0."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    cleared: bool = False
+
+    def materialised(self, device: torch.device) -> torch.Tensor:
+        return (torch.zeros if self.cleared else torch.empty)(self.shape, dtype=self.dtype, device=device)
 
 
 @dataclass(slots=True)
@@ -31,31 +46,46 @@ class Program:
     cascade: Cascade
     strict: bool = False
     wide: bool = False  # outputs stay in accumulation precision
-    suspects: tuple[ranges.Suspect, ...] = ()
-    in_range: set[tuple[object, ...]] = field(default_factory=set)
+    suspects: tuple[tuple[ranges.Suspect, tuple[str, ...]], ...] = ()  # with the tables whose values decide
+    in_range: dict[tuple[object, ...], Unchanged] = field(default_factory=dict)
     built: dict[tuple[object, ...], Built] = field(default_factory=dict)
     pairs: dict[tuple[object, ...], Built | None] = field(default_factory=dict)
     backwards: dict[tuple[str, ...], Backward] = field(default_factory=dict)
+    dense: dict[tuple[object, ...], Pairs | None] = field(default_factory=dict)
+    savings: dict[tuple[str, ...], Cascade] = field(default_factory=dict)
+    _halves: list[split.Halves | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.suspects = ranges.suspects(self.cascade)
+        tensors = {t.name for t in self.cascade.inputs if not t.param}
+        self.suspects = tuple((x, tuple(sorted(x.tables & tensors))) for x in ranges.suspects(self.cascade))
 
     def check_ranges(
         self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar], sizes: Mapping[str, int]
     ) -> None:
-        """Raises ValueError where a read would leave its tensor. Free once seen, unless the values of a table decide."""
-        for suspect in self.suspects:
-            tables = suspect.tables & set(tensors)
-            if tables and any(not tensors[n].is_cpu for n in tables):
+        """Raises ValueError where a read would leave its tensor. Free once seen, until the values of a table that decides change."""
+        if not self.suspects:
+            return
+        key = (*sorted(sizes.items()), *sorted(numbers.items()))
+        for n, (suspect, deciding) in enumerate(self.suspects):
+            tables = [tensors[name] for name in deciding]
+            if any(not x.is_cpu for x in tables):
                 continue  # looking would stall the device; kernels clamp
-            key = (suspect, *sorted(sizes.items()), *sorted(numbers.items()))
-            if key not in self.in_range:
+            seen = self.in_range.get((n, key))
+            if seen is None or not seen.are(tables):
                 ranges.check(self.cascade, suspect, tensors, numbers, sizes)
-                if not tables:
-                    self.in_range.add(key)
+                now = Unchanged.of(tables)
+                if now is not None:
+                    self.in_range[n, key] = now
 
     def canonical(self) -> Cascade:
         return canonicalise.run(self.cascade)
+
+    @property
+    def halves(self) -> split.Halves | None:
+        """The two steps that take parts of the keys and put them together; derived once, None where there are none."""
+        if not self._halves:
+            self._halves.append(split.halves(self))
+        return self._halves[0]
 
     def backward_of(self, wanted: tuple[str, ...]) -> Backward:
         """The backward cascades for gradients of ``wanted``; derived once."""
@@ -68,8 +98,11 @@ class Program:
         """The forward cascade that also gives out what the backward for ``wanted`` reads."""
         if not wanted:
             return self.cascade
-        saved = self.backward_of(wanted).saved
-        return replace(self.canonical(), outs=(*self.cascade.outs, *(n for n in saved if n not in self.cascade.outs)))
+        if wanted not in self.savings:
+            saved = self.backward_of(wanted).saved
+            outs = (*self.cascade.outs, *(n for n in saved if n not in self.cascade.outs))
+            self.savings[wanted] = replace(self.canonical(), outs=outs)
+        return self.savings[wanted]
 
     def build(self, cascade: Cascade, storage: Mapping[str, Storage], sizes: Mapping[str, int], backend: Backend) -> Built:
         """The kernel of one cascade (this program's own, or one of its backward's)."""
@@ -79,23 +112,26 @@ class Program:
             self.built[key] = self._build(cascade, storage, static, backend, 0)
         return self.built[key]
 
-    def run(
+    def ready(
         self,
         cascade: Cascade,
         tensors: Mapping[str, torch.Tensor],
         numbers: Mapping[str, Scalar],
         sizes: Mapping[str, int],
         backend: Backend,
-    ) -> None:
-        """Launches the kernel of one cascade. One that spills registers is right but slow: the next call gets smaller tiles."""
+    ) -> Launch:
+        """The kernel of one cascade for tensors like these. One that spills registers is right but slow: the next call gets smaller tiles."""
         storage = storage_of(cascade, tensors)
-        built = self.build(cascade, storage, sizes, backend)
-        if launch(built, tensors, numbers, sizes):
+
+        def smaller(built: Built) -> Built | None:
             static = static_sizes(cascade, sizes)
-            if built.rung + 1 < len(tilings(cascade, storage, static, backend, self._is_backward(cascade))):
-                self.built[kernel_key(cascade, storage, static, backend)] = self._build(
-                    cascade, storage, static, backend, built.rung + 1
-                )
+            if built.rung + 1 >= len(tilings(cascade, storage, static, backend, self._is_backward(cascade))):
+                return None
+            made = self._build(cascade, storage, static, backend, built.rung + 1)
+            self.built[kernel_key(cascade, storage, static, backend)] = made
+            return made
+
+        return Launch(self.build(cascade, storage, sizes, backend), numbers, sizes, smaller)
 
     def _is_backward(self, cascade: Cascade) -> bool:
         return cascade.inputs != self.cascade.inputs
@@ -130,26 +166,44 @@ class Program:
         self.check_ranges(tensors, numbers, sizes)
         outs = self.allocate(cascade, tensors, sizes)
         if any(x.numel() for x in outs.values()):
-            self.run(cascade, {**tensors, **outs}, numbers, sizes, backend)
+            self.launch(cascade, {**tensors, **outs}, numbers, sizes, backend)({**tensors, **outs})
         return outs
+
+    def launch(
+        self,
+        cascade: Cascade,
+        tensors: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        backend: Backend,
+    ) -> Ready:
+        """A forward for tensors like these (outputs included): one kernel, or parts of the keys and their merge if that kept workers idle."""
+        if cascade is not self.cascade:
+            return self.ready(cascade, tensors, numbers, sizes, backend)
+        count = split.planned(self, sizes, backend.workers(next(iter(tensors.values())).device))
+        inparts = split.ready(self, count, tensors, numbers, sizes, backend) if count > 1 else None
+        return inparts or self.ready(cascade, tensors, numbers, sizes, backend)
 
     def allocate(
         self, cascade: Cascade, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
     ) -> dict[str, torch.Tensor]:
-        """Uninitialised outputs: values with features in the dtype of the inputs, row statistics in accumulation precision."""
+        """Fresh outputs of a forward."""
+        device = next(iter(tensors.values())).device
+        return {n: x.materialised(device) for n, x in self.outputs(cascade, tensors, sizes).items()}
+
+    def outputs(self, cascade: Cascade, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> dict[str, Output]:
+        """What a forward writes: values with features in the dtype of the inputs, row statistics in accumulation precision."""
         floats = [tensors[t.name] for t in cascade.inputs if t.dtype == "float" and not t.param]
         dtype = floats[0].dtype if floats else torch.get_default_dtype()
-        device = next(iter(tensors.values())).device
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         ranks = {x.target: x.ranks for x in cascade.body if isinstance(x, Einsum)}
         sequence = {r.name for r in cascade.ranks if r.kind not in ("feature", "state")}
         out = {}
         for name in cascade.outs:
-            shape = [extent_of(cascade, r, sizes) for r in (*cascade.over, *ranks[name])]
+            shape = tuple(extent_of(cascade, r, sizes) for r in (*cascade.over, *ranks[name]))
             public = not self.wide and name in self.cascade.outs and not set(ranks[name]) <= sequence
             pair = len(set(ranks[name]) & sequence) > 1  # only live points are written
-            make = torch.zeros if pair else torch.empty
-            out[name] = make(shape, dtype=dtype if public or pair else wide, device=device)
+            out[name] = Output(shape, dtype if public or pair else wide, pair)
         return out
 
     def backward(
@@ -172,23 +226,59 @@ class Program:
             if both:
                 built, outs = both
                 (other, more), *steps = steps
-                launch(
-                    built,
-                    {t.name: env[t.name] for c in (cascade, other) for t in c.inputs if not t.param} | outs,
-                    numbers,
-                    sizes,
+                Launch(built, numbers, sizes)(
+                    {t.name: env[t.name] for c in (cascade, other) for t in c.inputs if not t.param} | outs
                 )
                 done = [(cascade, p) for p in parts] + [(other, p) for p in more]
             else:
-                outs = self._allocate_parts(cascade, parts, env, sizes)
-                done = [(cascade, p) for p in parts]
-                if any(x.numel() for x in outs.values()):
-                    mine = {t.name: env[t.name] for t in cascade.inputs if not t.param} | outs
-                    self.run(cascade, mine, numbers, sizes, backend)
+                pairs = self._pairs(cascade, parts, env)
+                outs = self._allocate_parts(cascade, parts, env, sizes, pairs.parts if pairs else ())
+                done = [(cascade, p) for p in parts if p.statement in outs]
+                mine = {t.name: env[t.name] for t in cascade.inputs if not t.param} | outs
+                if pairs:
+                    self._by_windows(pairs, total, mine, tensors, numbers, sizes, backend)
+                elif any(x.numel() for x in outs.values()):
+                    self.ready(cascade, mine, numbers, sizes, backend)(mine)
             env |= outs
             for source, part in done:
                 accumulate(total, source, part, outs[part.statement], tensors, numbers, sizes)
         return _apart({n: total[n].to(tensors[n].dtype) if n in total else torch.zeros_like(tensors[n]) for n in wanted})
+
+    def _pairs(self, cascade: Cascade, parts: Sequence[Gradient], env: Mapping[str, torch.Tensor]) -> Pairs | None:
+        """What the cascade gives out pair by pair, but for the gradient of an input that has an entry for every such pair itself."""
+        key = (cascade.name, cascade.outs)
+        if key not in self.dense:
+            dims = {x.target: (*cascade.over, *x.ranks) for x in cascade.body if isinstance(x, Einsum)}
+            whole = {p.statement for p in parts if p.index == tuple(map(coordinate, dims[p.statement])) and _only(p, parts)}
+            self.dense[key] = Pairs.of(cascade, parts, whole)
+        return self.dense[key]
+
+    def _by_windows(
+        self,
+        pairs: Pairs,
+        total: dict[str, torch.Tensor],
+        mine: Mapping[str, torch.Tensor],
+        tensors: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        backend: Backend,
+    ) -> None:
+        """Runs a backward cascade over windows of rows, adding up what each gives pair by pair; other outputs are written in place."""
+        c, w = pairs.cascade, pairs.window
+        extent = {r.name: extent_of(c, r.name, sizes) for r in c.ranks}
+        if not all(extent[r] for ps in pairs.parts.values() for r in ps[0].ranks):
+            return
+        ranks = {x.target: (*c.over, *x.ranks) for x in c.body if isinstance(x, Einsum)}
+        axis = dict(w.cut) | {n: ranks[n].index(w.rank) for n in c.outs if w.rank in ranks[n]}
+        x = next(iter(mine.values()))
+        wide = torch.float64 if any(t.dtype == torch.float64 for t in mine.values()) else torch.float32
+        buffers = {n: pairs.buffer(n, extent, pairs.rows(extent), wide, x.device) for n in pairs.parts}
+        for lo, hi in pairs.windows(extent):
+            cut = {n: t.narrow(axis[n], lo, hi - lo) if n in axis else t for n, t in mine.items()}
+            cut |= {n: b.out.narrow(axis[n], 0, hi - lo) for n, b in buffers.items()}
+            self.ready(w.cascade, cut, {**numbers, w.first: lo}, {**sizes, w.rows: hi - lo}, backend)(cut)
+            for buffer in buffers.values():
+                buffer.add(total, tensors, numbers, sizes, lo, hi, extent[w.rank])
 
     def _both(
         self, rows: Step, columns: Step, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int], backend: Backend
@@ -197,7 +287,7 @@ class Program:
         (first, parts), (second, more) = rows, columns
         if not backend.merges(math.prod(extent_of(first, r, sizes) for r in first.over)):
             return None
-        if any(t.name in first.outs for t in second.inputs):
+        if any(t.name in first.outs for t in second.inputs) or any(self._pairs(*step, env) for step in (rows, columns)):
             return None
         given = {t.name: STORAGE[env[t.name].dtype] for c in (first, second) for t in c.inputs if not t.param}
         static = {**static_sizes(first, sizes), **static_sizes(second, sizes)}
@@ -222,7 +312,7 @@ class Program:
         name = cache.key("pair", show(first), show(second), stored, sizes, backend.name, block, step, self.strict)
 
         def make() -> tuple[Cascade, KernelPlan, str] | None:
-            scheduled = [pipeline.run(c, block, step, self.strict) for c in (first, second)]
+            scheduled = [derived.scheduled(c, block, step, self.strict) for c in (first, second)]
             masks = [[x.mask for x in c.body if isinstance(x, Fold)] for c in scheduled]
             if masks[0] != masks[1]:
                 return None  # they do not walk the same pairs
@@ -240,11 +330,12 @@ class Program:
         parts: Sequence[Gradient],
         env: Mapping[str, torch.Tensor],
         sizes: Mapping[str, int],
+        apart: Collection[str] = (),
         added: bool = False,
     ) -> dict[str, torch.Tensor]:
         """Outputs of a backward kernel: a gradient that is already whole in its input's dtype, partial sums in accumulation precision.
 
-        ``added``: all in accumulation precision and zero.
+        ``added``: all in accumulation precision and zero. Without those that are kept ``apart``.
         """
         ranks = {x.target: x.ranks for x in cascade.body if isinstance(x, Einsum)}
         sequence = {r.name for r in cascade.ranks if r.kind not in ("feature", "state")}
@@ -252,15 +343,20 @@ class Program:
         wide = torch.float64 if any(x.dtype == torch.float64 for x in env.values()) else torch.float32
         out = {}
         for name in cascade.outs:
+            if name in apart:
+                continue
             shape = [extent_of(cascade, r, sizes) for r in (*cascade.over, *ranks[name])]
             mine = [p for p in parts if p.statement == name]
-            alone = (
-                len(mine) == 1 and sum(p.input == mine[0].input for p in parts) == 1 and list(env[mine[0].input].shape) == shape
-            )
+            alone = len(mine) == 1 and _only(mine[0], parts) and list(env[mine[0].input].shape) == shape
             pair = len({*ranks[name]} & sequence) > 1
             make = torch.zeros if pair or added else torch.empty
             out[name] = make(shape, dtype=env[mine[0].input].dtype if alone and not added else wide, device=tensor.device)
         return out
+
+
+def _only(part: Gradient, parts: Sequence[Gradient]) -> bool:
+    """Is this the only part of its input's gradient?"""
+    return sum(p.input == part.input for p in parts) == 1
 
 
 def tilings(
@@ -278,7 +374,7 @@ def tiled(
 ) -> tuple[Cascade, KernelPlan, Tilings]:
     """The scheduled cascade and its plan at the first of the tilings that the back end says can be held, and the tilings after it."""
     (block, step), rest = ladder[0], ladder[1:]
-    scheduled = pipeline.run(cascade, block, step, strict)
+    scheduled = derived.scheduled(cascade, block, step, strict)
     plan = lower(scheduled, storage, static)
     if rest and not backend.holds(plan):
         return tiled(cascade, storage, static, backend, rest, strict)

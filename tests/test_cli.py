@@ -94,11 +94,14 @@ def test_fmt_rewrites_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert "would rewrite" in capsys.readouterr().err
 
 
-def test_list_finds_by_name_family_and_paper(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_finds_by_name_family_paper_and_formula(capsys: pytest.CaptureFixture[str]) -> None:
     everything = reported(capsys, "list")["specs"]
     assert all(set(s) == {"name", "family", "path", "paper"} for s in everything)
     assert {"full", "causal", "alibi", "sigmoid", "softmax1"} <= {s["name"] for s in everything}
     assert [s["name"] for s in reported(capsys, "list", "PRESS ET AL")["specs"]] == ["alibi", "alibi_window"]
+    assert [s["name"] for s in reported(capsys, "list", "Diffused keys")["specs"]] == []
+    assert "talking_heads" in {s["name"] for s in reported(capsys, "list", "sum[g]( post * softmax[j](mixed) )")["specs"]}
+    assert [s["name"] for s in reported(capsys, "list", "exp(w x - |x|^2 / 2)")["specs"]] == ["performer", "performer_both"]
     assert reported(capsys, "list", "no such thing") == {"specs": []}
 
 

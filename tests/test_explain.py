@@ -43,8 +43,19 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "causal", "--shape", "1,2,512,512", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["kernels"][0]["bounds"]["h100"]["seconds"] > 0
+    assert said["scores"][0] == {
+        "name": "s",
+        "ranks": ["i", "j"],
+        "products": [{"name": "qk", "kind": "bilinear"}],
+        "degree": 1,
+        "position": "none",
+        "tables": [],
+        "bounded": False,
+    }
     assert main(["explain", "causal", "--shape", "1,2,512,512"]) == 0
-    assert "3 passes -> 1 over j" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 passes -> 1 over j" in said
+    assert "score s: bilinear product qk (matrix units); affine in them" in said
     assert main(["explain", "retention"]) == 1
     assert "is a scan" in capsys.readouterr().err
 

@@ -11,12 +11,13 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from einfuse.codegen.cpu import openmp
 from einfuse.codegen.cpu.kernel import table_ranks
 from einfuse.codegen.cpu.names import identifier
 from einfuse.codegen.plan import KernelPlan
@@ -43,6 +44,15 @@ class CpuKernel:
     function: Any
 
     def __call__(self, tensors: Mapping[str, torch.Tensor], params: Mapping[str, Scalar], sizes: Mapping[str, int]) -> None:
+        self.bind(tensors, params, sizes)(tensors)
+
+    def bind(
+        self, tensors: Mapping[str, torch.Tensor], params: Mapping[str, Scalar], sizes: Mapping[str, int]
+    ) -> Callable[[Mapping[str, torch.Tensor]], None]:
+        """The kernel for these host numbers and sizes and tensors of these strides: called with such tensors, as often as one likes.
+
+        The tables of live tiles are held.
+        """
         import torch
 
         plan = self.plan
@@ -52,19 +62,21 @@ class CpuKernel:
             assert x.dim() == t.axes, f"{t.name} has {x.dim()} axes, the kernel was built for {t.axes}"
         tables = [tensors[f"{r}_{k}"].contiguous() for r in table_ranks(plan) for k in ("count", "block")]
         longest = [x.shape[-1] for x in tables[1::2]]
-        strides = [s for x in own for s in x.stride()]
-        extents = [*(int(sizes[n]) for n in plan.sizes), *(n for x in own for n in x.shape), *longest]
-        numbers = [float(params[n]) for n, _ in plan.params]
-        code = _call(
-            self.function,
-            (ctypes.c_void_p * max(1, len(own) + len(tables)))(*(x.data_ptr() for x in (*own, *tables))),
-            (ctypes.c_int64 * max(1, len(strides)))(*strides),
-            (ctypes.c_int64 * max(1, len(extents)))(*extents),
-            (ctypes.c_double * max(1, len(numbers)))(*numbers),
-            torch.get_num_threads(),
-        )
-        if code:
-            raise MemoryError(f"not enough memory for the scratch buffers of the kernel {plan.name}")
+        lengths = [s for x in own for s in x.stride()]
+        counts = [*(int(sizes[n]) for n in plan.sizes), *(n for x in own for n in x.shape), *longest]
+        values = [float(params[n]) for n, _ in plan.params]
+        strides, extents = (ctypes.c_int64 * max(1, len(lengths)))(*lengths), (ctypes.c_int64 * max(1, len(counts)))(*counts)
+        numbers = (ctypes.c_double * max(1, len(values)))(*values)
+        names = [t.name for t in plan.tensors]
+        pointers = ctypes.c_void_p * max(1, len(own) + len(tables))
+        function, threads = self.function, torch.get_num_threads
+
+        def run(given: Mapping[str, torch.Tensor]) -> None:
+            at = pointers(*[given[n].data_ptr() for n in names], *[x.data_ptr() for x in tables])
+            if _call(function, at, strides, extents, numbers, threads()):
+                raise MemoryError(f"not enough memory for the scratch buffers of the kernel {plan.name}")
+
+        return run
 
 
 def build(plan: KernelPlan, source: str, folder: Path, flags: Sequence[str] = ()) -> CpuKernel:
@@ -75,7 +87,8 @@ def build(plan: KernelPlan, source: str, folder: Path, flags: Sequence[str] = ()
     """
     compiler = find_compiler()
     options = [*FLAGS, *flags, *own_flags()]
-    key = "\n".join([source, *options, _version(compiler), processor()])
+    runtime = openmp.loaded()
+    key = "\n".join([source, *options, _version(compiler), processor(), runtime.name if runtime else ""])
     name = f"einfuse_{identifier(plan.name)}_{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
     path = folder / name
     if path.exists():
@@ -141,7 +154,11 @@ def _compile(compiler: str, options: Sequence[str], source: str, path: Path) -> 
     os.close(handle)
     try:
         done = subprocess.run(
-            [compiler, *options, "-x", "c++", "-", "-o", temporary], input=source, capture_output=True, text=True, check=False
+            [compiler, *options, "-o", temporary, "-x", "c++", "-", *openmp.link_options()],
+            input=source,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             tail = "\n".join(done.stderr.strip().splitlines()[-20:])

@@ -108,9 +108,38 @@ template <class E, class X, class At> INLINE void scatter(E* p, long n, At at, X
 }
 INLINE long clamped(long x, long n) { return x < 0 ? 0 : x >= n ? n - 1 : x; }
 
-// to[c][r] = from[r][c]
+// One step of a transposition: numbers whose row and column differ in bit S change places.
+template <int S> INLINE void exchanged(VI* x) {
+  const VI upper = (iota() & (I)S) != 0;
+#pragma GCC unroll 16
+  for (int k = 0; k < W; ++k)
+    if (!(k & S)) {
+      const VI a = x[k], b = x[k + S];
+      x[k] = select(upper, shuffled(b, iota() ^ (I)S), a);
+      x[k + S] = select(upper, b, shuffled(a, iota() ^ (I)S));
+    }
+}
+template <int S = W / 2> INLINE void square_transposed(VI* x) {
+  exchanged<S>(x);
+  if constexpr (S > 1) square_transposed<S / 2>(x);
+}
+// to[c][r] = from[r][c], of numbers as wide as T
 template <class E> static void transpose(E* to, long to_ld, const E* from, long from_ld, long rows, long columns) {
-  for (long r = 0; r < rows; r += W)
-    for (long c = 0; c < columns; ++c)
-      for (long k = r; k < rows && k < r + W; ++k) to[c * to_ld + k] = from[k * from_ld + c];
+  static_assert(sizeof(E) == sizeof(I));
+  long r = 0;
+  for (; r + W <= rows; r += W) {
+    long c = 0;
+    for (; c + W <= columns; c += W) {
+      VI x[W];
+#pragma GCC unroll 16
+      for (int k = 0; k < W; ++k) __builtin_memcpy(&x[k], from + (r + k) * from_ld + c, sizeof(VI));
+      square_transposed(x);
+#pragma GCC unroll 16
+      for (int k = 0; k < W; ++k) __builtin_memcpy(to + (c + k) * to_ld + r, &x[k], sizeof(VI));
+    }
+    for (; c < columns; ++c)
+      for (long k = r; k < r + W; ++k) to[c * to_ld + k] = from[k * from_ld + c];
+  }
+  for (; r < rows; ++r)
+    for (long c = 0; c < columns; ++c) to[c * to_ld + r] = from[r * from_ld + c];
 }

@@ -23,7 +23,8 @@ What a code generator may rely on. For each `Range`, in order:
 * Bounds read sizes, ``i.lo``, ``i.hi``, host numbers, coordinates of ambient ranks and int inputs read at them; nothing else.
 
 ``tabulated`` folds have no ranges, and no order of blocks is fixed for them. A fold whose blocks must come in
-order (a scan), and one of a cascade without a tile, is never tabulated: it visits the whole rank under its mask.
+order (a scan), one of a cascade without a tile, and one whose mask reads floats pair by pair is never tabulated: it visits the
+whole rank under its mask.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def run(cascade: Cascade) -> Cascade:
 def _with_ranges(cascade: Cascade, fold: Fold) -> Fold:
     ordered = bool(fold.aligned) or any(isinstance(y, State) and y.red == "set" for y in fold.body)
     ranges = None if ordered else closed_form(cascade, fold)
-    if ranges is None and (ordered or _tile(cascade, fold) is None):
+    if ranges is None and (ordered or _tile(cascade, fold) is None or _of_data(cascade, fold)):
         ranges = (_whole(cascade, fold),)
     return replace(fold, ranges=ranges or (), tabulated=ranges is None)
 
@@ -56,6 +57,14 @@ def _with_ranges(cascade: Cascade, fold: Fold) -> Fold:
 def _tile(cascade: Cascade, fold: Fold) -> tuple[str, int] | None:
     """The rank and block of the tile that a fold's bounds may depend on."""
     return next((t for t in cascade.tile if t[0] != fold.rank), None)
+
+
+def _of_data(cascade: Cascade, fold: Fold) -> bool:
+    """Whether the mask reads floats pair by pair: data of the call, which the host would have to look through every time."""
+    floats = {t.name for t in cascade.inputs if t.dtype == "float" and not t.param}
+    tile, _ = _tile(cascade, fold) or ("", 0)
+    found = [e for e in ex.walk(fold.mask) if e.op == "load" and e.name in floats] if fold.mask is not None else []
+    return any({tile, fold.rank} <= set().union(*(ex.indices(a) for a in e.args)) for e in found)
 
 
 def _whole(cascade: Cascade, fold: Fold) -> Range:

@@ -85,7 +85,9 @@ def _text_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     new.add_argument("name", metavar="NAME", help="a lower-case identifier")
     new.add_argument("--folder", default=".", metavar="FOLDER", help="where to; the current folder unless given")
     listed = _add(commands, "list", "texts:list_specs", "the specs of the library", report=True)
-    listed.add_argument("query", nargs="?", default="", metavar="QUERY", help="only those with this in name, family or paper")
+    listed.add_argument(
+        "query", nargs="?", default="", metavar="QUERY", help="only those with this in name, family, paper or formula"
+    )
 
 
 def _inside_commands(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -15,6 +15,7 @@ from einfuse.codegen import KernelPlan
 from einfuse.codegen.cost import DEVICES, Cost, cost, state_bytes
 from einfuse.codegen.plan import Fold
 from einfuse.ir import EinfuseError
+from einfuse.ir.passes.classify_score import Score
 from einfuse.runtime.binding import evaluate
 from einfuse.runtime.scan import ScanProgram
 from einfuse.runtime.verify import Shape, example_sizes
@@ -43,6 +44,8 @@ def explain(args: argparse.Namespace) -> int:
         return 0
     console = screen.out()
     console.print(f"{attention.name}: " + "; ".join(f"{counted(r)} over {r.rank}" for r in attention.passes()))
+    for score in attention.scores():
+        console.print(_described(score))
     console.print(f"{100 * live:.4g} % of the tiles live; {state_bytes(kernels[0].plan)} bytes of state a row")
     shown = screen.table(
         "kernel", ">products", ">arithmetic", ">special", ">memory", *(f"on {d.name}" for d in DEVICES.values())
@@ -85,6 +88,16 @@ def crossing(
     if decoding is not None:
         text += f"; a step of the scan moves fewer bytes than a query that reads {decoding} keys"
     return Crossing(text, found.rank(sizes), length, measured)
+
+
+def _described(score: Score) -> str:
+    """One line on a score: what it is made of, and what that means for a kernel."""
+    products = [f"{p.kind} product {p.name}" + (" (matrix units)" if p.on_matrix_units else "") for p in score.products]
+    degree = {None: "no polynomial in them", 0: "", 1: "affine in them"}.get(score.degree, f"of degree {score.degree} in them")
+    position = {"none": "", "linear": "linear in positions", "offset": "depends on the offset", "free": "depends on positions"}
+    tables = f"reads {', '.join(score.tables)} at computed places" if score.tables else ""
+    said = [", ".join(products) or "no product", degree if products else "", position[score.position], tables]
+    return f"score {score.name}: " + "; ".join(x for x in (*said, "bounded" if score.bounded else "") if x)
 
 
 def explained(
@@ -130,7 +143,14 @@ def _json(attention: einfuse.Attention, live: float, kernels: list[Explained]) -
             resource, seconds = k.bound(name)
             bounds[name] = {"resource": resource, "seconds": seconds}
         rows.append({"name": k.plan.name, **asdict(k.cost.work), "bytes": k.cost.bytes, "bounds": bounds})
-    return {"name": attention.name, "live_fraction": live, "state_bytes": state_bytes(kernels[0].plan), "kernels": rows}
+    scores: list[screen.Json] = [asdict(s) for s in attention.scores()]
+    return {
+        "name": attention.name,
+        "scores": scores,
+        "live_fraction": live,
+        "state_bytes": state_bytes(kernels[0].plan),
+        "kernels": rows,
+    }
 
 
 def _short(n: float) -> str:

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -180,3 +181,25 @@ def test_text() -> None:
     assert "//   out[i] = x + x" in text
     assert "//   ptrs     x, out" in text
     assert "//   sizes    N, shape of x (1), shape of out (1)" in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_one_pool_of_threads_with_torch(tmp_path) -> None:
+    """A process that ran torch's products and a kernel on two threads holds one OpenMP runtime and one thread beside its own."""
+    script = """
+import os, re, sys, torch
+import einfuse
+torch.set_num_threads(2)
+x = torch.randn(1, 4, 600, 64)
+torch.randn(700, 700) @ torch.randn(700, 700)
+alone = len(os.listdir("/proc/self/task"))
+einfuse.compile("full")(x, x, x)
+maps = open("/proc/self/maps").read()
+print(alone, len(os.listdir("/proc/self/task")), len(set(re.findall(r"\\S*/lib(?:gomp|omp|iomp5)[-.\\w]*$", maps, re.M))))
+"""
+    env = os.environ | {"OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)
+    before, after, runtimes = map(int, done.stdout.split())
+    assert after == before
+    assert runtimes == 1

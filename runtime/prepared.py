@@ -1,0 +1,128 @@
+"""A call made ready: what follows from shapes, strides, dtypes and host numbers alone is worked out once and kept for calls like it.
+
+Such a call goes straight to its kernel, past torch's dispatcher, where nothing in the dispatcher would have a say: no gradient, no
+tracer or transform, no mode, no subclass of a tensor. All others go through the operators of `einfuse.runtime.ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch.autograd import forward_ad, profiler
+
+from einfuse.ir import Cascade, Scalar
+from einfuse.runtime.backends import BackendName, choose
+from einfuse.runtime.launch import Ready
+from einfuse.runtime.program import Output, Program
+
+MOST = 256  # calls that are kept; all are dropped where more kinds turn up, as when keys are appended one by one
+
+Key = tuple[object, ...]
+Given = torch.Tensor | Scalar
+
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+_USUAL = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
+_QUIET = frozenset({_USUAL.raw_repr(), _USUAL.add(torch._C.DispatchKey.ADInplaceOrView).raw_repr()})  # inference mode, and else
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One kind of call. ``names`` are its tensors in the order of declaration, ``outs`` what it writes."""
+
+    names: tuple[str, ...]
+    outs: tuple[tuple[str, Output], ...]
+    device: torch.device
+    program: Program
+    numbers: Mapping[str, Scalar]
+    sizes: Mapping[str, int]
+    launch: Ready | None
+    looks: bool  # at the values of tensors, before every launch
+
+    def __call__(self, args: Sequence[Given], kwargs: Mapping[str, Given]) -> list[torch.Tensor]:
+        tensors: dict[str, torch.Tensor] = dict(zip(self.names, args, strict=False))  # type: ignore[arg-type]  # checked by `signature`
+        if kwargs:
+            tensors |= kwargs  # type: ignore[arg-type]  # numbers among them are not looked at
+        if self.looks:
+            self.program.check_ranges({n: tensors[n] for n in self.names}, self.numbers, self.sizes)
+        found = []
+        for name, out in self.outs:
+            tensors[name] = made = out.materialised(self.device)
+            found.append(made)
+        if self.launch is not None:
+            self.launch(tensors)
+        return found
+
+
+@dataclass(slots=True)
+class Calls:
+    """The calls of one attention that were made ready, by `signature`."""
+
+    program: Program
+    backend: BackendName | None
+    known: dict[Key, Prepared] = field(default_factory=dict)
+
+    def prepare(
+        self, key: Key, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar], sizes: Mapping[str, int]
+    ) -> Prepared:
+        """A kind of call made ready, from one of them whose arguments are known to fit."""
+        program = self.program
+        made = program.outputs(program.cascade, tensors, sizes)
+        device = next(iter(tensors.values())).device
+        outs = {n: x.materialised(device) for n, x in made.items()}
+        launch = None
+        if any(x.numel() for x in outs.values()):
+            program.check_ranges(tensors, numbers, sizes)
+            backend = choose(device, self.backend)
+            launch = program.launch(program.cascade, {**tensors, **outs}, numbers, sizes, backend)
+        if len(self.known) >= MOST:
+            self.known.clear()
+        self.known[key] = Prepared(
+            tuple(tensors),
+            tuple(made.items()),
+            device,
+            program,
+            dict(numbers),
+            dict(sizes),
+            launch,
+            any(x for _, x in program.suspects),
+        )
+        return self.known[key]
+
+
+def signature(args: Sequence[Given], kwargs: Mapping[str, Given]) -> Key | None:
+    """What calls of one kind share, or None for a call that torch's dispatcher has to see."""
+    if torch.compiler.is_compiling() or _watched():
+        return None
+    grad = torch.is_grad_enabled()
+    parts: list[object] = [len(args)]
+    for x in (*args, *kwargs.values()):
+        if type(x) in _PLAIN:
+            assert isinstance(x, torch.Tensor)
+            if (grad and x.requires_grad) or x.is_neg() or x.is_meta or x.layout is not torch.strided:
+                return None
+            parts += (x.shape, x.stride(), x.dtype, x.device)
+        elif type(x) is float or type(x) is int:
+            parts += (type(x), x if x else str(x))  # -0.0 is not 0.0 here
+        else:
+            return None
+    parts += kwargs
+    return tuple(parts)
+
+
+def fits(cascade: Cascade, args: Sequence[Given], kwargs: Mapping[str, Given]) -> bool:
+    """Whether tensors are given for all tensors, and numbers for numbers: then a call's signature says all but what tensors hold."""
+    named = dict(zip((t.name for t in cascade.inputs if not t.param), args, strict=False)) | dict(kwargs)
+    return all(isinstance(named.get(t.name, t.default), torch.Tensor) != t.param for t in cascade.inputs)
+
+
+def _watched() -> bool:
+    """Whether anything looks on between torch's operators and their kernels: modes, transforms, tracers, autocast, profilers."""
+    return (
+        torch._C._dispatch_tls_local_include_set().raw_repr() not in _QUIET
+        or torch._C._len_torch_function_stack() > 0
+        or forward_ad._current_level >= 0
+        or profiler._is_profiler_enabled
+        or torch._C._is_any_autocast_enabled()
+    )

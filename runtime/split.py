@@ -1,0 +1,115 @@
+"""A launch with few rows and many keys: workers take parts of the keys, and a second kernel puts their states together.
+
+One query over 16k keys of 2 heads is 2 tiles; on 8 cores that is 8 parts of 4k keys, then the merge that `ir.passes.split` derives.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from einfuse.ir import Cascade, Scalar, SpecError
+from einfuse.ir.nodes import Einsum
+from einfuse.ir.passes import split as splitting
+from einfuse.ir.text import show
+from einfuse.runtime import cache
+from einfuse.runtime.launch import Ready
+
+if TYPE_CHECKING:
+    from einfuse.runtime.backends import Backend
+    from einfuse.runtime.program import Program
+
+FEWEST = 512  # keys of a part: below, the merge costs more than the parts save
+TILE = 16  # rows that a tile of any back end holds at least: more rows are more tiles
+
+
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """A program in two steps; ``names`` are the states, as the first writes and the second reads them."""
+
+    split: splitting.Split
+    partial: Program
+    merged: Program
+
+    @property
+    def names(self) -> tuple[tuple[str, str], ...]:
+        return tuple((n, self.split.held[n]) for n in self.split.states)
+
+
+def halves(program: Program) -> Halves | None:
+    """The two steps of a program, or None where it cannot be split."""
+    found = cache.remembered("split", cache.key("split", show(program.cascade)), lambda: _found(program.cascade))
+    if found is None:
+        return None
+    of = type(program)
+    return Halves(found, of(found.partial, program.strict, wide=True), of(found.merged, program.strict, program.wide))
+
+
+def _found(cascade: Cascade) -> splitting.Split | None:
+    try:
+        return splitting.run(cascade)
+    except SpecError:
+        return None
+
+
+def parts(items: int, keys: int, workers: int) -> int:
+    """Into how many parts the keys go: 1 where tiles alone keep the workers busy."""
+    if items == 0 or items >= workers:
+        return 1
+    return max(1, min(math.ceil(workers / items), keys // FEWEST))
+
+
+def planned(program: Program, sizes: Mapping[str, int], workers: int) -> int:
+    """The parts for a call of these sizes."""
+    c = program.cascade
+    rows = {r.name: r for r in c.ranks if r.kind not in ("feature", "state")}
+    extent = {n: r.size if isinstance(r.size, int) else sizes[r.size] for n, r in rows.items()}
+    folds = {r for x in c.body if isinstance(x, Einsum) for r in x.over if r in rows}
+    if workers <= 1 or len(folds) != 1:
+        return 1
+    (fold,) = folds
+    own = [n for n in rows if n not in c.over and n != fold]
+    items = math.prod(extent[r] for r in c.over) * math.prod(math.ceil(extent[r] / TILE) for r in own)
+    return parts(items, extent[fold], workers)
+
+
+def ready(
+    program: Program,
+    count: int,
+    tensors: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, Scalar],
+    sizes: Mapping[str, int],
+    backend: Backend,
+) -> Ready | None:
+    """The launch in that many parts for tensors like these (outputs included), or None where the program cannot be split."""
+    both = program.halves
+    if both is None:
+        return None
+    first, second = both.partial.cascade, both.merged.cascade
+    keys = next(r.size for r in program.cascade.ranks if r.name == both.split.rank)
+    keys = keys if isinstance(keys, int) else sizes[keys]
+    ends = [keys * n // count for n in range(count + 1)]
+    device = next(iter(tensors.values())).device
+    bounds = torch.tensor(list(itertools.pairwise(ends)), device=device)
+    sized = {**sizes, splitting.PARTS: count}
+    known = {**tensors, first.inputs[-1].name: bounds}
+    states = both.partial.allocate(first, known, sized)
+    held = {b: states[a] for a, b in both.names}
+    asked = {t.name for t in second.inputs}
+    told = {**numbers, **splitting.constants(both.split.sizes, sizes)}
+    begin = both.partial.ready(first, {**known, **states}, numbers, sized, backend)
+    end = both.merged.ready(second, {**tensors, **held}, {n: x for n, x in told.items() if n in asked}, sized, backend)
+    shapes = [(n, x.shape, x.dtype) for n, x in states.items()]
+    names = dict(both.names)
+
+    def run(given: Mapping[str, torch.Tensor]) -> None:
+        fresh = {n: torch.empty(shape, dtype=dtype, device=device) for n, shape, dtype in shapes}
+        begin({**given, first.inputs[-1].name: bounds, **fresh})
+        end({**given, **{names[n]: x for n, x in fresh.items()}})
+
+    return run

@@ -1,0 +1,88 @@
+"""Launches with few rows go over parts of the keys: the same result, on every back end, and only where that keeps workers busy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import einfuse
+from einfuse.runtime import split
+from einfuse.runtime.backends import BACKENDS, BackendName
+
+
+def workers(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    for backend in BACKENDS.values():
+        monkeypatch.setattr(type(backend), "workers", lambda self, device: count)
+    monkeypatch.setattr(split, "FEWEST", 8)
+
+
+def test_parts_keep_the_workers_busy() -> None:
+    assert split.parts(items=2, keys=16384, workers=8) == 4
+    assert split.parts(items=3, keys=16384, workers=8) == 3
+    assert split.parts(items=8, keys=16384, workers=8) == 1
+    assert split.parts(items=1, keys=1000, workers=8) == 1
+    assert split.parts(items=0, keys=1000, workers=8) == 1
+
+
+@pytest.mark.parametrize(
+    "backend", ["torch", pytest.param("cpu", marks=pytest.mark.slow), pytest.param("triton", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("name", ["alibi", "softmax1"])
+def test_parts_give_the_whole(name: str, backend: BackendName, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers(monkeypatch, 8)
+    attn = einfuse.compile(name, backend=backend)
+    q, k, v = (torch.randn(1, 2, n, 16) for n in (3, 77, 77))
+    extra = {"slope": torch.rand(2)} if name == "alibi" else {}
+    asked: list[int] = []
+    real = split.ready
+    monkeypatch.setattr(split, "ready", lambda program, count, *rest: asked.append(count) or real(program, count, *rest))
+    out = attn(q, k, v, **extra)
+    assert asked == [4]
+    torch.testing.assert_close(out, attn.reference(q, k, v, **extra).float(), rtol=2e-5, atol=2e-6)
+
+
+def test_a_call_like_an_earlier_one_is_not_that_one() -> None:
+    """What is kept of a call is neither its numbers, nor its strides, nor what its tensors held."""
+    attn = einfuse.compile("document", backend="torch")
+    q, k, v = (torch.randn(1, 2, 30, 8) for _ in range(3))
+    doc = torch.arange(30, dtype=torch.int32)[None] // 10
+
+    def right(*args: torch.Tensor) -> None:
+        torch.testing.assert_close(attn(*args, doc=doc), attn.reference(*args, doc=doc).float(), rtol=2e-5, atol=2e-6)
+
+    right(q, k, v)
+    right(q, k, v)
+    right(v, q, k)
+    right(q.mT.contiguous().mT, k, v)
+    doc += torch.arange(30) // 15
+    right(q, k, v)
+    window = einfuse.compile("sliding_window", backend="torch")
+    for width in (3, 7):
+        torch.testing.assert_close(
+            window(q, k, v, window=width), window.reference(q, k, v, window=width).float(), rtol=2e-5, atol=2e-6
+        )
+    with pytest.raises(ValueError, match="axis"):
+        attn(q, k[:, :, 1:], v, doc=doc)
+
+
+def test_torch_sees_the_calls_it_has_to_see() -> None:
+    """Kept calls do not bypass gradients, autocast, tracing, modes, meta tensors or profilers."""
+    attn = einfuse.compile("full", backend="torch")
+    q = torch.randn(1, 1, 9, 8)
+    plain = attn(q, q, q)
+    torch.testing.assert_close(attn(q, q, q), plain)
+    assert attn(q.requires_grad_(), q, q).requires_grad
+    with torch.no_grad():
+        assert not attn(q, q, q).requires_grad
+        with torch.autocast("cpu", torch.bfloat16):
+            assert attn(q, q, q).dtype == torch.bfloat16
+        meta = q.to("meta")
+        assert attn(meta, meta, meta).is_meta
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            attn(q, q, q)
+        assert any("einfuse::forward" in e.key for e in seen.key_averages())
+        graph = make_fx(lambda x: attn(x, x, x))(q).graph
+        assert any("einfuse" in str(n.target) for n in graph.nodes)
+        with torch.inference_mode():
+            torch.testing.assert_close(attn(q, q, q), plain.detach())
