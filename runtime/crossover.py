@@ -100,20 +100,24 @@ def keep(kind: str, setting: Setting, found: float) -> None:
         write_atomic(path, json.dumps(about).encode())
 
 
-def timed(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
-    """The least time of ``run`` after two calls that warm up: what else the machine does only adds to it."""
+def timed(run: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
+    """The least time of ``run`` after two calls that warm up: what else a machine does only adds to it.
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
+    On a CPU it is no more than the processor time a thread, so that a busy machine is not taken for a slow one.
+    """
     for _ in range(2):
         run()
-    times = []
+    least = float("inf")
     for _ in range(repeats):
-        wait()
-        start = time.perf_counter()
+        _wait(device)
+        wall, used = time.perf_counter(), time.process_time()
         run()
-        wait()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        _wait(device)
+        wall, used = time.perf_counter() - wall, time.process_time() - used
+        least = min(least, wall if device.type == "cuda" else min(wall, used / torch.get_num_threads()))
+    return least
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

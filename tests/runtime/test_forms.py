@@ -86,6 +86,7 @@ def test_the_environment_overrides_the_choice(monkeypatch: pytest.MonkeyPatch) -
     full(*(torch.randn(1, 2, 5, 4) for _ in range(3)))  # has one form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["auto", "linear"])
 def test_a_graph_has_the_form_that_was_asked_for(form: FormName) -> None:
     attention = einfuse.compile(CASES["sums"], backend="torch", form=form)
@@ -140,6 +141,7 @@ def test_the_choice_turns_at_the_crossover(name: str, training: bool, monkeypatc
     assert forms.crossover(sizes, torch.float32, CPU, training) < n
 
 
+@pytest.mark.slow
 def test_a_rate_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crossover.cache, "folder", lambda: tmp_path)
     measured: list[float] = []
