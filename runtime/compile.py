@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from einfuse import dsl
 from einfuse.ir import Cascade, Scalar, SpecError
+from einfuse.runtime import cache
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import BackendName
 
+T = TypeVar("T")
 SPECS = Path(__file__).resolve().parents[1] / "library" / "specs"
 
 
@@ -35,14 +39,29 @@ def compile(
     ``strict`` refuses one-pass forms whose correction is sampled and not proven. Raises SpecError with line, column and hint.
     """
     text, file, folder = _found(source)
-    module = dsl.parse(text, file)
-    optional = {i.name for i in dsl.signature(module).inputs if i.optional}
     search = (folder,) if folder is not None else ()
 
-    def elaborate(given: frozenset[str]) -> Cascade:
-        return dsl.elaborate(module, params=dict(params), given=set(given), search=search)
+    @functools.cache
+    def module() -> dsl.Module:
+        return dsl.parse(text, file)
 
-    return attention_of(elaborate, frozenset(optional), backend, strict)
+    def elaborate(given: frozenset[str]) -> Cascade:
+        def make() -> Cascade:
+            return dsl.elaborate(module(), params=dict(params), given=set(given), search=search)
+
+        return _kept("cascade", make, text, file, sorted(params.items()), sorted(given))
+
+    def find() -> frozenset[str]:
+        return frozenset(i.name for i in dsl.signature(module()).inputs if i.optional)
+
+    return attention_of(elaborate, _kept("optional", find, text, file), backend, strict)
+
+
+def _kept(kind: str, make: Callable[[], T], text: str, *more: object) -> T:
+    """What follows from a spec's text: from disk where it is known. A text that uses other files is read each time, with them."""
+    if re.search(r"^\s*use\b", text, re.MULTILINE):
+        return make()
+    return cache.remembered("spec", cache.key(kind, text, *map(repr, more)), make)
 
 
 def attention(
