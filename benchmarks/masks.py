@@ -1,10 +1,11 @@
 """What it takes to know a mask: einfuse's analysis beside torch's create_block_mask, in one run, each case in a process of its own.
 
-    python benchmarks/masks.py [--length N] [--long N] [--repeats K]
+    python benchmarks/masks.py [--length N] [--long N] [--run N] [--repeats K]
 
-Times are the least of K (torch's of one run: it takes seconds), memory is what the peak of the process grew by while the mask was made.
-Both make masks of 128 x 128 blocks. "analysis" is what a call of einfuse does (trace, and the table of tiles where there is no closed form);
-"blocks" asks the mask for its exact lists as well, as torch's has them. Prints ratios; a length of 0 leaves a part out.
+Times are the least of K (torch's of one run: it takes seconds), memory is what the peak of the process grew by. Both make masks of 128 x 128
+blocks. "analysis" is what a call of einfuse does (trace, and the table of tiles where there is no closed form); "blocks" asks the mask
+for its exact lists as well, as torch's has them. --long goes through every mask of the library: the tiles of a CPU kernel and, where
+there is no closed form, the lists that it reads. --run calls kernels, forward and backward. A length of 0 leaves a part out.
 """
 
 from __future__ import annotations
@@ -61,7 +62,51 @@ def blocks(name: str, n: int) -> None:
     create_block_mask(mask_mod(name, n), None, None, n, n, device="cpu", BLOCK_SIZE=BLOCK).kinds()
 
 
-WORK: dict[str, Callable[[str, int], None]] = {"torch": torchs, "analysis": analysis, "blocks": blocks}
+def inputs(name: str, n: int, width: int) -> dict[str, torch.Tensor]:
+    """Query, key and value of two heads, and what else the spec reads."""
+    import einfuse
+
+    made: dict[str, Callable[[], torch.Tensor]] = {
+        "marked": lambda: torch.arange(n)[None] % 4096 == 7,
+        "view": lambda: torch.tensor([1, 4]),
+        "slope": lambda: torch.tensor([0.1, 0.2]),
+        "window": lambda: torch.tensor([256, 2048]),
+        "live": lambda: torch.rand(2, -(-n // 64), -(-n // 64)) < 0.05,
+        "prefix": lambda: torch.tensor([n // 16]),
+        "pad": lambda: torch.arange(n)[None] < n * 3 // 4,
+        "doc": lambda: (torch.arange(n) * 37 // n)[None],
+        "temporal": lambda: torch.tensor([[True, False]]),
+    }
+    tensors = [t.name for t in einfuse.compile(name).cascade.inputs if not t.param]
+    return {t: made[t]() if t in made else torch.randn(1, 2, n, width) for t in tensors}
+
+
+def tiles(name: str, n: int) -> None:
+    """What a launch has to know of a spec's mask (features are one wide: they play no part in it)."""
+    import einfuse
+    from einfuse.runtime.live import forward_tiles
+
+    for fold, found in forward_tiles(einfuse.compile(name, backend="cpu"), inputs(name, n, 1)):
+        if fold.tabulated:
+            found.csr()
+        print(json.dumps({"closed": not fold.tabulated, "live": found.live_fraction}))
+
+
+def run(name: str, n: int) -> None:
+    """Forward and backward, width 64."""
+    import einfuse
+
+    given = {t: x.requires_grad_(x.is_floating_point()) for t, x in inputs(name, n, 64).items()}
+    einfuse.compile(name)(**given).sum().backward()  # type: ignore[union-attr]  # one output
+
+
+WORK: dict[str, Callable[[str, int], None]] = {
+    "torch": torchs,
+    "analysis": analysis,
+    "blocks": blocks,
+    "tiles": tiles,
+    "run": run,
+}
 
 
 def one(what: str, name: str, n: int, repeats: int) -> None:
@@ -69,7 +114,7 @@ def one(what: str, name: str, n: int, repeats: int) -> None:
     WORK[what](name, 256)  # imports and first uses
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = []
-    for _ in range(1 if what == "torch" else repeats):
+    for _ in range(repeats if what in ("analysis", "blocks") else 1):
         start = time.perf_counter()
         WORK[what](name, n)
         seconds.append(time.perf_counter() - start)
@@ -82,7 +127,9 @@ def measured(what: str, name: str, n: int, repeats: int) -> dict[str, float]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{what} {name} at {n}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'killed'}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, float] = {}
+    for line in done.stdout.splitlines():
+        found |= json.loads(line)
     return found
 
 
@@ -102,10 +149,25 @@ def main(argv: list[str] | None = None) -> int:
                 cells += [shown(mine), ratios(theirs, mine)]
             print(" ".join(cells), flush=True)
     if args.long:
-        print(f"\n{args.long} queries and keys: analysis alone")
-        for name in MASKS:
-            print(f"{name:10} {shown(measured('analysis', name, args.long, args.repeats))}", flush=True)
+        print(f"\n{args.long} queries and keys, every mask of the library: {args.long**2 / 2**30:.0f} Gi pairs")
+        for name in listed():
+            found = measured("tiles", name, args.long, 1)
+            form = "closed form" if found["closed"] else "lists of tiles"
+            print(f"{name:18} {shown(found)}   {100 * found['live']:>7.3f} % live   {form}", flush=True)
+        print("graph: its table is itself a pair of nodes an entry; `edges` takes a list instead")
+    if args.run:
+        print(
+            f"\nforward and backward at {args.run}, 2 heads of width 64, float32 (one matrix of scores: {args.run**2 * 8 / 2**30:.0f} GiB)"
+        )
+        for name in ("sliding_window", "document"):
+            print(f"{name:18} {shown(measured('run', name, args.run, 1))}", flush=True)
     return 0
+
+
+def listed() -> list[str]:
+    import einfuse
+
+    return [s.name for s in einfuse.list_specs() if s.family == "masks" and s.name != "graph"]
 
 
 def shown(x: dict[str, float]) -> str:
@@ -121,7 +183,10 @@ def ratios(theirs: dict[str, float], mine: dict[str, float]) -> str:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--length", type=int, default=32768, metavar="N", help="beside torch; %(default)s unless given")
-    made.add_argument("--long", type=int, default=131072, metavar="N", help="analysis alone; %(default)s unless given")
+    made.add_argument(
+        "--long", type=int, default=131072, metavar="N", help="every mask of the library; %(default)s unless given"
+    )
+    made.add_argument("--run", type=int, default=32768, metavar="N", help="kernels; %(default)s unless given")
     made.add_argument("--repeats", type=int, default=5, metavar="K", help="%(default)s unless given")
     made.add_argument("--one", nargs=2, metavar=("WHAT", "MASK"), help=argparse.SUPPRESS)
     return made.parse_args(argv)

@@ -31,6 +31,7 @@ from einfuse.ir import index as coordinate
 from einfuse.ir import size as size_of
 from einfuse.ir.expr import factors, indices, names, product, reads, walk
 from einfuse.ir.interpret import is_let
+from einfuse.ir.passes.classify_score import operands
 from einfuse.ir.passes.schedule import feature_ranks
 from einfuse.ir.rewrite import fresh, within_axis
 from einfuse.ir.text import show_body
@@ -316,14 +317,14 @@ class _Lowering:
             values = [self._value(p, self.env) for p in parts]
             outside = [v for v in values if rank not in v.dims]
             inside = [v for v in values if rank in v.dims]
-            groups: dict[tuple[str, ...], list[Value]] = {}
-            for v in inside:
-                groups.setdefault(v.dims, []).append(v)
-            weights = groups.pop((rank,), [])
-            shapes = [set(g) - {rank} for g in groups]
-            if len(groups) == 2 and all(len(s) == 1 for s in shapes) and shapes[0] != shapes[1]:
-                first, second = sorted(groups.values(), key=lambda g: self._position(g[0], rank))
-                a, b = self._product(first + weights), self._product(second)  # with the tile, weights are multiplied in once
+            sides = operands([v.dims for v in inside], rank)
+            if sides is not None:
+                groups = sorted(([inside[n] for n in side] for side in sides[:2]), key=lambda g: self._position(g[0], rank))
+                weights = [inside[n] for n in sides[2]]
+                a, b = (
+                    self._product(groups[0] + weights),
+                    self._product(groups[1]),
+                )  # with the tile, weights are multiplied in once
                 dims = self._dims((a, b))
                 dims = tuple(d for d in dims if d != rank)
                 out = self._emit(
@@ -392,7 +393,9 @@ class _Lowering:
                     phases.append(kp.Phase(start, stop, *body, label))
         self.scope = outer
         own = tuple(bounds.ops)
-        table = tuple(r for r in self.cascade.over if r in indices(f.mask)) if f.tabulated else ()
+        tabulated = [x.mask for x in self.cascade.body if isinstance(x, Fold) and x.rank == f.rank and x.tabulated]
+        shared = set().union(*(indices(m) for m in tabulated))  # folds over a rank share one table
+        table = tuple(r for r in self.cascade.over if r in shared) if f.tabulated else ()
         self.env.update(olds)
         return kp.Fold(
             rank=f.rank,

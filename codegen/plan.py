@@ -172,7 +172,7 @@ class Fold:
     ``tabulated``: the phases (first full, then masked) each walk the list of live blocks of this tile instead of lo..hi; the two
     hidden int32 tensors ``<rank>_count[table row, phase]`` and ``<rank>_block[table row, phase, n]`` hold them, where the table row
     is ``ambient point (flattened over the ambient ranks named in table_ranks) * tiles + tile`` and phase 0 is full, 1 is masked.
-    ``lo`` and ``hi`` of the phases are not read. ``size`` is that of the folded rank, as in `Block`.
+    Folds over one rank share the tables. ``lo`` and ``hi`` of the phases are not read. ``size`` is that of the folded rank, as in `Block`.
     The states keep their names after the loop: the regions that follow read them.
     """
 

@@ -26,4 +26,5 @@ from einfuse.ir.nodes import State as State
 from einfuse.ir.nodes import Statement as Statement
 from einfuse.ir.nodes import Tensor as Tensor
 from einfuse.ir.tiles import TileMap as TileMap
+from einfuse.ir.tiles import at_points as at_points
 from einfuse.ir.tiles import classify as classify

@@ -246,6 +246,7 @@ class _Interpreter:
         data = self._expanded(self._masked(e, mask, every, env, span, identity), every, span)
         if not red:
             return Block(data, dims, base)
+        data = data.to(self.dtype) if red == "sum" else data  # also of whole numbers, which no mask has made floats yet
         axes = [every.index(r) for r in over]
         if any(data.shape[a] == 0 for a in axes):
             shape = [n for a, n in enumerate(data.shape) if a not in axes]

@@ -35,9 +35,11 @@ def run(
     strict: bool = False,
     after: PassName = "mask_ranges",
     observe: Callable[[str, Cascade], None] | None = None,
+    since: PassName | None = None,
 ) -> Cascade:
     """From the cascade as built to one a kernel can be lowered from; stops after the pass named ``after``.
 
+    ``since`` says that the cascade already is what that pass gives, and goes on from there.
     ``observe`` sees every stage by name. Raises SpecError where the cascade breaks the rules of a stage.
     """
     passes: tuple[tuple[PassName, Callable[[Cascade], Cascade]], ...] = (
@@ -51,6 +53,9 @@ def run(
         ("mask_ranges", mask_ranges.run),  # ranges are written in tile bounds and steps
     )
     stage: Stage = "built"
+    if since is not None:
+        passes = passes[1 + PASSES.index(since) :]
+        stage = _AFTER.get(since, stage)
     for name, apply in passes:
         cascade = apply(cascade)
         stage = _AFTER.get(name, stage)

@@ -38,6 +38,7 @@ else:
 
 MAX_RANK = 4
 SAMPLES = 24
+SHORT = 12  # operations of an expression that needs no further search for a shorter one
 RANGE = 12.0  # where zeros of a factor are looked for
 TOLERANCE = 1e-10
 NUMERIC = {"erf": np.vectorize(math.erf, otypes=[float])}  # numpy itself has no error function
@@ -232,6 +233,14 @@ def _select(conditions: list[Any], values: list[Any], default: float = np.nan) -
     return out
 
 
+def matrix_rank(matrix: np.ndarray) -> int:
+    """The numerical rank of a matrix of samples; 99 where one is not finite."""
+    if not np.isfinite(matrix).all():
+        return 99
+    values = np.linalg.svd(matrix, compute_uv=False)
+    return 0 if values[0] == 0 else int((values > TOLERANCE * values[0]).sum())
+
+
 @dataclass(slots=True)
 class Sampler:
     """Random points for the rank test; a fixed seed, so that a compilation never depends on luck twice."""
@@ -257,10 +266,7 @@ class Sampler:
         columns = self.points(d, SAMPLES)[None, :]
         with np.errstate(all="ignore"):
             matrix = np.broadcast_to(np.asarray(fn(*rows, columns), float), (SAMPLES, SAMPLES) if others else (1, SAMPLES))
-        if not np.isfinite(matrix).all():
-            return 99
-        values = np.linalg.svd(matrix, compute_uv=False)
-        return 0 if values[0] == 0 else int((values > TOLERANCE * values[0]).sum())
+        return matrix_rank(matrix)
 
     def at_point(self, f: Any, d: Any, keep: Collection[Any] = ()) -> Any:
         """f as a function of d (and of the symbols to ``keep``), at a point of the others where it does not vanish."""
@@ -319,15 +325,33 @@ def exponential(e: Any) -> Any:
 
 @functools.lru_cache(256)
 def tidy(e: Any) -> Any:
-    """Simplified, where that is surely quick."""
-    return sp.powsimp(sp.simplify(e)) if sp.count_ops(e) < 60 else e
+    """Simplified, where that is surely quick: `sympy.simplify` tries everything it has, and first imports it (0.3 s)."""
+    if sp.count_ops(e) >= 60:
+        return e
+    short = sp.powsimp(sp.factor(e))
+    return short if sp.count_ops(short) <= SHORT else sp.powsimp(sp.simplify(e))
 
 
 @functools.lru_cache(256)
 def proven(lhs: Any, rhs: Any) -> bool:
     """Does sympy see that the two are the same function? (False means: it did not.)"""
+    if sp.expand(_absorbed(lhs) - _absorbed(rhs)) == 0:
+        return True  # most corrections: a hundred times cheaper than to simplify
     difference = lhs - rhs
     return bool(sp.count_ops(difference) < 120 and sp.simplify(difference) == 0)
+
+
+def _absorbed(e: Any) -> Any:
+    """``p max(a, b)`` as ``max(p a, p b)`` and ``p |a|`` as ``|p a|`` for positive p: there exponentials meet and cancel."""
+
+    def absorb(product: Any) -> Any:
+        bounded = next((a for a in product.args if isinstance(a, sp.Max | sp.Min | sp.Abs)), None)
+        positive = sp.Mul(*(a for a in product.args if a is not bounded and a.is_positive))
+        if bounded is None or positive == 1:
+            return product
+        return bounded.func(*(sp.expand(positive * a) for a in bounded.args)) * (product / positive / bounded)
+
+    return e.replace(lambda x: x.is_Mul, absorb)
 
 
 def tower(sampler: Sampler, f: Any, d: Any, limit: int = 8) -> list[Any] | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +71,18 @@ class TileMap:
         return self.kind.transpose(*(self.ranks.index(r) for r in ranks), -2, -1)
 
 
+def combined(maps: Sequence[TileMap], ambient: Mapping[str, int]) -> TileMap:
+    """One map for several masks over the same tiles: where they do not agree on a tile, it is PARTIAL. ``ambient`` holds all their ranks."""
+    out: npt.NDArray[np.int8] | None = None
+    for m in maps:
+        kind = m.kind.transpose(*(m.ranks.index(r) for r in ambient if r in m.ranks), -2, -1)
+        kind = kind.reshape(*(n if r in m.ranks else 1 for r, n in ambient.items()), *kind.shape[-2:])
+        kind = np.broadcast_to(kind, (*ambient.values(), *kind.shape[-2:]))
+        out = kind if out is None else np.where(out == kind, kind, np.int8(PARTIAL))
+    assert out is not None, "a table is made of a mask"
+    return TileMap(out, tuple(ambient))
+
+
 def classify(
     mask: Expr | None,
     rows: Axis,
@@ -104,6 +116,18 @@ def classify(
     if m % step:
         kind[..., -1:] = np.minimum(kind[..., -1:], PARTIAL)
     return TileMap(kind, ranks)
+
+
+def at_points(
+    mask: Expr,
+    points: Mapping[str, npt.NDArray[np.int64]],
+    sizes: Mapping[str, int],
+    params: Mapping[str, Scalar],
+    tables: Mapping[str, npt.NDArray[np.generic]],
+) -> npt.NDArray[np.int8]:
+    """What is known of a mask at single points, arrays of coordinates by rank: FULL where it holds, EMPTY where not, PARTIAL: not known."""
+    found = _Analysis(_numeric(mask, sizes, params), tables).kinds({r: interval(x) for r, x in points.items()})
+    return np.broadcast_to(found, np.broadcast_shapes(*(x.shape for x in points.values())))
 
 
 def _spans(n: int, tile: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -12,6 +12,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import einfuse
+from einfuse.ir.passes import chunk
+from einfuse.library import mechanisms, tested, verified
 
 FOLDER = Path(__file__).resolve().parent
 HEAD = """# The library
@@ -21,32 +23,40 @@ against the float64 oracle, `einfuse verify --all` every one.
 
 * **passes**: how often the keys are read, as written -> after fusing.
 * **backward**: the kernels of the gradient of every float input.
-* **mask**: `formula` of positions and sizes, `data` where a tensor of ints or booleans takes part, or none.
-* **layers, models**: what in this library is built on it (`einfuse.library.layers`, `einfuse.library.models`).
+* **mask**: `formula` of positions and sizes, `data` where a tensor of ints or booleans takes part; `-` where every key is seen.
+* **linear form**: `scan` where the spec itself is one, in time linear in the tokens; the rank of the weights where they factor across queries
+  and keys, and how the linear form then runs; `-` where none was found (`einfuse passes` says why).
+* **layers, models**: what in this library is built on it (`einfuse.library.layers`, `einfuse.library.models`); `-`: nothing is.
+* **formula**: the tests that compare it, or a layer on it, with a formula in plain torch written from the paper.
+* **verified**: comparisons of kernels with the oracle that were good, values and gradients, on both back ends in float32 and bfloat16 (`python
+  -m einfuse.library.verified` reports what is not verified as it stands).
 
 """
+COLUMNS = "spec | paper and formula | passes | backward | mask | linear form | layers, models | formula | verified"
 
 
 def table() -> str:
     """The whole text of the file."""
     users = defaultdict(list)
-    for name, specs in built_on().items():
+    built = built_on()
+    for name, specs in built.items():
         for spec in specs:
             users[spec].append(name)
     families: dict[str, list[str]] = defaultdict(list)
-    for info in einfuse.list_specs():
-        families[info.family].append(row(info, users[info.name]))
+    infos = einfuse.list_specs()
+    formulas, findings = tested.tested({s.name for s in infos}, built), verified.read()
+    for info in infos:
+        known = verified.status(FOLDER.parent / info.path, findings.get(info.name))
+        families[info.family].append(row(info, users[info.name], formulas[info.name], known))
     parts = [HEAD]
     for family in sorted(families):
         title = family.capitalize()
-        parts.append(
-            f"## {title}\n\n| spec | paper and formula | passes | backward | mask | layers, models |\n|---|---|---|---|---|---|\n"
-        )
+        parts.append(f"## {title}\n\n| {COLUMNS} |\n|{'---|' * (COLUMNS.count('|') + 1)}\n")
         parts += [*families[family], "\n"]
-    return "".join(parts).rstrip("\n") + "\n"
+    return "".join([*parts, mechanisms.section()])
 
 
-def row(info: einfuse.SpecInfo, users: list[str]) -> str:
+def row(info: einfuse.SpecInfo, users: list[str], formulas: set[str], known: str) -> str:
     attention = einfuse.compile(info.name)
     reports = [f"{r.before} -> {r.after}" for r in attention.passes()]
     cells = (
@@ -55,7 +65,10 @@ def row(info: einfuse.SpecInfo, users: list[str]) -> str:
         ", ".join(reports) or "no fold",
         backward(attention),
         mask(FOLDER.parent / info.path),
+        linear(attention),
         ", ".join(sorted(users)) or "-",
+        ", ".join(f"[{Path(f).stem.removeprefix('test_')}](../tests/{f})" for f in sorted(formulas)) or "none",
+        known,
     )
     return f"| {' | '.join(cells)} |\n"
 
@@ -67,6 +80,14 @@ def backward(attention: einfuse.Attention) -> str:
         return str(len(attention.program.backward_of(wanted).cascades))
     except einfuse.EinfuseError as error:
         return f"none: {str(error).splitlines()[0]}"
+
+
+def linear(attention: einfuse.Attention) -> str:
+    """The form in time linear in the tokens: the spec itself, or what the factorisation found."""
+    if chunk.scan_of(attention.cascade) is not None:
+        return "scan"
+    found = attention.forms.found
+    return "-" if found is None else f"rank {found.show()}, {'a scan' if found.causal else 'sums'}".replace("*", "\\*")
 
 
 def mask(path: Path) -> str:
@@ -95,10 +116,10 @@ def built_on() -> dict[str, set[str]]:
 
 
 def _constants(node: ast.AST) -> set[str]:
-    """The strings that are arguments of a call."""
+    """The strings within the arguments of a call."""
     calls = (n for n in ast.walk(node) if isinstance(n, ast.Call))
     given = [a for call in calls for a in (*call.args, *(k.value for k in call.keywords))]
-    return {a.value for a in given if isinstance(a, ast.Constant) and isinstance(a.value, str)}
+    return {a.value for g in given for a in ast.walk(g) if isinstance(a, ast.Constant) and isinstance(a.value, str)}
 
 
 def main() -> int:

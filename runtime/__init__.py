@@ -13,6 +13,7 @@ from einfuse.runtime.compile import compile as compile
 from einfuse.runtime.compile import list_specs as list_specs
 from einfuse.runtime.cross import CompiledKernel as CompiledKernel
 from einfuse.runtime.cross import cross_compile as cross_compile
+from einfuse.runtime.packed import varlen as varlen
 from einfuse.runtime.verify import Certificate as Certificate
 from einfuse.runtime.verify import Row as Row
 from einfuse.runtime.verify import verify as verify

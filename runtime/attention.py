@@ -10,14 +10,16 @@ from typing import Any
 import torch
 
 from einfuse.codegen import KernelPlan, Storage
-from einfuse.ir import Cascade, Scalar, derivation, interpret, pipeline
+from einfuse.codegen.scan import ScanPlan
+from einfuse.ir import Cascade, Einsum, Scalar, SpecError, derivation, interpret, pipeline
 from einfuse.ir import expr as ex
-from einfuse.ir.passes import canonicalise, online_fuse, stages, tangent
+from einfuse.ir.passes import canonicalise, classify_score, pack, stages, tangent
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.rewrite import expressions, statements
 from einfuse.ir.text import show
-from einfuse.runtime import binding, cache, ops, parts, prepared, stream
+from einfuse.runtime import binding, cache, derived, ops, packed, parts, prepared, stream
 from einfuse.runtime.backends import BACKENDS, Backend, BackendName, Target, Tilings, TritonBackend
+from einfuse.runtime.forms import FormName, Forms, known_form
 from einfuse.runtime.program import Program, tiled, tilings
 from einfuse.runtime.scan import ScanProgram, program_of
 
@@ -67,8 +69,9 @@ class Attention:
 
     ``attn(q, k, v, ..., name=value)`` takes the tensors of the spec in order of declaration or by keyword and host numbers by
     keyword; it is differentiable in every float tensor, and works under autocast, torch.compile(fullgraph=True), torch.export and
-    on meta tensors, for any strides. One output is returned as a tensor, several as a tuple. Raises TypeError or ValueError that name
-    the argument, what was expected and what was found.
+    on meta tensors, for any strides, and on jagged nested tensors: sequences of different lengths, without padding. One output is
+    returned as a tensor, several as a tuple. Raises TypeError or ValueError that name the argument, what was expected and what was
+    found.
     """
 
     cascade: Cascade
@@ -77,7 +80,10 @@ class Attention:
     elaborate: Callable[[frozenset[str]], Cascade] | None = field(default=None, repr=False)
     optional: frozenset[str] = frozenset()
     wide: bool = field(default=False, repr=False)
+    form: FormName = "auto"
     _forward_modes: dict[tuple[str, ...], Attention] = field(default_factory=dict, init=False, repr=False)
+    _plans: dict[str, list[KernelPlan] | list[ScanPlan]] = field(default_factory=dict, init=False, repr=False)
+    _packed: dict[pack.Groups, tuple[pack.Packed, Attention]] = field(default_factory=dict, init=False, repr=False)
     program: Program = field(init=False)
     resumed: Attention | None = field(default=None, init=False, repr=False)
     key: str = field(init=False)
@@ -89,9 +95,14 @@ class Attention:
         self.key = cache.content(show(self.cascade), self.strict, self.wide)
         self.program = ops.register(self.key, program_of(self.cascade, self.strict, self.wide))
         cut = () if isinstance(self.program, ScanProgram) else stages.run(self.cascade)
-        self.stages = tuple(Attention(c, self.backend, self.strict) for c in cut) if len(cut) > 1 else ()
+        self.stages = tuple(Attention(c, self.backend, self.strict, form="quadratic") for c in cut) if len(cut) > 1 else ()
         if not self.stages and not isinstance(self.program, ScanProgram):
             self._calls = prepared.Calls(self.program, self.backend)
+        self.form = known_form(self.form)
+        if self.form == "linear" and self.forms.found is None:
+            raise SpecError(f"{self.name} has no linear form: {self.forms.obstacle}", self.cascade.loc)
+        if self.form == "linear" and self.forms.found is not None and not self.forms.found.widths:
+            self.forms.build({})  # here, so that torch.compile finds it
 
     def __repr__(self) -> str:
         inputs = ", ".join(t.name for t in self.cascade.inputs)
@@ -110,9 +121,16 @@ class Attention:
         if kind is not None and self._calls is not None and kind in self._calls.known:
             return _returned(self._calls.known[kind](args, kwargs))
         tensors, numbers = binding.arguments(self.cascade, args, kwargs)
+        if any(x.is_nested for x in tensors.values()):
+            found: Output = packed.nested(self, tensors, numbers, Attention.__call__)  # untyped: dynamo's `disable` wraps it
+            return found
         tensors = self._autocast(tensors)
         self._one_dtype(tensors)
         sizes = binding.sizes(self.cascade, tensors)  # a mismatch is reported here, before anything runs
+        if self.form != "quadratic":
+            linear = self._linear(sizes, tensors)
+            if linear is not None:
+                return self._as_mine(linear(**tensors, **numbers))
         if self.stages:
             return self._staged({**tensors, **numbers})
         if kind is not None and self._calls is not None and prepared.fits(self.cascade, args, kwargs):
@@ -128,6 +146,35 @@ class Attention:
         outs = ops.forward(self.key, self.backend or "", held, ints, floats, needs)[: len(self.cascade.outs)]
         return _returned(outs)
 
+    # -- forms -------------------------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def forms(self) -> Forms:
+        """The quadratic form and, where the weights factor, the linear one: `Forms.found` or `Forms.obstacle` says which."""
+        return Forms(self)
+
+    def _linear(self, sizes: Mapping[str, binding.Size], tensors: Mapping[str, torch.Tensor]) -> Attention | None:
+        """The linear form, where it is asked for or faster. What torch.compile traces is the form that was asked for."""
+        if self.form == "auto" and torch.compiler.is_compiling():
+            return None
+        known: Mapping[str, int] = sizes  # type: ignore[assignment]  # concrete, or numbers that a trace fixes
+        if self.form == "linear":
+            return self.forms.linear(known)
+        floats = [x for x in tensors.values() if x.is_floating_point()]
+        if not floats or self.forms.found is None:
+            return None
+        training = torch.is_grad_enabled() and any(x.requires_grad for x in floats)
+        return self.forms.linear(known) if self.forms.choose(known, floats[0], training) == "linear" else None
+
+    def _as_mine(self, found: Output) -> Output:
+        """The outputs of the linear form in the dtypes of the quadratic one: row statistics are in accumulation precision."""
+        sequence = {r.name for r in self.cascade.ranks if r.kind not in ("feature", "state")}
+        ranks = {x.target: x.ranks for x in self.cascade.body if isinstance(x, Einsum)}
+        outs = found if isinstance(found, tuple) else (found,)
+        rows = [set(ranks[n]) <= sequence for n in self.cascade.outs]
+        cast = tuple(o.to(torch.promote_types(o.dtype, torch.float32)) if row else o for o, row in zip(outs, rows, strict=True))
+        return cast[0] if len(cast) == 1 else cast
+
     def step(
         self, state: stream.States | parts.PartialState | None, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar
     ) -> tuple[Output, stream.States | parts.PartialState]:
@@ -136,8 +183,12 @@ class Attention:
         Of a scan: any number of points of its rank, each call going on from the states of the one before; row by row the same as one call
         for all. Of a one-pass attention: the keys and values that follow those of earlier calls, for queries that stay; the output
         is that for all keys so far. States are tensors of constant size. Raises SpecError where the spec depends on positions along
-        the rank, or needs all keys at once.
+        the rank, or needs all keys at once. With ``form="linear"`` an attention over the pairs ``j <= i`` is a scan as well.
         """
+        if self.form == "linear" and self.forms.found is not None and self.forms.found.causal:
+            tensors, _ = binding.arguments(self.cascade, args, kwargs)
+            sizes: Mapping[str, int] = binding.sizes(self.cascade, tensors)  # type: ignore[assignment]
+            return self.forms.build(sizes, points=True).step(state, *args, **kwargs)
         return stream.advance(self, state, args, kwargs)
 
     def _staged(self, known: dict[str, torch.Tensor | Scalar]) -> Output:
@@ -157,7 +208,7 @@ class Attention:
     def given(self, optional: Iterable[str]) -> Attention:
         """The same attention with these of its optional inputs given (a spec of its own, compiled once)."""
         assert self.elaborate is not None, "only a spec with optional inputs has variants"
-        return _variant(self.elaborate, frozenset(optional), self.backend, self.strict)
+        return _variant(self.elaborate, frozenset(optional), self.backend, self.strict, self.form)
 
     def _autocast(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         device = next(iter(tensors.values())).device.type
@@ -180,6 +231,9 @@ class Attention:
         if self.optional & set(kwargs):
             return self.given(self.optional & set(kwargs)).reference(*args, dtype=dtype, **kwargs)
         tensors, numbers = binding.arguments(self.cascade, args, kwargs)
+        if any(x.is_nested for x in tensors.values()):
+            found: Output = packed.nested(self, tensors, numbers, functools.partial(Attention.reference, dtype=dtype))
+            return found
         sizes: Mapping[str, int] = binding.sizes(self.cascade, tensors)  # type: ignore[assignment]
         outs = interpret(self.cascade, {**tensors, **numbers}, sizes, dtype)
         return next(iter(outs.values())) if len(outs) == 1 else tuple(outs[n] for n in self.cascade.outs)
@@ -210,6 +264,13 @@ class Attention:
         assert isinstance(outs, tuple), "every output has a tangent"
         half = len(outs) // 2
         return (outs[0], outs[1]) if half == 1 else (outs[:half], outs[half:])
+
+    def packed(self, groups: pack.Groups) -> tuple[pack.Packed, Attention]:
+        """The form for sequences of different lengths (see `varlen`), by the sizes that have the same bounds; derived once."""
+        if groups not in self._packed:
+            found = pack.run(self.cascade, groups)
+            self._packed[groups] = found, Attention(found.cascade, self.backend, self.strict)
+        return self._packed[groups]
 
     # -- in parts ----------------------------------------------------------------------------------------------------------------
 
@@ -279,11 +340,18 @@ class Attention:
             return tuple(report for stage in self.stages for report in stage.passes())
         canonical = canonicalise.run(self.cascade)
         out = []
-        for found, _ in online_fuse.steps(canonical):
+        for found in derived.derivations(canonical):
             cuts = tuple((d.statistic, d.reader) for d in found.decisions if d.how == "cut")
             before = derivation.count_passes(self.cascade, found.rank)
             out.append(PassReport(found.rank, before, found.passes, cuts, tuple(found.decisions)))
         return tuple(out)
+
+    def scores(self) -> tuple[classify_score.Score, ...]:
+        """What kind of number every score is: products, degree, dependence on positions, tables, bounds. None for a scan."""
+        if isinstance(self.program, ScanProgram):
+            return ()
+        stages = self.stages or (self,)
+        return tuple(dict.fromkeys(s for a in stages for s in classify_score.run(canonicalise.run(a.cascade))))
 
     def plan(self, backend: BackendName, dtype: torch.dtype = torch.float32, **sizes: int) -> KernelPlan:
         """The forward kernel as data, for feature sizes given by name (default 64)."""
@@ -327,6 +395,17 @@ class Attention:
             out.append(Candidate.at(c, storage, static, chosen, tilings(c, storage, static, chosen, n > 0), self.strict))
         return out
 
+    def work_plans(
+        self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int]
+    ) -> list[KernelPlan] | list[ScanPlan]:
+        """The plans of every kernel for these widths, from disk where they were made before: what the model of costs counts."""
+        static = sorted((r.size, sizes[r.size]) for r in self.cascade.ranks if r.kind == "feature" and isinstance(r.size, str))
+        name = cache.key("work", self.key, backend, dtype, backward, static)
+        if name not in self._plans:
+            make = lambda: [plan for plan, _ in self.emitted(backend, dtype, backward, dict(static))]  # noqa: E731
+            self._plans[name] = cache.remembered("work", name, make)
+        return self._plans[name]
+
     def _example_storage(self, c: Cascade, dtype: torch.dtype) -> dict[str, Storage]:
         """Storage as a call with tensors of ``dtype`` would have it."""
         own = binding.STORAGE[dtype]
@@ -338,7 +417,11 @@ class Attention:
 
     def with_backend(self, backend: BackendName | None) -> Attention:
         """The same attention on another back end."""
-        return Attention(self.cascade, backend, self.strict, self.elaborate, self.optional, self.wide)
+        return Attention(self.cascade, backend, self.strict, self.elaborate, self.optional, self.wide, self.form)
+
+    def with_form(self, form: FormName) -> Attention:
+        """The same attention in one form: ``quadratic``, ``linear`` or ``auto``. Raises SpecError where it has no linear form."""
+        return Attention(self.cascade, self.backend, self.strict, self.elaborate, self.optional, self.wide, form)
 
 
 def _returned(outs: Sequence[torch.Tensor]) -> Output:
@@ -352,6 +435,10 @@ def _asked(cascade: Cascade, given: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache(256)
 def _variant(
-    elaborate: Callable[[frozenset[str]], Cascade], given: frozenset[str], backend: BackendName | None, strict: bool
+    elaborate: Callable[[frozenset[str]], Cascade],
+    given: frozenset[str],
+    backend: BackendName | None,
+    strict: bool,
+    form: FormName,
 ) -> Attention:
-    return Attention(elaborate(given), backend, strict)
+    return Attention(elaborate(given), backend, strict, form=form)

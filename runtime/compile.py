@@ -14,6 +14,7 @@ from einfuse.ir import Cascade, Scalar, SpecError
 from einfuse.runtime import cache
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import BackendName
+from einfuse.runtime.forms import FormName
 
 T = TypeVar("T")
 SPECS = Path(__file__).resolve().parents[1] / "library" / "specs"
@@ -21,22 +22,34 @@ SPECS = Path(__file__).resolve().parents[1] / "library" / "specs"
 
 @dataclass(frozen=True, slots=True)
 class SpecInfo:
-    """One spec of the library; ``paper`` is the first line of its docstring."""
+    """One spec of the library; ``paper`` is the first line of its docstring, ``text`` the whole file."""
 
     name: str
     family: str
     path: str
     paper: str
+    text: str
+
+    def about(self, query: str) -> bool:
+        """Does the query stand in the name, the family, the paper or a formula? Blanks and case do not matter."""
+        where = "|".join((self.name, self.family, self.text))
+        return "".join(query.lower().split()) in "".join(where.lower().split())
 
 
 def compile(
-    source: str | Path, *, backend: BackendName | None = None, strict: bool = False, **params: Scalar | str
+    source: str | Path,
+    *,
+    backend: BackendName | None = None,
+    strict: bool = False,
+    form: FormName = "auto",
+    **params: Scalar | str,
 ) -> Attention:
     """Compiles an attention.
 
     ``source`` is the name of a library spec (see `list_specs`), the path of an ``.attn`` file, or the text of a spec. ``params`` set the
     spec's parameters: compile-time ones are folded away, numbers become the new defaults. ``backend`` is chosen by device unless named;
-    ``strict`` refuses one-pass forms whose correction is sampled and not proven. Raises SpecError with line, column and hint.
+    ``strict`` refuses one-pass forms whose correction is sampled and not proven. ``form`` is ``quadratic``, ``linear`` (SpecError where the
+    weights do not factor) or chosen at every call by its shapes. Raises SpecError with line, column and hint.
     """
     text, file, folder = _found(source)
     search = (folder,) if folder is not None else ()
@@ -54,7 +67,7 @@ def compile(
     def find() -> frozenset[str]:
         return frozenset(i.name for i in dsl.signature(module()).inputs if i.optional)
 
-    return attention_of(elaborate, _kept("optional", find, text, file), backend, strict)
+    return attention_of(elaborate, _kept("optional", find, text, file), backend, strict, form)
 
 
 def _kept(kind: str, make: Callable[[], T], text: str, *more: object) -> T:
@@ -82,10 +95,14 @@ def attention(
 
 
 def attention_of(
-    elaborate: Callable[[frozenset[str]], Cascade], optional: frozenset[str], backend: BackendName | None, strict: bool
+    elaborate: Callable[[frozenset[str]], Cascade],
+    optional: frozenset[str],
+    backend: BackendName | None,
+    strict: bool,
+    form: FormName = "auto",
 ) -> Attention:
     """The attention without its optional inputs, able to become the one with those that a call gives."""
-    return Attention(elaborate(frozenset()), backend, strict, elaborate if optional else None, optional)
+    return Attention(elaborate(frozenset()), backend, strict, elaborate if optional else None, optional, form=form)
 
 
 def _found(source: str | Path) -> tuple[str, str, Path | None]:
@@ -121,7 +138,8 @@ def list_specs() -> list[SpecInfo]:
     """Everything `compile` knows by name."""
     out = []
     for name, path in library().items():
-        signature = dsl.signature(dsl.parse(dsl.read_spec(path), path.name))
-        lines = signature.doc.strip().splitlines()
-        out.append(SpecInfo(name, path.parent.name, str(path.relative_to(SPECS.parent.parent)), lines[0] if lines else ""))
+        text = dsl.read_spec(path)
+        lines = dsl.signature(dsl.parse(text, path.name)).doc.strip().splitlines()
+        where = str(path.relative_to(SPECS.parent.parent))
+        out.append(SpecInfo(name, path.parent.name, where, lines[0] if lines else "", text))
     return out

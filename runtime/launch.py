@@ -13,6 +13,7 @@ from einfuse.codegen import KernelPlan
 from einfuse.codegen.plan import Fold as PlanFold
 from einfuse.ir import Cascade, Fold, Scalar, TileMap, classify
 from einfuse.ir.expr import reads
+from einfuse.ir.tiles import combined
 from einfuse.runtime.backends import Kernel
 from einfuse.runtime.unchanged import Unchanged
 
@@ -123,12 +124,17 @@ def tile_tables(
     numbers: Mapping[str, Scalar],
     sizes: Mapping[str, int],
 ) -> dict[str, torch.Tensor]:
-    """The lists of full and partial tiles of one fold."""
-    fold = next(x for x in cascade.body if isinstance(x, Fold) and x.rank == step.rank and x.tabulated)
-    tiles = fold_tiles(cascade, fold, tensors, numbers, sizes)
-    count, blocks = tiles.csr(step.table_ranks)
+    """The lists of full and partial tiles of a fold.
+
+    Folds over one rank share their lists: a tile is full where it is for all of them, and visited where it is live for any.
+    """
+    folds = [x for x in cascade.body if isinstance(x, Fold) and x.rank == step.rank and x.tabulated]
+    maps = [fold_tiles(cascade, x, tensors, numbers, sizes) for x in {x.mask: x for x in folds}.values()]
+    ambient = {r: cascade.rank(r).size for r in step.table_ranks}
+    shared = combined(maps, {r: n if isinstance(n, int) else sizes[n] for r, n in ambient.items()})
+    count, blocks = shared.csr(step.table_ranks)
     device = next(iter(tensors.values())).device
-    return {f"{fold.rank}_count": torch.from_numpy(count).to(device), f"{fold.rank}_block": torch.from_numpy(blocks).to(device)}
+    return {f"{step.rank}_count": torch.from_numpy(count).to(device), f"{step.rank}_block": torch.from_numpy(blocks).to(device)}
 
 
 def fold_tiles(

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from einfuse.codegen import KernelPlan, Storage, lower
-from einfuse.ir import Cascade, Scalar, pipeline
+from einfuse.ir import Cascade, Scalar
+from einfuse.ir import index as coordinate
 from einfuse.ir.nodes import Einsum, Fold
 from einfuse.ir.passes import canonicalise, differentiate
 from einfuse.ir.passes.differentiate import Backward, Gradient
 from einfuse.ir.text import show
-from einfuse.runtime import cache, ranges, split
+from einfuse.runtime import cache, derived, ranges, split
 from einfuse.runtime.backends import Backend, Tilings
 from einfuse.runtime.binding import STORAGE
 from einfuse.runtime.launch import Built, Launch, Ready
+from einfuse.runtime.pairs import Pairs
 from einfuse.runtime.scatter import accumulate
 from einfuse.runtime.unchanged import Unchanged
 
@@ -49,6 +51,7 @@ class Program:
     built: dict[tuple[object, ...], Built] = field(default_factory=dict)
     pairs: dict[tuple[object, ...], Built | None] = field(default_factory=dict)
     backwards: dict[tuple[str, ...], Backward] = field(default_factory=dict)
+    dense: dict[tuple[object, ...], Pairs | None] = field(default_factory=dict)
     savings: dict[tuple[str, ...], Cascade] = field(default_factory=dict)
     _halves: list[split.Halves | None] = field(default_factory=list)
 
@@ -228,15 +231,54 @@ class Program:
                 )
                 done = [(cascade, p) for p in parts] + [(other, p) for p in more]
             else:
-                outs = self._allocate_parts(cascade, parts, env, sizes)
-                done = [(cascade, p) for p in parts]
-                if any(x.numel() for x in outs.values()):
-                    mine = {t.name: env[t.name] for t in cascade.inputs if not t.param} | outs
+                pairs = self._pairs(cascade, parts, env)
+                outs = self._allocate_parts(cascade, parts, env, sizes, pairs.parts if pairs else ())
+                done = [(cascade, p) for p in parts if p.statement in outs]
+                mine = {t.name: env[t.name] for t in cascade.inputs if not t.param} | outs
+                if pairs:
+                    self._by_windows(pairs, total, mine, tensors, numbers, sizes, backend)
+                elif any(x.numel() for x in outs.values()):
                     self.ready(cascade, mine, numbers, sizes, backend)(mine)
             env |= outs
             for source, part in done:
                 accumulate(total, source, part, outs[part.statement], tensors, numbers, sizes)
         return _apart({n: total[n].to(tensors[n].dtype) if n in total else torch.zeros_like(tensors[n]) for n in wanted})
+
+    def _pairs(self, cascade: Cascade, parts: Sequence[Gradient], env: Mapping[str, torch.Tensor]) -> Pairs | None:
+        """What the cascade gives out pair by pair, but for the gradient of an input that has an entry for every such pair itself."""
+        key = (cascade.name, cascade.outs)
+        if key not in self.dense:
+            dims = {x.target: (*cascade.over, *x.ranks) for x in cascade.body if isinstance(x, Einsum)}
+            whole = {p.statement for p in parts if p.index == tuple(map(coordinate, dims[p.statement])) and _only(p, parts)}
+            self.dense[key] = Pairs.of(cascade, parts, whole)
+        return self.dense[key]
+
+    def _by_windows(
+        self,
+        pairs: Pairs,
+        total: dict[str, torch.Tensor],
+        mine: Mapping[str, torch.Tensor],
+        tensors: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        backend: Backend,
+    ) -> None:
+        """Runs a backward cascade over windows of rows, adding up what each gives pair by pair; other outputs are written in place."""
+        c, w = pairs.cascade, pairs.window
+        extent = {r.name: extent_of(c, r.name, sizes) for r in c.ranks}
+        if not all(extent[r] for ps in pairs.parts.values() for r in ps[0].ranks):
+            return
+        ranks = {x.target: (*c.over, *x.ranks) for x in c.body if isinstance(x, Einsum)}
+        axis = dict(w.cut) | {n: ranks[n].index(w.rank) for n in c.outs if w.rank in ranks[n]}
+        x = next(iter(mine.values()))
+        wide = torch.float64 if any(t.dtype == torch.float64 for t in mine.values()) else torch.float32
+        buffers = {n: pairs.buffer(n, extent, pairs.rows(extent), wide, x.device) for n in pairs.parts}
+        for lo, hi in pairs.windows(extent):
+            cut = {n: t.narrow(axis[n], lo, hi - lo) if n in axis else t for n, t in mine.items()}
+            cut |= {n: b.out.narrow(axis[n], 0, hi - lo) for n, b in buffers.items()}
+            self.ready(w.cascade, cut, {**numbers, w.first: lo}, {**sizes, w.rows: hi - lo}, backend)(cut)
+            for buffer in buffers.values():
+                buffer.add(total, tensors, numbers, sizes, lo, hi, extent[w.rank])
 
     def _both(
         self, rows: Step, columns: Step, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int], backend: Backend
@@ -245,7 +287,7 @@ class Program:
         (first, parts), (second, more) = rows, columns
         if not backend.merges(math.prod(extent_of(first, r, sizes) for r in first.over)):
             return None
-        if any(t.name in first.outs for t in second.inputs):
+        if any(t.name in first.outs for t in second.inputs) or any(self._pairs(*step, env) for step in (rows, columns)):
             return None
         given = {t.name: STORAGE[env[t.name].dtype] for c in (first, second) for t in c.inputs if not t.param}
         static = {**static_sizes(first, sizes), **static_sizes(second, sizes)}
@@ -270,7 +312,7 @@ class Program:
         name = cache.key("pair", show(first), show(second), stored, sizes, backend.name, block, step, self.strict)
 
         def make() -> tuple[Cascade, KernelPlan, str] | None:
-            scheduled = [pipeline.run(c, block, step, self.strict) for c in (first, second)]
+            scheduled = [derived.scheduled(c, block, step, self.strict) for c in (first, second)]
             masks = [[x.mask for x in c.body if isinstance(x, Fold)] for c in scheduled]
             if masks[0] != masks[1]:
                 return None  # they do not walk the same pairs
@@ -288,11 +330,12 @@ class Program:
         parts: Sequence[Gradient],
         env: Mapping[str, torch.Tensor],
         sizes: Mapping[str, int],
+        apart: Collection[str] = (),
         added: bool = False,
     ) -> dict[str, torch.Tensor]:
         """Outputs of a backward kernel: a gradient that is already whole in its input's dtype, partial sums in accumulation precision.
 
-        ``added``: all in accumulation precision and zero.
+        ``added``: all in accumulation precision and zero. Without those that are kept ``apart``.
         """
         ranks = {x.target: x.ranks for x in cascade.body if isinstance(x, Einsum)}
         sequence = {r.name for r in cascade.ranks if r.kind not in ("feature", "state")}
@@ -300,15 +343,20 @@ class Program:
         wide = torch.float64 if any(x.dtype == torch.float64 for x in env.values()) else torch.float32
         out = {}
         for name in cascade.outs:
+            if name in apart:
+                continue
             shape = [extent_of(cascade, r, sizes) for r in (*cascade.over, *ranks[name])]
             mine = [p for p in parts if p.statement == name]
-            alone = (
-                len(mine) == 1 and sum(p.input == mine[0].input for p in parts) == 1 and list(env[mine[0].input].shape) == shape
-            )
+            alone = len(mine) == 1 and _only(mine[0], parts) and list(env[mine[0].input].shape) == shape
             pair = len({*ranks[name]} & sequence) > 1
             make = torch.zeros if pair or added else torch.empty
             out[name] = make(shape, dtype=env[mine[0].input].dtype if alone and not added else wide, device=tensor.device)
         return out
+
+
+def _only(part: Gradient, parts: Sequence[Gradient]) -> bool:
+    """Is this the only part of its input's gradient?"""
+    return sum(p.input == part.input for p in parts) == 1
 
 
 def tilings(
@@ -326,7 +374,7 @@ def tiled(
 ) -> tuple[Cascade, KernelPlan, Tilings]:
     """The scheduled cascade and its plan at the first of the tilings that the back end says can be held, and the tilings after it."""
     (block, step), rest = ladder[0], ladder[1:]
-    scheduled = pipeline.run(cascade, block, step, strict)
+    scheduled = derived.scheduled(cascade, block, step, strict)
     plan = lower(scheduled, storage, static)
     if rest and not backend.holds(plan):
         return tiled(cascade, storage, static, backend, rest, strict)

@@ -84,7 +84,7 @@ def _demand(cascade: Cascade) -> dict[str, Expr | None]:
 
     Requires inferred spaces. A condition on other ranks or on computed values, and a read at other coordinates, say nothing.
     """
-    statements = {x.target for x in cascade.body if isinstance(x, Einsum)}
+    statements = {x.target: x for x in cascade.body if isinstance(x, Einsum)}
     spaces: dict[str, list[Expr | None]] = {n: [None] for n in cascade.outs}
     out: dict[str, Expr | None] = {}
     for x in reversed(cascade.body):
@@ -96,13 +96,11 @@ def _demand(cascade: Cascade) -> dict[str, Expr | None]:
         whole = ex.conjuncts(conjunction(x.mask, out[x.target]))
         for part, parts in ((x.map, whole), (x.mask, ex.conjuncts(out[x.target]))):
             for e in () if part is None else ex.walk(part):
-                source = e.op == "load" and next(
-                    (y for y in cascade.body if isinstance(y, Einsum) and y.target == e.name), None
-                )
-                if source:
+                source = statements.get(e.name) if e.op == "load" else None
+                if source is not None:
                     away = e.args != tuple(map(ex.index, source.ranks))
                     known = {*source.ranks, *cascade.over}
-                    here = conjunction(*(p for p in parts if ex.indices(p) <= known and not ex.reads(p) & statements))
+                    here = conjunction(*(p for p in parts if ex.indices(p) <= known and not ex.reads(p) & statements.keys()))
                     spaces.setdefault(e.name, []).append(None if away else here)
     return out
 

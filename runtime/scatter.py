@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import torch
 
 from einfuse.ir import Cascade, Expr, Scalar
-from einfuse.ir.expr import indices
+from einfuse.ir.expr import indices, reads
 from einfuse.ir.interpret import evaluate_indices
 from einfuse.ir.passes.differentiate import Gradient
+
+Window = Mapping[str, tuple[int, int]]
 
 
 def accumulate(
@@ -20,20 +22,46 @@ def accumulate(
     tensors: Mapping[str, torch.Tensor],
     numbers: Mapping[str, Scalar],
     sizes: Mapping[str, int],
+    window: Window | None = None,
 ) -> None:
-    """``total[input][index] += value``; ``value`` has the axes ``part.ranks``. Deterministic."""
-    shape = tensors[part.input].shape
+    """``total[input][index] += value``; ``value`` has the axes ``part.ranks``, of which it may hold a ``window`` only. Deterministic."""
+    window = window or {}
+    shape = list(tensors[part.input].shape)
     value, ranks = _summed(value, part)
-    share = _direct(value, ranks, part.index, shape)
-    if share is None:
-        where = evaluate_indices(cascade, part.index, ranks, {**tensors, **numbers}, sizes)
-        flat = torch.zeros((), dtype=torch.int64, device=value.device)
-        for index, extent in zip(where, shape, strict=True):
-            flat = flat * extent + index.clamp(0, extent - 1)
-        share = torch.zeros(shape.numel(), dtype=value.dtype, device=value.device)
-        share = share.index_put((flat.expand(value.shape).flatten(),), value.flatten(), accumulate=True).view(shape)
     held = total.get(part.input)
+    cut = {n: window[e.name] for n, e in enumerate(part.index) if e.op == "index" and e.name in window}
+    share = _direct(value, ranks, part.index, [cut[n][1] - cut[n][0] if n in cut else extent for n, extent in enumerate(shape)])
+    if share is not None and list(share.shape) != shape:
+        if held is None:
+            held = total[part.input] = torch.zeros(shape, dtype=value.dtype, device=value.device)
+        for axis, (lo, hi) in cut.items():
+            held = held.narrow(axis, lo, hi - lo)
+        held += share
+        return
+    if share is None:
+        share = _indexed(cascade, part.index, ranks, value, shape, tensors, numbers, sizes, window)
     total[part.input] = share if held is None else held + share
+
+
+def _indexed(
+    cascade: Cascade,
+    index: tuple[Expr, ...],
+    ranks: tuple[str, ...],
+    value: torch.Tensor,
+    shape: list[int],
+    tensors: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, Scalar],
+    sizes: Mapping[str, int],
+    window: Window,
+) -> torch.Tensor:
+    """A tensor of zeros with ``value`` added at the computed indices, one after the other."""
+    asked = set().union(*(reads(e) for e in index))
+    known = {n: x for n, x in {**tensors, **numbers}.items() if n in asked}
+    flat = torch.zeros((), dtype=torch.int64, device=value.device)
+    for at, extent in zip(evaluate_indices(cascade, index, ranks, known, sizes, window), shape, strict=True):
+        flat = flat * extent + at.to(value.device).clamp(0, extent - 1)
+    out = torch.zeros(torch.Size(shape).numel(), dtype=value.dtype, device=value.device)
+    return out.index_put((flat.expand(value.shape).flatten(),), value.flatten(), accumulate=True).view(shape)
 
 
 def _summed(value: torch.Tensor, part: Gradient) -> tuple[torch.Tensor, tuple[str, ...]]:
@@ -44,7 +72,7 @@ def _summed(value: torch.Tensor, part: Gradient) -> tuple[torch.Tensor, tuple[st
     return (value.sum(axes) if axes else value), ranks
 
 
-def _direct(value: torch.Tensor, ranks: tuple[str, ...], index: tuple[Expr, ...], shape: torch.Size) -> torch.Tensor | None:
+def _direct(value: torch.Tensor, ranks: tuple[str, ...], index: tuple[Expr, ...], shape: list[int]) -> torch.Tensor | None:
     """By reshaping alone, where every axis is read at a rank of its own or at ``rank // divisor``."""
     mine = [_own_rank(e) for e in index]
     if None in mine or len(set(mine)) != len(mine) or set(mine) != set(ranks):

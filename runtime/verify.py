@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -14,6 +14,7 @@ from einfuse.ir.expr import FUNCTIONS
 from einfuse.runtime import binding
 from einfuse.runtime.attention import Attention, Output
 from einfuse.runtime.backends import BackendName
+from einfuse.runtime.forms import FormName
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -76,23 +77,39 @@ def verify(
     A kernel in dtype T passes when its error is at most ``factor`` times that of the interpreter run in T, plus 2 units in the last place of T
     at the scale of the result; a value that is not finite where the oracle is never passes. Inputs are fresh for every ``seed``.
     The largest of n errors is itself a draw, which of few values says little: the factor for n values is ``factor * (1 + 4 / sqrt(n))``, and
-    the eager error of a gradient of few values is the largest along several directions.
+    the eager error of a gradient of few values is the largest along several directions. An attention that may run in two forms is checked in
+    both, each beside the eager formula as written.
     """
     rows: list[Row] = []
-    for dtype in dtypes:
-        inputs = example_inputs(attention.cascade, DTYPES[dtype], seed, shape or Shape())
-        oracle = _Evaluated(attention.reference, inputs, torch.float64, gradients)
-        eager = _Evaluated(functools.partial(attention.reference, dtype=DTYPES[dtype]), inputs, DTYPES[dtype], gradients)
-        truth = oracle.results(seed)
-        expected = _expected(truth, oracle, eager, seed)
-        for backend in backends:
-            if progress is not None:
-                progress(f"{attention.name} {backend} {dtype}")
-            found = _Evaluated(attention.with_backend(backend), inputs, DTYPES[dtype], gradients).results(seed)
-            rows += [
-                _row(attention.name, backend, dtype, what, found[what], truth[what], expected[what], factor) for what in truth
-            ]
+    for one in _forms(attention):
+        inside = _together(one, shape or Shape())
+        name = attention.name if one.form == "quadratic" else f"{attention.name} (linear)"
+        for dtype in dtypes:
+            inputs = example_inputs(one.cascade, DTYPES[dtype], seed, inside)
+            oracle = _Evaluated(one.reference, inputs, torch.float64, gradients)
+            eager = _Evaluated(functools.partial(one.reference, dtype=DTYPES[dtype]), inputs, DTYPES[dtype], gradients)
+            truth = oracle.results(seed)
+            expected = _expected(truth, oracle, eager, seed)
+            for backend in backends:
+                if progress is not None:
+                    progress(f"{name} {backend} {dtype}")
+                found = _Evaluated(one.with_backend(backend), inputs, DTYPES[dtype], gradients).results(seed)
+                rows += [_row(name, backend, dtype, what, found[what], truth[what], expected[what], factor) for what in truth]
     return Certificate(tuple(rows))
+
+
+def _forms(attention: Attention) -> list[Attention]:
+    """The attention in every form that a call may choose."""
+    if attention.form != "auto":
+        return [attention]
+    both: tuple[FormName, ...] = ("quadratic", "linear") if attention.forms.found is not None else ("quadratic",)
+    return [attention.with_form(f) for f in both]
+
+
+def _together(attention: Attention, shape: Shape) -> Shape:
+    """The shape, with as many keys as queries where the form needs that."""
+    found = attention.forms.found
+    return replace(shape, keys=shape.queries) if attention.form == "linear" and found is not None and found.causal else shape
 
 
 def _row(

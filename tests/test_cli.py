@@ -94,11 +94,14 @@ def test_fmt_rewrites_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert "would rewrite" in capsys.readouterr().err
 
 
-def test_list_finds_by_name_family_and_paper(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_finds_by_name_family_paper_and_formula(capsys: pytest.CaptureFixture[str]) -> None:
     everything = reported(capsys, "list")["specs"]
     assert all(set(s) == {"name", "family", "path", "paper"} for s in everything)
     assert {"full", "causal", "alibi", "sigmoid", "softmax1"} <= {s["name"] for s in everything}
     assert [s["name"] for s in reported(capsys, "list", "PRESS ET AL")["specs"]] == ["alibi", "alibi_window"]
+    assert [s["name"] for s in reported(capsys, "list", "Diffused keys")["specs"]] == []
+    assert "talking_heads" in {s["name"] for s in reported(capsys, "list", "sum[g]( post * softmax[j](mixed) )")["specs"]}
+    assert [s["name"] for s in reported(capsys, "list", "exp(w x - |x|^2 / 2)")["specs"]] == ["performer", "performer_both"]
     assert reported(capsys, "list", "no such thing") == {"specs": []}
 
 
@@ -113,11 +116,22 @@ def test_ir_after_every_pass(capsys: pytest.CaptureFixture[str], good: str, name
 
 def test_passes(capsys: pytest.CaptureFixture[str], good: str) -> None:
     found = reported(capsys, "passes", good)
-    assert set(found) == {"name", "rank", "before", "after", "reads", "carries"}
+    assert set(found) == {"name", "rank", "before", "after", "reads", "carries", "linear"}
+    assert found["linear"] == "no linear form: m is a max over j of what depends on i and j, and no sum"
     assert (found["name"], found["rank"], found["before"], found["after"], found["reads"]) == ("mine", "j", 3, 1, [])
     assert {"m"} == {c["statistic"] for c in found["carries"] if c["how"] == "carry"}
     assert main(["passes", good]) == 0
     assert "mine over j: 3 passes -> 1" in capsys.readouterr().out
+
+
+def test_the_linear_form_is_shown(capsys: pytest.CaptureFixture[str], good: str) -> None:
+    assert main(["passes", "taylor_shift"]) == 0
+    found = " ".join(capsys.readouterr().out.split())
+    assert "linear form: the weights have rank D * (D // 2 + 1) + D + 1 across i | j (exact), sums over j" in found
+    assert main(["ir", "taylor_shift", "--form", "linear", "--size", "D=8"]) == 0
+    assert "rank r: key = 49" in capsys.readouterr().out
+    assert main(["ir", good, "--form", "linear"]) == 1
+    assert "mine has no linear form: m is a max over j" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("backend", "mark"), [("cpu", "#include"), ("triton", "@triton.jit"), ("torch", "import torch")])

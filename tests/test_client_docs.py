@@ -19,9 +19,13 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
 
 
+EXAMPLES = [(page, n) for page in ("integrations.md", "layers.md", "testing.md") for n in range(len(blocks(page)))]
+EXAMPLES.remove(("integrations.md", 1))  # timm's, run by tests/integrations/test_timm.py
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the model libraries' own
-@pytest.mark.parametrize(("page", "number"), [("integrations.md", 0), ("integrations.md", 2), ("layers.md", 0)])
+@pytest.mark.parametrize(("page", "number"), EXAMPLES)
 def test_examples_run(page: str, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from einfuse.runtime import backends, ops
 

@@ -43,7 +43,36 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", "causal", "--shape", "1,2,512,512", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["kernels"][0]["bounds"]["h100"]["seconds"] > 0
+    assert said["scores"][0] == {
+        "name": "s",
+        "ranks": ["i", "j"],
+        "products": [{"name": "qk", "kind": "bilinear"}],
+        "degree": 1,
+        "position": "none",
+        "tables": [],
+        "bounded": False,
+    }
     assert main(["explain", "causal", "--shape", "1,2,512,512"]) == 0
-    assert "3 passes -> 1 over j" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "3 passes -> 1 over j" in said
+    assert "score s: bilinear product qk (matrix units); affine in them" in said
     assert main(["explain", "retention"]) == 1
     assert "is a scan" in capsys.readouterr().err
+
+
+def test_the_crossover_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["explain", "taylor_shift", "--shape", "1,4,1024,1024", "--dtype", "float32"]
+    lengths = []
+    for width in (16, 64):
+        assert main([*command, "--size", f"D={width}", "--size", f"E={width}", "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)["linear"]
+        assert said["rank"] == width * (width // 2 + 1) + width + 1
+        lengths.append(said["length"])
+    assert 2 * lengths[0] < lengths[1], "the rank grows as the square of the width"
+    assert main(command) == 0
+    assert "2177 features, faster from N* =" in " ".join(capsys.readouterr().out.split())
+    assert main(["explain", "taylor2", "--shape", "1,4,1024,1024", "--dtype", "bfloat16"]) == 0
+    keys = 2 * 4 * 2177 * 65 // (128 * 2) + 1  # the state is read and written in fp32, a key and its value are 128 numbers
+    assert f"fewer bytes than a query that reads {keys} keys" in " ".join(capsys.readouterr().out.split())
+    assert main(["explain", "causal", "--shape", "1,2,512,512"]) == 0
+    assert "no linear form: m is a max over j" in " ".join(capsys.readouterr().out.split())

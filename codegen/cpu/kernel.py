@@ -7,13 +7,15 @@ from einfuse.codegen.cpu.access import ELEMENTS
 from einfuse.codegen.cpu.dataflow import fold_reads, prune
 from einfuse.codegen.cpu.folds import FoldPrinter
 from einfuse.codegen.cpu.functions import Ref
+from einfuse.codegen.cpu.keep import Kept, keep
 from einfuse.codegen.cpu.merge import sequential
 from einfuse.codegen.cpu.names import identifier
 from einfuse.codegen.cpu.pack import Dependence
 from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
 from einfuse.codegen.cpu.schedule import arrange, kept, settle
 from einfuse.codegen.cpu.text import Extent, Scope, Text
-from einfuse.codegen.plan import Coordinate, Fold, KernelPlan, Region, Store, operations, reads
+from einfuse.codegen.order import largest_last
+from einfuse.codegen.plan import Arg, Coordinate, Fold, KernelPlan, Region, Store, operations, reads
 
 THREAD = 4e6  # operations that are worth a thread: waking one takes as long as a tenth of them
 
@@ -22,9 +24,10 @@ class KernelPrinter:
     """Prints one plan. The order of arguments is that of `arguments`."""
 
     def __init__(self, plan: KernelPlan) -> None:
+        plan, self.kept = keep(plan)
         self.plan = prune(plan)
         self.text, self.scope = Text(), Scope(narrow=paired(plan))
-        self.tensors = {t.name: t for t in plan.tensors}
+        self.tensors = {t.name: t for t in plan.tensors} | {k.tensor: Arg(k.tensor, 2, plan.compute, True) for k in self.kept}
         self.dependence = Dependence(self.plan)
         self.tables = table_ranks(self.plan)
 
@@ -138,7 +141,8 @@ class KernelPrinter:
             rank, size = plan.tile.rank, self.extent(plan.tile.size)
             lo, hi, count = (text.names.fresh(f"{rank}_{k}") for k in ("lo", "hi", "n"))
             tile = text.names.fresh("tile_at")
-            text.line(f"const long {tile} = item % tiles, {lo} = {tile} * {plan.tile.block};")
+            at = "tiles - 1 - item % tiles" if largest_last(plan) and not sequential(plan) else "item % tiles"
+            text.line(f"const long {tile} = {at}, {lo} = {tile} * {plan.tile.block};")
             text.line(f"const long {hi} = minimum({lo} + {plan.tile.block}, {size}), {count} = {hi} - {lo};")
             scope.extents[rank] = Extent(lo, count, plan.tile.block)
             scope.scalars |= {f"size {rank}.lo": Ref(lo, "int"), f"size {rank}.hi": Ref(hi, "int")}
@@ -152,6 +156,8 @@ class KernelPrinter:
         for f in plan.features:
             assert isinstance(f.size, int), "sizes of features are known"
             scope.extents[f.rank] = Extent("0", str(f.size), f.size, whole=True)
+        for k in self.kept:
+            self.rows(k)
         for n, step in enumerate(plan.steps):
             text.line()
             if isinstance(step, Fold):
@@ -160,6 +166,18 @@ class KernelPrinter:
                 FoldPrinter(text, scope, plan, step, self.dependence, self.tensors).printed()
             else:
                 self.region(step, self.read_after(n))
+
+    def rows(self, kept: Kept) -> None:
+        """A tensor that is a buffer of the thread: rows of the tile, each with all coordinates of a folded rank."""
+        text, scope = self.text, self.scope
+        size, tile = self.extent(kept.size), scope.extents[kept.tile]
+        buffer = text.buffer(kept.tensor, "T", f"{tile.most} * padded({size})", f"rows of {kept.tile} that several loops read")
+        name = self.fresh_tensor(f"{buffer}_rows", 2)
+        text.line(f"const long {name}_s0 = padded({size}), {name}_s1 = 1;")
+        text.line(
+            f"T* const {name} = (T*)((intptr_t){buffer} - {tile.start} * {name}_s0 * (long)sizeof(T));  // from row 0 of all"
+        )
+        scope.scalars[f"tensor {kept.tensor}"] = Ref(name, "int")
 
     def read_after(self, n: int) -> set[str]:
         names: set[str] = set()

@@ -29,6 +29,7 @@ class NestPrinter:
         self.outside: list[str] = []
         self.done: list[str] = []
         self.refs: dict[str, Ref] = {}
+        self.factors: dict[str, list[Ref]] = {}  # of the products named here
         self.kept = {v.name for v in nest.kept}
 
     def printed(self) -> None:
@@ -121,11 +122,28 @@ class NestPrinter:
             case Load(out=out):
                 return self.define(out, access.load(self, op))
             case Map(out=out, fn=fn, args=args):
-                ref = applied(fn, [self.ref(a) for a in args], out.dtype)
+                refs = [self.ref(a) for a in args]
+                ref = self.contracted(fn, args, refs) or applied(fn, refs, out.dtype)
+                if fn == "*" and ref.vector and all(r.dtype == "float" for r in refs):
+                    self.factors[out.name] = refs
                 if self.is_vector(out.dims) and not ref.vector:
                     ref = Ref(spread(ref), ref.dtype, True)
                 return self.define(out, ref)
         raise AssertionError(f"{type(op).__name__} has no place in a loop nest")
+
+    def contracted(self, fn: str, args: tuple[Value, ...], refs: list[Ref]) -> Ref | None:
+        """A product and the sum that reads it, rounded once.
+
+        Left to the compiler, that would depend on what else reads the product: a backward would compute scores that differ from
+        its forward's, and weights that do not add up to the statistics it reads.
+        """
+        n = next((n for n, a in enumerate(args) if a.name in self.factors), None)
+        if fn not in ("+", "-") or n is None or refs[1 - n].dtype != "float":
+            return None
+        (a, b), c = map(spread, self.factors[args[n].name]), spread(refs[1 - n])
+        if fn == "-":
+            a, c = (a, f"-{c}") if n == 0 else (f"-{a}", c)
+        return Ref(f"multiply_add({a}, {b}, {c})", "float", True)
 
     def coordinate(self, out: Value, rank: str) -> Ref:
         start = self.scope.extents[rank].start

@@ -46,7 +46,7 @@ def merge(rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None:
 
 def sequential(plan: KernelPlan) -> bool:
     """Whether the tiles of an ambient point must run in order: one reads what another wrote."""
-    written = {op.tensor for op in operations(plan) if isinstance(op, Store)}
+    written = {op.tensor for op in operations(plan) if isinstance(op, Store)} & {t.name for t in plan.tensors}
     return any(isinstance(op, Load) and op.tensor in written for op in operations(plan))
 
 

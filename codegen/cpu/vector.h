@@ -44,6 +44,17 @@ INLINE long whole(T x) { return (long)x; }
 INLINE V bits_real(VI x) { V y; __builtin_memcpy(&y, &x, sizeof y); return y; }
 INLINE VI bits_int(V x) { VI y; __builtin_memcpy(&y, &x, sizeof y); return y; }
 
+// a * b + c, rounded once where the machine can. Hiding where a comes from keeps the product from being shared with other readers,
+// for whom the compiler would round it.
+#if defined(__AVX__)
+#define HIDDEN(x) asm("" : "+v"(x))
+#elif defined(__aarch64__)
+#define HIDDEN(x) asm("" : "+w"(x))
+#else
+#define HIDDEN(x)
+#endif
+INLINE V multiply_add(V a, V b, V c) { HIDDEN(a); return a * b + c; }
+
 INLINE V maximum(V a, V b) { return a > b ? a : b; }
 INLINE VI maximum(VI a, VI b) { return a > b ? a : b; }
 INLINE T maximum(T a, T b) { return a > b ? a : b; }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from einfuse.codegen.order import largest_last
 from einfuse.codegen.plan import Fold, KernelPlan, Load, Phase, operations
 from einfuse.codegen.triton.body import Body, Ref, number
 from einfuse.codegen.triton.layout import Layout
@@ -150,7 +151,8 @@ class Kernel:
         tiles = body.assign("tiles", f"tl.cdiv({size}, {held})")
         body.env["grid tiles"] = Ref(tiles, (), "int")
         at = f"{program} % {tiles}" if self.plan.ambient else program
-        at = body.assign("tile", f"{tiles} - 1 - {at}" if self.options.descending else at)
+        descending = largest_last(self.plan) if self.options.descending is None else self.options.descending
+        at = body.assign("tile", f"{tiles} - 1 - {at}" if descending else at)
         body.env["grid tile"] = Ref(at, (), "int")
         rest = body.assign("point", f"{program} // {tiles}") if self.plan.ambient else program
         start = body.assign(f"{rank}_lo", f"{at} * {held}")

@@ -29,14 +29,14 @@ class Options:
     """``None`` takes the default of `launch_options` for ``target``; the text itself runs on any target.
 
     ``precision`` is that of fp32 matrix products: "ieee" is exact fp32 (without tensor cores on NVIDIA), "tf32x3" nearly so and
-    for NVIDIA alone. ``descending`` starts a row of tiles at its end: under a causal mask the largest programs come first.
+    for NVIDIA alone. ``descending`` starts a row of tiles at its end; ``None`` does so where the last programs are the largest.
     """
 
     target: GpuTarget = "sm_90"
     num_warps: int | None = None
     num_stages: int | None = None
     precision: Precision = "ieee"
-    descending: bool = False
+    descending: bool | None = None
 
 
 def block_sizes(storage: str, width: int, backward: bool = False, target: GpuTarget = "sm_90") -> tuple[int, int]:

@@ -88,6 +88,7 @@ class _Reverse:
         self.einsums = {x.target: x for x in cascade.body if isinstance(x, Einsum)}
         assert len(self.einsums) == len(cascade.body), "differentiate runs before folds exist"
         self.order = [r.name for r in cascade.ranks]
+        self.columns = {r for r in self.folded if r != self._row_rank()} or set(self.folded)
         self.taken = {*self.einsums, *(t.name for t in cascade.inputs)}
         self.body: list[Einsum] = []  # the adjoint statements, in order
         self.known: dict[tuple[tuple[str, ...], str | None, tuple[str, ...], Expr, Expr | None], str] = {}
@@ -152,7 +153,7 @@ class _Reverse:
         if part.map.op == "load" or part.map.op == "const":
             return part.map
         out = self._named(adjoint(x.target), x.ranks, None, (), part.map, part.mask)
-        if not set(x.ranks) & set(self.folded[:1]):
+        if not set(x.ranks) & self.columns:
             self.row_values[out.name] = part.map
         return out
 
@@ -285,7 +286,7 @@ class _Reverse:
                 keep = set(used)
                 mine = [r for r in points if self._is_sequence(r)]
                 if not sequence:  # a partial sum per row, added up outside
-                    keep |= {self._row_rank()} & set(mine) or set(mine[:1])
+                    keep |= {r for r in mine if r == self._row_rank()} or set(mine[:1])
                 value = self._reduce(adjoint(name), e, points - keep, mask)
                 left = ex.conjunction(*(p for p in ex.conjuncts(mask) if not self._free(p) & (points - keep)))
                 key = (self._sorted(keep), left)
@@ -334,7 +335,7 @@ class _Reverse:
     def _assemble(self, gradients: list[tuple[Gradient, str | None]]) -> Backward:
         """Groups the gradients by the rank that owns them; shared row scalars are computed once, before."""
         row = self._row_rank()
-        groups: dict[str, list[Gradient]] = {}
+        groups: dict[str | None, list[Gradient]] = {}
         for gradient, owner in gradients:
             groups.setdefault(owner or row, []).append(gradient)
         forward = [x for x in self.einsums.values() if not set(x.over) & set(self.folded)]
@@ -367,8 +368,8 @@ class _Reverse:
                     y = adjoints.get(name)
                     if (
                         y is not None
-                        and not (set(y.ranks) & set(self.folded[:1]))
-                        and self._row_rank() in y.ranks
+                        and not set(y.ranks) & self.columns
+                        and [r for r in y.ranks if self._is_sequence(r)] == [self._row_rank()]
                         and not self._features(y)
                     ):
                         out[name] = y

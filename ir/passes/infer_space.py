@@ -4,8 +4,9 @@
     m[i] = max[j] s[i, j]                 ->       m[i] = max[j] s[i, j] where j <= i
     p[i, j] = exp(s[i, j] - m[i])                  p[i, j] = exp(s[i, j] - m[i]) where j <= i
 
-A point that does not exist for a statement exists for none of its readers. A reduction ends the conditions that mention the
-ranks it reduces over; the others go on to its readers.
+A point that does not exist for a statement exists for none of its readers. A reduction over features ends the conditions that
+mention them, and the others go on to its readers. A reduction over queries or keys ends all: it has a value in every row, that of
+nothing where no point of the row exists, whether the condition that says so mentions the reduced rank or not.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def run(cascade: Cascade) -> Cascade:
         x = x if mask == x.mask else replace(x, mask=mask)
         body.append(x)
         rest = ex.conjunction(*(p for p in ex.conjuncts(mask) if not ex.indices(p) & set(x.over)))
-        if rest is not None:
+        if rest is not None and all(cascade.rank(r).kind in ("feature", "state") for r in x.over):
             spaces[x.target] = (x.ranks, rest)
     return cascade if tuple(body) == cascade.body else replace(cascade, body=tuple(body))
 

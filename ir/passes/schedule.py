@@ -1,6 +1,8 @@
 """Gives the loops their sizes: the rank that programs own gets a tile, every fold a step.
 
 o[i, e] = ...; fold j { ... }      ->      tile i 128; fold j step 64 { ... }
+
+A small rank whose size is known is left whole: the 49 rows of a window are one tile, not two of 48 and 1, and its keys one step.
 """
 
 from __future__ import annotations
@@ -21,10 +23,25 @@ def tile_rank(cascade: Cascade) -> str | None:
 
 
 def run(cascade: Cascade, block: int, step: int) -> Cascade:
-    """Sets the tile to ``block`` and every fold's step to ``step``."""
+    """Sets the tile to ``block`` and every fold's step to ``step``, or to what suits a rank of known size better."""
     rank = tile_rank(cascade)
-    body = tuple(replace(x, step=step) if isinstance(x, Fold) else x for x in cascade.body)
-    return replace(cascade, tile=((rank, block),) if rank else (), body=body)
+    body = tuple(replace(x, step=_least(cascade.rank(x.rank).size, step)) if isinstance(x, Fold) else x for x in cascade.body)
+    return replace(cascade, tile=((rank, _whole(cascade.rank(rank).size, block)),) if rank else (), body=body)
+
+
+def _whole(size: int | str, block: int) -> int:
+    """``block``, or a tile that holds all of a rank that fits into the power of two which a block of that size takes anyway."""
+    if isinstance(size, str) or size > _power_of_two(block):
+        return block
+    return -(-size // 16) * 16 if size > 16 else _power_of_two(size)
+
+
+def _least(size: int | str, step: int) -> int:
+    return step if isinstance(size, str) else min(step, _power_of_two(size))
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
 
 
 def feature_ranks(cascade: Cascade) -> tuple[str, ...]:

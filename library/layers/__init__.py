@@ -1,6 +1,7 @@
 """Layers of the papers as torch.nn.Modules: the paper's projections and tables around an attention that a spec of the library defines."""
 
 from einfuse.library.layers.common import Attending as Attending
+from einfuse.library.layers.convolving import MixedAttention as MixedAttention
 from einfuse.library.layers.graph import EdgeGraphAttention as EdgeGraphAttention
 from einfuse.library.layers.graph import GraphAttention as GraphAttention
 from einfuse.library.layers.graph import GraphAttentionV2 as GraphAttentionV2
@@ -32,10 +33,16 @@ from einfuse.library.layers.normalisers import SigmoidAttention as SigmoidAttent
 from einfuse.library.layers.normalisers import SinkAttention as SinkAttention
 from einfuse.library.layers.normalisers import SoftplusAttention as SoftplusAttention
 from einfuse.library.layers.normalisers import TaylorShiftAttention as TaylorShiftAttention
+from einfuse.library.layers.recurrent import AarenAttention as AarenAttention
+from einfuse.library.layers.recurrent import DeltaNetAttention as DeltaNetAttention
+from einfuse.library.layers.recurrent import LightningAttention as LightningAttention
+from einfuse.library.layers.recurrent import RetentionAttention as RetentionAttention
 from einfuse.library.layers.series import AdditiveAttention as AdditiveAttention
 from einfuse.library.layers.series import BatchAttention as BatchAttention
 from einfuse.library.layers.series import MultiSourceAttention as MultiSourceAttention
 from einfuse.library.layers.series import VariateAttention as VariateAttention
+from einfuse.library.layers.vision_coarse import FocalAttention as FocalAttention
+from einfuse.library.layers.vision_coarse import TokensToToken as TokensToToken
 from einfuse.library.layers.vision_global import CarrierTokenAttention as CarrierTokenAttention
 from einfuse.library.layers.vision_global import ChannelAttention as ChannelAttention
 from einfuse.library.layers.vision_global import ClassQueryPooling as ClassQueryPooling

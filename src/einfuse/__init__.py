@@ -37,6 +37,7 @@ from einfuse.runtime import bench as bench
 from einfuse.runtime import compile as compile
 from einfuse.runtime import cross_compile as cross_compile
 from einfuse.runtime import list_specs as list_specs
+from einfuse.runtime import varlen as varlen
 from einfuse.runtime import verify as verify
 
 try:

@@ -85,7 +85,9 @@ def _text_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     new.add_argument("name", metavar="NAME", help="a lower-case identifier")
     new.add_argument("--folder", default=".", metavar="FOLDER", help="where to; the current folder unless given")
     listed = _add(commands, "list", "texts:list_specs", "the specs of the library", report=True)
-    listed.add_argument("query", nargs="?", default="", metavar="QUERY", help="only those with this in name, family or paper")
+    listed.add_argument(
+        "query", nargs="?", default="", metavar="QUERY", help="only those with this in name, family, paper or formula"
+    )
 
 
 def _inside_commands(commands: Commands[argparse.ArgumentParser]) -> None:
@@ -98,6 +100,10 @@ def _inside_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     ir = _add(commands, "ir", "inside:ir", "print the cascade of a spec after a pass of the compiler")
     _spec(ir)
     ir.add_argument("--after", choices=PASSES, default="build", metavar="PASS", help=", ".join(PASSES))
+    ir.add_argument(
+        "--form", choices=("quadratic", "linear"), default="quadratic", help="the linear form is that of the widths given"
+    )
+    ir.add_argument("--size", action="append", default=[], metavar="NAME=N", type=_size, help="a width; 64 unless given")
     passes = _add(commands, "passes", "inside:passes", "how often the keys are read, and what forces it", report=True)
     _spec(passes)
     passes.add_argument("--rank", help="another folded rank than the first")

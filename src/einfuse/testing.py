@@ -6,7 +6,8 @@
     @given(specs())
     def test_my_pass(text): ...
 
-A drawn text always elaborates; it shrinks towards plain softmax attention. Needs the package `hypothesis`.
+`specs()` draws whole attentions, `masks(depth)` conditions over b, h, i, j, `normalisers()` definitions of `norm[j](s)`: docs/testing.md
+(examples there). A drawn text always elaborates; it shrinks towards plain softmax attention. Needs the package `hypothesis`.
 """
 
 from __future__ import annotations

@@ -151,8 +151,8 @@ def drawn(cascade_inputs: Sequence[tuple[str, list[int], str]]) -> dict[str, Ten
     return out
 
 
-GEOMETRY = {n for n, p in SPECS.items() if p.parent.name == "masks"}
-"""Masks, which tests/test_geometry.py holds against whole matrices."""
+GEOMETRY = {n for n, p in SPECS.items() if p.parent.name == "masks"} | {"edges"}
+"""Masks, and graphs as lists, which tests/test_geometry.py holds against whole matrices."""
 
 
 def test_every_spec_has_a_formula() -> None:

@@ -267,6 +267,36 @@ def test_inside_a_compiled_function(qkv: Any, dense: Any) -> None:
     close(model(q), dense(q * 2, k, v, None, causal)[0] + 1)
 
 
+def test_one_graph_is_refused_with_what_to_do_instead(qkv: Any) -> None:
+    def model(q: Tensor) -> Any:
+        return flex_attention(q, q, q, None, mask_of(causal, 12), kernel_options=OPTIONS)
+
+    with pytest.raises(RuntimeError, match=r"call an attention made outside of the graph: einfuse\.compile"):
+        torch.compile(model, backend="eager", fullgraph=True)(qkv(1, 2, 12)[0])
+
+
+def test_a_captured_mask_read_at_a_constant(qkv: Any, dense: Any) -> None:
+    """A trap of torch's (#154197): the index of the head is a number, not the coordinate."""
+    live = torch.rand(2, 3, 12, 12) < 0.6
+    live[:, 0].diagonal(dim1=-2, dim2=-1).fill_(True)
+
+    def first_head(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+        return live[b, 0, q_idx, kv_idx]
+
+    check(qkv(2, 3, 12), dense, None, first_head)
+
+
+def test_without_a_mask_and_with_one_that_masks_nothing(qkv: Any) -> None:
+    """The same kernel: torch's is slower without a mask than with an empty one."""
+    q, k, v = qkv(1, 2, 40)
+    with torch.no_grad():
+        plain = flex_attention(q, k, v, kernel_options=OPTIONS)
+        noop = flex_attention(
+            q, k, v, None, create_block_mask(noop_mask, None, None, 40, 40, device="cpu"), kernel_options=OPTIONS
+        )
+    assert torch.equal(plain, noop)
+
+
 # -- what is refused -----------------------------------------------------------------------------------------------------------
 
 
@@ -301,3 +331,10 @@ def test_reads_outside_of_a_captured_tensor_are_refused(qkv: Any) -> None:
         ValueError, match=r"index 0 of \w+table is i - j \+ 8 = 16 at i = 8, j = 0, but the axis has 16 entries"
     ):
         flex_attention(q, k, v, lambda s, b, h, i, j: s + table[i - j + 8], kernel_options=OPTIONS)
+
+
+def test_nested_tensors_are_refused_with_what_to_do_instead() -> None:
+    """Torch's once attended across sequences (#177378)."""
+    q = torch.nested.nested_tensor_from_jagged(torch.randn(5, 2, 4), torch.tensor([0, 2, 5])).transpose(1, 2)
+    with pytest.raises(NotImplementedError, match=r"query is a nested tensor; .* einfuse\.varlen"):
+        flex_attention(q, q, q)

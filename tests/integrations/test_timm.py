@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -107,6 +109,15 @@ def test_a_patched_model_computes_the_same(timm: Any, name: str) -> None:
     assert integration.unpatch(model) == len(fused)
     assert [m.fused_attn for m in model.modules() if hasattr(m, "fused_attn")] == fused
     assert all("forward" not in m.__dict__ for m in model.modules())
+
+
+def test_the_example_of_the_page(timm: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text(encoding="utf-8")
+    example = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    assert "timm.create_model(" in example
+    scope: dict[str, Any] = {}
+    exec(compile(example.replace("patch(model)", 'patch(model, backend="torch")', 1), "integrations.md", "exec"), scope)
+    assert not any("forward" in m.__dict__ for m in scope["model"].modules())
 
 
 def test_einfuse_is_what_runs(timm: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,10 @@ def test_one_sequence_models(make: Callable[[], Any], pad: str) -> None:
 
 
 @pytest.mark.slow
-def test_t5_with_relative_bias_and_padded_source() -> None:
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+def test_t5_with_relative_bias_and_padding_on_both_sides(left: bool) -> None:
+    """The source is padded, and so is what is decoded: self-attention and cross-attention each have a mask of their own."""
+
     def make() -> Any:
         config = transformers.T5Config(
             d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=40, dropout_rate=0.0, decoder_start_token_id=0
@@ -111,8 +114,14 @@ def test_t5_with_relative_bias_and_padded_source() -> None:
         return transformers.T5ForConditionalGeneration, config
 
     stock, ours = pair(make)
-    everything = torch.ones(3, 7, dtype=torch.bool)
-    compare(stock, ours, everything, input_ids=tokens(), attention_mask=padding(), decoder_input_ids=tokens(3, 7))
+    source, target = padding(left=left), (torch.arange(7)[None] < torch.tensor([4, 7, 2])[:, None])
+    target = target.flip(1) if left else target
+    ids = {"input_ids": tokens(), "decoder_input_ids": tokens(3, 7)}
+    compare(stock, ours, target, **ids, attention_mask=source, decoder_attention_mask=target.long())
+    with torch.no_grad():
+        whole = ours(**ids, attention_mask=torch.ones_like(source), decoder_attention_mask=target.long()).logits
+        masked = ours(**ids, attention_mask=source, decoder_attention_mask=target.long()).logits
+    assert (whole - masked)[1:].abs().max() > 1e-3, "the source's padding is seen by nobody"
 
 
 @pytest.mark.slow
@@ -127,7 +136,8 @@ def test_vit() -> None:
 
 
 @pytest.mark.slow
-def test_whisper_with_cross_attention() -> None:
+@pytest.mark.parametrize("pad", ["none", "right", "left"])
+def test_whisper_with_cross_attention(pad: str) -> None:
     def make() -> Any:
         config = transformers.WhisperConfig(
             d_model=32,
@@ -147,8 +157,10 @@ def test_whisper_with_cross_attention() -> None:
         return transformers.WhisperForConditionalGeneration, config
 
     stock, ours = pair(make)
-    everything = torch.ones(2, 6, dtype=torch.bool)
-    compare(stock, ours, everything, input_features=torch.randn(2, 8, 20), decoder_input_ids=tokens(2, 6))
+    real = torch.arange(6)[None] < torch.tensor([6, 3 if pad != "none" else 6])[:, None]
+    real = real.flip(1) if pad == "left" else real
+    given = {} if pad == "none" else {"decoder_attention_mask": real.long()}
+    compare(stock, ours, real, input_features=torch.randn(2, 8, 20), decoder_input_ids=tokens(2, 6), **given)
 
 
 @pytest.mark.slow

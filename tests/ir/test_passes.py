@@ -8,6 +8,7 @@ import corpus
 import pytest
 import torch
 
+import einfuse
 from einfuse.ir import Cascade, Fold, SpecError, derivation, interpret, pipeline
 from einfuse.ir.passes import canonicalise, online_fuse, split
 from einfuse.ir.text import parse, show
@@ -113,6 +114,27 @@ def test_fully_masked_rows_are_zero() -> None:
     torch.testing.assert_close(out, truth)
     gradients = torch.autograd.grad(truth.sum(), [v for v in x.values() if isinstance(v, torch.Tensor)])
     assert all(torch.isfinite(g).all() for g in gradients)
+
+
+@pytest.mark.parametrize("dead", ["i < 3", "i < 3 or j > Nk"])
+def test_a_row_of_nothing_has_the_value_of_nothing(dead: str) -> None:
+    """Whether the condition that empties it mentions the keys or not: also where it is given out, from kernels too."""
+    attention = einfuse.compile(
+        f"""attention rows {{
+          rank i: query; rank j: key; rank d: feature
+          in q[i, d]; in k[j, d]
+          s = sum[d](q * k) where not ({dead})
+          m = max[j](s)
+          lse = m + log(sum[j](exp(s - m)))
+          out lse
+        }}"""
+    )
+    q, k = torch.randn(5, 4), torch.randn(6, 4)
+    wanted = (q @ k.T).logsumexp(1)
+    wanted[:3] = -torch.inf
+    torch.testing.assert_close(attention.with_backend("torch")(q, k), wanted)
+    given = {"q": q.double(), "k": k.double()}
+    torch.testing.assert_close(interpret(attention.cascade, given, {"Nq": 5, "Nk": 6, "D": 4})["lse"].float(), wanted)
 
 
 def test_a_masked_point_is_never_seen() -> None:

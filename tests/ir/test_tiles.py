@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from mask_oracle import evaluate, mask, tiles
 
-from einfuse.ir import Expr, TileMap, classify
+from einfuse.ir import Expr, TileMap, at_points, classify
 from einfuse.ir import expr as ex
 from einfuse.ir.text import show_expr
 
@@ -341,3 +341,19 @@ def test_random_predicates(capsys: pytest.CaptureFixture[str]) -> None:
         print(f"\n{cases} cases: {share[0]:.1%} of the empty tiles found, {share[1]:.1%} of the full ones")
     assert cases >= 20_000
     assert (share >= 0.95).all()
+
+
+def test_single_points_are_what_the_mask_says() -> None:
+    """Tables, remainders and unions at points; what is read from floats is not known, and never claimed."""
+    rng = np.random.default_rng(5)
+    doc = rng.integers(0, 4, 40)
+    i, j = rng.integers(0, 40, (2, 500))
+    for text in ("j <= i and doc[i] == doc[j]", "(i - j) % 3 == 0 or j < 5", "not (abs(i - j) < doc[j])", "i // 7 == j // 7"):
+        e = mask(text)
+        found = at_points(e, {"i": i, "j": j}, {}, {}, {"doc": doc})
+        truth = np.broadcast_to(evaluate(e, {"i": i, "j": j, "doc": doc}), found.shape)
+        assert (found == np.where(truth, 2, 0)).all(), text
+        assert truth.any()
+        assert not truth.all()
+    vague = at_points(mask("doc[i] == doc[j]"), {"i": i, "j": j}, {}, {}, {"doc": doc.astype(float)})
+    assert (vague[i != j] == 1).all()

@@ -99,6 +99,8 @@ FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
     "entmax15": lambda s: threshold(s / 2, 2),
     "hard": lambda s: torch.nn.functional.one_hot(s.argmax(), len(s)).to(s),
 }
+UNBOUNDED = ("exp_plus_one", "lssar")
+"""Scores of 1e4 mean nothing to them: exp(s) leaves the range of a float itself, and vectors of length one have no such scores."""
 EVERY_KEY = ("nap", "sigmoid_standardised", "softmax_standardised")
 
 
@@ -167,14 +169,28 @@ def test_a_planted_wrong_carry_is_caught(name: str, right: str, wrong: str) -> N
     assert not torch.allclose(interpret(stepped, x, sizes)["o"], interpret(built, x, sizes)["o"], rtol=1e-6)
 
 
+SAMPLED = """attention f over b, h {
+  rank i: query; rank j: key; rank d, e: feature
+  in q[b, h, i, d]
+  in k[b, h, j, d]
+  in v[b, h, j, e]
+  s = sum[d](q * k)
+  m = max[j](s)
+  p = exp(s - m) + (relu(s - m) + relu(m - s) - abs(s - m))
+  o[i, e] = sum[j](p * v)
+  out o
+}"""
+
+
 def test_a_carry_that_is_only_sampled_is_refused_when_asked() -> None:
-    canonical = canonicalise.run(einfuse.compile("softpick").cascade)
+    """x is relu(x) - relu(-x) and abs(x) their sum: algebra is not told, samples show it."""
+    canonical = canonicalise.run(einfuse.compile(SAMPLED).cascade)
     assert online_fuse.run(canonical) != canonical
     with pytest.raises(SpecError, match="sampling, not proven"):
         online_fuse.run(canonical, strict=True)
 
 
-@pytest.mark.parametrize("name", [n for n in SPECS if n not in ("exp_plus_one", "lssar")])
+@pytest.mark.parametrize("name", [n for n in SPECS if n not in UNBOUNDED])
 def test_scores_up_to_ten_thousand_stay_finite(name: str) -> None:
     """Values and gradients in fp32 wherever the oracle's are finite; by the tiled form, in torch."""
     attention = einfuse.compile(name)
@@ -212,6 +228,28 @@ def test_a_row_that_sees_nothing_is_zero_and_has_finite_gradients(name: str) -> 
     leaves = {n: t.detach().requires_grad_() for n, t in x.items() if isinstance(t, Tensor)}
     out = attention(**leaves)
     assert isinstance(out, Tensor)
+    assert not out[:, :, :3].any()
+    for g in torch.autograd.grad(out.sum(), list(leaves.values()), allow_unused=True):
+        assert g is None or torch.isfinite(g).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", SPECS)
+def test_range_and_masked_rows_in_compiled_kernels(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores up to +-1e4 in fp32 and +-100 in bf16, and rows that see nothing: one build for both."""
+    monkeypatch.setenv("CXXFLAGS", "-O0")
+    attention = einfuse.compile(masked(name), backend="cpu")
+    x = {n: t for n, t in example_inputs(attention.cascade, dtype, 0, SHAPE).items() if isinstance(t, Tensor)}
+    largest = 1.0 if name in UNBOUNDED else 1e4 if dtype == torch.float32 else 100.0
+    scale = largest / float((x["q"].double() @ x["k"].double().repeat_interleave(2, 1).mT).abs().max())
+    leaves = {n: (t * (scale if n == "q" else 1)).detach().requires_grad_() for n, t in x.items()}
+    out = attention(**leaves)
+    truth = attention.reference(**{n: t.detach().double() for n, t in leaves.items()})
+    assert isinstance(out, Tensor)
+    assert isinstance(truth, Tensor)
+    assert torch.isfinite(truth).all()
+    assert torch.isfinite(out).all()
     assert not out[:, :, :3].any()
     for g in torch.autograd.grad(out.sum(), list(leaves.values()), allow_unused=True):
         assert g is None or torch.isfinite(g).all()

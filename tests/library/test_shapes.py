@@ -113,9 +113,40 @@ def dropout(x: X) -> Tensor:
     return (causal(score(x)).softmax(-1) * (torch.tensor(drawn) >= 0.1) / 0.9) @ x["v"]
 
 
-def bahdanau(x: X) -> Tensor:
-    pairs = torch.tanh(x["q"][:, :, :, None] + x["k"][:, :, None])
-    return torch.einsum("hd,bhijd->bhij", x["a"], pairs).softmax(-1) @ x["v"]
+def linear(fq: Tensor, fk: Tensor, v: Tensor, eps: float) -> Tensor:
+    w = fq @ fk.mT
+    return w @ v / (w.sum(-1, keepdim=True) + eps)
+
+
+def performer_both(x: X) -> Tensor:
+    fq, fk = ((t @ x["w"].mT - t.square().sum(-1, keepdim=True) / 2).exp() / math.sqrt(len(x["w"])) for t in (x["q"], x["k"]))
+    return linear(fq, fk, x["v"], 1e-8)
+
+
+def additive_global(x: X) -> Tensor:
+    q, k = unit(x["q"]), unit(x["k"])
+    a = torch.einsum("bhid,hd->bhi", q, x["w"]) / math.sqrt(D)
+    a = a / a.norm(dim=-1, keepdim=True)
+    return torch.einsum("bhi,bhid->bhd", a, q)[:, :, None] * k
+
+
+def cosine_weighted(x: X) -> Tensor:
+    w = (x["q"].relu() @ x["k"].relu().mT * torch.cos(math.pi * (ROW - COLUMN).double() / 128)) * (COLUMN <= ROW)
+    return w @ x["v"] / (w.sum(-1, keepdim=True) + 1e-6)
+
+
+def rich(x: X) -> Tensor:
+    p = torch.sigmoid(x["a"][..., None] + x["c"][..., None, :])
+    y, z = x["yq"][:, None, :, None], x["yk"][:, None, None]
+    order = torch.where(y < z, p, 1 - p).log()
+    far = (1 + (y - z).abs()).log() - x["u"][..., None] - x["w"][..., None, :]
+    return (score(x) + order - (per_head(x["theta"]) * far).square() / 2).softmax(-1) @ x["v"]
+
+
+def spectral_tokens(x: X) -> Tensor:
+    q, k = (t - t.mean(-1, keepdim=True) for t in (x["q"], x["k"]))
+    q, k = (t.square() / (t.square().sum(-1, keepdim=True) + 1e-7) for t in (q, k))
+    return x["v"] + unit(q) @ (F.normalize(k, dim=-2).mT @ x["v"]) / math.sqrt(NQ)
 
 
 def kmax(x: X) -> Tensor:
@@ -176,7 +207,6 @@ FORMULAS: dict[str, Callable[[X], Tensor | tuple[Tensor, ...]]] = {
     ),
     "ntk": ntk,
     "mixed_branches": mixed_branches,
-    "bahdanau": bahdanau,
     "distance": lambda x: (-torch.cdist(x["q"], x["k"]).square() / math.sqrt(D)).softmax(-1) @ x["v"],
     "mlp_bias": mlp_bias,
     "second_normaliser": lambda x: (
@@ -192,6 +222,14 @@ FORMULAS: dict[str, Callable[[X], Tensor | tuple[Tensor, ...]]] = {
     "carriers": carriers,
     "combiner": combiner,
     "kmax": kmax,
+    "performer_both": performer_both,
+    "relu_linear": lambda x: linear(x["q"].relu(), x["k"].relu(), x["v"], 1e-6),
+    "efficient": lambda x: x["q"].softmax(-1) @ (x["k"].softmax(-2).mT @ x["v"]) / math.sqrt(D),
+    "additive_global": additive_global,
+    "cosine_weighted": cosine_weighted,
+    "rich": rich,
+    "spectral_tokens": spectral_tokens,
+    "decoupled": lambda x: (x["g"].sigmoid() / x["g"].sigmoid().sum(-1, keepdim=True)) @ x["v"],
     "relational": relational,
     "linformer": linformer,
     "dropout": dropout,
@@ -201,6 +239,11 @@ STAGES = {"mlp_bias": 2, "column_sums": 2, "slot": 2, "two_axes": 2, "latents": 
     "carriers": 2,
     "combiner": 2,
     "kmax": 2,
+    "performer_both": 2,
+    "relu_linear": 2,
+    "efficient": 2,
+    "additive_global": 2,
+    "spectral_tokens": 2,
 }
 """Kernels of the forward pass, where one does not do."""
 
@@ -218,7 +261,7 @@ def test_every_shape_has_a_formula() -> None:
 def test_spec_against_its_formula(name: str) -> None:
     x = inputs(name)
     out = einfuse.compile(name).reference(**x)
-    heads = x["q"].shape[1]
+    heads = x["q" if "q" in x else "g"].shape[1]
     whole = {n: t.repeat_interleave(heads // t.shape[1], 1) if n in ("k", "v", "k2", "symbol") else t for n, t in x.items()}
     wanted = FORMULAS[name](whole)
     for found, truth in zip(*(y if isinstance(y, tuple) else (y,) for y in (out, wanted)), strict=True):

@@ -10,7 +10,9 @@ import pytest
 from torch import nn
 
 import einfuse
-from einfuse.library import layers, table
+from einfuse.ir import Einsum
+from einfuse.ir.text import show
+from einfuse.library import layers, table, tested
 
 README = Path(table.__file__).resolve().parent / "README.md"
 
@@ -33,19 +35,61 @@ def test_every_spec_and_every_layer_is_in_it() -> None:
     assert inherited <= {"Attending", "SwinV2Attention", "ClassQueryPooling", "SuperAttention"}
 
 
+def rows() -> list[list[str]]:
+    """The cells of every row, in the order of the columns."""
+    lines = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| [")]
+    return [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
 def test_no_cell_is_blank() -> None:
-    rows = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| [")]
-    assert len(rows) >= 60
-    assert not [r for r in rows if re.search(r"\|\s*\|", r)]
+    columns = table.COLUMNS.split(" | ")
+    assert len(rows()) == len(einfuse.list_specs()) >= 120
+    assert all(len(r) == len(columns) and all(r) for r in rows())
+    for sign in {c for r in rows() for c in r} & {"-", "none"}:
+        assert f"`{sign}`" in table.HEAD, "a cell that says nothing has its reason in the head"
+    assert [r[0] for r in rows() if r[columns.index("formula")] == "none"] == []
+
+
+def meaning(name: str) -> str:
+    """What a spec computes, whatever it calls itself, its inputs, statements and numbers that a call may set."""
+    cascade = einfuse.compile(name).cascade
+    text = "\n".join(line for line in show(cascade).splitlines()[1:] if not line.startswith("  rank"))
+    text = re.sub(r"(  param \w+: \w+) = .*", r"\1", text)
+    names: dict[str, str] = {}
+    own = [t.name for t in cascade.inputs] + [x.target for x in cascade.body if isinstance(x, Einsum)]
+    for word in re.findall(r"[A-Za-z_]\w*", text):
+        if word in own:
+            names.setdefault(word, f"n{len(names)}")
+    return re.sub(r"[A-Za-z_]\w*", lambda m: names.get(m[0], m[0]), text)
+
+
+@pytest.mark.slow
+def test_no_two_specs_say_the_same() -> None:
+    """Those with optional inputs apart: `cross` is `full` and `padding` in one."""
+    seen: dict[str, str] = {}
+    for s in einfuse.list_specs():
+        if einfuse.compile(s.name).optional:
+            continue
+        other = seen.setdefault(meaning(s.name), s.name)
+        assert other == s.name, f"{other} and {s.name} are one mechanism: keep one of them"
 
 
 def test_known_rows() -> None:
-    cells = {
-        r.split("|")[1].strip(): [c.strip() for c in r.split("|")]
-        for r in README.read_text(encoding="utf-8").splitlines()
-        if "](" in r
-    }
-    assert cells["[full](specs/softmax/full.attn)"][-5:-2] == ["3 -> 1", "3", "-"]
-    assert cells["[causal](specs/masks/causal.attn)"][-3] == "formula"
-    assert cells["[document](specs/masks/document.attn)"][-3] == "data"
-    assert cells["[gat](specs/graph/gat.attn)"][-2] == "GraphAttention"
+    columns = table.COLUMNS.split(" | ")
+    cells = {r[0].split("]")[0][1:]: dict(zip(columns, r, strict=True)) for r in rows()}
+    assert (cells["full"]["passes"], cells["full"]["backward"], cells["full"]["mask"]) == ("3 -> 1", "3", "-")
+    assert cells["causal"]["mask"] == "formula"
+    assert cells["document"]["mask"] == "data"
+    assert cells["retention"]["linear form"] == "scan"
+    assert cells["taylor2"]["linear form"] == "rank D \\* (D // 2 + 1) + D + 1, a scan"
+    assert cells["gat"]["layers, models"] == "GraphAttention"
+    assert cells["gat"]["formula"] == "[global_graph_series](../tests/library/test_global_graph_series.py)"
+    assert "[geometry](../tests/test_geometry.py)" in cells["swin"]["formula"]
+
+
+def test_what_tests_a_spec_is_told_from_their_sources() -> None:
+    found = tested.tested({"swin", "retention", "gat", "nothing"}, {"GraphAttention": {"gat"}})
+    assert found["swin"] == {"test_geometry.py"}
+    assert "runtime/recurrences.py" in found["retention"]
+    assert found["gat"] == {"library/test_global_graph_series.py"}
+    assert found["nothing"] == set()

@@ -9,12 +9,13 @@ import torch
 
 import einfuse
 from einfuse._cli import inputs, screen
-from einfuse._cli.inside import counted
+from einfuse._cli.inside import counted, linear_form
 from einfuse._cli.tilemap import mapped
 from einfuse.codegen import KernelPlan
 from einfuse.codegen.cost import DEVICES, Cost, cost, state_bytes
 from einfuse.codegen.plan import Fold
 from einfuse.ir import EinfuseError
+from einfuse.ir.passes.classify_score import Score
 from einfuse.runtime.binding import evaluate
 from einfuse.runtime.scan import ScanProgram
 from einfuse.runtime.verify import Shape, example_sizes
@@ -36,12 +37,15 @@ class Explained:
 
 def explain(args: argparse.Namespace) -> int:
     attention = inputs.attention(args.spec, args)
+    form = crossing(attention, args.shape, getattr(torch, args.dtype), args.backward, dict(args.size))
     live, kernels = explained(attention, args.shape, getattr(torch, args.dtype), args.backward, dict(args.size))
     if args.json:
-        screen.report(_json(attention, live, kernels))
+        screen.report({**_json(attention, live, kernels), "linear": asdict(form)})
         return 0
     console = screen.out()
     console.print(f"{attention.name}: " + "; ".join(f"{counted(r)} over {r.rank}" for r in attention.passes()))
+    for score in attention.scores():
+        console.print(_described(score))
     console.print(f"{100 * live:.4g} % of the tiles live; {state_bytes(kernels[0].plan)} bytes of state a row")
     shown = screen.table(
         "kernel", ">products", ">arithmetic", ">special", ">memory", *(f"on {d.name}" for d in DEVICES.values())
@@ -52,8 +56,48 @@ def explain(args: argparse.Namespace) -> int:
         bounds = [k.bound(d) for d in DEVICES]
         shown.add_row(k.plan.name, *cells, *(f"{1e6 * t:.3g} us, {r}" for r, t in bounds))
     console.print(shown)
+    console.print(form.shown, markup=False)
     console.print("Times are the least that the named resource allows at its peak rate, not measurements.")
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """Where the linear form takes over, on the CPU of this machine; ``length`` is None where there is no such form."""
+
+    shown: str
+    rank: int | None = None
+    length: int | None = None
+    calibrated: bool = False
+
+
+def crossing(
+    attention: einfuse.Attention, shape: tuple[int, int, int, int], dtype: torch.dtype, backward: bool, given: dict[str, int]
+) -> Crossing:
+    """The linear form of a spec and its crossover length N* at these batch, heads and widths."""
+    found = attention.forms.found
+    if found is None:
+        return Crossing(linear_form(attention))
+    sizes = example_sizes(attention.cascade, Shape(*shape, (64, 64), 1)) | given
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    length = attention.forms.crossover(sizes, dtype, device, backward)
+    measured = not attention.forms.unmeasured(dtype, device, backward)
+    rates = "measured rates" if measured else "rates that stand in until two near forms are measured"
+    text = f"{linear_form(attention)}; {found.rank(sizes)} features, faster from N* = {length} on this {device.type} ({rates})"
+    decoding = attention.forms.decoding(sizes, dtype)
+    if decoding is not None:
+        text += f"; a step of the scan moves fewer bytes than a query that reads {decoding} keys"
+    return Crossing(text, found.rank(sizes), length, measured)
+
+
+def _described(score: Score) -> str:
+    """One line on a score: what it is made of, and what that means for a kernel."""
+    products = [f"{p.kind} product {p.name}" + (" (matrix units)" if p.on_matrix_units else "") for p in score.products]
+    degree = {None: "no polynomial in them", 0: "", 1: "affine in them"}.get(score.degree, f"of degree {score.degree} in them")
+    position = {"none": "", "linear": "linear in positions", "offset": "depends on the offset", "free": "depends on positions"}
+    tables = f"reads {', '.join(score.tables)} at computed places" if score.tables else ""
+    said = [", ".join(products) or "no product", degree if products else "", position[score.position], tables]
+    return f"score {score.name}: " + "; ".join(x for x in (*said, "bounded" if score.bounded else "") if x)
 
 
 def explained(
@@ -91,7 +135,7 @@ def _like(
     return query[:axes]
 
 
-def _json(attention: einfuse.Attention, live: float, kernels: list[Explained]) -> screen.Json:
+def _json(attention: einfuse.Attention, live: float, kernels: list[Explained]) -> dict[str, screen.Json]:
     rows: list[screen.Json] = []
     for k in kernels:
         bounds: dict[str, screen.Json] = {}
@@ -99,7 +143,14 @@ def _json(attention: einfuse.Attention, live: float, kernels: list[Explained]) -
             resource, seconds = k.bound(name)
             bounds[name] = {"resource": resource, "seconds": seconds}
         rows.append({"name": k.plan.name, **asdict(k.cost.work), "bytes": k.cost.bytes, "bounds": bounds})
-    return {"name": attention.name, "live_fraction": live, "state_bytes": state_bytes(kernels[0].plan), "kernels": rows}
+    scores: list[screen.Json] = [asdict(s) for s in attention.scores()]
+    return {
+        "name": attention.name,
+        "scores": scores,
+        "live_fraction": live,
+        "state_bytes": state_bytes(kernels[0].plan),
+        "kernels": rows,
+    }
 
 
 def _short(n: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import einfuse
 from einfuse.ir import SpecError
 
-OWN = ("source", "backend", "strict")
+OWN = ("source", "backend", "strict", "form")
 
 
 def params(args: argparse.Namespace) -> dict[str, Any]:

@@ -63,13 +63,12 @@ def fmt(args: argparse.Namespace) -> int:
 
 
 def list_specs(args: argparse.Namespace) -> int:
-    query = args.query.lower()
-    found = [s for s in einfuse.list_specs() if query in f"{s.name} {s.family} {s.paper}".lower()]
+    found = [s for s in einfuse.list_specs() if s.about(args.query)]
     if args.json:
         screen.report({"specs": [{"name": s.name, "family": s.family, "path": s.path, "paper": s.paper} for s in found]})
         return 0
     shown = screen.table("name", "family", "paper")
     for s in found:
         shown.add_row(s.name, s.family, s.paper)
-    screen.out().print(shown if found else f"no spec of the library has {args.query!r} in its name, family or paper")
+    screen.out().print(shown if found else f"no spec of the library has {args.query!r} in its name, family, paper or formula")
     return 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from einfuse.flex import assemble
 from einfuse.flex.masks import MaskFunction
 from einfuse.flex.tracer import Tracer
 from einfuse.flex.value import Value
-from einfuse.ir import classify
+from einfuse.ir import at_points, classify
 from einfuse.ir.interpret import evaluate_indices
 from einfuse.ir.tiles import EMPTY, FULL, PARTIAL
 
@@ -58,7 +59,7 @@ class _Blocks:
             {"b": batch, "h": heads},
         )
         kind = found.kind.copy()
-        for at, window, blocks in self._unsure(kind, found.ranks):
+        for at, window, blocks in self._unsure(self._mixed_or(kind, found.ranks, arrays), found.ranks):
             live = self._points(window)
             for n in blocks:
                 lo = n * width - window["j"][0]
@@ -72,14 +73,34 @@ class _Blocks:
         kind = kind.reshape(*(n if mine else 1 for n, mine in zip((batch, heads), own, strict=True)), *kind.shape[-2:])
         return np.broadcast_to(kind, (batch, heads, *kind.shape[-2:]))
 
+    def _mixed_or(
+        self, kind: Kinds, ranks: tuple[str, ...], arrays: Mapping[str, npt.NDArray[np.generic]]
+    ) -> npt.NDArray[np.bool_]:
+        """The blocks to be looked through: what may be partial, less those of whose corners some hold and some do not."""
+        unsure: npt.NDArray[np.bool_] = np.equal(kind, PARTIAL)
+        place = np.nonzero(unsure)
+        seen = np.zeros((2, len(place[0])), np.bool_)
+        _, _, rows, columns = self.shape
+        for down, across in itertools.product((False, True), repeat=2):
+            at = dict(zip(ranks, place[:-2], strict=True))
+            for r, x, tile, n, last in (
+                ("i", place[-2], self.block[0], rows, down),
+                ("j", place[-1], self.block[1], columns, across),
+            ):
+                at[r] = np.minimum((x + last) * tile, n) - last
+            known = at_points(self.mask.expr, at, self.sizes, self.numbers, arrays)
+            seen |= known == np.array([[EMPTY], [FULL]])
+        unsure[place] = ~seen.all(0)
+        return unsure
+
     def _unsure(
-        self, kind: Kinds, ranks: tuple[str, ...]
+        self, unsure: npt.NDArray[np.bool_], ranks: tuple[str, ...]
     ) -> Iterator[tuple[tuple[int, ...], dict[str, tuple[int, int]], list[int]]]:
-        """Runs of partial blocks of one row of blocks, with the window of points they span."""
+        """Runs of such blocks in one row of blocks, with the window of points they span."""
         height, width = self.block
         most = max(1, POINTS // (height * width))
-        for at in map(tuple, np.argwhere((kind == PARTIAL).any(-1)).tolist()):
-            columns = np.nonzero(kind[at] == PARTIAL)[0]
+        for at in map(tuple, np.argwhere(unsure.any(-1)).tolist()):
+            columns = np.nonzero(unsure[at])[0]
             window = {r: (k, k + 1) for r, k in zip(ranks, at[:-1], strict=True)}
             window["i"] = (at[-1] * height, min((at[-1] + 1) * height, self.shape[2]))
             start = 0

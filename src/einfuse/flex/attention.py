@@ -30,7 +30,10 @@ class AuxOutput(NamedTuple):
     max_scores: torch.Tensor | None = None
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch types it so; a trace is Python that dynamo cannot follow
+@torch.compiler.disable(  # type: ignore[untyped-decorator]  # torch types it so; a trace is Python that dynamo cannot follow
+    reason="einfuse traces score_mod and mask_mod itself, at every call: the graph breaks here, and goes on behind. "
+    "For fullgraph=True call an attention made outside of the graph: einfuse.compile(...) or einfuse.attention(score_mod, mask_mod)"
+)
 def flex_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -110,7 +113,8 @@ def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, enable_g
             raise TypeError(f"flex_attention: {name} must be a tensor, found {type(x).__name__}")
         if x.is_nested:
             raise NotImplementedError(
-                f"flex_attention: {name} is a nested tensor; pack the sequences and mask by document instead"
+                f"flex_attention: {name} is a nested tensor; pack the sequences and mask by document, or call an attention made by "
+                "einfuse.attention(score_mod, mask_mod), which takes jagged tensors (see also einfuse.varlen)"
             )
         if x.dim() != 4:
             raise ValueError(f"flex_attention: {name} must be [batch, heads, length, width], found the shape {tuple(x.shape)}")

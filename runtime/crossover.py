@@ -1,0 +1,119 @@
+"""Which form of an attention is less work at a shape: a model of the time of each, calibrated once per device.
+
+    time(form) = launches * LAUNCH + work(form) / rate(kind)
+
+Work is counted on the kernels' own plans (`codegen.cost`). A *kind* is how a form runs: ``quadratic``, or what `ir.factorisation` calls
+the linear one (``flat sums``). Its rate depends on the device and the dtype and on whether gradients follow. It is measured with one
+small kernel the first time that two forms are near each other, and kept in the cache folder; until then `RATES` stands in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from einfuse.codegen import KernelPlan
+from einfuse.codegen.cost import cost, scan_work, weighted
+from einfuse.codegen.files import write_atomic
+from einfuse.codegen.scan import ScanPlan
+from einfuse.runtime import cache
+
+LAUNCH = 2e-5
+"""Seconds to start one kernel."""
+RATES = {"quadratic": 1.0, "sums": 0.6, "flat sums": 1.0, "scan": 0.35, "flat scan": 0.5}
+"""Rates that are not measured, as shares of `PEAK`: only their ratios decide."""
+PEAK = {"cpu": 1e11, "cuda": 2e14}
+NEAR = 6.0
+"""Times closer than this factor are measured; what is further apart no calibration would turn round."""
+WORTH = 2e-3
+"""Seconds below which the choice is not worth a measurement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What rates depend on beside the kind."""
+
+    device: str
+    dtype: str
+    training: bool
+
+    @staticmethod
+    def of(x: torch.Tensor, training: bool) -> Setting:
+        cpu = f"{torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()}"
+        name = torch.cuda.get_device_name(x.device) if x.is_cuda else cpu
+        return Setting(name, str(x.dtype).removeprefix("torch."), training)
+
+    def key(self, kind: str) -> str:
+        return cache.key("rate", kind, self.device, self.dtype, self.training)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Seconds of one call by each form."""
+
+    quadratic: float
+    linear: float
+
+    @property
+    def near(self) -> bool:
+        """Would a wrong rate change the choice, and does the choice matter?"""
+        low, high = sorted((self.quadratic, self.linear))
+        return high < NEAR * low and high > WORTH
+
+
+def seconds(plans: list[KernelPlan] | list[ScanPlan], sizes: Mapping[str, int], live: float, rate: float) -> float:
+    """The time of the kernels of one form; ``live`` is the share of the pairs under the mask."""
+    work = 0.0
+    for plan in plans:
+        if isinstance(plan, ScanPlan):
+            work += weighted(scan_work(plan, sizes))
+        else:
+            folds = {s.rank: live for s in plan.steps if not isinstance(s, tuple)}
+            work += weighted(cost(plan, sizes, {}, folds).work)
+    return len(plans) * LAUNCH + work / rate
+
+
+def rate(kind: str, setting: Setting, device: torch.device) -> float:
+    """The rate that was measured for this kind, or the one that stands in."""
+    return known(kind, setting) or RATES[kind] * PEAK.get(device.type, PEAK["cuda"])
+
+
+def known(kind: str, setting: Setting) -> float | None:
+    """The measured rate, if there is one."""
+    path = cache.folder() / "rate" / f"{setting.key(kind)}.json"
+    try:
+        return float(json.loads(path.read_text())["rate"])
+    except (OSError, ValueError, KeyError):
+        return None  # not measured yet
+
+
+def keep(kind: str, setting: Setting, found: float) -> None:
+    """Remembers a measured rate on disk, where that can be written."""
+    path = cache.folder() / "rate" / f"{setting.key(kind)}.json"
+    about = {"rate": found, "kind": kind, "device": setting.device, "dtype": setting.dtype, "training": setting.training}
+    with contextlib.suppress(OSError):  # a full or read-only disk: measured again by the next process
+        write_atomic(path, json.dumps(about).encode())
+
+
+def timed(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
+    """The least time of ``run`` after two calls that warm up: what else the machine does only adds to it."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    for _ in range(2):
+        run()
+    times = []
+    for _ in range(repeats):
+        wait()
+        start = time.perf_counter()
+        run()
+        wait()
+        times.append(time.perf_counter() - start)
+    return min(times)

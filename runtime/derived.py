@@ -1,0 +1,25 @@
+"""What is derived from a cascade, derived once: fusing is remembered on disk, whatever dtypes, tiles and back ends ask for it later."""
+
+from __future__ import annotations
+
+from einfuse.ir import Cascade, derivation, pipeline
+from einfuse.ir.passes import online_fuse
+from einfuse.ir.text import show
+from einfuse.runtime import cache
+
+
+def fused(cascade: Cascade, strict: bool = False) -> Cascade:
+    """The cascade after every pass that knows nothing of tiles."""
+    name = cache.key("fused", show(cascade), strict)
+    return cache.remembered("fused", name, lambda: pipeline.run(cascade, strict=strict, after="name_scores"))
+
+
+def scheduled(cascade: Cascade, block: int, step: int, strict: bool = False) -> Cascade:
+    """The cascade after all passes, as `pipeline.run` gives it."""
+    return pipeline.run(fused(cascade, strict), block, step, strict, since="name_scores")
+
+
+def derivations(cascade: Cascade) -> list[derivation.Derivation]:
+    """How the reads of statistics of every folded rank are resolved in a canonical cascade, rank after rank."""
+    name = cache.key("derivations", show(cascade))
+    return cache.remembered("derivations", name, lambda: [found for found, _ in online_fuse.steps(cascade)])

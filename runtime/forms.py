@@ -1,0 +1,240 @@
+"""The two forms of an attention whose weights factor, and the choice between them at a call.
+
+``quadratic`` computes every weight; ``linear`` sums the keys into a state first (`ir.passes.reassociate`). ``auto`` takes the one that the
+model of `runtime.crossover` says is faster at the shapes of the call; ``$EINFUSE_FORM`` overrides it where both forms fit.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+
+from einfuse.ir import Cascade, SpecError
+from einfuse.ir.cut import NotFactorableError
+from einfuse.ir.factorisation import Factorisation, find
+from einfuse.ir.passes import reassociate
+from einfuse.ir.text import parse
+from einfuse.runtime import crossover
+from einfuse.runtime.crossover import Estimate, Setting
+
+if TYPE_CHECKING:
+    from einfuse.runtime.attention import Attention
+
+FormName = Literal["auto", "quadratic", "linear"]
+STATE = 2**15
+"""Numbers that the states of a scan may hold for one program of a GPU: they stay on chip."""
+FEW = 32
+"""Keys that no state is worth summing for; neither are a quarter as many as there are features. (No plan is made to find that out.)"""
+DENSE = 2**33
+"""Bytes that the gradient of a flat rank may need: one number for every point and coordinate."""
+
+_HEAD = """cascade reference over b, h {
+  rank b: batch = B
+  rank h: head = H
+  rank i: query = Nq
+  rank j: key = Nk
+  rank d: feature = D
+  rank e: feature = E
+  in q[B, H, Nq, D]: float
+  in k[B, H, Nk, D]: float
+  in v[B, H, Nk, E]: float
+  s[i, j] = sum[d] q[b, h, i, d] * k[b, h, j, d]"""
+_POLYNOMIAL = "(1 + s[i, j] + s[i, j] * s[i, j])"
+_REFERENCES = {
+    "quadratic": f"\n  o[i, e] = sum[j] {_POLYNOMIAL} * v[b, h, j, e]\n  out o\n}}",
+    "sums": "\n  o[i, e] = sum[j] s[i, j] * v[b, h, j, e]\n  out o\n}",
+    "flat sums": f"\n  o[i, e] = sum[j] {_POLYNOMIAL} * v[b, h, j, e]\n  out o\n}}",
+    "scan": " where j <= i\n  o[i, e] = sum[j] s[i, j] * v[b, h, j, e]\n  out o\n}",
+    "flat scan": f" where j <= i\n  o[i, e] = sum[j] {_POLYNOMIAL} * v[b, h, j, e]\n  out o\n}}",
+}
+
+
+def known_form(name: str) -> FormName:
+    """The name of a form. Raises ValueError for another."""
+    if name not in get_args(FormName):
+        raise ValueError(f"the form is one of {', '.join(get_args(FormName))}, found {name!r}")
+    return name  # type: ignore[return-value]  # checked
+
+
+@dataclass(slots=True)
+class Forms:
+    """What is known of the forms of one attention; the linear one is built for the widths it is asked for."""
+
+    quadratic: Attention
+    found: Factorisation | None = None
+    obstacle: str | None = None
+    linears: dict[tuple[int, ...], Attention] = field(default_factory=dict)
+    choices: dict[tuple[object, ...], FormName] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            self.found = find(self.quadratic.cascade)
+        except NotFactorableError as reason:
+            self.obstacle = str(reason)
+
+    def fits(self, sizes: Mapping[str, int]) -> str | None:
+        """Why the linear form does not take these sizes; None where it does."""
+        if self.found is None:
+            return self.obstacle
+        c = self.found.cascade
+        rows, columns = (_extent(c.rank(r).size, sizes) for r in (self.found.row, self.found.column))
+        if self.found.causal and rows != columns:
+            return f"a scan goes along queries and keys together, found {rows} queries and {columns} keys"
+        return None
+
+    def linear(self, sizes: Mapping[str, int]) -> Attention:
+        """The linear form for these sizes. Raises SpecError where there is none."""
+        reason = self.fits(sizes)
+        if reason is not None or self.found is None:
+            raise SpecError(f"{self.quadratic.name} has no linear form: {reason}", self.quadratic.cascade.loc)
+        return self.build(sizes)
+
+    def build(self, widths: Mapping[str, int], points: bool = False) -> Attention:
+        """The linear form for these widths (those that it is written for), built once; ``points``: a scan that goes point by point."""
+        assert self.found is not None, "only a linear form is built"
+        key = (points, *(widths[n] for n in sorted(self.found.widths)))
+        if key not in self.linears:
+            if torch.compiler.is_compiling():
+                missing = f"the linear form of {self.quadratic.name} for the widths {key[1:]} is not built"
+                raise SpecError(missing, self.quadratic.cascade.loc, "call it once before it is captured")
+            from einfuse.runtime.attention import Attention
+
+            cascade = reassociate.run(self.quadratic.cascade, widths, points)
+            self.linears[key] = Attention(cascade, self.quadratic.backend, self.quadratic.strict, form="quadratic")
+        return self.linears[key]
+
+    def decoding(self, sizes: Mapping[str, int], dtype: torch.dtype) -> int | None:
+        """The number of keys from which on a step of the scan moves fewer bytes than a query reads of keys; None where there is no scan."""
+        if self.found is None or not self.found.causal:
+            return None
+        c = self.found.cascade
+        states = self.found.rank(sizes) * sum(_product(c, s.einsum.ranks, sizes, {self.found.row}) for s in self.found.sums)
+        return math.ceil(2 * 4 * states / (self.found.numbers(sizes) * dtype.itemsize))
+
+    # -- the choice ----------------------------------------------------------------------------------------------------------------
+
+    def choose(self, sizes: Mapping[str, int], x: torch.Tensor, training: bool) -> FormName:
+        """The form for a call with these sizes and tensors like ``x``; ``training`` where gradients follow."""
+        if self.found is None or x.device.type == "meta" or not all(sizes.values()) or self.fits(sizes) is not None:
+            return "quadratic"
+        asked = known_form(os.environ.get("EINFUSE_FORM", "auto"))
+        if asked != "auto":
+            return asked
+        key = (*sorted(sizes.items()), x.dtype, x.device, training)
+        if key not in self.choices:
+            found = self._choose(sizes, x, training)
+            self.choices[key] = found
+        return self.choices[key]
+
+    def _choose(self, sizes: Mapping[str, int], x: torch.Tensor, training: bool) -> FormName:
+        assert self.found is not None, "asked of a linear form"
+        keys = _extent(self.found.cascade.rank(self.found.column).size, sizes)
+        if keys <= max(FEW, self.found.rank(sizes) // 4) or self._too_large(sizes, x, training):
+            return "quadratic"
+        found = self.estimate(sizes, x.dtype, x.device, training)
+        if found.near:
+            for kind in self.unmeasured(x.dtype, x.device, training):
+                self.calibrate(kind, x.dtype, x.device, training)
+            found = self.estimate(sizes, x.dtype, x.device, training)
+        return "linear" if found.linear < found.quadratic else "quadratic"
+
+    def unmeasured(self, dtype: torch.dtype, device: torch.device, training: bool) -> list[str]:
+        """The kinds of the two forms whose rate on this device stands in."""
+        assert self.found is not None, "only two forms are compared"
+        setting = Setting.of(torch.empty(0, dtype=dtype, device=device), training)
+        return [kind for kind in ("quadratic", self.found.kind) if crossover.known(kind, setting) is None]
+
+    def _too_large(self, sizes: Mapping[str, int], x: torch.Tensor, training: bool) -> bool:
+        """Would the linear form hold more than there is room for?"""
+        assert self.found is not None, "asked of a linear form"
+        c = self.found.cascade
+        features = self.found.rank(sizes)
+        if self.found.causal and x.device.type != "cpu":
+            values = max(_product(c, s.einsum.ranks, sizes, {self.found.row}) for s in self.found.sums)
+            if features * values > STATE:
+                return True
+        points = max(_extent(c.rank(r).size, sizes) for r in (self.found.row, self.found.column))
+        ambient = _product(c, c.over, sizes, set())
+        return training and "flat" in self.found.kind and 4 * points * ambient * features > DENSE
+
+    def estimate(self, sizes: Mapping[str, int], dtype: torch.dtype, device: torch.device, training: bool) -> Estimate:
+        """What the model says at these sizes."""
+        assert self.found is not None, "only two forms are compared"
+        setting = Setting.of(torch.empty(0, dtype=dtype, device=device), training)
+        live = 0.5 if self.found.causal else 1.0
+        return Estimate(
+            *(
+                crossover.seconds(
+                    a.work_plans(self._backend(device), dtype, training, sizes),
+                    sizes,
+                    live,
+                    crossover.rate(kind, setting, device),
+                )
+                for a, kind in ((self.quadratic, "quadratic"), (self.linear(sizes), self.found.kind))
+            )
+        )
+
+    def _backend(self, device: torch.device) -> Literal["cpu", "triton"]:
+        return "cpu" if device.type == "cpu" else "triton"
+
+    def crossover(self, sizes: Mapping[str, int], dtype: torch.dtype, device: torch.device, training: bool = False) -> int:
+        """The length from which on the linear form is faster, with as many keys as queries and the other sizes as they are."""
+        assert self.found is not None, "only two forms cross"
+        names = {self.found.cascade.rank(r).size for r in (self.found.row, self.found.column)}
+
+        def better(n: int) -> bool:
+            at = {**sizes, **{str(s): n for s in names}}
+            found = self.estimate(at, dtype, device, training)
+            return found.linear < found.quadratic
+
+        high = 16
+        while not better(high) and high < 2**24:
+            high *= 2
+        low = high // 2
+        while high - low > max(1, low // 64):
+            middle = (low + high) // 2
+            low, high = (low, middle) if better(middle) else (middle, high)
+        return high
+
+    def calibrate(self, kind: str, dtype: torch.dtype, device: torch.device, training: bool) -> float:
+        """Measures the rate of one kind with a small kernel, and keeps it."""
+        from einfuse.runtime.attention import Attention
+
+        setting = Setting.of(torch.empty(0, dtype=dtype, device=device), training)
+        heads, n = (torch.get_num_threads(), 2048) if device.type == "cpu" else (64, 4096)
+        sizes = {"B": 1, "H": heads, "Nq": n, "Nk": n, "D": 64, "E": 64}
+        whole = Attention(parse(_HEAD + _REFERENCES[kind]), self.quadratic.backend, form="quadratic")
+        run = whole if kind == "quadratic" else whole.forms.linear(sizes)
+        inputs = [0.1 * torch.randn(1, heads, n, 64, dtype=dtype, device=device) for _ in range(3)]
+        leaves = [x.requires_grad_(training) for x in inputs]
+
+        def once() -> None:
+            out = run(*leaves)
+            assert isinstance(out, torch.Tensor), "the reference has one output"
+            if training:
+                torch.autograd.grad(out, leaves, torch.ones_like(out))
+
+        with torch.set_grad_enabled(training):
+            taken = crossover.timed(once, device)
+        plans = run.work_plans(self._backend(device), dtype, training, sizes)
+        per_rate = crossover.seconds(plans, sizes, 0.5 if "scan" in kind else 1.0, 1.0) - len(plans) * crossover.LAUNCH
+        found = per_rate / max(taken - len(plans) * crossover.LAUNCH, 1e-9)
+        crossover.keep(kind, setting, found)
+        return found
+
+
+def _extent(size: int | str, sizes: Mapping[str, int]) -> int:
+    return size if isinstance(size, int) else sizes[size]
+
+
+def _product(c: Cascade, ranks: tuple[str, ...], sizes: Mapping[str, int], without: set[str]) -> int:
+    out = 1
+    for r in ranks:
+        if r not in without:
+            out *= _extent(c.rank(r).size, sizes)
+    return out

@@ -1,0 +1,211 @@
+"""Sequences of different lengths in one call: jagged nested tensors, or all tokens in a row with the bounds of the sequences.
+
+Both run the packed form of the spec (`ir.passes.pack`): no padding is made, and tiles that hold no pair of tokens of one sequence are
+not visited. Packed cascades are made once for an attention, the tables of bounds once for bounds that did not change.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from einfuse.ir import Cascade, Scalar
+from einfuse.ir.passes import pack
+from einfuse.ir.passes.pack import Packed, Table
+
+if TYPE_CHECKING:
+    from einfuse.runtime.attention import Attention, Output
+
+_outside_of_graphs = torch.compiler.disable(
+    reason="the bounds of sequences are looked at on the host: the graph breaks at this call, and goes on behind it"
+)
+_TABLES = WeakTensorKeyDictionary()
+"""Of bounds of sequences: their version, and what was made of them."""
+
+
+@_outside_of_graphs  # type: ignore[untyped-decorator]  # torch types it so
+def varlen(
+    attention: Attention,
+    *tensors: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor | None = None,
+    **given: torch.Tensor | Scalar,
+) -> Output:
+    """An attention over packed sequences: ``varlen(attn, q, k, v, cu_seqlens_q=cu)`` with ``q[T, H, D]``, ``k[Tk, Hk, D]``, ``v[Tk, Hk, E]``.
+
+    Every input of the spec with an axis for the batch and one for positions is given with the tokens of all sequences in a row as its first
+    axis, then the axes that remain in the spec's order; outputs have the same form (``o[T, H, E]``). Other inputs are as in a plain
+    call; those with axes of positions, such as a bias, are as long as the longest sequence. ``cu_seqlens_q[B + 1]`` (int32 or int64)
+    starts at 0, never falls and ends at T: sequence b is the tokens ``cu_seqlens_q[b] .. cu_seqlens_q[b + 1] - 1``;
+    ``cu_seqlens_k`` says the same of keys (those of the queries, if left out). Differentiable in every float tensor.
+
+    Raises SpecError for a spec that has no packed form, ValueError for bounds that do not fit, TypeError as a plain call does.
+    """
+    optional = attention.optional & set(given)
+    if optional:
+        attention = attention.given(optional)
+        given = {n: x for n, x in given.items() if x is not None}
+    named = _named(attention.cascade, tensors, given)
+    held = pack.axes(attention.cascade)
+    queries = {r.size for r in attention.cascade.ranks if r.kind == "query"}
+    bounds = {s: cu_seqlens_q if s in queries or cu_seqlens_k is None else cu_seqlens_k for _, s in held.values()}
+    form = Form.of(attention, bounds)
+    for name, at in form.found.inputs.items():
+        x, axes = named.get(name), len(form.attention.cascade.input(name).axes)
+        if isinstance(x, torch.Tensor):
+            if x.ndim != axes:
+                raise ValueError(
+                    f"{attention.name}: {name} must be packed, tokens first, with {axes} axes; found the shape {tuple(x.shape)}"
+                )
+            named[name] = x.movedim(0, at)
+    outs = form.attention(**named, **form.tables(named))
+    moved = [o.movedim(at, 0) for o, at in zip(_all(outs), form.found.outs, strict=True)]
+    return moved[0] if len(moved) == 1 else tuple(moved)
+
+
+@_outside_of_graphs  # type: ignore[untyped-decorator]  # torch types it so
+def nested(
+    attention: Attention, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar], run: Callable[..., Output]
+) -> Output:
+    """A call in which some tensors are jagged; so are the outputs, with the bounds of what their positions come from.
+
+    ``run(attention, **arguments)`` calls the packed attention.
+    """
+    name = attention.name
+    held = pack.axes(attention.cascade)
+    bounds: dict[str, torch.Tensor] = {}
+    flat: dict[str, torch.Tensor] = {}
+    ragged = {held[n][1] for n, x in tensors.items() if x.is_nested and n in held}
+    for n, x in tensors.items():
+        if n in held and held[n][1] in ragged:
+            flat[n], own = _flattened(name, n, x, held[n][0])
+            if not _same(bounds.setdefault(held[n][1], own), own):
+                raise ValueError(
+                    f"{name}: the sequences of {n} are not as long as those of other tensors with the size {held[n][1]}"
+                )
+        elif x.is_nested:
+            raise ValueError(f"{name}: {n} has no axis of positions beside one of the batch, and cannot be a nested tensor")
+        else:
+            flat[n] = x
+    form = Form.of(attention, bounds)
+    outs = _all(run(form.attention, **flat, **form.tables(flat), **numbers))
+    made = []
+    for o, at, size in zip(outs, form.found.outs, form.found.sizes, strict=True):
+        cu = next(x for s, x in bounds.items() if form.found.group(s) == form.found.group(size))
+        made.append(torch.nested.nested_tensor_from_jagged(o, cu, jagged_dim=at + 1))
+    return made[0] if len(made) == 1 else tuple(made)
+
+
+def _all(outs: Output) -> tuple[torch.Tensor, ...]:
+    return outs if isinstance(outs, tuple) else (outs,)
+
+
+def _named(cascade: Cascade, tensors: tuple[torch.Tensor, ...], given: Mapping[str, Any]) -> dict[str, Any]:
+    names = [t.name for t in cascade.inputs if not t.param]
+    if len(tensors) > len(names):
+        raise TypeError(f"{cascade.name} takes {len(names)} tensors ({', '.join(names)}), found {len(tensors)}")
+    twice = set(names[: len(tensors)]) & set(given)
+    if twice:
+        raise TypeError(f"{cascade.name}: {min(twice)} is given twice, by position and by keyword")
+    return dict(zip(names, tensors, strict=False)) | dict(given)
+
+
+def _flattened(spec: str, name: str, x: torch.Tensor, at: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens of a jagged tensor in a row, and the bounds of its sequences. Raises ValueError where it is none, or has holes."""
+    if not x.is_nested:
+        raise ValueError(
+            f"{spec}: {name} must be a nested tensor, as others of this call are; found one of shape {tuple(x.shape)}"
+        )
+    if x.layout != torch.jagged:
+        raise ValueError(f"{spec}: nested tensors must have layout=torch.jagged, {name} has {x.layout}")
+    ragged = next(n for n, extent in enumerate(x.shape) if isinstance(extent, torch.SymInt))
+    if ragged != at:
+        raise ValueError(
+            f"{spec}: axis {at} of {name} is that of positions, found a nested tensor whose axis {ragged} is ragged; transpose it"
+        )
+    if x.lengths() is not None:  # type: ignore[attr-defined]  # of jagged tensors
+        raise ValueError(f"{spec}: {name} is a nested tensor with holes between its sequences; call contiguous() on it")
+    return x.values(), x.offsets()  # type: ignore[attr-defined]  # of jagged tensors
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a is b or (a.shape == b.shape and torch.equal(a, b))
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The packed form of an attention for the sequences of one call; ``bounds`` of every group of sizes."""
+
+    found: Packed
+    attention: Attention
+    bounds: tuple[torch.Tensor, ...]
+
+    @staticmethod
+    def of(attention: Attention, bounds: Mapping[str, torch.Tensor]) -> Form:
+        """For sizes with these bounds. Raises ValueError where bounds are none, or are not those of as many sequences."""
+        if not bounds:
+            raise ValueError(f"{attention.name} has no input with an axis for the batch and one for positions")
+        seen: list[torch.Tensor] = []
+        same = []
+        for size, cu in bounds.items():
+            known = next((n for n, other in enumerate(seen) if _same(cu, other)), len(seen))
+            if known == len(seen):
+                _check(attention.name, size, cu)
+                seen.append(cu)
+            same.append(known)
+        if len({len(cu) for cu in seen}) > 1:
+            listed = ", ".join(f"{len(cu) - 1} of {size}" for size, cu in bounds.items())
+            raise ValueError(f"{attention.name}: queries and keys must have as many sequences, found {listed}")
+        return Form(*attention.packed(pack.grouped(list(bounds), same)), tuple(seen))
+
+    def tables(self, tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """The tables of a call. Raises ValueError where a tensor has not as many tokens as its bounds say."""
+        for name, at in self.found.inputs.items():
+            x = tensors.get(name)
+            if isinstance(x, torch.Tensor):
+                cu = self.bounds[self.found.group(self.attention.cascade.input(name).axes[at].name)]
+                if x.shape[at] != _made(cu)["tokens"]:
+                    raise ValueError(
+                        f"{self.attention.name}: {name} has {x.shape[at]} tokens, the bounds of its sequences end at {_made(cu)['tokens']}"
+                    )
+        return {t.name: _table(t, self.bounds[t.group], self.bounds[t.owner]) for t in self.found.tables}
+
+
+def _check(spec: str, size: str, cu: torch.Tensor) -> None:
+    """Raises TypeError or ValueError for what bounds no sequences. Looked at once for each version of the bounds."""
+    if cu.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{spec}: the bounds of sequences must be int32 or int64, those of {size} are {cu.dtype}")
+    if cu.ndim != 1 or len(cu) < 2:
+        raise ValueError(f"{spec}: the bounds of sequences must have the shape [B + 1], those of {size} have {tuple(cu.shape)}")
+    known = _made(cu)
+    if "tokens" not in known:
+        listed = cu.tolist()
+        if listed[0] != 0 or any(a > b for a, b in itertools.pairwise(listed)):
+            raise ValueError(f"{spec}: the bounds of sequences start at 0 and never fall, those of {size} are {listed[:9]}")
+        known["tokens"] = listed[-1]
+
+
+def _made(cu: torch.Tensor) -> dict[Any, Any]:
+    """What is known of bounds: forgotten with them, and when they change."""
+    found = _TABLES.get(cu)
+    if found is None or cu.is_inference() or found[0] != cu._version:
+        found = (0 if cu.is_inference() else cu._version, {})
+        _TABLES[cu] = found
+    return found[1]  # type: ignore[no-any-return]  # torch's dictionary is not typed
+
+
+def _table(t: Table, cu: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+    known = _made(owner)
+    key = (t.what, id(cu) if t.what != "sequence" else 0)
+    held = known.get(key)
+    if held is None or held[0]() is not cu or held[1] != cu._version:
+        sequence = torch.repeat_interleave(torch.arange(len(owner) - 1, device=owner.device), owner.diff())
+        made = {"sequence": sequence, "first": cu[:-1][sequence], "last": cu[1:][sequence]}[t.what].int()
+        held = known[key] = (weakref.ref(cu), cu._version, made)
+    return held[2]
