@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-
-from lark import Token
-from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+from typing import TYPE_CHECKING
 
 from einfuse.ir import Span, SpecError
+
+if TYPE_CHECKING:  # the parser's library is slow to import, and a spec that was parsed before does without
+    from lark import Token
+    from lark.exceptions import UnexpectedInput, UnexpectedToken
 
 KEYWORDS = (
     *("attention", "over", "rank", "in", "out", "def", "return", "use", "where", "optional", "scan"),
@@ -74,6 +76,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def syntax_error(error: UnexpectedInput, text: str, file: str) -> SpecError:
     """A parser's refusal in our words."""
+    from lark.exceptions import UnexpectedCharacters, UnexpectedToken
+
     if isinstance(error, UnexpectedCharacters):
         found = text[error.pos_in_stream or 0]
         where = Span(file, error.line, error.column)
@@ -94,6 +98,8 @@ def syntax_error(error: UnexpectedInput, text: str, file: str) -> SpecError:
 
 def _before(error: UnexpectedToken) -> Token | None:
     """The last token the parser took before the one it refused."""
+    from lark import Token
+
     stack = error.interactive_parser.parser_state.value_stack if error.interactive_parser is not None else []
     last = stack[-1] if stack else None
     while last is not None and not isinstance(last, Token):

@@ -7,13 +7,14 @@ own, and folds, states and carries can be written down. ``X'[i]`` is the re-base
 from __future__ import annotations
 
 import functools
-
-from lark import Lark, Token, Transformer
-from lark.exceptions import UnexpectedInput
+from typing import TYPE_CHECKING
 
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Range, Rank, Span, State, Tensor
+
+if TYPE_CHECKING:
+    from lark import Lark, Token
 
 _PRECEDENCE = {"or": 1, "and": 2, "not": 3} | dict.fromkeys(("<", "<=", ">", ">=", "==", "!="), 4)
 _PRECEDENCE |= {"+": 5, "-": 5, "*": 6, "/": 6, "//": 6, "%": 6, "neg": 7, "^": 8}
@@ -133,7 +134,7 @@ COMMENT: /#[^\n]*/
 """
 
 
-class _Build(Transformer[Token, Cascade]):
+class _Build:
     """Lark's callbacks, bottom up; a bare name becomes a size until `_resolve` knows the ranks."""
 
     def names(self, c: list[Token]) -> tuple[str, ...]:
@@ -268,11 +269,15 @@ class _Build(Transformer[Token, Cascade]):
 
 @functools.cache
 def _parser() -> Lark:
+    from lark import Lark  # slow to import, and most processes read no cascade
+
     return Lark(GRAMMAR, parser="lalr", transformer=_Build(), maybe_placeholders=True)
 
 
 def parse(text: str, file: str = "<cascade>") -> Cascade:
     """Reads the text form. Raises SpecError where it is not a cascade; does not verify (see `ir.verify`)."""
+    from lark.exceptions import UnexpectedInput
+
     try:
         cascade = _parser().parse(text)
     except UnexpectedInput as error:

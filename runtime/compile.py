@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from einfuse import dsl
 from einfuse.ir import Cascade, Scalar, SpecError
+from einfuse.runtime import cache
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import BackendName
 from einfuse.runtime.forms import FormName
 
+T = TypeVar("T")
 SPECS = Path(__file__).resolve().parents[1] / "library" / "specs"
 
 
@@ -48,14 +52,29 @@ def compile(
     weights do not factor) or chosen at every call by its shapes. Raises SpecError with line, column and hint.
     """
     text, file, folder = _found(source)
-    module = dsl.parse(text, file)
-    optional = {i.name for i in dsl.signature(module).inputs if i.optional}
     search = (folder,) if folder is not None else ()
 
-    def elaborate(given: frozenset[str]) -> Cascade:
-        return dsl.elaborate(module, params=dict(params), given=set(given), search=search)
+    @functools.cache
+    def module() -> dsl.Module:
+        return dsl.parse(text, file)
 
-    return attention_of(elaborate, frozenset(optional), backend, strict, form)
+    def elaborate(given: frozenset[str]) -> Cascade:
+        def make() -> Cascade:
+            return dsl.elaborate(module(), params=dict(params), given=set(given), search=search)
+
+        return _kept("cascade", make, text, file, sorted(params.items()), sorted(given))
+
+    def find() -> frozenset[str]:
+        return frozenset(i.name for i in dsl.signature(module()).inputs if i.optional)
+
+    return attention_of(elaborate, _kept("optional", find, text, file), backend, strict, form)
+
+
+def _kept(kind: str, make: Callable[[], T], text: str, *more: object) -> T:
+    """What follows from a spec's text: from disk where it is known. A text that uses other files is read each time, with them."""
+    if re.search(r"^\s*use\b", text, re.MULTILINE):
+        return make()
+    return cache.remembered("spec", cache.key(kind, text, *map(repr, more)), make)
 
 
 def attention(

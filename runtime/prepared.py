@@ -96,7 +96,7 @@ def signature(args: Sequence[Given], kwargs: Mapping[str, Given]) -> Key | None:
     if torch.compiler.is_compiling() or _watched():
         return None
     grad = torch.is_grad_enabled()
-    parts: list[object] = [len(args)]
+    parts: list[object] = [len(args), torch.get_num_threads()]
     for x in (*args, *kwargs.values()):
         if type(x) in _PLAIN:
             assert isinstance(x, torch.Tensor)

@@ -9,14 +9,7 @@ from einfuse.codegen.cpu import Caches, tile, tiling
 
 @pytest.mark.parametrize(
     ("first", "second", "width", "expected"),
-    [
-        (32, 1024, 64, 128),
-        (48, 2048, 64, 128),
-        (64, 1024, 64, 256),
-        (16, 512, 64, 64),
-        (32, 256, 128, 64),
-        (32, 1024, 2048, 32),
-    ],
+    [(32, 1024, 64, 64), (48, 2048, 64, 64), (64, 1024, 64, 128), (16, 512, 64, 32), (64, 256, 128, 64), (32, 1024, 2048, 32)],
 )
 def test_a_step_fits(first: int, second: int, width: int, expected: int) -> None:
     assert tile("f32", width, False, Caches(first << 10, second << 10)) == (48, expected)
@@ -24,6 +17,7 @@ def test_a_step_fits(first: int, second: int, width: int, expected: int) -> None
 
 def test_wider_numbers_take_shorter_steps() -> None:
     assert tile("f64", 64, False, Caches())[1] == tile("f32", 64, False, Caches())[1] // 2
+    assert tile("bf16", 64, False, Caches()) == (48, 128)
     assert tile("bf16", 64, True, Caches()) == (96, 64)
 
 

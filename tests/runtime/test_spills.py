@@ -1,0 +1,51 @@
+"""A kernel whose compiler reports spilled registers gives way to one with smaller tiles."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+import einfuse
+from einfuse.runtime import backends
+
+
+def test_a_kernel_that_spills_gets_smaller_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[tuple[int, int]] = []
+    torch_backend = backends.BACKENDS["torch"]
+
+    @dataclasses.dataclass(frozen=True)
+    class Spilling:
+        name: backends.BackendName = "torch"
+
+        def tilings(self, storage: str, width: int, backward: bool) -> backends.Tilings:
+            return ((64, 64), (32, 64), (32, 32))
+
+        def holds(self, plan: einfuse.codegen.KernelPlan) -> bool:
+            return True
+
+        def workers(self, device: torch.device) -> int:
+            return 1
+
+        def emit(self, plan: einfuse.codegen.KernelPlan) -> str:
+            return torch_backend.emit(plan)
+
+        def build(self, plan: einfuse.codegen.KernelPlan, source: str, folder: object) -> backends.Kernel:
+            kernel = torch_backend.build(plan, source, folder)
+            assert plan.tile is not None
+            tile = plan.tile.block
+
+            def run(tensors: Mapping, params: Mapping, sizes: Mapping) -> int:
+                kernel(tensors, params, sizes)
+                used.append(tile)
+                return 7 if tile > 32 else 0
+
+            return run
+
+    monkeypatch.setitem(backends.BACKENDS, "torch", Spilling())
+    attn = einfuse.compile("full", backend="torch")
+    q, k, v = (torch.randn(1, 2, 70, 24) for _ in range(3))  # a width that no other test has: built kernels are shared
+    first, second, third = (attn(q, k, v) for _ in range(3))
+    assert used == [64, 32, 32], "the first rung spills, the second does not and stays"
+    torch.testing.assert_close(first, second)
+    torch.testing.assert_close(second, third, rtol=0, atol=0)
