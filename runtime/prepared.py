@@ -43,7 +43,7 @@ class Prepared:
     def __call__(self, args: Sequence[Given], kwargs: Mapping[str, Given]) -> list[torch.Tensor]:
         tensors: dict[str, torch.Tensor] = dict(zip(self.names, args, strict=False))  # type: ignore[arg-type]  # checked by `signature`
         if kwargs:
-            tensors |= kwargs  # type: ignore[arg-type]  # numbers among them are not looked at
+            tensors |= {n: x for n, x in kwargs.items() if n not in self.numbers}  # type: ignore[misc]  # the others are tensors
         if self.looks:
             self.program.check_ranges({n: tensors[n] for n in self.names}, self.numbers, self.sizes)
         found = []

@@ -33,6 +33,8 @@ EXECUTED = {
     ("docs/language.md", "text"): "dsl/test_language_doc.py::test_errors_read_as_shown",
     ("docs/language.md", "python"): "dsl/test_language_doc.py::test_the_python_example_runs",
     ("docs/flex.md", "python"): "flex/test_doc.py::test_the_examples",
+    ("docs/linear.md", "attn"): "runtime/test_forms.py::test_the_documented_spec_is_what_it_says",
+    ("docs/linear.md", "python"): "runtime/test_forms.py::test_the_documented_example_runs",
     ("docs/layers.md", "python"): "test_client_docs.py::test_examples_run",
     ("docs/testing.md", "python"): "test_client_docs.py::test_examples_run",
     ("docs/integrations.md", "python"): "test_client_docs.py::test_examples_run",
