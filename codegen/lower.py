@@ -107,9 +107,12 @@ class _Lowering:
                 steps += [tuple(outer.ops), fold]  # what the loop hoisted comes before it
                 outer.ops = []
                 continue
-            self._define(x.target, x.ranks, self._einsum(x))
+            value = self._einsum(x)
             if x.target in self.cascade.outs:
-                self._store(x.target, x.ranks, self.env[x.target])
+                live = None if x.mask is None else self._value(x.mask, self.env, name="live")
+                value = self._masked(value, live, 0.0)
+                self._store(x.target, x.ranks, value)
+            self._define(x.target, x.ranks, value)
         for name in self.cascade.outs:
             if self._is_state(name):
                 self._store(name, self.ranks[name], self.env[name])
@@ -316,9 +319,11 @@ class _Lowering:
             groups: dict[tuple[str, ...], list[Value]] = {}
             for v in inside:
                 groups.setdefault(v.dims, []).append(v)
+            weights = groups.pop((rank,), [])
             shapes = [set(g) - {rank} for g in groups]
             if len(groups) == 2 and all(len(s) == 1 for s in shapes) and shapes[0] != shapes[1]:
-                a, b = (self._product(g) for g in sorted(groups.values(), key=lambda g: self._position(g[0], rank)))
+                first, second = sorted(groups.values(), key=lambda g: self._position(g[0], rank))
+                a, b = self._product(first + weights), self._product(second)  # with the tile, weights are multiplied in once
                 dims = self._dims((a, b))
                 dims = tuple(d for d in dims if d != rank)
                 out = self._emit(

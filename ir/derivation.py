@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from einfuse.ir import expr as ex
 from einfuse.ir import separability as sep
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Statement
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, State, Statement
 
 ORDER = ("max", "min")
 
@@ -82,29 +82,25 @@ class _Deriver:
         for x in reversed(einsums):  # a row scalar is a let only if a later reduction reads it
             if not reduces(x, rank) and x.target in needed:
                 needed |= ex.reads(x.map)
+        self.behind: dict[str, set[str]] = {}
+        """For every other statement, which algebra cannot look into: the statistics that it is made from."""
         known: set[str] = set()
-        for x in einsums:
-            is_let = not x.red and rank not in x.ranks and x.target in needed and bool(ex.reads(x.map) & known)
-            if reduces(x, rank) or is_let:
-                self.statements.append(x)
-                known.add(x.target)
+        for y in cascade.body:
+            parts = y.body if isinstance(y, Fold) else (y,)
+            read = {n for part in parts for n in ex.reads(part.map)} - {part.target for part in parts}
+            found = (read & known).union(*(self.behind.get(n, set()) for n in read))
+            is_let = isinstance(y, Einsum) and not y.red and rank not in y.ranks and y.target in needed and bool(read & known)
+            if isinstance(y, Einsum) and (reduces(y, rank) or (is_let and not read & self.behind.keys())):
+                self.statements.append(y)
+                known.add(y.target)
+            elif found:
+                self.behind |= dict.fromkeys((p.target for p in parts if isinstance(p, State) or p is y), found)
         self.statistic = {ex.at(x.target, x.ranks): x.target for x in self.statements}
         self.by_name = {x.target: x for x in self.statements}
         self.column = _column_names(einsums, rank)
-        self.behind = self._behind(einsums)
         self.atoms = sep.Atoms(self.statistic)
         self.sampler = sep.Sampler(set())
         self.positive: set[str] = set()  # the statistics that are known to be 0 or more
-
-    def _behind(self, einsums: list[Einsum]) -> dict[str, set[str]]:
-        """For every statement that spans the rank and stays one: the statistics it is made from, which algebra cannot look into."""
-        out: dict[str, set[str]] = {}
-        for x in einsums:
-            if x.target in self.column:
-                out[x.target] = {n for n in ex.reads(x.map) if n in self.by_name}.union(
-                    *(out.get(n, set()) for n in ex.reads(x.map))
-                )
-        return out
 
     def run(self) -> Derivation:
         for x in self.statements:
@@ -280,10 +276,14 @@ class _Deriver:
                 return [(f, replace(acc, tower=(ex.at(name, self.by_name[name].ranks), maps)))]
             terms = sep.rank_one_terms(self.sampler, f, d)
             parts = [(g, acc if len(terms) == 1 else replace(acc, map=self.atoms.to_expr(g))) for g in terms]
-            how = self._defer if self._deferrable(name) else self._carry
-            return [how(x, name, g, part) if d in g.free_symbols else (g, part) for g, part in parts]
+            return [self._moved(x, name, g, part) if d in g.free_symbols else (g, part) for g, part in parts]
         except sep.NotSeparable:
             raise _Cut(name) from None
+
+    def _moved(self, x: Einsum, name: str, g: Any, acc: Accumulator) -> tuple[Any, Accumulator]:
+        """A quotient re-bases only where its divisor cannot be 0: the factor ``m`` of a sum waits for the end, ``exp(-m)`` is carried."""
+        waits = self._deferrable(name) or self.sampler.vanishes(g, self._symbol(name))
+        return self._defer(x, name, g, acc) if waits else self._carry(x, name, g, acc)
 
     def _carry(self, x: Einsum, name: str, g: Any, acc: Accumulator, how: Literal["*", "+"] = "*") -> tuple[Any, Accumulator]:
         """The correction of the partial sum when the statistic moves: a quotient (or difference) free of the element."""

@@ -38,6 +38,7 @@ else:
 
 MAX_RANK = 4
 SAMPLES = 24
+RANGE = 12.0  # where zeros of a factor are looked for
 TOLERANCE = 1e-10
 NUMERIC = {"erf": np.vectorize(math.erf, otypes=[float])}  # numpy itself has no error function
 
@@ -272,6 +273,15 @@ class Sampler:
             if np.isfinite(y).all() and (np.abs(y) > 1e-9).all():
                 return self._without_dead_branches(e, d)
         raise NotSeparable(f"{f} vanishes at every trial point")
+
+    def vanishes(self, f: Any, d: Any) -> bool:
+        """Is f, as a function of d, 0 somewhere in the range of d (or of both signs)? Raises NotSeparable where f is 0 everywhere."""
+        h = self.at_point(f, d)
+        points = np.linspace(0 if d in self.positive else -RANGE, RANGE, 2 * SAMPLES + 1)
+        with np.errstate(all="ignore"):
+            y = np.asarray(_compiled([d], h)(points), float) * np.ones(len(points))
+        y = y[np.isfinite(y)]
+        return bool((y == 0).any() or ((y > 0).any() and (y < 0).any()))
 
     def _without_dead_branches(self, e: Any, d: Any) -> Any:
         """max(0, z) -> z or 0 and |z| -> +-z where z keeps one sign over the range of d."""

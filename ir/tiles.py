@@ -6,6 +6,7 @@ Nothing here grows with the number of points: the work and the memory are those 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ class TileMap:
         places beyond the count hold 0.
         """
         kind = self.kind if ranks is None else self._over(ranks)
-        kind = kind.reshape(-1, kind.shape[-1])
+        kind = kind.reshape(math.prod(kind.shape[:-1]), kind.shape[-1])  # there may be no columns
         count = np.stack([(kind == k).sum(1, dtype=np.int32) for k in (FULL, PARTIAL)], 1)
         block = np.zeros((len(kind), 2, max(1, int(count.max(initial=0)))), np.int32)
         for phase, k in enumerate((FULL, PARTIAL)):

@@ -153,7 +153,8 @@ class _Verifier:
         emitted = {
             y.target: y.ranks
             for y in f.body
-            if isinstance(y, Einsum) and (sequential or set(y.ranks) & set(f.aligned) or y.target in self.c.outs)
+            if isinstance(y, Einsum)
+            and (sequential or set(y.ranks) & set(f.aligned) or (y.target in self.c.outs and f.rank in y.ranks))
         }
         self.local = {**outside, **states, **emitted}
 

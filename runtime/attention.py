@@ -9,15 +9,17 @@ from typing import Any
 
 import torch
 
-from einfuse.codegen import KernelPlan, Storage, lower
+from einfuse.codegen import KernelPlan, Storage
 from einfuse.codegen.scan import Piece, ScanPlan
 from einfuse.ir import Cascade, Scalar, derivation, interpret, pipeline
-from einfuse.ir.passes import canonicalise, stages, tangent
+from einfuse.ir import expr as ex
+from einfuse.ir.passes import canonicalise, online_fuse, stages, tangent
 from einfuse.ir.passes import split as splitting
+from einfuse.ir.rewrite import expressions, statements
 from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, ops, parts, prefix, stream
 from einfuse.runtime.backends import BACKENDS, Backend, BackendName, Target, Tilings, TritonBackend, device_target
-from einfuse.runtime.program import Program, tilings
+from einfuse.runtime.program import Program, tiled, tilings
 from einfuse.runtime.scan import ScanProgram, program_of
 
 Output = torch.Tensor | tuple[torch.Tensor, ...]
@@ -57,9 +59,8 @@ class Candidate:
         tilings: Tilings,
         strict: bool,
     ) -> Candidate:
-        """The kernel at the first of the tilings."""
-        plan = lower(pipeline.run(cascade, *tilings[0], strict), storage, static)
-        rest = tilings[1:]
+        """The kernel at the first of the tilings that can be held."""
+        _, plan, rest = tiled(cascade, storage, static, backend, tilings, strict)
         return Candidate(
             plan,
             backend.emit(plan),
@@ -150,10 +151,16 @@ class Attention:
     def _staged(self, known: dict[str, torch.Tensor | Scalar]) -> Output:
         """Stage after stage, each reading what earlier ones gave out; autograd chains their backward passes."""
         for stage in self.stages:
-            found = stage(**{t.name: known[t.name] for t in stage.cascade.inputs})
+            found = stage(**stage.taken_from(known))
             known |= zip(stage.cascade.outs, found if isinstance(found, tuple) else (found,), strict=True)
         outs: list[torch.Tensor] = [known[n] for n in self.cascade.outs]  # type: ignore[misc]  # outputs are tensors
         return outs[0] if len(outs) == 1 else tuple(outs)
+
+    def taken_from(self, known: Mapping[str, torch.Tensor | Scalar]) -> dict[str, torch.Tensor | Scalar]:
+        """The arguments of this stage; those that it takes for their shapes alone have no gradient."""
+        read = {n for x in statements(self.cascade) for e in expressions(x) for n in ex.reads(e)}
+        mine = {t.name: known[t.name] for t in self.cascade.inputs}
+        return {n: x.detach() if isinstance(x, torch.Tensor) and n not in read else x for n, x in mine.items()}
 
     def given(self, optional: Iterable[str]) -> Attention:
         """The same attention with these of its optional inputs given (a spec of its own, compiled once)."""
@@ -280,11 +287,10 @@ class Attention:
             return tuple(report for stage in self.stages for report in stage.passes())
         canonical = canonicalise.run(self.cascade)
         out = []
-        for rank in canonicalise.fold_ranks(canonical):
-            found = derivation.derive(canonical, rank)
+        for found, _ in online_fuse.steps(canonical):
             cuts = tuple((d.statistic, d.reader) for d in found.decisions if d.how == "cut")
-            before = derivation.count_passes(self.cascade, rank)
-            out.append(PassReport(rank, before, found.passes, cuts, tuple(found.decisions)))
+            before = derivation.count_passes(self.cascade, found.rank)
+            out.append(PassReport(found.rank, before, found.passes, cuts, tuple(found.decisions)))
         return tuple(out)
 
     def plan(self, backend: BackendName, dtype: torch.dtype = torch.float32, **sizes: int) -> KernelPlan:
@@ -305,7 +311,7 @@ class Attention:
         self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int], target: Target | None = None
     ) -> list[tuple[KernelPlan, str]]:
         """Plan and text of every kernel at its first tiling; ``target`` asks for those of a GPU that need not be there."""
-        return [(c.plan, c.source) for c in self.candidates(backend, dtype, backward, sizes, target)]
+        return [(c.plan, c.source) for c in self.candidates(backend, dtype, backward, sizes, target)]  # type: ignore[misc]  # or a ScanPlan
 
     def candidates(
         self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int], target: Target | None = None

@@ -25,7 +25,7 @@ Target = Literal["sm_80", "sm_90", "gfx942"]
 
 class Backend(Protocol):
     """A way to run plans. ``tilings`` gives the tiles and steps that suit the dtype and widest feature of a call, the best first:
-    the next is taken where a kernel turns out to spill registers.
+    the next is taken where a plan is too large to be worth compiling (not ``holds``) or a kernel turns out to spill registers.
 
     ``merge`` makes one plan of two that walk the same pairs, the first by rows, where it can; ``merges`` says whether that pays for
     so many ambient points.
@@ -35,6 +35,7 @@ class Backend(Protocol):
     def name(self) -> BackendName: ...
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings: ...
+    def holds(self, plan: KernelPlan) -> bool: ...
     def emit(self, plan: KernelPlan) -> str: ...
     def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel: ...
     def merges(self, points: int) -> bool: ...
@@ -49,6 +50,9 @@ class CpuBackend:
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         return ((96, 64),) if backward else ((48, 128),)
+
+    def holds(self, plan: KernelPlan) -> bool:
+        return True
 
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import cpu
@@ -87,6 +91,11 @@ class TritonBackend:
 
         return triton.tilings(storage, width, backward, self.target or device_target())
 
+    def holds(self, plan: KernelPlan) -> bool:
+        from einfuse.codegen import triton
+
+        return triton.holds(plan)
+
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import triton
 
@@ -112,6 +121,9 @@ class TorchBackend:
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         return ((256, 256),)
+
+    def holds(self, plan: KernelPlan) -> bool:
+        return True
 
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import torch as reference

@@ -13,12 +13,17 @@ import torch.nn.functional as F
 from einfuse.ir import Scalar
 from einfuse.runtime import binding
 from einfuse.runtime.attention import Attention
+from einfuse.runtime.live import live_share, without_masks
 from einfuse.runtime.verify import DTYPES
 
 
 @dataclass(frozen=True, slots=True)
 class BenchRow:
-    """``ratio`` = the peer's time / ours (above 1: we are faster), the median of interleaved runs; ``spread`` = its interquartile range."""
+    """``ratio`` = the peer's time / ours (above 1: we are faster), the median of interleaved runs; ``spread`` = its interquartile range.
+
+    ``live`` is the share of the forward's tiles that the mask leaves. ``per_tile`` is the time for each of them over the time that the same
+    attention without its mask takes for a tile (1: work follows the mask); None without a mask, or where nothing is left of it.
+    """
 
     variant: str
     dtype: str
@@ -26,6 +31,8 @@ class BenchRow:
     peer: str
     ratio: float
     spread: float
+    live: float = 1.0
+    per_tile: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +78,24 @@ def _one(attention: Attention, dtype: str, shape: BenchShape, backward: bool, re
     causal = _is_causal(attention)
     peer_name = "sdpa causal" if causal else "sdpa full"
 
-    def ours() -> torch.Tensor:
-        out = attention(**inputs)
-        return out[0] if isinstance(out, tuple) else out
+    def calling(which: Attention) -> Callable[[], torch.Tensor]:
+        def call() -> torch.Tensor:
+            out = which(**inputs)
+            return out[0] if isinstance(out, tuple) else out
+
+        return call
 
     def peer() -> torch.Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
     leaves = [x for x in inputs.values() if isinstance(x, torch.Tensor) and x.is_floating_point()]
-    runs = [_with_backward(fn, leaves if backward else []) for fn in (ours, peer)]
-    ratios = interleaved(runs, repeats)
-    return BenchRow(attention.name, dtype, str(shape), peer_name + (" fwd+bwd" if backward else ""), *ratios)
+    whole, live = without_masks(attention), live_share(attention, inputs)
+    named = (calling(attention), peer, *([calling(whole)] if whole and live else []))
+    (ratio, spread), *dense = interleaved([_with_backward(fn, leaves if backward else []) for fn in named], repeats)
+    per_tile = 1 / (live * dense[0][0]) if dense else None
+    return BenchRow(
+        attention.name, dtype, str(shape), peer_name + (" fwd+bwd" if backward else ""), ratio, spread, live, per_tile
+    )
 
 
 def _is_causal(attention: Attention) -> bool:
@@ -101,21 +115,26 @@ def _with_backward(fn: Callable[[], torch.Tensor], leaves: Sequence[torch.Tensor
     return run
 
 
-def interleaved(runs: Sequence[Callable[[], None]], repeats: int) -> tuple[float, float]:
-    """Median and interquartile range of second / first, each pair timed back to back after a warm-up."""
+def interleaved(runs: Sequence[Callable[[], None]], repeats: int) -> list[tuple[float, float]]:
+    """Median and interquartile range of each other's time / the first's, timed in turns after a warm-up."""
     for run in runs:
         run()
         run()
-    ratios = []
+    ratios: list[list[float]] = [[] for _ in runs[1:]]
     for _ in range(repeats):
         times = []
         for run in runs:
             start = time.perf_counter()
             run()
             times.append(time.perf_counter() - start)
-        ratios.append(times[1] / times[0])
+        for found, other in zip(ratios, times[1:], strict=True):
+            found.append(other / times[0])
+    return [(statistics.median(found), _spread(found)) for found in ratios]
+
+
+def _spread(ratios: Sequence[float]) -> float:
     quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
-    return statistics.median(ratios), quartiles[2] - quartiles[0]
+    return quartiles[2] - quartiles[0]
 
 
 def bench_inputs(attention: Attention, dtype: torch.dtype, shape: BenchShape) -> Mapping[str, torch.Tensor | Scalar]:

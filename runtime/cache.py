@@ -15,6 +15,8 @@ from typing import TypeVar
 
 import platformdirs
 
+from einfuse.codegen.files import write_atomic
+
 T = TypeVar("T")
 
 
@@ -58,19 +60,6 @@ def content(*parts: object) -> str:
 def key(*parts: object) -> str:
     """A content hash of the parts and of the versions they were made with."""
     return content(versions(), *parts)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes beside and renames: readers see nothing or all of it, and the last of two equal writers wins."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def remembered(kind: str, name: str, make: Callable[[], T]) -> T:

@@ -11,7 +11,7 @@ import torch
 
 from einfuse.codegen import KernelPlan
 from einfuse.codegen.plan import Fold as PlanFold
-from einfuse.ir import Cascade, Fold, Scalar, classify
+from einfuse.ir import Cascade, Fold, Scalar, TileMap, classify
 from einfuse.ir.expr import reads
 from einfuse.runtime.backends import Kernel
 
@@ -83,18 +83,29 @@ def tile_tables(
     numbers: Mapping[str, Scalar],
     sizes: Mapping[str, int],
 ) -> dict[str, torch.Tensor]:
-    """The lists of full and partial tiles of one fold, from the symbolic analysis of its mask."""
+    """The lists of full and partial tiles of one fold."""
     fold = next(x for x in cascade.body if isinstance(x, Fold) and x.rank == step.rank and x.tabulated)
+    tiles = fold_tiles(cascade, fold, tensors, numbers, sizes)
+    count, blocks = tiles.csr(step.table_ranks)
+    device = next(iter(tensors.values())).device
+    return {f"{fold.rank}_count": torch.from_numpy(count).to(device), f"{fold.rank}_block": torch.from_numpy(blocks).to(device)}
+
+
+def fold_tiles(
+    cascade: Cascade,
+    fold: Fold,
+    tensors: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, Scalar],
+    sizes: Mapping[str, int],
+) -> TileMap:
+    """Which tiles of one fold of a scheduled cascade hold no point, some or all: from the symbolic analysis of its mask."""
     arrays = {n: _array(tensors[n]) for n in reads(fold.mask) if n in tensors}
     ((rank, block),) = cascade.tile
     rows = (rank, cascade.rank(rank).size, block)
     columns = (fold.rank, cascade.rank(fold.rank).size, fold.step)
     extents = {r: cascade.rank(r).size for r in cascade.over}
     ambient = {r: n if isinstance(n, int) else sizes[n] for r, n in extents.items()}
-    tiles = classify(fold.mask, rows, columns, dict(sizes), dict(numbers), arrays, ambient)
-    count, blocks = tiles.csr(step.table_ranks)
-    device = next(iter(tensors.values())).device
-    return {f"{fold.rank}_count": torch.from_numpy(count).to(device), f"{fold.rank}_block": torch.from_numpy(blocks).to(device)}
+    return classify(fold.mask, rows, columns, dict(sizes), dict(numbers), arrays, ambient)
 
 
 def _array(x: torch.Tensor) -> np.ndarray:

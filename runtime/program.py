@@ -103,18 +103,17 @@ class Program:
     def _build(
         self, cascade: Cascade, storage: Mapping[str, Storage], static: dict[str, int], backend: Backend, rung: int
     ) -> Built:
-        block, step = tilings(cascade, storage, static, backend, self._is_backward(cascade))[rung]
+        ladder = tilings(cascade, storage, static, backend, self._is_backward(cascade))
         name = cache.key(
-            "plan", show(cascade), sorted(storage.items()), sorted(static.items()), backend.name, block, step, self.strict
+            "plan", show(cascade), sorted(storage.items()), sorted(static.items()), backend.name, ladder[rung:], self.strict
         )
 
-        def make() -> tuple[Cascade, KernelPlan, str]:
-            scheduled = pipeline.run(cascade, block, step, self.strict)
-            plan = lower(scheduled, storage, static)
-            return scheduled, plan, backend.emit(plan)
+        def make() -> tuple[Cascade, KernelPlan, str, int]:
+            scheduled, plan, rest = tiled(cascade, storage, static, backend, ladder[rung:], self.strict)
+            return scheduled, plan, backend.emit(plan), len(ladder) - len(rest) - 1
 
-        scheduled, plan, source = cache.remembered("plan", name, make)
-        return Built(scheduled, plan, source, backend.build(plan, source, cache.folder() / backend.name), rung)
+        scheduled, plan, source, taken = cache.remembered("plan", name, make)
+        return Built(scheduled, plan, source, backend.build(plan, source, cache.folder() / backend.name), taken)
 
     # -- running -------------------------------------------------------------------------------------------------------------
 
@@ -189,7 +188,7 @@ class Program:
             env |= outs
             for source, part in done:
                 accumulate(total, source, part, outs[part.statement], tensors, numbers, sizes)
-        return {n: total[n].to(tensors[n].dtype) if n in total else torch.zeros_like(tensors[n]) for n in wanted}
+        return _apart({n: total[n].to(tensors[n].dtype) if n in total else torch.zeros_like(tensors[n]) for n in wanted})
 
     def _both(
         self, rows: Step, columns: Step, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int], backend: Backend
@@ -272,6 +271,28 @@ def tilings(
     floats = [storage[t.name] for t in cascade.inputs if t.dtype == "float" and not t.param]
     narrow = next((s for s in floats if s in ("bf16", "f16")), floats[0] if floats else "f32")
     return backend.tilings(narrow, max(widths, default=1), backward)
+
+
+def tiled(
+    cascade: Cascade, storage: Mapping[str, Storage], static: Mapping[str, int], backend: Backend, ladder: Tilings, strict: bool
+) -> tuple[Cascade, KernelPlan, Tilings]:
+    """The scheduled cascade and its plan at the first of the tilings that the back end says can be held, and the tilings after it."""
+    (block, step), rest = ladder[0], ladder[1:]
+    scheduled = pipeline.run(cascade, block, step, strict)
+    plan = lower(scheduled, storage, static)
+    if rest and not backend.holds(plan):
+        return tiled(cascade, storage, static, backend, rest, strict)
+    return scheduled, plan, rest
+
+
+def _apart(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A tensor for each: the terms of a sum have one gradient, and an operator must not give out the same memory twice."""
+    out: dict[str, torch.Tensor] = {}
+    held: set[int] = set()
+    for name, x in found.items():
+        out[name] = x.clone() if x.data_ptr() in held and x.numel() else x
+        held.add(x.data_ptr())
+    return out
 
 
 def static_sizes(cascade: Cascade, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -12,11 +13,12 @@ from einfuse.ir import Cascade, Einsum, Expr, Scalar, call, classify, conjunctio
 from einfuse.ir import expr as ex
 from einfuse.ir.interpret import evaluate_indices
 from einfuse.ir.passes import infer_space
-from einfuse.ir.rewrite import within_axis
+from einfuse.ir.rewrite import expressions, within_axis
 from einfuse.ir.text import show_expr
 from einfuse.runtime.binding import evaluate
 
 TILE = 64
+MOST_READERS = 4  # spaces that are looked at together; with more of them a read is checked at every point
 TILES_TRIED = 16  # a tile that may hold an outside read is looked through point by point; that many of them
 
 
@@ -63,15 +65,50 @@ def _suspects(cascade: Cascade) -> Iterator[Suspect]:
 
         return ex.substitute(e, definition)
 
+    demand = _demand(cascade)
     for x in statements.values():
+        wanted = demand[x.target]
         for e in (y for part in (x.map, x.mask) if part is not None for y in ex.walk(part)):
             if e.op != "load" or e.name not in tensors:
                 continue
             for n, (index, axis) in enumerate(zip(e.args, tensors[e.name].axes, strict=True)):
                 index = written_out(index)
                 if not within_axis(cascade, index, axis) and not ex.reads(index) & set(statements):
-                    space = None if x.mask is None or e in set(ex.walk(x.mask)) else written_out(x.mask)
+                    read_where = wanted if x.mask is None or e in set(ex.walk(x.mask)) else conjunction(x.mask, wanted)
+                    space = None if read_where is None else written_out(read_where)
                     yield Suspect(x.target, e.name, n, index, axis, space)
+
+
+def _demand(cascade: Cascade) -> dict[str, Expr | None]:
+    """For every statement, the points at which anything reads it (None: all): outside of them it may hold whatever it likes.
+
+    Requires inferred spaces. A condition on other ranks or on computed values, and a read at other coordinates, say nothing.
+    """
+    statements = {x.target for x in cascade.body if isinstance(x, Einsum)}
+    spaces: dict[str, list[Expr | None]] = {n: [None] for n in cascade.outs}
+    out: dict[str, Expr | None] = {}
+    for x in reversed(cascade.body):
+        if not isinstance(x, Einsum):
+            spaces |= {n: [None] for y in x.body for e in expressions(y) for n in ex.reads(e)}
+            continue
+        found = dict.fromkeys(spaces.get(x.target, []))
+        out[x.target] = None if None in found or len(found) > MOST_READERS else _either([e for e in found if e is not None])
+        whole = ex.conjuncts(conjunction(x.mask, out[x.target]))
+        for part, parts in ((x.map, whole), (x.mask, ex.conjuncts(out[x.target]))):
+            for e in () if part is None else ex.walk(part):
+                source = e.op == "load" and next(
+                    (y for y in cascade.body if isinstance(y, Einsum) and y.target == e.name), None
+                )
+                if source:
+                    away = e.args != tuple(map(ex.index, source.ranks))
+                    known = {*source.ranks, *cascade.over}
+                    here = conjunction(*(p for p in parts if ex.indices(p) <= known and not ex.reads(p) & statements))
+                    spaces.setdefault(e.name, []).append(None if away else here)
+    return out
+
+
+def _either(spaces: list[Expr]) -> Expr | None:
+    return functools.reduce(functools.partial(call, "or"), spaces) if spaces else None
 
 
 def check(

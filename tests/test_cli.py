@@ -173,7 +173,7 @@ def test_verify_cross_compiles(capsys: pytest.CaptureFixture[str], good: str) ->
 def test_bench(capsys: pytest.CaptureFixture[str], good: str) -> None:
     argv = ("bench", good, "--length", "64", "--heads", "2", "--width", "16", "--repeats", "2")
     (row,) = reported(capsys, *argv)["rows"]
-    assert set(row) == {"variant", "dtype", "shape", "peer", "ratio", "spread"}
+    assert set(row) == {"variant", "dtype", "shape", "peer", "ratio", "spread", "live", "per_tile"}
     assert (row["variant"], row["dtype"], row["shape"]) == ("mine", "float32", "B1 H2 S64 D16")
     assert row["ratio"] > 0
 

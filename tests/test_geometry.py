@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -134,14 +135,14 @@ def block_dilated(n: int, segment: int = 64, dilation: int = 4) -> Tensor:
     return out
 
 
-def lookhere(n: int, view: Tensor, slope: Tensor, columns: int = 14) -> Tensor:
+def lookhere(n: int, view: Tensor, slope: Tensor, columns: int = 14, half: bool = False) -> Tensor:
     y, x, v, u = grid(n, columns)
     angle = torch.rad2deg(torch.atan2((v - y).double(), (u - x).double()))
     centre = {1: 0.0, 2: 180.0, 3: 90.0, 4: -90.0}
     out = []
     for w in view.tolist():
         away = torch.zeros_like(angle) if w == 0 else ((angle - centre[w] + 180) % 360 - 180).abs()
-        out.append((away <= 45 + 1e-6) | ((y == v) & (x == u)))
+        out.append((away <= (90 if half else 45) + 1e-6) | ((y == v) & (x == u)))
     return torch.stack(out)
 
 
@@ -195,6 +196,38 @@ def padding(n: int, pad: Tensor) -> Tensor:
     return pad[:, None, None].expand(2, 1, n, n)
 
 
+def drawn(*counters: int) -> float:
+    """What `random` is documented to be: 31 bits of two rounds of multiply and shift for each counter, the upper 24 as a number."""
+
+    def mixed(x: int) -> int:
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+            x = (x ^ x >> shift) * factor % 2**32
+        return x ^ x >> 16
+
+    bits = counters[0]
+    for c in counters[1:]:
+        bits = mixed(mixed(bits ^ 0x9E3779B9) ^ c) % 2**31
+    return (bits >> 7) / 2**24
+
+
+def token_masking(n: int, rate: float = 0.1, seed: int = 0) -> Tensor:
+    out = torch.ones(2, 1, n, n, dtype=torch.bool)
+    for b, i in itertools.product(range(2), range(n)):
+        x = drawn(seed, b, i)
+        if x < rate:
+            out[b, :, i] = x >= rate / 2
+            out[b, :, i, i] = x < rate / 2
+    return out
+
+
+def video_heads(n: int, temporal: Tensor, pixels: int = 64, text: int = 0, frames: int = 1, places: int = 8) -> Tensor:
+    t = torch.arange(n)
+    spatial = (t[:, None] // pixels - t // pixels).abs() <= frames
+    across = (t[:, None] % pixels - t % pixels).abs() <= places
+    read = (t[:, None] >= n - text) | (t >= n - text)
+    return torch.where(temporal[..., None, None], across, spatial) | read
+
+
 CASES: dict[str, tuple[Mask, dict[str, Any]]] = {
     "neighbourhood": (neighbourhood, {"window": 7}),
     "neighbourhood dilated": (neighbourhood, {"window": 5, "dilation": 3}),
@@ -214,6 +247,7 @@ CASES: dict[str, tuple[Mask, dict[str, Any]]] = {
     "longformer": (longformer, {"reach": 9}),
     "block_dilated": (block_dilated, {"segment": 24, "dilation": 3}),
     "lookhere": (lookhere, {"columns": 12}),
+    "lookhere half": (lookhere, {"columns": 12, "half": True}),
     "head_windows": (head_windows, {}),
     "graph": (graph, {}),
     "block_table": (block_table, {"block": 32}),
@@ -225,6 +259,8 @@ CASES: dict[str, tuple[Mask, dict[str, Any]]] = {
     "streaming": (streaming, {"window": 20, "sinks": 3}),
     "prefix": (prefix, {}),
     "document": (document, {}),
+    "token_masking": (token_masking, {"rate": 0.4, "seed": 5}),
+    "video_heads": (video_heads, {"pixels": 24, "text": 9, "frames": 0, "places": 2}),
 }
 
 
@@ -242,6 +278,7 @@ def tables(name: str, n: int) -> dict[str, Tensor]:
         "adjacent": lambda: torch.rand(2, n, n, generator=random) < 0.1,
         "live": lambda: torch.rand(HEADS, -(-n // 32), -(-n // 32), generator=random) < 0.4,
         "prefix": lambda: torch.tensor([0, 40]),
+        "temporal": lambda: torch.tensor([[True, False, True], [False, False, True]]),
         "pad": lambda: torch.rand(2, n, generator=random) < 0.8,
         "doc": lambda: torch.rand(2, n, generator=random).mul(5).long().sort(-1).values,
     }
@@ -252,7 +289,7 @@ def case(name: str, n: int, dtype: torch.dtype = torch.float64) -> tuple[Attenti
     """The attention, what to call it with, and the mask ``[2, HEADS, n, n]``."""
     mask, params = CASES[name]
     spec = name.split()[0]
-    folded = {k: v for k, v in params.items() if isinstance(v, str)}
+    folded = {k: v for k, v in params.items() if isinstance(v, str | bool)}
     attention = compiled(spec, **folded)
     torch.manual_seed(n)
     given = tables(spec, n)
@@ -264,7 +301,7 @@ def case(name: str, n: int, dtype: torch.dtype = torch.float64) -> tuple[Attenti
 
 def masked_softmax(name: str, inputs: dict[str, Any], mask: Tensor) -> Tensor:
     s = inputs["q"] @ inputs["k"].mT / 2
-    if name == "lookhere":
+    if name.startswith("lookhere"):
         y, x, v, u = grid(s.shape[-1], inputs["columns"])
         s = s - inputs["slope"][:, None, None] * ((y - v) ** 2 + (x - u) ** 2).to(s.dtype).sqrt()
     dead = ~mask.any(-1, keepdim=True)
@@ -297,8 +334,8 @@ def test_values_and_tiles(name: str, n: int) -> None:
     assert n < 100 or (found == exact).mean() >= PRECISION.get(name, 1.0)
 
 
-PRECISION = {"neighbourhood_2d dilated": 0.9, "halo": 0.98, "swin": 0.84}
-"""The share of tiles found exactly, where it is not all: grids whose rows the tiles do not follow."""
+PRECISION = {"neighbourhood_2d dilated": 0.9, "halo": 0.98, "swin": 0.84, "video_heads": 0.98, "token_masking": 0.9}
+"""The share of tiles found exactly, where it is not all: grids whose rows the tiles do not follow, and what only counters know."""
 
 
 def tiles(attention: Attention, inputs: dict[str, Any], n: int) -> Any:
@@ -312,6 +349,30 @@ def tiles(attention: Attention, inputs: dict[str, Any], n: int) -> Any:
     found = classify(mask, ("i", n, 16), ("j", n, 16), sizes, numbers, arrays, {"b": 2, "h": HEADS})
     shape = [2 if "b" in found.ranks else 1, HEADS if "h" in found.ranks else 1, *found.kind.shape[-2:]]
     return np.broadcast_to(found.kind.reshape(shape), (2, HEADS, *found.kind.shape[-2:]))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_kernel_is_the_whole_matrix_at_odd_sizes(name: str) -> None:
+    """Live tiles alone give what the whole masked matrix gives, in a program whose tiles divide no size."""
+    for n in (1, 7, 127, 129, 1000):
+        attention, inputs, mask = case(name, n, torch.float32)
+        found = attention.with_backend("torch")(**inputs)
+        torch.testing.assert_close(found, masked_softmax(name, inputs, mask), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 7, 129, 1000])
+def test_a_list_of_edges(n: int) -> None:
+    """The edges of a random graph, in order of their targets and shuffled: as the matrix of the graph, gradients included."""
+    live = torch.rand(n, n) < min(0.4, 3 / n)
+    target, source = live.nonzero().unbind(1)
+    q, k, v = (torch.randn(2, HEADS, n, 4, requires_grad=True) for _ in range(3))
+    attention = compiled("edges").with_backend("torch")
+    wanted = masked_softmax("", {"q": q, "k": k, "v": v}, live.expand(2, HEADS, n, n))
+    expected = torch.autograd.grad(wanted.sin().sum(), (q, k, v))
+    for order in (torch.arange(len(source)), torch.randperm(len(source))):
+        found = attention(q, k, v, source[order], target[order])
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.autograd.grad(found.sin().sum(), (q, k, v)), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

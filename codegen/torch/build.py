@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import linecache
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from einfuse.codegen.files import write_atomic
 from einfuse.codegen.plan import KernelPlan
 from einfuse.codegen.torch.printer import identifier
 from einfuse.ir import Scalar
@@ -38,24 +38,12 @@ def build(plan: KernelPlan, source: str, folder: Path) -> TorchKernel:
     """The kernel of a text that `emit` made."""
     digest = hashlib.sha256(source.encode()).hexdigest()[:16]
     path = folder / f"einfuse_{identifier(plan.name)}_{digest}.py"
-    _keep(path, source)
+    if not path.exists():
+        with contextlib.suppress(OSError):  # a folder that cannot be written loses only the file: the kernel runs from memory
+            write_atomic(path, source.encode())
     linecache.cache[str(path)] = (len(source), None, source.splitlines(True), str(path))
     namespace: dict[str, object] = {"__name__": path.stem}
     exec(compile(source, str(path), "exec"), namespace)  # our own text, made by `emit`
     function = namespace["kernel"]
     assert callable(function), "the text defines kernel"
     return TorchKernel(plan, path, function)
-
-
-def _keep(path: Path, text: str) -> None:
-    """Write by an atomic rename; a folder that cannot be written loses only the file."""
-    if path.exists():
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except OSError:
-        return  # the kernel runs from memory

@@ -5,6 +5,7 @@ from einfuse.codegen.triton.build import build as build
 from einfuse.codegen.triton.emit import emit as emit
 from einfuse.codegen.triton.options import Options as Options
 from einfuse.codegen.triton.options import block_sizes as block_sizes
+from einfuse.codegen.triton.options import holds as holds
 from einfuse.codegen.triton.options import launch_options as launch_options
 from einfuse.codegen.triton.options import tilings as tilings
 from einfuse.codegen.triton.statistics import Statistics as Statistics

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from einfuse.codegen.files import write_atomic
 from einfuse.codegen.plan import KernelPlan
 from einfuse.codegen.triton.names import identifier
 
@@ -70,7 +69,8 @@ def build(plan: KernelPlan, source: str, directory: Path) -> TritonKernel:
     name = f"einfuse_{identifier(plan.name)}_{digest}"
     if name not in sys.modules:
         path = directory / f"{name}.py"
-        _write(path, source)
+        if not (path.exists() and path.read_text() == source):
+            write_atomic(path, source.encode())
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None, "a path that ends in .py has a spec"
         assert spec.loader is not None, "and a loader"
@@ -78,18 +78,3 @@ def build(plan: KernelPlan, source: str, directory: Path) -> TritonKernel:
         spec.loader.exec_module(module)
         sys.modules[name] = module
     return TritonKernel(plan, sys.modules[name])
-
-
-def _write(path: Path, text: str) -> None:
-    """Write unless it is there; atomic, so that processes that build the same kernel do not meet half a file."""
-    if path.exists() and path.read_text() == text:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from einfuse.codegen.plan import BYTES, Dot, Fold, KernelPlan, Load, Region
+from einfuse.codegen.plan import BYTES, Dot, Fold, KernelPlan, Load, Region, Store, operations
 from einfuse.codegen.triton.layout import MATRIX, Layout
 
 GpuTarget = Literal["sm_80", "sm_90", "gfx942"]
@@ -19,6 +19,9 @@ SHARED: dict[str, int] = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64
 """The most shared memory a program may ask for, in bytes."""
 
 MOST_TILINGS = 6
+
+CUBE = 1 << 15
+"""Elements of the largest block of three ranks that is worth compiling: 128 registers of each of 256 threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +53,22 @@ def block_sizes(storage: str, width: int, backward: bool = False, target: GpuTar
 def tilings(storage: str, width: int, backward: bool = False, target: GpuTarget = "sm_90") -> tuple[tuple[int, int], ...]:
     """Tiles and steps to try in turn until a kernel keeps its values in registers: those of `block_sizes`, then smaller ones.
 
-    Larger blocks first, and among equals the larger tile: it is loaded once. Hopper's matrix products need tiles of 64.
+    Larger blocks first, and among equals the larger tile: it is loaded once. Hopper's matrix products need tiles of 64. The
+    smallest of all comes last, with a step below what matrix products take: for kernels that compute over pairs and features at once.
     """
     tile, step = block_sizes(storage, width, backward, target)
     smaller = [(t, s) for t in _halved(tile) for s in _halved(step)]
     whole = 64 if target == "sm_90" and storage in ("bf16", "f16") else MATRIX
-    return tuple(sorted(smaller, key=lambda b: (b[0] < whole, -b[0] * b[1], -b[0]))[:MOST_TILINGS])
+    ladder = sorted(smaller, key=lambda b: (b[0] < whole, -b[0] * b[1], -b[0]))
+    return tuple(dict.fromkeys((*ladder[: MOST_TILINGS - 1], ladder[-1], (MATRIX, MATRIX // 2))))
+
+
+def holds(plan: KernelPlan) -> bool:
+    """Whether a kernel is worth compiling: no block of three ranks (a value per pair and feature) that no registers hold.
+
+    A compiler given such a block takes minutes and gigabytes to spill it.
+    """
+    return _cube(plan, Layout(plan)) <= CUBE
 
 
 def _halved(n: int) -> list[int]:
@@ -75,9 +88,10 @@ def launch_options(plan: KernelPlan, target: GpuTarget = "sm_90", precision: Pre
     unrolled = max(
         (_volume(layout, d) for d in _dots(plan, layout) if _dtype(plan, d) == "f32" and precision == "ieee"), default=0
     )
+    spread = 8 if _cube(plan, layout) > 4096 else 4  # several such blocks live at once: all the registers there are
     if unrolled:
         return {"num_warps": min(16, max(8, _power(unrolled // (256 * 32)))), "num_stages": 1}
-    warps = 4 if _held(plan, layout) <= 96 * 128 else 8
+    warps = max(spread, 4 if _held(plan, layout) <= 96 * 128 else 8)
     room = SHARED[target] - 24 * 1024 - _resident(plan, layout)
     return {"num_warps": warps, "num_stages": max(1, min(3, room // max(1, _streamed(plan, layout))))}
 
@@ -121,6 +135,13 @@ def _held(plan: KernelPlan, layout: Layout) -> int:
             dots = [op for op in phase.body if isinstance(op, Dot) and op.out.name not in kept]
             most = max(most, carried + sum(_area(layout, d.out.dims) for d in dots))
     return most
+
+
+def _cube(plan: KernelPlan, layout: Layout) -> int:
+    """Elements of the largest block of three ranks or more, sums that no matrix product computes included."""
+    products = [(*op.out.dims, op.rank) for op in operations(plan) if isinstance(op, Dot) and not layout.multiplies(op)]
+    blocks = [op.out.dims for op in operations(plan) if not isinstance(op, Store)] + products
+    return max((_area(layout, dims) for dims in blocks if len(dims) > 2), default=0)
 
 
 def _bytes(plan: KernelPlan, layout: Layout, region: Region) -> int:

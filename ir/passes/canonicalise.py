@@ -10,6 +10,7 @@
 A pointwise statement that reads a statistic of the folded rank and spans that rank is written into its readers, so that
 `online_fuse` sees the whole map; so is one without a sequence rank (its gradient is then a sum over rows of an input's, not a
 statement that all rows must wait for). Every other one stays, under its own name. Statements that no output needs are dropped.
+What the ``where`` of a reduction says of features becomes part of its map: loops and tiles know sequence ranks alone.
 """
 
 from __future__ import annotations
@@ -58,8 +59,30 @@ def run(cascade: Cascade) -> Cascade:
             inlined[x.target] = x
         else:
             body.append(x)
-    out = prune(replace(cascade, body=tuple(body)))
+    features = {r.name for r in cascade.ranks if r.kind in ("feature", "state")} - set(cascade.over)
+    out = prune(replace(cascade, body=tuple(_unmasked(x, features) for x in body)))
     return cascade if out == cascade else out
+
+
+def _unmasked(x: Statement, features: set[str]) -> Statement:
+    """A reduction whose condition mentions no feature: those that do are choices of its map."""
+    assert isinstance(x, Einsum), "canonicalise runs before folds exist"
+    of_features = [p for p in ex.conjuncts(x.mask) if ex.indices(p) & features]
+    if not x.red or x.red == "solve" or not of_features:
+        return x
+    mask = ex.conjunction(*(p for p in ex.conjuncts(x.mask) if p not in of_features))
+    e = x.map
+    for p in of_features:
+        e = _chosen(p, e, ex.indices(p) & features, x.red)
+    return replace(x, map=e, mask=mask)
+
+
+def _chosen(p: Expr, e: Expr, features: set[str], red: str) -> Expr:
+    """``e`` where ``p`` holds, else what the reducer ignores; of a product the factor that has the features chooses, the rest stay."""
+    parts = list(ex.factors(e)) if red == "sum" else [e]
+    n = next((n for n, f in enumerate(parts) if ex.indices(f) & features), 0)
+    parts[n] = ex.call("select", p, parts[n], ex.const(ex.MONOIDS[red]))
+    return ex.product(*parts)
 
 
 def _inline(e: Expr, inlined: dict[str, Einsum]) -> Expr:

@@ -174,9 +174,10 @@ class _Reverse:
     def _to_statement(self, x: Einsum, target: Einsum, read: Expr, bar: Expr, mask: Expr | None) -> None:
         mask = ex.conjunction(*ex.conjuncts(x.mask), *ex.conjuncts(mask))
         points = {*x.ranks, *x.over}
-        free = self._free_rule(x, read, bar) if x.red == "sum" else None
+        free = self._free_rule(x, read, bar, mask) if x.red == "sum" else None
         if free is not None:
-            self._add(target, free, None if self._row(free) else mask)
+            gone = points - set(target.ranks)
+            self._add(target, free, ex.conjunction(*(p for p in ex.conjuncts(mask) if not self._free(p) & gone)))
             return
         slope = self._slope(x, read)
         if not ex.is_const(slope, 0):
@@ -184,10 +185,7 @@ class _Reverse:
             left = ex.conjunction(*(p for p in ex.conjuncts(mask) if not self._free(p) & (points - set(target.ranks))))
             self._add(target, reduced, left)
 
-    def _row(self, e: Expr) -> bool:
-        return not any(r in self._free(e) for r in self.folded[:1])
-
-    def _free_rule(self, x: Einsum, read: Expr, bar: Expr) -> Expr | None:
+    def _free_rule(self, x: Einsum, read: Expr, bar: Expr, mask: Expr | None) -> Expr | None:
         """The adjoint of a factor of a sum: (sum of bar * x) * d log(map) / d read, where that is free of the reduced ranks."""
         if set(x.over) & self._free(read):
             return None
@@ -197,7 +195,8 @@ class _Reverse:
         rest = set(x.ranks) - self._free(read)
         if self._free(rate) & rest:
             return None
-        weight = self._reduce("delta", call("*", bar, ex.at(x.target, x.ranks)), rest, None)
+        space = ex.conjunction(*(p for p in ex.conjuncts(mask) if not self._free(p) & set(x.over)))
+        weight = self._reduce("delta", call("*", bar, ex.at(x.target, x.ranks)), rest, space)
         return _guarded(weight, rate)
 
     def _reduce(self, base: str, e: Expr, ranks: set[str], mask: Expr | None) -> Expr:
@@ -229,7 +228,8 @@ class _Reverse:
                 over, under = [], []
                 masked = set() if mask is None else self._free(mask)  # the sum differs from point to point of these, too
                 value_ranks = self._sorted((self._free(inner) | masked) - stage)
-            over.append(self._named(base, value_ranks, "sum", self._sorted(stage), inner, mask if carried else None))
+            here = mask if carried else ex.conjunction(*(p for p in ex.conjuncts(mask) if self._free(p) & stage))
+            over.append(self._named(base, value_ranks, "sum", self._sorted(stage), inner, here))
             mask = ex.conjunction(*(p for p in ex.conjuncts(mask) if not self._free(p) & stage))
         return ex.fraction(over, under)
 
@@ -320,13 +320,14 @@ class _Reverse:
     def _is_sequence(self, rank: str) -> bool:
         return self.cascade.rank(rank).kind not in ("feature", "state")
 
-    def _row_rank(self) -> str:
-        """The sequence rank that the outputs are laid out along."""
+    def _row_rank(self) -> str | None:
+        """The sequence rank that the outputs are laid out along; None where there is none at all."""
         for name in self.cascade.outs:
             for r in self.einsums[name].ranks:
                 if self._is_sequence(r):
                     return r
-        return next(r.name for r in self.cascade.ranks if self._is_sequence(r.name) and r.name not in self.cascade.over)
+        rows = (r.name for r in self.cascade.ranks if self._is_sequence(r.name) and r.name not in self.cascade.over)
+        return next(rows, None)
 
     # -- kernels -----------------------------------------------------------------------------------------------------------
 

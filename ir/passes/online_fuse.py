@@ -18,6 +18,7 @@ name; `ir.separability` decides by rank and constructs by algebra.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 from einfuse.ir import expr as ex
@@ -30,19 +31,27 @@ from einfuse.ir.rewrite import fresh
 
 def run(cascade: Cascade, strict: bool = False) -> Cascade:
     """Requires a canonical cascade. ``strict`` refuses carries that were sampled but not proven (SpecError)."""
-    for rank in fold_ranks(cascade):
-        cascade = _fuse_rank(cascade, derive(cascade, rank), strict)
+    for derivation, fused in steps(cascade):
+        _proven(derivation, strict)
+        cascade = fused
     return cascade
 
 
-def _fuse_rank(cascade: Cascade, derivation: Derivation, strict: bool) -> Cascade:
+def steps(cascade: Cascade) -> Iterator[tuple[Derivation, Cascade]]:
+    """How every folded rank of a canonical cascade is fused, and the cascade then: each rank sees the folds over those before it."""
+    for rank in fold_ranks(cascade):
+        found = derive(cascade, rank)
+        cascade = _Surgeon(cascade, found).run()
+        yield found, cascade
+
+
+def _proven(derivation: Derivation, strict: bool) -> None:
     sampled = next((d for d in derivation.decisions if d.proof == "sampled"), None)
     if strict and sampled is not None:
         raise SpecError(
             f"the {sampled.how} of {sampled.reader} for {sampled.statistic} ({sampled.detail}) is checked by sampling, not proven",
             hint="write the normaliser so that its correction simplifies, or do not ask for strict",
         )
-    return _Surgeon(cascade, derivation).run()
 
 
 class _Surgeon:

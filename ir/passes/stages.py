@@ -142,7 +142,9 @@ def _stage(
     used = {n for x in out.body if isinstance(x, Einsum) for n in ex.reads(x.map) | ex.reads(x.mask)}
     sizes = {r.name: ex.size(r.size) for r in c.ranks}
     crossing = [Tensor(n, tuple(sizes[r] for r in (*made[n], *x.ranks))) for n, x in given.items()]
-    return _with_used_ranks(replace(out, inputs=tuple(t for t in (*c.inputs, *crossing) if t.name in used)), whole)
+    inputs = tuple(t for t in (*c.inputs, *crossing) if t.name in used)
+    out = _with_used_ranks(replace(out, inputs=inputs), whole or bool({*outs} & {*c.outs}))  # an output has all ambient axes
+    return out if whole else _with_witnesses(out, c)
 
 
 def _needed(c: Cascade, wanted: set[str], mine: set[str]) -> set[str]:
@@ -161,3 +163,35 @@ def _with_used_ranks(c: Cascade, whole: bool) -> Cascade:
         assert isinstance(x, Einsum), "stages are cut before folds exist"
         used |= {*x.ranks, *x.over} | ex.indices(x.map) | ex.indices(x.mask)
     return replace(c, over=tuple(r for r in c.over if r in used), ranks=tuple(r for r in c.ranks if r.name in used))
+
+
+def _with_witnesses(stage: Cascade, c: Cascade) -> Cascade:
+    """With the inputs of ``c`` that the stage does not read but whose shapes alone tell a size it needs."""
+    mine = set(stage.inputs)
+    while missing := _needed_sizes(stage, mine) - _told(mine):
+        best = next((t for t in c.inputs if t not in mine and _told({*mine, t}) & missing), None)
+        if best is None:
+            break  # the whole cascade does not know it either: the call says so
+        mine.add(best)
+    crossing = [t for t in stage.inputs if t not in c.inputs]
+    return replace(stage, inputs=(*(t for t in c.inputs if t in mine), *crossing))
+
+
+def _needed_sizes(stage: Cascade, inputs: set[Tensor]) -> set[str]:
+    """The names of sizes that ranks, axes and expressions mention."""
+    used = [e for x in stage.body if isinstance(x, Einsum) for e in (x.map, x.mask) if e is not None]
+    used += [a for t in inputs for a in t.axes]
+    return {r.size for r in stage.ranks if isinstance(r.size, str)} | {
+        x.name for e in used for x in ex.walk(e) if x.op == "size"
+    }
+
+
+def _told(inputs: set[Tensor]) -> set[str]:
+    """The sizes that shapes tell: axes of a bare size, and a divisor of one (``H // group`` tells group once H is known)."""
+    axes = [a for t in inputs for a in t.axes]
+    bare = {a.name for a in axes if a.op == "size"}
+    return bare | {
+        a.args[1].name
+        for a in axes
+        if a.op == "//" and a.args[1].op == "size" and {x.name for x in ex.walk(a.args[0]) if x.op == "size"} <= bare
+    }

@@ -53,12 +53,12 @@ class NormalizedAttentionPooling(Attending):
     """Scores standardised over the keys instead of a softmax, then a layer norm (NAP, Richter & Wattenhofer, 2020)."""
 
     def __init__(self, width: int, heads: int, *, backend: BackendName | None = None):
-        super().__init__(width, heads, "standardised_pooling", backend=backend)
+        super().__init__(width, heads, "nap", backend=backend)
         self.gain, self.shift = nn.Parameter(torch.ones(heads)), nn.Parameter(torch.zeros(heads))
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))  # type: ignore[assignment]  # the norm is the paper's
 
     def inputs(self, x: torch.Tensor) -> dict[str, Any]:
-        return {"gain": self.gain, "bias": self.shift}
+        return {"gain": self.gain, "shift": self.shift}
 
 
 class SoftplusAttention(Attending):
@@ -74,7 +74,7 @@ class PowerSoftmaxAttention(Attending):
     def __init__(self, width: int, heads: int, power: int = 4, *, backend: BackendName | None = None):
         if power % 2 or power < 2:
             raise ValueError(f"the power must be even and positive, found {power}")
-        super().__init__(width, heads, "power_softmax", backend=backend, params={"power": power})
+        super().__init__(width, heads, "power", backend=backend, params={"exponent": power})
 
 
 class ShapedAttention(Attending):

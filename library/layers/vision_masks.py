@@ -30,7 +30,7 @@ class CrossShapedAttention(Attending):
     """
 
     def __init__(self, width: int, heads: int, stripe: int = 7, *, backend: BackendName | None = None):
-        super().__init__(width, heads, "cswin", backend=backend, params={"stripe": stripe})
+        super().__init__(width, heads, "cross_shaped", backend=backend, params={"stripe": stripe})
         if heads % 2:
             raise ValueError(f"the heads must be even in number, found {heads}")
         self.stripe = stripe
@@ -41,7 +41,7 @@ class CrossShapedAttention(Attending):
         height, width = x.shape[1:3]
         if height % self.stripe or width % self.stripe:
             raise ValueError(f"stripes of {self.stripe} must divide the image, found {height} x {width}")
-        attended = merge(single(self.attention(*self.project(x.flatten(1, 2)), width=width, **given))).reshape(x.shape)
+        attended = merge(single(self.attention(*self.project(x.flatten(1, 2)), columns=width, **given))).reshape(x.shape)
         rows, columns = self.value(x).chunk(2, -1)
         local = torch.cat([self._local(rows, 0), self._local(columns.transpose(1, 2), 1).transpose(1, 2)], -1)
         return self.out(attended + local)  # type: ignore[no-any-return]
@@ -123,27 +123,24 @@ class LookHereAttention(ImageAttention):
     slopes 1/4, 1/16, ... All are divided by ``fade``, which the paper raises with depth.
     """
 
-    facing: torch.Tensor
-    spread: torch.Tensor
+    view: torch.Tensor
     slope: torch.Tensor
 
     def __init__(self, width: int, heads: int, directed: int, fade: float = 1.0, *, backend: BackendName | None = None):
-        super().__init__(width, heads, "directed", backend=backend)
+        super().__init__(width, heads, "lookhere", backend=backend, params={"half": True})
         if not 0 <= directed <= heads:
             raise ValueError(f"there are {heads} heads, and {directed} of them cannot be directed")
-        around = [(-1.0, 0.0), (0.0, 1.0), (1.0, 0.0), (0.0, -1.0)]
+        up_right_down_left = (4, 1, 3, 2)
         free = heads - directed
-        facing = [around[n % 4] for n in range(directed)] + [(0.0, 0.0)] * free
         slopes = [0.5 ** (n // 4 + 1) for n in range(directed)] + [0.25 ** (n + 1) for n in range(free)]
-        self.register_buffer("facing", torch.tensor(facing))
-        self.register_buffer("spread", torch.tensor([0.0] * directed + [-2.0] * free))
+        self.register_buffer("view", torch.tensor([up_right_down_left[n % 4] for n in range(directed)] + [0] * free))
         self.register_buffer("slope", torch.tensor(slopes) / fade)
 
     def inputs(self, x: torch.Tensor) -> dict[str, Any]:
-        return {"facing": self.facing, "spread": self.spread, "slope": self.slope}
+        return {"view": self.view, "slope": self.slope}
 
     def forward(self, x: torch.Tensor, /, **given: Any) -> torch.Tensor:
-        return super().forward(x, width=x.shape[2], **given)
+        return super().forward(x, columns=x.shape[2], **given)
 
 
 class ManhattanAttention(ImageAttention):

@@ -60,7 +60,7 @@ def cog(layer: Attending, x: torch.Tensor) -> torch.Tensor:
 
 def nap(layer: n.NormalizedAttentionPooling, x: torch.Tensor) -> torch.Tensor:
     s = scores(layer, x) * 2  # no 1 / sqrt(D)
-    z = (s - s.mean(-1, keepdim=True)) / (s.std(-1, correction=0, keepdim=True) + 1e-5)
+    z = (s - s.mean(-1, keepdim=True)) / (s.var(-1, correction=0, keepdim=True) + 1e-8).sqrt()
     return weighted(layer, x, layer.gain[:, None, None] * z + layer.shift[:, None, None])
 
 
@@ -75,7 +75,7 @@ def softplus(layer: Attending, x: torch.Tensor) -> torch.Tensor:
 
 def power(layer: Attending, x: torch.Tensor) -> torch.Tensor:
     p = scores(layer, x) ** 4 * TRIANGLE
-    return weighted(layer, x, p / (p.sum(-1, keepdim=True) + 1e-6))
+    return weighted(layer, x, p / p.sum(-1, keepdim=True))
 
 
 def shaped(layer: n.ShapedAttention, x: torch.Tensor) -> torch.Tensor:

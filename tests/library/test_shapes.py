@@ -50,12 +50,6 @@ def unit(x: Tensor) -> Tensor:
     return x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt()
 
 
-def relative_keys(x: X) -> Tensor:
-    r = (COLUMN - ROW).clamp(-8, 8) + 8
-    p = (score(x) + torch.einsum("bhid,ijd->bhij", x["q"], x["rk"][r]) / math.sqrt(D)).softmax(-1)
-    return p @ x["v"] + torch.einsum("bhij,ije->bhie", p, x["rv"][r])
-
-
 def ntk(x: X) -> Tensor:
     f = F.elu(x["q"] / D**0.25) + 1
     p = causal(score(x)).exp()
@@ -124,13 +118,58 @@ def bahdanau(x: X) -> Tensor:
     return torch.einsum("hd,bhijd->bhij", x["a"], pairs).softmax(-1) @ x["v"]
 
 
+def kmax(x: X) -> Tensor:
+    s = (x["q"] @ unit(x["k"]).mT) * x["scale"][:, :, None] + x["shift"][:, :, None]
+    return F.one_hot(s.argmax(-2), NQ).to(s).mT @ x["v"]
+
+
+def carriers(x: X) -> Tensor:
+    """A window's keys and its carrier side by side, window after window."""
+    read = (x["cq"] @ x["ck"].mT / math.sqrt(D)).softmax(-1) @ x["cv"]
+    rows = []
+    for i in range(NQ):
+        w, own = i // 4, slice(i // 4 * 4, i // 4 * 4 + 4)
+        keys = torch.cat([x["k"][:, :, own], x["key"][:, :, w : w + 1]], 2)
+        values = torch.cat([x["v"][:, :, own], read[:, :, w : w + 1]], 2)
+        rows.append((x["q"][:, :, i : i + 1] @ keys.mT / math.sqrt(D)).softmax(-1) @ values)
+    return torch.cat(rows, 2)
+
+
+def combiner(x: X) -> Tensor:
+    rows = []
+    for i in range(NQ):
+        start = i // 4 * 4
+        keys, values = [x["k"][:, :, start : i + 1]], [x["v"][:, :, start : i + 1]]
+        for r in range(i // 4):
+            q, k, v = (x[n][:, :, 4 * r : 4 * r + 4] for n in "qkv")
+            keys.append(k.mean(2, keepdim=True))
+            values.append((q.mean(2, keepdim=True) @ k.mT / math.sqrt(D)).softmax(-1) @ v)
+        rows.append((x["q"][:, :, i : i + 1] @ torch.cat(keys, 2).mT / math.sqrt(D)).softmax(-1) @ torch.cat(values, 2))
+    return torch.cat(rows, 2)
+
+
+def interface(x: X) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v)
+
+    read = attend(x["latent"], x["k"], x["v"])
+    return attend(x["q"], x["key"], read + attend(x["mq"], x["mk"], read))
+
+
+def relational(x: X) -> Tensor:
+    """With a value for every pair, as the paper writes it."""
+    each = (x["w"].shape[1], -1)
+    r = torch.einsum("bilc,bjlc->bijl", x["rq"].unflatten(-1, each), x["rk"].unflatten(-1, each))
+    values = torch.einsum("bijl,hle->bhije", r, x["w"]) + x["symbol"][:, :, None]
+    return torch.einsum("bhij,bhije->bhie", score(x).softmax(-1), values)
+
+
 def two_axes(x: X) -> Tensor:
     return (5 * (x["q"] @ x["k"].mT).softmax(-2)).softmax(-1) @ x["v"]
 
 
 FORMULAS: dict[str, Callable[[X], Tensor | tuple[Tensor, ...]]] = {
     "decayed_softmax": lambda x: score(x).softmax(-1) * (-per_head(x["decay"]).abs() * (ROW - COLUMN).abs()).exp() @ x["v"],
-    "relative_keys": relative_keys,
     "differential": lambda x: (
         (causal(score(x)).softmax(-1) - per_head(x["weight"]) * causal(x["q2"] @ x["k2"].mT / math.sqrt(D)).softmax(-1))
         @ x["v"]
@@ -149,10 +188,20 @@ FORMULAS: dict[str, Callable[[X], Tensor | tuple[Tensor, ...]]] = {
     "slot": slot,
     "two_axes": two_axes,
     "latents": latents,
+    "interface": interface,
+    "carriers": carriers,
+    "combiner": combiner,
+    "kmax": kmax,
+    "relational": relational,
     "linformer": linformer,
     "dropout": dropout,
 }
-STAGES = {"mlp_bias": 2, "column_sums": 2, "slot": 2, "two_axes": 2, "latents": 2, "linformer": 2}
+STAGES = {"mlp_bias": 2, "column_sums": 2, "slot": 2, "two_axes": 2, "latents": 2, "linformer": 2} | {
+    "interface": 3,
+    "carriers": 2,
+    "combiner": 2,
+    "kmax": 2,
+}
 """Kernels of the forward pass, where one does not do."""
 
 
@@ -170,7 +219,7 @@ def test_spec_against_its_formula(name: str) -> None:
     x = inputs(name)
     out = einfuse.compile(name).reference(**x)
     heads = x["q"].shape[1]
-    whole = {n: t.repeat_interleave(heads // t.shape[1], 1) if n in ("k", "v", "k2") else t for n, t in x.items()}
+    whole = {n: t.repeat_interleave(heads // t.shape[1], 1) if n in ("k", "v", "k2", "symbol") else t for n, t in x.items()}
     wanted = FORMULAS[name](whole)
     for found, truth in zip(*(y if isinstance(y, tuple) else (y,) for y in (out, wanted)), strict=True):
         torch.testing.assert_close(found, truth, rtol=1e-8, atol=1e-8)
@@ -188,7 +237,7 @@ def test_tiles_and_their_gradients(name: str) -> None:
         generator = torch.Generator().manual_seed(0)
         loss = sum((o * torch.randn(o.shape, generator=generator)).sum() for o in outs)
         assert isinstance(loss, Tensor)
-        results.append([*outs, *torch.autograd.grad(loss, list(x.values()))])
+        results.append([*outs, *torch.autograd.grad(loss, list(x.values()), allow_unused=True, materialize_grads=True)])
     for found, truth in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(found, truth, rtol=1e-8, atol=1e-8)
 
@@ -224,6 +273,47 @@ def test_a_table_of_offsets_is_made_once_for_all_batches() -> None:
     table, main = stages.run(einfuse.compile("mlp_bias").cascade)
     assert (table.over, table.outs) == (("h",), ("table",))
     assert main.over == ("b", "h")
+
+
+def test_two_folds_that_need_each_other_s_statistics_take_turns() -> None:
+    """One softmax over keys of two ranks: the sums of each need the maxima of both, so one of the ranks is read again."""
+    text = """attention both over b {
+  rank i: query; rank j: key; rank r: key = R; rank d: feature
+  in q[b, i, d]
+  in k[b, j, d]
+  in l[b, r, d]
+  s = sum[d](q * k)
+  t = sum[d](q * l)
+  m = max(max[j](s), max[r](t))
+  z[i] = m + log(sum[j](exp(s - m)) + sum[r](exp(t - m)))
+  out z
+}"""
+    attention = einfuse.compile(text, backend="torch")
+    assert sorted(p.after for p in attention.passes()) == [1, 2]
+    q, k, r = (torch.randn(2, n, 4, dtype=torch.float64, requires_grad=True) for n in (7, 11, 5))
+    wanted = (q @ torch.cat([k, r], 1).mT).logsumexp(-1)
+    found = attention(q, k, r)
+    assert isinstance(found, Tensor)
+    torch.testing.assert_close(found, wanted)
+    for a, b in zip(torch.autograd.grad(found.sum(), (q, k, r)), torch.autograd.grad(wanted.sum(), (q, k, r)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_two_terms_of_a_sum_have_one_gradient_in_memory_of_their_own() -> None:
+    text = """attention terms over b {
+  rank i: query; rank d: feature
+  in x[b, i, d]
+  in y[b, i, d]
+  z[i, d] = x + y
+  out z
+}"""
+    x, y = (torch.randn(2, 5, 4, requires_grad=True) for _ in range(2))
+    found = einfuse.compile(text, backend="torch")(x, y)
+    assert isinstance(found, Tensor)
+    dx, dy = torch.autograd.grad(found.sum(), (x, y))
+    assert torch.equal(dx, torch.ones(2, 5, 4))
+    assert torch.equal(dy, dx)
+    assert dx.data_ptr() != dy.data_ptr()
 
 
 def test_one_kernel_is_left_as_it_is() -> None:

@@ -92,11 +92,15 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def show_bench(rows: Sequence[BenchRow]) -> None:
-    shown = screen.table("variant", "dtype", "shape", "beside", ">ratio", ">spread")
+    shown = screen.table("variant", "dtype", "shape", "beside", ">ratio", ">spread", ">live tiles", ">per tile")
     for r in rows:
-        shown.add_row(r.variant, r.dtype, r.shape, r.peer, f"{r.ratio:.2f}", f"{r.spread:.2f}")
+        tiles = f"{100 * r.live:.3g} %", "" if r.per_tile is None else f"{r.per_tile:.2f}"
+        shown.add_row(r.variant, r.dtype, r.shape, r.peer, f"{r.ratio:.2f}", f"{r.spread:.2f}", *tiles)
     console = screen.out()
     console.print(shown)
     console.print(
         "ratio: the other's time / ours, median of interleaved runs (above 1: ours is faster); spread: quartiles apart"
+    )
+    console.print(
+        "per tile: time for a live tile / that of the same attention without its mask for a tile (1: work follows the mask)"
     )

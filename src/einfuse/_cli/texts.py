@@ -8,8 +8,8 @@ from pathlib import Path
 import einfuse
 from einfuse import dsl
 from einfuse._cli import inputs, screen
+from einfuse.codegen.files import write_atomic
 from einfuse.ir import SpecError
-from einfuse.runtime.cache import write_atomic
 
 
 def check(args: argparse.Namespace) -> int:
