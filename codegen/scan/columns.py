@@ -103,9 +103,9 @@ class _Sharing:
             if isinstance(op, kp.Store):
                 self._store(op)
             else:
-                op, kind = self._operation(op)
+                made, kind = self._operation(op)
                 self.kinds[op.out.name] = kind
-                self.ops.append(op)
+                self.ops.append(made)
         return tuple(self.ops)
 
     def _store(self, op: kp.Store) -> None:

@@ -65,7 +65,7 @@ def _divided(plan: ScanPlan, cuts: list[list[Op]], outs: list[list[kp.Store]]) -
     for group in cuts:
         handed = {op: work.handed(op.out) for op in group if not isinstance(op, kp.Store)}
         bodies.append((*needed(body, {op.out.name for op in handed}), *(x for write, _ in handed.values() for x in write)))
-        body = tuple(dict.fromkeys(y for x in body for y in (handed[x][1] if x in handed else (x,))))  # type: ignore[index]
+        body = tuple(dict.fromkeys(y for x in body for y in (handed[x][1] if x in handed else (x,))))
     bodies += [needed((*body, *group), set()) for group in outs]
     return tuple(work.part(replace(plan, name=f"{plan.name}_{n + 1}"), b) for n, b in enumerate(bodies))
 
