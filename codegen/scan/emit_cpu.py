@@ -58,6 +58,7 @@ FORMS = {
     "not": "(!{0})",
     "select": "({0} ? {c}{1} : {c}{2})",
     "copy": "{0}",
+    "stop": "{0}",
 }
 TYPES = {"float": "T", "int": "long", "bool": "bool"}
 
