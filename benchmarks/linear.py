@@ -157,7 +157,7 @@ def main() -> None:
             taken = seconds(name, n, args.heads, args.width, args.backward)
             at |= {name: taken} if n == args.quadratic else {}
             cells.append(f"{taken / n / args.heads * 1e9:12.0f}")
-        print(f"{name:14}" + "".join(cells), flush=True)
+        print(f"{name:14}" + "".join(cells) + f"   longest / shortest {float(cells[-1]) / float(cells[0]):.2f}", flush=True)
     if args.quadratic:
         slow = seconds(QUADRATIC, args.quadratic, args.heads, args.width, args.backward, 3)
         ratio = f", {slow / at['retention']:.1f} times retention in blocks" if "retention" in at else ""

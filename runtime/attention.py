@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from einfuse.codegen import KernelPlan, Storage
-from einfuse.codegen.scan import ScanPlan
+from einfuse.codegen.scan import Piece, ScanPlan
 from einfuse.ir import Cascade, Einsum, Scalar, SpecError, derivation, interpret, pipeline
 from einfuse.ir import expr as ex
 from einfuse.ir.passes import canonicalise, classify_score, pack, stages, tangent
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.rewrite import expressions, statements
 from einfuse.ir.text import show
-from einfuse.runtime import binding, cache, derived, ops, packed, parts, prepared, stream
-from einfuse.runtime.backends import BACKENDS, Backend, BackendName, Target, Tilings, TritonBackend
+from einfuse.runtime import binding, cache, derived, ops, packed, parts, prefix, prepared, stream
+from einfuse.runtime.backends import BACKENDS, Backend, BackendName, Target, Tilings, TritonBackend, device_target
 from einfuse.runtime.forms import FormName, Forms, known_form
 from einfuse.runtime.program import Program, tiled, tilings
 from einfuse.runtime.scan import ScanProgram, program_of
@@ -39,11 +39,17 @@ class PassReport:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One kernel at one tiling: its plan and text; ``smaller`` gives the same kernel at the next tiling."""
+    """One kernel at one tiling: its plan, text and launch options; ``smaller`` gives what to take instead, nothing where it is the last."""
 
-    plan: KernelPlan
+    plan: KernelPlan | ScanPlan
     source: str
-    smaller: Callable[[], Candidate | None] = field(repr=False)
+    smaller: Callable[[], Sequence[Candidate]] = field(repr=False)
+    options: Mapping[str, int] = field(default_factory=dict)
+
+    @staticmethod
+    def of(piece: Piece) -> Candidate:
+        """A kernel of a scan."""
+        return Candidate(piece.plan, piece.source, lambda: [Candidate.of(p) for p in piece.smaller()], piece.options)
 
     @staticmethod
     def at(
@@ -59,7 +65,7 @@ class Candidate:
         return Candidate(
             plan,
             backend.emit(plan),
-            lambda: Candidate.at(cascade, storage, static, backend, rest, strict) if rest else None,
+            lambda: [Candidate.at(cascade, storage, static, backend, rest, strict)] if rest else [],
         )
 
 
@@ -189,6 +195,15 @@ class Attention:
             sizes: Mapping[str, int] = binding.sizes(self.cascade, tensors)  # type: ignore[assignment]
             return self.forms.build(sizes, points=True).step(state, *args, **kwargs)
         return stream.advance(self, state, args, kwargs)
+
+    def prefix(self, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar) -> Output:
+        """The outputs after every key, of the arguments of a call: row ``n`` is the attention over the keys ``0 <= j <= n``.
+
+        Shape [*ambient ranks, Nk, *ranks of the output], such as [B, H, Nk, Nq, E], in the dtype of the arguments; differentiable. All rows
+        at once by a parallel prefix scan of the derived merge: log2(Nk) rounds, and a state for every key (Feng et al., Attention as an
+        RNN, 2024). Raises SpecError for an attention of more than one pass, or without ambient ranks.
+        """
+        return prefix.prefixes(self, args, kwargs)
 
     def _staged(self, known: dict[str, torch.Tensor | Scalar]) -> Output:
         """Stage after stage, each reading what earlier ones gave out; autograd chains their backward passes."""
@@ -370,15 +385,17 @@ class Attention:
         self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int], target: Target | None = None
     ) -> list[tuple[KernelPlan, str]]:
         """Plan and text of every kernel at its first tiling; ``target`` asks for those of a GPU that need not be there."""
-        if isinstance(self.program, ScanProgram):
-            tables = [self._example_storage(c, dtype) for c in self.program.cascades(backward)]
-            return self.program.emitted(backend, tables, backward, sizes)  # type: ignore[return-value]  # a plan of its own kind
-        return [(c.plan, c.source) for c in self.candidates(backend, dtype, backward, sizes, target)]
+        return [(c.plan, c.source) for c in self.candidates(backend, dtype, backward, sizes, target)]  # type: ignore[misc]  # or a ScanPlan
 
     def candidates(
         self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int], target: Target | None = None
     ) -> list[Candidate]:
         """Every kernel at its first tiling, with smaller ones behind `Candidate.smaller`."""
+        if isinstance(self.program, ScanProgram):
+            tables = [self._example_storage(c, dtype) for c in self.program.cascades(backward)]
+            return [
+                Candidate.of(p) for p in self.program.candidates(backend, tables, backward, sizes, target or device_target())
+            ]
         if self.stages:
             return [c for stage in self.stages for c in stage.candidates(backend, dtype, backward, sizes, target)]
         chosen = BACKENDS[backend]

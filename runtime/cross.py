@@ -18,9 +18,10 @@ import torch
 
 from einfuse.codegen import KernelPlan
 from einfuse.codegen.plan import Fold
+from einfuse.codegen.scan import ScanPlan
 from einfuse.ir import EinfuseError
 from einfuse.runtime import cache
-from einfuse.runtime.attention import Attention
+from einfuse.runtime.attention import Attention, Candidate
 from einfuse.runtime.backends import Target
 
 TARGETS: tuple[Target, ...] = ("sm_80", "sm_90", "gfx942")
@@ -46,9 +47,13 @@ class CompiledKernel:
 
 
 class _Job(TypedDict):
-    plan: KernelPlan
+    plan: KernelPlan | ScanPlan
     source: str
     target: str
+    options: dict[str, int]
+
+
+_Try = tuple[Candidate, Target, CompiledKernel | None]
 
 
 def cross_compile(
@@ -64,23 +69,32 @@ def cross_compile(
     it found. Raises EinfuseError with the compiler's own words where a kernel does not compile.
     """
     short = str(dtype).removeprefix("torch.")
-    waiting = [(c, t) for t in targets for c in attention.candidates("triton", dtype, backward, sizes, t)]
-    done: dict[int, CompiledKernel] = {}
-    while len(done) < len(waiting):
-        trying = [n for n in range(len(waiting)) if n not in done]
-        jobs: list[_Job] = [{"plan": c.plan, "source": c.source, "target": t} for c, t in (waiting[n] for n in trying)]
+    waiting: list[_Try] = [(c, t, None) for t in targets for c in attention.candidates("triton", dtype, backward, sizes, t)]
+    while any(done is None for _, _, done in waiting):
+        trying = [(c, t) for c, t, done in waiting if done is None]
+        jobs: list[_Job] = [{"plan": c.plan, "source": c.source, "target": t, "options": dict(c.options)} for c, t in trying]
         key = cache.key("cross", *(j["source"] + j["target"] for j in jobs))
-        for n, found in zip(trying, cache.remembered("cross", key, functools.partial(_run, jobs)), strict=True):
-            candidate, target = waiting[n]
+        found = iter(cache.remembered("cross", key, functools.partial(_run, jobs)))
+        after: list[_Try] = []
+        for candidate, target, done in waiting:
+            if done is not None:
+                after.append((candidate, target, done))
+                continue
             plan = candidate.plan
-            tiling = (plan.tile.block if plan.tile else 1, next((s.step for s in plan.steps if isinstance(s, Fold)), 1))
-            kernel = CompiledKernel(name=plan.name, target=target, dtype=short, tiling=tiling, **found)  # type: ignore[arg-type]
-            smaller = None if kernel.ok else candidate.smaller()
-            if smaller is None:
-                done[n] = kernel
-            else:
-                waiting[n] = (smaller, target)
-    return [done[n] for n in range(len(waiting))]
+            kernel = CompiledKernel(name=plan.name, target=target, dtype=short, tiling=_tiling(plan), **next(found))  # type: ignore[arg-type]
+            smaller = () if kernel.ok else candidate.smaller()
+            after += [(c, target, None) for c in smaller] or [(candidate, target, kernel)]
+        waiting = after
+    return [done for _, _, done in waiting if done is not None]
+
+
+def _tiling(plan: KernelPlan | ScanPlan) -> tuple[int, int]:
+    """Tile and step; of a scan its columns and the points of a block."""
+    if isinstance(plan, ScanPlan):
+        return next(
+            (f.block for f in plan.features if f.rank == plan.shared), max((f.block for f in plan.features), default=1)
+        ), plan.step
+    return plan.tile.block if plan.tile else 1, next((s.step for s in plan.steps if isinstance(s, Fold)), 1)
 
 
 def _run(jobs: list[_Job]) -> list[dict[str, object]]:
@@ -102,7 +116,7 @@ def _main(path: str) -> None:
 
     out = []
     for job in pickle.loads(Path(path).read_bytes()):
-        found = measure(job["plan"], job["source"], job["target"], cache.folder() / "triton")
+        found = measure(job["plan"], job["source"], job["target"], cache.folder() / "triton", **job["options"])
         kept = {k: v for k, v in asdict(found).items() if k in ("registers", "spills", "shared", "matrix")}
         out.append({**kept, "fits": found.fits})
     print(json.dumps(out))

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from einfuse.runtime.attention import Attention
 
 FormName = Literal["auto", "quadratic", "linear"]
+FORM = "EINFUSE_FORM"
+"""The variable that overrides the choice."""
 STATE = 2**15
 """Numbers that the states of a scan may hold for one program of a GPU: they stay on chip."""
 FEW = 32
@@ -122,7 +124,7 @@ class Forms:
         """The form for a call with these sizes and tensors like ``x``; ``training`` where gradients follow."""
         if self.found is None or x.device.type == "meta" or not all(sizes.values()) or self.fits(sizes) is not None:
             return "quadratic"
-        asked = known_form(os.environ.get("EINFUSE_FORM", "auto"))
+        asked = known_form(os.environ.get(FORM, "auto"))
         if asked != "auto":
             return asked
         key = (*sorted(sizes.items()), x.dtype, x.device, training)

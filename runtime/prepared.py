@@ -6,6 +6,7 @@ tracer or transform, no mode, no subclass of a tensor. All others go through the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from torch.autograd import forward_ad, profiler
 
 from einfuse.ir import Cascade, Scalar
 from einfuse.runtime.backends import BackendName, choose
+from einfuse.runtime.forms import FORM
 from einfuse.runtime.launch import Ready
 from einfuse.runtime.program import Output, Program
 
@@ -96,7 +98,7 @@ def signature(args: Sequence[Given], kwargs: Mapping[str, Given]) -> Key | None:
     if torch.compiler.is_compiling() or _watched():
         return None
     grad = torch.is_grad_enabled()
-    parts: list[object] = [len(args), torch.get_num_threads()]
+    parts: list[object] = [len(args), torch.get_num_threads(), os.environ.get(FORM)]
     for x in (*args, *kwargs.values()):
         if type(x) in _PLAIN:
             assert isinstance(x, torch.Tensor)

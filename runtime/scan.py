@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from einfuse.codegen import Storage, scan
-from einfuse.codegen.scan import ScanPlan
+from einfuse.codegen.scan import Piece
 from einfuse.ir import Cascade, Fold, Scalar
 from einfuse.ir.passes import chunk, chunk_backward, infer_space
 from einfuse.ir.passes.chunk_backward import ScanBackward
 from einfuse.ir.passes.differentiate import Backward, adjoint
 from einfuse.ir.text import show
 from einfuse.runtime import cache
-from einfuse.runtime.backends import Backend, BackendName, Kernel
+from einfuse.runtime.backends import Backend, BackendName, Target, TritonBackend, device_target
 from einfuse.runtime.program import Program, extent_of, kernel_key, static_sizes, storage_of
 from einfuse.runtime.scatter import accumulate
+from einfuse.runtime.sequence import Sequence
 
 
 def program_of(cascade: Cascade, strict: bool, wide: bool = False) -> Program:
@@ -31,7 +33,7 @@ class ScanProgram(Program):
 
     blocked: Cascade = field(init=False)
     derived: dict[tuple[str, ...], ScanBackward] = field(default_factory=dict)
-    kernels: dict[tuple[object, ...], Kernel] = field(default_factory=dict)
+    kernels: dict[tuple[object, ...], Sequence] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super(ScanProgram, self).__post_init__()
@@ -154,31 +156,35 @@ class ScanProgram(Program):
         every = {t.name: tensors[t.name] for t in cascade.inputs if not t.param} | dict(outs)
         storage = storage_of(cascade, every)
         static = static_sizes(cascade, counted)
-        key = kernel_key(cascade, storage, static, backend)
+        points = math.prod(extent_of(cascade, r, sizes) for r in cascade.over)
+        crew = _crew(points, extent_of(cascade, self.rank, sizes) > 4 * self.step) if backend.name == "cpu" else 1
+        key = (crew, *kernel_key(cascade, storage, static, backend))
         if key not in self.kernels:
-            self.kernels[key] = self._built(cascade, storage, static, backend)
-        self.kernels[key](every, numbers, counted)
+            self.kernels[key] = Sequence(self._pieces(cascade, storage, static, backend, crew), backend.name)
+        self.kernels[key].run(every, numbers, counted)
 
-    def _built(self, cascade: Cascade, storage: Mapping[str, Storage], static: Mapping[str, int], backend: Backend) -> Kernel:
-        name = cache.key("scan", show(cascade), sorted(storage.items()), sorted(static.items()), backend.name)
+    def _pieces(
+        self, cascade: Cascade, storage: Mapping[str, Storage], static: Mapping[str, int], backend: Backend, crew: int
+    ) -> tuple[Piece, ...]:
+        target = backend.target or device_target() if isinstance(backend, TritonBackend) else "sm_90"
+        stored, sizes = sorted(storage.items()), sorted(static.items())
+        name = cache.key("scan", show(cascade), stored, sizes, backend.name, target, crew)
+        make = lambda: scan.pieces(scan.lower(cascade, storage, static), backend.name, target, crew)  # noqa: E731
+        return cache.remembered("plan", name, make)
 
-        def make() -> tuple[ScanPlan, str]:
-            plan = scan.lower(cascade, storage, static)
-            return plan, scan.emit(plan, backend.name)
-
-        plan, source = cache.remembered("plan", name, make)
-        return scan.build(plan, source, backend.name, cache.folder() / backend.name)
-
-    def emitted(
-        self, backend: BackendName, storage: Sequence[Mapping[str, Storage]], backward: bool, sizes: Mapping[str, int]
-    ) -> list[tuple[ScanPlan, str]]:
-        """Plan and text of the forward kernel, and with ``backward`` of the other; ``storage`` one table for each."""
-        cascades = self.cascades(backward)
-        out = []
-        for c, table in zip(cascades, storage, strict=True):
+    def candidates(
+        self,
+        backend: BackendName,
+        storage: Iterable[Mapping[str, Storage]],
+        backward: bool,
+        sizes: Mapping[str, int],
+        target: Target = "sm_90",
+    ) -> list[Piece]:
+        """The forward's kernels, and with ``backward`` the other's; ``storage`` one table for each."""
+        out: list[Piece] = []
+        for c, table in zip(self.cascades(backward), storage, strict=True):
             static = {r.size: sizes.get(r.size, 64) for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)}
-            plan = scan.lower(c, table, static)
-            out.append((plan, scan.emit(plan, backend)))
+            out += scan.pieces(scan.lower(c, table, static), backend, target)
         return out
 
     def cascades(self, backward: bool) -> list[Cascade]:
@@ -188,3 +194,9 @@ class ScanProgram(Program):
             return [self.blocked]
         found = self.reverse(wanted)
         return [found.forward, found.backward]
+
+
+def _crew(points: int, long: bool) -> int:
+    """How many threads share a point of the ambient ranks: one where every thread has a point of its own, or there is little to do."""
+    threads = torch.get_num_threads()
+    return -(-threads // points) if points < threads and long else 1

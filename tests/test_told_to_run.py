@@ -36,8 +36,6 @@ EXECUTED = {
     ("docs/linear.md", "python"): "runtime/test_forms.py::test_the_documented_example_runs",
     ("docs/linear.md", "attn"): "runtime/test_forms.py::test_the_documented_spec_is_what_it_says",
     ("docs/flex.md", "python"): "flex/test_doc.py::test_the_examples",
-    ("docs/linear.md", "attn"): "runtime/test_forms.py::test_the_documented_spec_is_what_it_says",
-    ("docs/linear.md", "python"): "runtime/test_forms.py::test_the_documented_example_runs",
     ("docs/layers.md", "python"): "test_client_docs.py::test_examples_run",
     ("docs/testing.md", "python"): "test_client_docs.py::test_examples_run",
     ("docs/integrations.md", "python"): "test_client_docs.py::test_examples_run",

@@ -1,12 +1,13 @@
-"""The text and the callable of a scan's plan on each back end."""
+"""The kernels of a scan's plan on each back end: their texts, and the callables of those."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from einfuse.codegen.scan.plan import ScanPlan
+from einfuse.codegen.triton.options import GpuTarget
 from einfuse.ir import Scalar
 
 if TYPE_CHECKING:
@@ -16,15 +17,31 @@ Name = Literal["cpu", "triton", "torch"]
 Kernel = Callable[[Mapping[str, "torch.Tensor"], Mapping[str, Scalar], Mapping[str, int]], int | None]
 
 
-def emit(plan: ScanPlan, backend: Name) -> str:
-    """The standalone text of the kernel."""
-    from einfuse.codegen.scan import emit_cpu, emit_torch, emit_triton
+class Piece(Protocol):
+    """One of the kernels that a scan runs in turn; ``smaller`` gives those to take instead where it spills registers."""
 
-    return {"cpu": emit_cpu.emit, "triton": emit_triton.emit, "torch": emit_torch.emit}[backend](plan)
+    @property
+    def plan(self) -> ScanPlan: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def options(self) -> dict[str, int]: ...
+    def smaller(self) -> tuple[Piece, ...]: ...
+
+
+def pieces(plan: ScanPlan, backend: Name, target: GpuTarget = "sm_90", crew: int = 1) -> tuple[Piece, ...]:
+    """The kernels of a scan in the order they run. On the CPU ``crew`` threads share each point of the ambient ranks."""
+    from einfuse.codegen.scan import emit_torch, ladder, team
+
+    if backend == "triton":
+        return ladder.kernels(plan, target)
+    if backend == "cpu":
+        return team.kernels(plan, crew)
+    return (team.Whole(plan, emit_torch.emit),)
 
 
 def build(plan: ScanPlan, source: str, backend: Name, folder: Path) -> Kernel:
-    """The kernel of a text that `emit` made."""
+    """The kernel of the text of a piece."""
     from einfuse.codegen.cpu import build as build_cpu
     from einfuse.codegen.torch import build as build_torch
 

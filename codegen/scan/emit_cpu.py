@@ -1,4 +1,5 @@
-"""`emit`: a scan's plan as one C++ function. Threads share the points of the ambient ranks; each runs the blocks of a point in order.
+"""`emit`: a scan's plan as one C++ function. Threads share the points of the ambient ranks and the parts of a shared rank; each runs the
+blocks in order, or one of them where they do not depend on each other.
 
 Blocks of floats that products, systems or several readers need lie in a buffer of the thread, with rows padded to whole vectors;
 everything else is computed where it is read.
@@ -57,6 +58,7 @@ FORMS = {
     "not": "(!{0})",
     "select": "({0} ? {c}{1} : {c}{2})",
     "copy": "{0}",
+    "stop": "{0}",
 }
 TYPES = {"float": "T", "int": "long", "bool": "bool"}
 
@@ -104,7 +106,10 @@ class _Printer:
             'extern "C" int einfuse_kernel(void** ptrs, const int64_t* strides, const int64_t* sizes, const double* params, int threads) {'
         ]
         text += self.arguments()
-        points = " * ".join(self.extent(b.size) for b in plan.ambient) or "1"
+        programs = [self.extent(b.size) for b in plan.ambient]
+        programs += [] if plan.states else [f"(({self.extent(plan.size)} + {plan.step - 1}) / {plan.step})"]
+        programs += [str(plan.parts)] if plan.parts > 1 else []
+        points = " * ".join(programs) or "1"
         total = sum(size for _, size in self.buffers)
         text += [f"  const long points = {points};", "  if (points <= 0) return 0;", "  int failed = 0;"]
         text += ["#pragma omp parallel num_threads(std::max(1L, std::min((long)threads, points)))", "  {"]
@@ -142,7 +147,17 @@ class _Printer:
     def body(self) -> list[str]:
         plan = self.plan
         self.indent = 3
-        rest = "item"
+        rest, total = "item", self.extent(plan.size)
+        self.line(f"const long blocks = ({total} + {plan.step - 1}) / {plan.step};")
+        if plan.parts > 1:
+            f = next(f for f in plan.features if f.rank == plan.shared)
+            self.line(
+                f"const long part = item % {plan.parts}, first = part * {f.block}, columns = std::min({f.block}L, {f.size}L - first);"
+            )
+            rest = f"(item / {plan.parts})"
+        if not plan.states:
+            self.line(f"const long block = {rest} % blocks;")
+            rest = f"({rest} / blocks)"
         for b in reversed(plan.ambient):
             self.line(f"const long x_{_id(b.rank)} = {rest} % {self.extent(b.size)};")
             rest = f"({rest} / {self.extent(b.size)})"
@@ -151,12 +166,11 @@ class _Printer:
         for s in plan.states:
             self.places[s.value.name] = self.buffer(s.value)
             self.loops(s.value.dims, f"{self.element(s.value)} = {self.at(s.init, self.own(s.value.dims))};")
-        total = self.extent(plan.size)
-        self.line(f"const long blocks = ({total} + {plan.step - 1}) / {plan.step};")
-        number = "blocks - 1 - turn" if plan.reverse else "turn"
-        self.line("for (long turn = 0; turn < blocks; ++turn) {")
-        self.indent += 1
-        self.line(f"const long block = {number}, lo = block * {plan.step}, n = std::min({plan.step}L, {total} - lo);")
+        if plan.states:
+            self.line("for (long turn = 0; turn < blocks; ++turn) {")
+            self.indent += 1
+            self.line(f"const long block = {'blocks - 1 - turn' if plan.reverse else 'turn'};")
+        self.line(f"const long lo = block * {plan.step}, n = std::min({plan.step}L, {total} - lo);")
         for op in plan.body:
             self.operation(op)
         for s in plan.states:
@@ -166,8 +180,9 @@ class _Printer:
                 )
             else:
                 self.line(f"{self.element(s.value)} = {self.at(s.update, {})};")
-        self.indent -= 1
-        self.line("}")
+        if plan.states:
+            self.indent -= 1
+            self.line("}")
         for op in plan.after:
             self.operation(op)
         return self.lines
@@ -184,11 +199,11 @@ class _Printer:
         """How many coordinates a buffer has room for."""
         if rank in self.plan.moving:
             return self.plan.step
-        size = next(f.size for f in self.plan.features if f.rank == rank)
-        assert isinstance(size, int), "sizes of features are known"
-        return size
+        return next(f.block for f in self.plan.features if f.rank == rank)
 
     def bound(self, rank: str) -> str:
+        if rank == self.plan.shared and self.plan.parts > 1:
+            return "columns"
         return "n" if rank in self.plan.moving else f"{self.width(rank)}"
 
     def strides(self, dims: tuple[str, ...]) -> dict[str, int]:
@@ -246,8 +261,10 @@ class _Printer:
         raise AssertionError(f"{v.name} is not there yet")
 
     def coordinate(self, rank: str, index: dict[str, str]) -> str:
-        if rank == self.plan.count:
-            return "block"
+        if rank in (self.plan.count, "<part>"):
+            return "part" if rank == "<part>" else "block"
+        if rank == self.plan.shared and self.plan.parts > 1:
+            return f"(first + {index[rank]})"
         return f"(lo + {index[rank]})" if rank in self.plan.moving else index.get(rank, f"x_{_id(rank)}")
 
     def address(self, tensor: str, where: tuple[Value, ...], index: dict[str, str], clamp: tuple[int, ...]) -> str:
@@ -342,6 +359,9 @@ class _Printer:
     def store(self, op: Store) -> None:
         dims = tuple(r for r in self.plan.order if r in {d for v in (*op.index, op.value) for d in v.dims})
         to = self.address(op.tensor, op.index, self.own(dims), ())
+        partial = any(p.tensor == op.tensor and "part" in p.axes for p in self.plan.partial)
+        if self.plan.parts > 1 and not partial and self.plan.shared not in dims:
+            self.line("if (part == 0)")  # the same in all of them
         self.loops(dims, f"narrow({to}, {self.at(op.value, self.own(op.value.dims))});")
 
     def reduce(self, op: Reduce) -> None:

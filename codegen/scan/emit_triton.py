@@ -1,4 +1,7 @@
-"""`emit`: a scan's plan as a Triton module. One program a point of the ambient ranks; blocks are padded to powers of two.
+"""`emit`: a scan's plan as a Triton module. Blocks are padded to powers of two.
+
+One program for each point of the ambient ranks and share of the shared rank, which runs the blocks in order; for each block as well where
+they do not depend on each other.
 
 Padding (features beyond their size, points of a short last block) holds no defined value: what sums over it puts zeros there first.
 """
@@ -13,6 +16,7 @@ from einfuse.codegen.plan import Const, Coordinate, Dot, Load, Map, Param, Reduc
 from einfuse.codegen.scan.plan import Op, Prefix, Relabel, ScanPlan, Solve
 from einfuse.codegen.triton.functions import FORMS, Operand, Target, operand_type
 from einfuse.codegen.triton.helpers import sources
+from einfuse.codegen.triton.names import identifier
 
 STORED = {"f64": "tl.float64", "f32": "tl.float32", "bf16": "tl.bfloat16", "f16": "tl.float16"}
 IDENTITY = {"sum": "0.0", "max": 'float("-inf")', "min": 'float("inf")', "any": "0"}
@@ -20,14 +24,15 @@ LEAST = 16
 """The smallest block that a matrix product takes."""
 
 
-def emit(plan: ScanPlan) -> str:
-    """The module's text: its equations, the kernel, and ``launch(tensors, params, sizes)``."""
-    return _Printer(plan).printed()
+def emit(plan: ScanPlan, warps: int = 8) -> str:
+    """The module's text: its equations, the kernel, and ``launch(tensors, params, sizes)``; ``warps`` are those of its launches."""
+    return _Printer(plan, warps).printed()
 
 
 @dataclass(slots=True)
 class _Printer:
     plan: ScanPlan
+    warps: int
     lines: list[str] = field(default_factory=list)
     indent: int = 1
     names: dict[str, str] = field(default_factory=dict)
@@ -48,38 +53,45 @@ class _Printer:
             shape = ", ".join(str(self.width(r)) for r in s.value.dims)
             zero = f"tl.zeros([{shape}], {self.real})" if s.value.dims else f"tl.full([], 0.0, {self.real})"
             self.line(f"{name} = {zero} + {self.ref(s.init)}")
-        self.line(f"blocks = ({self.extent(plan.size)} + {plan.step - 1}) // {plan.step}")
-        self.line("for turn in range(0, blocks):")
-        self.indent += 1
-        self.line(f"block = {'blocks - 1 - turn' if plan.reverse else 'turn'}")
+        if plan.states:
+            self.line(f"blocks = ({self.extent(plan.size)} + {plan.step - 1}) // {plan.step}")
+            self.line("for turn in range(0, blocks):")
+            self.indent += 1
+            self.line(f"block = {'blocks - 1 - turn' if plan.reverse else 'turn'}")
         for r in plan.moving:
-            self.line(f"at_{_id(r)} = block * {plan.step} + tl.arange(0, {self.width(r)})")
-            self.line(f"ok_{_id(r)} = (at_{_id(r)} < {self.extent(plan.size)}) & (tl.arange(0, {self.width(r)}) < {plan.step})")
+            self.line(f"at_{identifier(r)} = block * {plan.step} + tl.arange(0, {self.width(r)})")
+            self.line(
+                f"ok_{identifier(r)} = (at_{identifier(r)} < {self.extent(plan.size)}) & (tl.arange(0, {self.width(r)}) < {plan.step})"
+            )
         states = {s.value.name: self.names[s.value.name] for s in plan.states}
         for op in plan.body:
             self.operation(op)
         if plan.states:
             left = ", ".join(states[s.value.name] for s in plan.states)
             self.line(f"{left} = {', '.join(self.whole(s.update, s.value.dims) for s in plan.states)}")
-        self.indent -= 1
+            self.indent -= 1
         for op in plan.after:
             self.operation(op)
-        points = " * ".join(self.extent(b.size, host=True) for b in plan.ambient) or "1"
+        programs = [self.extent(b.size, host=True) for b in plan.ambient]
+        what = [b.rank for b in plan.ambient]
+        if not plan.states:
+            programs.append(f"(({self.extent(plan.size, host=True)} + {plan.step - 1}) // {plan.step})")
+            what.append(f"block of {plan.rank}")
+        if plan.parts > 1:
+            programs.append(str(plan.parts))
+            what.append(f"share of {plan.shared}")
         title = "\n".join([f"{plan.name}", "", *(f"    {x}".rstrip() for x in plan.equations.strip().splitlines())])
-        body = "\n".join(self.lines)
+        body, kernel = "\n".join(self.lines), identifier(plan.name)
         helpers = "".join(f"\n\n{x}\n" for x in sources(self.helpers, plan.compute))
         return (
             f'"""{title}\n"""\n\nimport torch\nimport triton\nimport triton.language as tl\n\n'
             f"LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)\n{helpers}\n\n"
-            f"@triton.jit\ndef kernel({', '.join(arguments)}):\n{body}\n\n\n"
-            f"def launch(tensors, params, sizes, num_warps={self.warps()}, num_stages=1):\n"
-            f'    """One program a point of {", ".join(b.rank for b in plan.ambient) or "nothing"}."""\n'
-            f"    kernel[({points},)]({', '.join(passed)}, num_warps=num_warps, num_stages=num_stages)\n"
+            f"@triton.jit\ndef {kernel}({', '.join(arguments)}):\n{body}\n\n\n"
+            f"def launch(tensors, params, sizes, num_warps={self.warps}, num_stages=1):\n"
+            f'    """One program for each {", ".join(what) or "call"}."""\n'
+            f"    programs = {' * '.join(programs) or '1'}\n"
+            f"    return {kernel}[(programs,)]({', '.join(passed)}, num_warps=num_warps, num_stages=num_stages)\n"
         )
-
-    def warps(self) -> int:
-        """The states and the matrices of a block live in registers all the time."""
-        return 8
 
     @property
     def real(self) -> str:
@@ -88,28 +100,38 @@ class _Printer:
     def arguments(self) -> tuple[list[str], list[str]]:
         names, passed = [], []
         for t in self.plan.tensors:
-            names.append(f"p_{_id(t.name)}")
+            names.append(f"{identifier(t.name)}_ptr")
             passed.append(f"tensors[{t.name!r}]")
         for t in self.plan.tensors:
             for n in range(t.axes):
-                names += [f"{_id(t.name)}_s{n}", f"{_id(t.name)}_n{n}"]
+                names += [f"{identifier(t.name)}_s{n}", f"{identifier(t.name)}_n{n}"]
                 passed += [f"tensors[{t.name!r}].stride({n})", f"tensors[{t.name!r}].shape[{n}]"]
         for name in self.plan.sizes:
-            names.append(f"size_{_id(name)}")
+            names.append(f"size_{identifier(name)}")
             passed.append(f"sizes[{name!r}]")
         for name, _ in self.plan.params:
-            names.append(f"param_{_id(name)}")
+            names.append(f"param_{identifier(name)}")
             passed.append(f"params[{name!r}]")
         return names, passed
 
     def start(self) -> None:
+        plan = self.plan
         self.line("item = tl.program_id(0).to(tl.int64)")
+        if plan.parts > 1:
+            self.line(f"part = (item % {plan.parts}).to(tl.int32)")
+            self.line(f"item = item // {plan.parts}")
+        if not plan.states:
+            self.line(f"blocks = ({self.extent(plan.size)} + {plan.step - 1}) // {plan.step}")
+            self.line("block = (item % blocks).to(tl.int32)")
+            self.line("item = item // blocks")
         for b in reversed(self.plan.ambient):
-            self.line(f"at_{_id(b.rank)} = item % {self.extent(b.size)}")
+            self.line(f"at_{identifier(b.rank)} = item % {self.extent(b.size)}")
             self.line(f"item = item // {self.extent(b.size)}")
-        for f in self.plan.features:
-            self.line(f"at_{_id(f.rank)} = tl.arange(0, {self.width(f.rank)})")
-            self.line(f"ok_{_id(f.rank)} = at_{_id(f.rank)} < {f.size}")
+        for f in plan.features:
+            first = f"part * {f.block} + " if f.block != f.size else ""
+            self.line(f"at_{identifier(f.rank)} = {first}tl.arange(0, {self.width(f.rank)})")
+            within = f" & (tl.arange(0, {self.width(f.rank)}) < {f.block})" if self.width(f.rank) != f.block != f.size else ""
+            self.line(f"ok_{identifier(f.rank)} = (at_{identifier(f.rank)} < {f.size}){within}")
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self.indent + text)
@@ -117,26 +139,28 @@ class _Printer:
     def extent(self, size: int | str, host: bool = False) -> str:
         if isinstance(size, int):
             return str(size)
-        return f"sizes[{size!r}]" if host else f"size_{_id(size)}"
+        return f"sizes[{size!r}]" if host else f"size_{identifier(size)}"
 
     def width(self, rank: str) -> int:
         """The padded extent of a rank."""
         if rank in self.plan.moving:
-            return _power(self.plan.step) if self.plan.step > 1 else 1
-        size = next(f.size for f in self.plan.features if f.rank == rank)
-        assert isinstance(size, int), "sizes of features are known"
-        return max(_power(size), LEAST)
+            return power(self.plan.step) if self.plan.step > 1 else 1
+        return max(power(next(f.block for f in self.plan.features if f.rank == rank)), LEAST)
 
     def padded(self, rank: str) -> bool:
-        return rank in self.plan.moving or any(f.rank == rank and f.size != self.width(rank) for f in self.plan.features)
+        if rank in self.plan.moving:
+            return True
+        f = next(f for f in self.plan.features if f.rank == rank)
+        assert isinstance(f.size, int), "sizes of features are known"
+        return f.size % f.block != 0 or f.block != self.width(rank)
 
     # -- values ------------------------------------------------------------------------------------------------------------------
 
     def define(self, v: Value) -> str:
-        text, n = f"v_{_id(v.name)}", 1
+        text, n = f"v_{identifier(v.name)}", 1
         while text in self.taken:
             n += 1
-            text = f"v_{_id(v.name)}_{n}"
+            text = f"v_{identifier(v.name)}_{n}"
         self.taken.add(text)
         self.names[v.name] = text
         return text
@@ -163,7 +187,7 @@ class _Printer:
         )
 
     def lane(self, rank: str, dims: tuple[str, ...], what: str) -> str:
-        text = f"{what}_{_id(rank)}"
+        text = f"{what}_{identifier(rank)}"
         return text if dims == (rank,) else f"{text}[{', '.join(':' if d == rank else 'None' for d in dims)}]"
 
     def inside(self, dims: tuple[str, ...]) -> str | None:
@@ -184,11 +208,12 @@ class _Printer:
         elif isinstance(op, Const):
             self.literals[op.out.name] = op.value
         elif isinstance(op, Coordinate):
-            self.names[op.out.name] = "block" if op.rank == self.plan.count else f"at_{_id(op.rank)}"
+            numbers = {self.plan.count: "block", "<part>": "part"}
+            self.names[op.out.name] = numbers.get(op.rank, f"at_{identifier(op.rank)}")
         elif isinstance(op, Size):
-            self.names[op.out.name] = f"size_{_id(op.name)}"
+            self.names[op.out.name] = f"size_{identifier(op.name)}"
         elif isinstance(op, Param):
-            self.names[op.out.name] = f"param_{_id(op.name)}"
+            self.names[op.out.name] = f"param_{identifier(op.name)}"
         elif isinstance(op, Solve):
             self.solve(op)
         else:
@@ -236,13 +261,15 @@ class _Printer:
         return FORMS[op.fn](tuple(operands), Target(types[op.out.dtype], self.helpers))
 
     def address(self, tensor: str, index: tuple[Value, ...], dims: tuple[str, ...], clamp: tuple[int, ...]) -> str:
-        terms = [f"p_{_id(tensor)}"]
+        terms = [f"{identifier(tensor)}_ptr"]
         for n, v in enumerate(index):
             at = self.view(v, dims)
             if n in clamp:
-                at = f"tl.minimum(tl.maximum({at}, 0), {_id(tensor)}_n{n} - 1)"
+                at = f"tl.minimum(tl.maximum({at}, 0), {identifier(tensor)}_n{n} - 1)"
             terms.append(
-                f"tl.cast({at}, tl.int64) * {_id(tensor)}_s{n}" if v.name not in self.literals else f"{at} * {_id(tensor)}_s{n}"
+                f"tl.cast({at}, tl.int64) * {identifier(tensor)}_s{n}"
+                if v.name not in self.literals
+                else f"{at} * {identifier(tensor)}_s{n}"
             )
         return " + ".join(terms)
 
@@ -256,6 +283,9 @@ class _Printer:
     def store(self, op: Store) -> None:
         dims = tuple(r for r in self.plan.order if r in {d for v in (*op.index, op.value) for d in v.dims})
         condition = self.inside(dims)
+        partial = any(p.tensor == op.tensor and "part" in p.axes for p in self.plan.partial)
+        if self.plan.parts > 1 and not partial and self.plan.shared not in dims:  # the same in all of them
+            condition = f"({condition}) & (part == 0)" if condition else "part == 0"
         extra = f", mask={condition}" if condition else ""
         storage = next(t.storage for t in self.plan.tensors if t.name == op.tensor)
         value = self.whole(op.value, dims)
@@ -288,7 +318,7 @@ class _Printer:
         """Row by row: a row of the result is its known part and the earlier rows times a row of the matrix."""
         i, other = op.matrix.dims
         size, known, v = self.width(i), op.known, op.out
-        matrix, out = f"v_{_id(v.name)}_matrix", self.define(v)
+        matrix, out = f"v_{identifier(v.name)}_matrix", self.define(v)
         self.line(f"{matrix} = {self.clean(op.matrix, (i, other))}")
         self.line(f"{out} = {self.whole(known, v.dims)}")
         self.line(f"for row in range(0, {size}):")
@@ -310,12 +340,8 @@ class _Printer:
         self.indent -= 1
 
 
-def _power(n: int) -> int:
+def power(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
-
-
-def _id(name: str) -> str:
-    return re.sub(r"\W", "_", name)
 
 
 def _literal(value: float | int | bool) -> str:

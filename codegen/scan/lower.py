@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from einfuse.codegen import plan as kp
 from einfuse.codegen.lower import _Lowering, _Scope, _signed
 from einfuse.codegen.plan import Value
-from einfuse.codegen.scan.plan import Op, Prefix, Region, Relabel, ScanPlan, Solve, State, reads
+from einfuse.codegen.scan.plan import Op, Prefix, Region, Relabel, ScanPlan, Solve, State, needed, reads
 from einfuse.ir import MONOIDS, Cascade, Einsum, Expr, Fold, SpecError
 from einfuse.ir import State as IrState
 from einfuse.ir import index as coordinate
@@ -87,11 +87,11 @@ class _ScanLowering(_Lowering):
         for rank in (f.rank, *c.over):
             self._size_name(c.rank(rank).size)
         wanted = {v.name for s in states for v in (s.init, s.update)}
-        after = _needed(after, set())
+        after = needed(after, set())
         wanted |= {v.name for op in after for v in reads(op)}
-        body = _needed(body, wanted)
+        body = needed(body, wanted)
         body = _late(body, [s.update.name for s in states])
-        before = _needed(before, wanted | {v.name for op in body for v in reads(op)})
+        before = needed(before, wanted | {v.name for op in body for v in reads(op)})
         every = (*before, *body, *after)
         loaded = {op.tensor for op in every if isinstance(op, kp.Load)}
         tensors = [kp.Arg(t.name, len(t.axes), self.storage[t.name]) for t in c.inputs if not t.param and t.name in loaded]
@@ -269,13 +269,3 @@ def _late(ops: tuple[Op, ...], wanted: list[str]) -> tuple[Op, ...]:
     for name in wanted:
         need(name)
     return tuple(out)
-
-
-def _needed(ops: tuple[Op, ...], wanted: set[str]) -> tuple[Op, ...]:
-    """The stores, and what they and ``wanted`` need."""
-    wanted, out = set(wanted), list[Op]()
-    for op in reversed(ops):
-        if isinstance(op, kp.Store) or op.out.name in wanted:
-            out.append(op)
-            wanted |= {v.name for v in reads(op)}
-    return tuple(out[::-1])

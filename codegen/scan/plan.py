@@ -71,8 +71,30 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
+class Partial:
+    """An output that programs write shares of, along leading axes that the caller adds up: one for each ``part`` of the shared rank, one
+    for each ``block`` (in this order)."""
+
+    tensor: str
+    axes: tuple[Literal["part", "block"], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """A tensor in accumulation precision that one kernel of a scan hands to the next, over these ranks (``<i_2>``: places in a block)."""
+
+    name: str
+    ranks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ScanPlan:
-    """One kernel. ``before`` runs once a program, ``body`` once a block, ``after`` at the end (the states have their last values)."""
+    """One kernel. ``before`` runs once a program, ``body`` once a block, ``after`` at the end (the states have their last values).
+
+    Without states the blocks do not depend on each other, and each is a program of its own. The feature rank ``shared`` is shared out over
+    programs, as many columns each as its `Block` says; the coordinate ``<part>`` is the number of a program's share. An output that
+    lacks the rank and is not `Partial` is the same in all of them, and the first writes it.
+    """
 
     name: str
     equations: str
@@ -93,6 +115,18 @@ class ScanPlan:
     after: Region
     compute: Literal["f32", "f64"] = "f32"
     narrow: kp.Storage = "f32"
+    partial: tuple[Partial, ...] = ()
+    scratch: tuple[Scratch, ...] = ()
+    shared: str | None = None
+
+    @property
+    def parts(self) -> int:
+        """Into how many programs the shared rank is divided."""
+        found = next((f for f in self.features if f.rank == self.shared), None)
+        if found is None:
+            return 1
+        assert isinstance(found.size, int), "sizes of features are known"
+        return -(-found.size // found.block)
 
     @property
     def steps(self) -> tuple[()]:
@@ -118,3 +152,20 @@ def reads(op: Op) -> tuple[Value, ...]:
         case Solve(matrix=matrix, known=known):
             return (matrix, known)
     return kp.reads(op)
+
+
+def fresh_names(plan: ScanPlan) -> set[str]:
+    """Every name of a plan that another may not have: those of values and tensors."""
+    every = (*plan.before, *plan.body, *plan.after)
+    values = {op.out.name for op in every if not isinstance(op, kp.Store)} | {s.value.name for s in plan.states}
+    return values | {t.name for t in plan.tensors}
+
+
+def needed(ops: Region, wanted: set[str]) -> Region:
+    """The stores, and what they and ``wanted`` need."""
+    wanted, out = set(wanted), list[Op]()
+    for op in reversed(ops):
+        if isinstance(op, kp.Store) or op.out.name in wanted:
+            out.append(op)
+            wanted |= {v.name for v in reads(op)}
+    return tuple(out[::-1])

@@ -68,7 +68,7 @@ def measure(
     triton, backends, compiler = map(_module, ("triton", "triton.backends.compiler", "triton.compiler"))
     function: Any = getattr(build(plan, source, directory).module, identifier(plan.name))
     assert isinstance(function, triton.JITFunction), "the statistics need Triton without its interpreter"
-    chosen = launch_options(plan, target, precision) | options
+    chosen = options if {"num_warps", "num_stages"} <= options.keys() else launch_options(plan, target, precision) | options
     signature, constants, divisible = _signature(plan, source, function.arg_names)
     attributes = {(n,): [["tt.divisibility", 16]] for n in divisible}
     compiled: Any = triton.compile(
@@ -91,7 +91,7 @@ def _signature(plan: KernelPlan, source: str, names: list[str]) -> tuple[dict[st
     """The kernel's argument types, its constants, and the positions of the arguments that are divisible by 16."""
     tensors: dict[str, Arg] = {f"{identifier(t.name)}_ptr": t for t in plan.tensors}
     strides = {f"{identifier(t.name)}_s{n}": (t, n) for t in plan.tensors for n in range(t.axes)}
-    params = {identifier(name): dtype for name, dtype in plan.params}
+    params = {prefix + identifier(name): dtype for name, dtype in plan.params for prefix in ("", "param_")}
     blocks = {name: int(value) for name, value in re.findall(r"(BLOCK_\w+)=(\d+)", source)}
     signature: dict[str, str] = {}
     constants: dict[str, int] = {}

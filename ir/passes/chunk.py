@@ -32,7 +32,7 @@ LEAST = 1e4
 """The coarse part of a logarithm is a multiple of 1 / GRAIN, no less than -LEAST: sums over a block are exact in 24 bits."""
 BLOCK = 64
 BLOCK_OF_FEATURES = 16
-"""Points of a block: with a decay per feature every pair of points costs an exponential per feature."""
+"""Points of a block: with a decay per feature every pair of points costs an exponential per feature, and other cubes are as large."""
 
 
 def scan_of(cascade: Cascade) -> Fold | None:
@@ -130,11 +130,17 @@ class _Chunker:
                 self._statement(y, done)
         states = [self._state(y) for y in self.states.values()]
         body: tuple[Einsum | State, ...] = (*self._ordered(), *states)
-        chosen = step or (BLOCK_OF_FEATURES if self.features else BLOCK)
+        chosen = step or (BLOCK_OF_FEATURES if self.features or self._has_cubes() else BLOCK)
         fold = replace(self.scan, body=body, step=chosen, aligned=(self.r,))
         at = self.cascade.ranks.index(self.cascade.rank(self.i)) + 1
         ranks = (*self.cascade.ranks[:at], self.other, *self.cascade.ranks[at:])
         return prune(replace(self.cascade, ranks=ranks, body=(fold,)))
+
+    def _has_cubes(self) -> bool:
+        """Is anything read that differs from point to point and over two features?"""
+        loads = [e for y in self.scan.body if isinstance(y, Einsum) for e in ex.walk(y.map) if e.op == "load"]
+        found = [ex.indices(e) - set(self.cascade.over) for e in loads]
+        return any(self.i in own and len(own) > 2 for own in found)
 
     # -- statements --------------------------------------------------------------------------------------------------------------
 

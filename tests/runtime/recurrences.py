@@ -149,10 +149,34 @@ def packed_quadratic(x: Inputs) -> Tensor:
     return (x["q"] @ x["k"].mT * decay) @ x["v"] / x["q"].shape[-1] ** 0.5
 
 
+def hedgehog_quadratic(x: Inputs) -> Tensor:
+    fq, fk = (torch.cat([torch.exp(y @ w.mT), torch.exp(-(y @ w.mT))], -1) for y, w in ((x["q"], x["wq"]), (x["k"], x["wk"])))
+    weights = fq @ fk.mT * _seen(fq.shape[-2])
+    return weights @ x["v"] / weights.sum(-1, keepdim=True)
+
+
+def window_quadratic(x: Inputs, width: int = 16) -> Tensor:
+    n, d = x["q"].shape[-2:]
+    near = _seen(n).triu(1 - width)
+    scores = (x["q"] @ x["k"].mT / d**0.5).masked_fill(~near, -torch.inf)
+    exact = torch.exp(scores)
+    rest = (elu(x["q"]) + 1) @ (elu(x["k"]) + 1).mT * (_seen(n) & ~near) * x["gate"].exp()[:, None, None]
+    weights = exact + rest
+    return weights @ x["v"] / weights.sum(-1, keepdim=True)
+
+
+def joint_quadratic(x: Inputs, size: int = 16) -> Tensor:
+    n = x["q"].shape[-2]
+    group = torch.arange(n) // size
+    local = torch.relu(x["q"] @ x["k"].mT / size).square() * (group[:, None] == group[None, :])
+    return ((local + x["global_q"] @ x["global_k"].mT) * _seen(n)) @ x["v"]
+
+
 RECURRENT = {
     "retention": retention, "gla": gla, "delta": delta, "gated_delta": gated_delta, "ssd": ssd, "rwkv6": rwkv6, "mamba": mamba
 }  # fmt: skip
 QUADRATIC = {
     "linear": linear_quadratic, "performer": performer_quadratic, "retention": retention_quadratic, "packed_linear": packed_quadratic,
     "retnet": retnet_quadratic,
+    "hedgehog": hedgehog_quadratic, "window_linear": window_quadratic, "joint": joint_quadratic,
 }  # fmt: skip

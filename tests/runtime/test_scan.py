@@ -56,10 +56,11 @@ def test_blocks_are_the_quadratic_form(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["linear", "gla", "gated_delta", "packed_linear", "rwkv6", "mamba"])
+@pytest.mark.parametrize("name", sorted({*recurrences.RECURRENT, *recurrences.QUADRATIC}))
 def test_gradients(name: str) -> None:
     a = started(name, "torch")
-    shape = Shape(1, 1, 17, 17, (2, 2), 1)
+    n = 17 if name not in ("window_linear", "joint") else 19  # points beyond the window, or in the next group
+    shape = Shape(1, 1, n, n, (2, 2), 1)
     x = {k: y for k, y in example_inputs(a.cascade, torch.float64, 0, shape).items() if isinstance(y, torch.Tensor)}
     names = [n for n, y in x.items() if y.is_floating_point()]
 
@@ -76,6 +77,67 @@ def test_the_cpu_kernel_agrees_with_its_oracle(name: str) -> None:
     certificate = einfuse.verify(einfuse.compile(name), backends=["cpu"], dtypes=["float32"], shape=shape)
     assert certificate.rows
     assert certificate.ok, [r for r in certificate.rows if not r.ok]
+
+
+PACKED = (
+    "retention",
+    "gla",
+    "delta",
+    "gated_delta",
+    "ssd",
+    "rwkv6",
+    "mamba",
+    "linear",
+    "performer",
+    "packed_linear",
+    "hedgehog",
+)
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_documents_are_as_if_alone(name: str) -> None:
+    a = einfuse.compile(name, backend="torch")
+    packed = a.given({"doc"}) if "doc" in a.optional else a
+    lengths = (5, 1, 70, 14)
+    x = inputs(packed, sum(lengths))
+    ids = torch.repeat_interleave(torch.tensor([3, 1, 4, 2]), torch.tensor(lengths))
+    found = packed(**{**x, "doc": ids.expand(2, -1).contiguous()})
+    along = {t.name: next((n for n, e in enumerate(t.axes) if e.value == "N"), None) for t in packed.cascade.inputs}
+    rows, at = [], 0
+    for n in lengths:
+        part = {k: y if along[k] is None else y.narrow(along[k] or 0, at, n) for k, y in x.items()}
+        part = {k: torch.zeros_like(y) if k == "doc" else y for k, y in part.items() if k in a_inputs(a, name)}
+        rows.append(a(**part))
+        at += n
+    torch.testing.assert_close(found[0], torch.cat([r[0] for r in rows], -2), rtol=1e-10, atol=1e-10)
+    for state, last in zip(found[1:], rows[-1][1:], strict=True):
+        torch.testing.assert_close(state, last, rtol=1e-10, atol=1e-10)
+
+
+def a_inputs(a: Attention, name: str) -> set[str]:
+    """The inputs of a spec as it is called without packing; `packed_linear` always packs."""
+    return {t.name for t in a.cascade.inputs} | ({"doc"} if name == "packed_linear" else set())
+
+
+STARTED = {
+    "linear": ("initial", "initial_z"), "performer": ("initial", "initial_z"), "packed_linear": ("initial",), "mamba": ("initial",),
+    "hedgehog": ("initial", "initial_z", "initial_minus", "initial_z_minus"), "joint": ("initial",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STARTED)
+def test_a_sequence_goes_on_from_its_final_states(name: str) -> None:
+    a = einfuse.compile(name, backend="torch")
+    x = inputs(a, 96)
+    x |= {"doc": torch.zeros_like(x["doc"])} if "doc" in x else {}
+    along = {t.name: next((n for n, e in enumerate(t.axes) if e.value == "N"), None) for t in a.cascade.inputs}
+    first, second = ({n: y if along[n] is None else y.narrow(along[n] or 0, lo, 48) for n, y in x.items()} for lo in (0, 48))
+    _, *held = a(**first)
+    found = a.given(set(STARTED[name]))(**second, **dict(zip(STARTED[name], held, strict=True)))
+    whole = a(**x)
+    torch.testing.assert_close(found[0], whole[0].narrow(-2, 48, 48), rtol=1e-10, atol=1e-10)
+    for state, last in zip(found[1:], whole[1:], strict=True):
+        torch.testing.assert_close(state, last, rtol=1e-10, atol=1e-10)
 
 
 def test_strong_decay_neither_overflows_nor_loses_near_points() -> None:

@@ -24,8 +24,8 @@ attention additive over b {
 def ladder(spec: str) -> list[Candidate]:
     first = einfuse.compile(spec).candidates("triton", torch.bfloat16, False, {"D": 64}, "sm_90")[0]
     found = [first]
-    while (smaller := found[-1].smaller()) is not None:
-        found.append(smaller)
+    while smaller := found[-1].smaller():
+        found += smaller
     return found
 
 
