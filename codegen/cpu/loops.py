@@ -138,8 +138,8 @@ class NestPrinter:
         its forward's, and weights that do not add up to the statistics it reads.
         """
         n = next((n for n, a in enumerate(args) if a.name in self.factors), None)
-        if fn not in ("+", "-") or n is None or refs[1 - n].dtype != "float":
-            return None
+        if fn not in ("+", "-") or n is None or refs[1 - n].dtype != "float" or args[0] == args[1]:
+            return None  # x - x is 0 unless x is infinite or NaN, which is what it is written for
         (a, b), c = map(spread, self.factors[args[n].name]), spread(refs[1 - n])
         if fn == "-":
             a, c = (a, f"-{c}") if n == 0 else (f"-{a}", c)
