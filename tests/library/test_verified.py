@@ -53,3 +53,10 @@ def test_a_finding_is_of_what_the_text_says(tmp_path: Path) -> None:
 def test_a_spec_of_nobody_is_refused() -> None:
     with pytest.raises(ValueError, match="speaks of nobody, which is no spec"):
         verified.findings([ROW | {"name": "nobody"}], verified.texts())
+
+
+def test_a_form_counts_for_its_spec() -> None:
+    found = verified.findings(
+        [ROW | {"name": "taylor_shift"}, ROW | {"name": "taylor_shift (linear)", "ok": False}], verified.texts()
+    )
+    assert (found["taylor_shift"]["comparisons"], found["taylor_shift"]["wrong"]) == (2, 1)
