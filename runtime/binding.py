@@ -149,6 +149,12 @@ def _divisor(cascade: Cascade, t: Tensor, n: int, axis: Expr, found: Size, bound
         raise ValueError(f"{where} = {wanted}, found {found}")
 
 
+def extent_of(cascade: Cascade, rank: str, sizes: Mapping[str, int]) -> int:
+    """The number of coordinates of a rank, where the sizes are known."""
+    size = cascade.rank(rank).size
+    return size if isinstance(size, int) else sizes[size]
+
+
 def evaluate(e: Expr, bound: Mapping[str, Size]) -> Size:
     """An expression over sizes."""
     if e.op == "const":

@@ -20,6 +20,7 @@ from einfuse.ir.factorisation import Factorisation, find
 from einfuse.ir.passes import reassociate
 from einfuse.ir.text import parse
 from einfuse.runtime import crossover
+from einfuse.runtime.binding import extent_of
 from einfuse.runtime.crossover import Estimate, Setting
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Forms:
         if self.found is None:
             return self.obstacle
         c = self.found.cascade
-        rows, columns = (_extent(c.rank(r).size, sizes) for r in (self.found.row, self.found.column))
+        rows, columns = (extent_of(c, r, sizes) for r in (self.found.row, self.found.column))
         if self.found.causal and rows != columns:
             return f"a scan goes along queries and keys together, found {rows} queries and {columns} keys"
         return None
@@ -135,7 +136,7 @@ class Forms:
 
     def _choose(self, sizes: Mapping[str, int], x: torch.Tensor, training: bool) -> FormName:
         assert self.found is not None, "asked of a linear form"
-        keys = _extent(self.found.cascade.rank(self.found.column).size, sizes)
+        keys = extent_of(self.found.cascade, self.found.column, sizes)
         if keys <= max(FEW, self.found.rank(sizes) // 4) or self._too_large(sizes, x, training):
             return "quadratic"
         found = self.estimate(sizes, x.dtype, x.device, training)
@@ -160,7 +161,7 @@ class Forms:
             values = max(_product(c, s.einsum.ranks, sizes, {self.found.row}) for s in self.found.sums)
             if features * values > STATE:
                 return True
-        points = max(_extent(c.rank(r).size, sizes) for r in (self.found.row, self.found.column))
+        points = max(extent_of(c, r, sizes) for r in (self.found.row, self.found.column))
         ambient = _product(c, c.over, sizes, set())
         return training and "flat" in self.found.kind and 4 * points * ambient * features > DENSE
 
@@ -230,13 +231,5 @@ class Forms:
         return found
 
 
-def _extent(size: int | str, sizes: Mapping[str, int]) -> int:
-    return size if isinstance(size, int) else sizes[size]
-
-
 def _product(c: Cascade, ranks: tuple[str, ...], sizes: Mapping[str, int], without: set[str]) -> int:
-    out = 1
-    for r in ranks:
-        if r not in without:
-            out *= _extent(c.rank(r).size, sizes)
-    return out
+    return math.prod(extent_of(c, r, sizes) for r in ranks if r not in without)

@@ -24,6 +24,7 @@ from einfuse.ir.offsets import of_difference
 from einfuse.ir.passes import window as windowing
 from einfuse.ir.passes.canonicalise import fold_ranks
 from einfuse.ir.passes.differentiate import Gradient
+from einfuse.runtime.binding import extent_of
 from einfuse.runtime.scatter import accumulate
 
 Run = Callable[[Cascade, Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], object]
@@ -82,7 +83,7 @@ class Pairs:
         """Runs the cascade on ``mine`` (its inputs and its other outputs, which are written in place) window by window, and adds up in
         ``total`` what each gives pair by pair."""
         c, w = self.cascade, self.window
-        extent = {r.name: r.size if isinstance(r.size, int) else sizes[r.size] for r in c.ranks}
+        extent = {r.name: extent_of(c, r.name, sizes) for r in c.ranks}
         if not all(extent[r] for ps in self.parts.values() for r in ps[0].ranks):
             return
         ranks = {x.target: (*c.over, *x.ranks) for x in c.body if isinstance(x, Einsum)}

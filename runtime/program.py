@@ -17,7 +17,7 @@ from einfuse.ir.passes.differentiate import Backward, Gradient
 from einfuse.ir.text import show
 from einfuse.runtime import cache, derived, ranges, split
 from einfuse.runtime.backends import Backend, Tilings
-from einfuse.runtime.binding import STORAGE
+from einfuse.runtime.binding import STORAGE, extent_of
 from einfuse.runtime.launch import Built, Launch, Ready
 from einfuse.runtime.pairs import Pairs
 from einfuse.runtime.scatter import accumulate
@@ -380,11 +380,6 @@ def kernel_key(
     cascade: Cascade, storage: Mapping[str, Storage], static: Mapping[str, int], backend: Backend
 ) -> tuple[object, ...]:
     return (cascade.name, cascade.outs, tuple(sorted(storage.items())), tuple(sorted(static.items())), backend.name)
-
-
-def extent_of(cascade: Cascade, rank: str, sizes: Mapping[str, int]) -> int:
-    size = cascade.rank(rank).size
-    return size if isinstance(size, int) else sizes[size]
 
 
 def storage_of(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> dict[str, Storage]:

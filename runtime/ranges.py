@@ -15,7 +15,7 @@ from einfuse.ir.interpret import evaluate_indices
 from einfuse.ir.passes import infer_space
 from einfuse.ir.rewrite import expressions, within_axis
 from einfuse.ir.text import show_expr
-from einfuse.runtime.binding import evaluate
+from einfuse.runtime.binding import evaluate, extent_of
 
 TILE = 64
 MOST_READERS = 4  # spaces that are looked at together; with more of them a read is checked at every point
@@ -118,7 +118,7 @@ def check(
 ) -> None:
     """Raises ValueError that names the tensor, the index, its value and the point, if a live point reads outside."""
     outside = suspect.outside
-    extents = {r.name: r.size if isinstance(r.size, int) else sizes[r.size] for r in cascade.ranks}
+    extents = {r.name: extent_of(cascade, r.name, sizes) for r in cascade.ranks}
     if any(n == 0 for n in extents.values()):
         return
     used = [r.name for r in cascade.ranks if r.name in ex.indices(outside)]

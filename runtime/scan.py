@@ -17,7 +17,8 @@ from einfuse.ir.passes.differentiate import Backward, adjoint
 from einfuse.ir.text import show
 from einfuse.runtime import cache
 from einfuse.runtime.backends import Backend, BackendName, Target, TritonBackend, device_target
-from einfuse.runtime.program import Program, extent_of, kernel_key, static_sizes, storage_of
+from einfuse.runtime.binding import extent_of
+from einfuse.runtime.program import Program, kernel_key, static_sizes, storage_of
 from einfuse.runtime.scatter import accumulate
 from einfuse.runtime.sequence import Sequence
 

@@ -18,6 +18,7 @@ from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.text import show
 from einfuse.runtime import cache
+from einfuse.runtime.binding import extent_of
 from einfuse.runtime.launch import Ready
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ def parts(items: int, keys: int, workers: int) -> int:
 def planned(program: Program, sizes: Mapping[str, int], workers: int) -> int:
     """The parts for a call of these sizes."""
     c = program.cascade
-    rows = {r.name: r for r in c.ranks if r.kind not in ("feature", "state")}
-    extent = {n: r.size if isinstance(r.size, int) else sizes[r.size] for n, r in rows.items()}
+    rows = [r.name for r in c.ranks if r.kind not in ("feature", "state")]
+    extent = {n: extent_of(c, n, sizes) for n in rows}
     folds = {r for x in c.body if isinstance(x, Einsum) for r in x.over if r in rows}
     if workers <= 1 or len(folds) != 1:
         return 1

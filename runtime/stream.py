@@ -18,8 +18,8 @@ from einfuse.ir.expr import walk
 from einfuse.ir.passes import chunk
 from einfuse.ir.rewrite import expressions, fresh
 from einfuse.runtime import binding
+from einfuse.runtime.binding import extent_of
 from einfuse.runtime.parts import PartialState
-from einfuse.runtime.program import extent_of
 
 if TYPE_CHECKING:
     from einfuse.runtime.attention import Attention, Output

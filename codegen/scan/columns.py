@@ -13,6 +13,7 @@ from typing import Literal
 from einfuse.codegen import plan as kp
 from einfuse.codegen.plan import Value
 from einfuse.codegen.scan.plan import Op, Partial, Prefix, Relabel, ScanPlan, Solve, fresh_names
+from einfuse.ir.rewrite import fresh
 
 Kind = Literal["whole", "slice", "partial"]
 
@@ -163,18 +164,10 @@ class _Sharing:
 
     # -- the first program's share -----------------------------------------------------------------------------------------------
 
-    def _fresh(self, base: str) -> str:
-        name, n = base, 1
-        while name in self.names:
-            n += 1
-            name = f"{base}_{n}"
-        self.names.add(name)
-        return name
-
     def _part(self) -> Value:
         """The number of the program along the shared rank."""
         if "part" not in self.firsts:
-            self.firsts["part"] = Value(self._fresh("part_at"), (), "int")
+            self.firsts["part"] = Value(fresh("part_at", self.names), (), "int")
             self.ops.append(kp.Coordinate(self.firsts["part"], "<part>"))
         return self.firsts["part"]
 
@@ -184,11 +177,11 @@ class _Sharing:
             return v
         part = self._part()
         if "first" not in self.firsts:
-            zero, first = Value(self._fresh("part_zero"), (), "int"), Value(self._fresh("part_first"), (), "bool")
-            nothing = Value(self._fresh("part_nothing"), (), "float")
+            zero, first = Value(fresh("part_zero", self.names), (), "int"), Value(fresh("part_first", self.names), (), "bool")
+            nothing = Value(fresh("part_nothing", self.names), (), "float")
             self.ops += [kp.Const(zero, 0), kp.Map(first, "==", (part, zero)), kp.Const(nothing, 0.0)]
             self.firsts |= {"first": first, "nothing": nothing}
-        out = Value(self._fresh(f"{v.name}_once"), v.dims, "float")
+        out = Value(fresh(f"{v.name}_once", self.names), v.dims, "float")
         self.ops.append(kp.Map(out, "select", (self.firsts["first"], v, self.firsts["nothing"])))
         self.kinds[out.name] = "partial"
         return out

@@ -16,6 +16,7 @@ from einfuse.codegen import plan as kp
 from einfuse.codegen.plan import Value
 from einfuse.codegen.scan.handing import Handing
 from einfuse.codegen.scan.plan import Op, Partial, Region, ScanPlan, Solve, State, needed, reads
+from einfuse.ir.rewrite import fresh
 
 
 def cut(plan: ScanPlan) -> tuple[ScanPlan, ...]:
@@ -97,7 +98,7 @@ class _Cut:
         out: list[Op] = []
         for op in self.plan.after:
             if isinstance(op, kp.Store) and op.value == s.value:
-                block = Value(self.work.fresh("block_at"), (), "int")
+                block = Value(fresh("block_at", self.work.names), (), "int")
                 assert self.plan.count is not None, "its blocks have numbers"
                 out += [x for x in needed(self.plan.after, {v.name for v in op.index}) if not isinstance(x, kp.Store)]
                 out += [kp.Coordinate(block, self.plan.count), replace(op, index=(block, *op.index), value=value)]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from einfuse.codegen.plan import Const, Coordinate, Dot, Load, Map, Param, Reduce, Size, Store, Value
 from einfuse.codegen.scan.plan import Op, Prefix, Relabel, ScanPlan, Solve, reads
+from einfuse.ir.rewrite import fresh
 
 ELEMENTS = {"f64": "double", "f32": "float", "bf16": "bf16", "f16": "f16", "i64": "int64_t", "i32": "int32_t", "i16": "int16_t",
             "i8": "int8_t", "u8": "uint8_t", "bool": "bool"}  # fmt: skip
@@ -220,12 +221,7 @@ class _Printer:
         return _padded(out)
 
     def fresh(self, name: str) -> str:
-        text, n = _id(name), 1
-        while text in self.taken:
-            n += 1
-            text = f"{_id(name)}_{n}"
-        self.taken.add(text)
-        return text
+        return fresh(_id(name), self.taken)
 
     def buffer(self, v: Value, suffix: str = "") -> str:
         name = self.fresh(f"v_{v.name}{suffix}")

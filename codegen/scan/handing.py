@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from einfuse.codegen import plan as kp
 from einfuse.codegen.plan import Value
 from einfuse.codegen.scan.plan import Op, Region, ScanPlan, Scratch, fresh_names, needed, reads
+from einfuse.ir.rewrite import fresh
 
 
 @dataclass(slots=True)
@@ -21,35 +22,27 @@ class Handing:
     def __post_init__(self) -> None:
         self.names = fresh_names(self.plan)
 
-    def fresh(self, base: str) -> str:
-        name, n = base, 1
-        while name in self.names:
-            n += 1
-            name = f"{base}_{n}"
-        self.names.add(name)
-        return name
-
     def handed(self, v: Value) -> tuple[Region, Region]:
         """The operations that write a value down, and those that read it again under its own name."""
         plan = self.plan
         moving = [r for r in plan.order if r in v.dims and r in plan.moving]
         assert plan.count is not None, "its blocks have numbers"
         ranks = (*(b.rank for b in plan.ambient), *(() if moving else (plan.count,)), *v.dims)
-        index = [Value(self.fresh(f"{v.name}_at"), (r,) if r in v.dims else (), "int") for r in ranks]
+        index = [Value(fresh(f"{v.name}_at", self.names), (r,) if r in v.dims else (), "int") for r in ranks]
         at: list[Op] = [kp.Coordinate(x, r) for x, r in zip(index, ranks, strict=True)]
         for r in moving[1:]:  # the other point of a pair, by its place in the block
             n = ranks.index(r)
             ops = self._place(index[n])
             at += ops
             index[n] = ops[-1].out
-        name = self.fresh(f"{v.name}_handed")
+        name = fresh(f"{v.name}_handed", self.names)
         self.scratch.append(Scratch(name, tuple(f"<{r}>" if r in moving[1:] else r for r in ranks)))
         return (*at, kp.Store(name, tuple(index), v)), (*at, kp.Load(v, name, tuple(index)))
 
     def _place(self, at: Value) -> list[kp.Const | kp.Coordinate | kp.Map]:
         """From coordinates along the scan to places in the block."""
         block, step, first, place = (
-            Value(self.fresh(f"{at.name}_{what}"), at.dims if what == "place" else (), "int")
+            Value(fresh(f"{at.name}_{what}", self.names), at.dims if what == "place" else (), "int")
             for what in ("block", "step", "first", "place")
         )
         assert self.plan.count is not None, "its blocks have numbers"

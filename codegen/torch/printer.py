@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field
 
 from einfuse.codegen.plan import Value
+from einfuse.ir.rewrite import fresh
 
 
 @dataclass(slots=True)
@@ -23,13 +24,7 @@ class Printer:
         self.lines.append("    " * self.indent + text if text else "")
 
     def fresh(self, name: str) -> str:
-        base = identifier(name)
-        text, n = base, 1
-        while text in self.taken:
-            n += 1
-            text = f"{base}_{n}"
-        self.taken.add(text)
-        return text
+        return fresh(identifier(name), self.taken)
 
     def define(self, v: Value) -> str:
         self.names[v.name] = self.fresh(v.name)

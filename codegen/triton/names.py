@@ -6,6 +6,8 @@ import keyword
 import re
 from dataclasses import dataclass, field
 
+from einfuse.ir.rewrite import fresh
+
 RESERVED = frozenset({"tl", "torch", "triton", "float", "int", "range", "launch", "tensors", "params", "sizes", "options"})
 
 
@@ -29,10 +31,4 @@ class Names:
         return Names(set(self.taken))
 
     def fresh(self, name: str) -> str:
-        base = identifier(name)
-        text, n = base, 1
-        while text in self.taken:
-            n += 1
-            text = f"{base}_{n}"
-        self.taken.add(text)
-        return text
+        return fresh(identifier(name), self.taken)

@@ -17,7 +17,8 @@ from einfuse.codegen.scan.divide import divide
 from einfuse.codegen.scan.ladder import kernels, pressure
 from einfuse.ir import Cascade
 from einfuse.ir.passes import chunk, chunk_backward
-from einfuse.runtime.program import extent_of, storage_of
+from einfuse.runtime.binding import extent_of
+from einfuse.runtime.program import storage_of
 from einfuse.runtime.sequence import Sequence
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes
 
