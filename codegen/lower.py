@@ -80,6 +80,7 @@ class _Lowering:
         self.env: dict[str, Value] = {}
         self.ranks: dict[str, tuple[str, ...]] = {}
         self.taken: set[str] = set(self.inputs)
+        self.extrema: set[str] = set()  # the largest and smallest of something, row by row
         self.siblings: set[str] = set()  # names that the other phase of the fold in hand defines
         self.literals: dict[str, Scalar] = {}  # the constants by value name
         self.loaded: set[str] = set()  # values that are plain loads: 0 in the padding
@@ -200,10 +201,14 @@ class _Lowering:
     def _map(self, fn: str, *args: Value, name: str = "t") -> Value:
         args = self._converted(fn, args)
         dtype = self._result(fn, args)
-        if fn == "/" and set(args[1].dims) < set(args[0].dims):  # one reciprocal a row instead of a division an element
+        if fn == "/" and set(args[1].dims) < set(args[0].dims) and args[1].name not in self.extrema:
+            # one reciprocal a row instead of a division an element, but not by a largest value: where that stands, the quotient is 1
             return self._map("*", args[0], self._map("/", self._const(1.0), args[1]), name=name)
         dims = self._dims(args)
-        return self._emit((fn, *args), args, lambda n: kp.Map(Value(n, dims, dtype), fn, args), name)
+        out = self._emit((fn, *args), args, lambda n: kp.Map(Value(n, dims, dtype), fn, args), name)
+        if dims and (fn in ("max", "min") or (fn in ("stop", "copy") and args[0].name in self.extrema)):
+            self.extrema.add(out.name)
+        return out
 
     def _converted(self, fn: str, args: tuple[Value, ...]) -> tuple[Value, ...]:
         """Ints become floats where the function computes in floats."""

@@ -8,14 +8,14 @@ from einfuse.codegen.plan import Fold, KernelPlan, Region, Size, Store, reads
 def largest_last(plan: KernelPlan) -> bool:
     """Whether later tiles have longer loops: what ends a loop follows the tile and what starts it does not, as under a causal mask.
 
-    Where both follow it (a window) or neither does, tiles are as large as each other; lists of tiles and unions of ranges are not looked
-    into.
+    Where both follow it (a window) or neither does, tiles are as large as each other, and a mask that nothing satisfies leaves no loop
+    at all; lists of tiles and unions of ranges are not looked into.
     """
     if plan.tile is None:
         return False
     bounds = {f"{plan.tile.rank}.lo", f"{plan.tile.rank}.hi"}
     grows = [
-        len(f.phases) <= 3 and f.phases[-1].hi.name in moving and f.phases[0].lo.name not in moving
+        0 < len(f.phases) <= 3 and f.phases[-1].hi.name in moving and f.phases[0].lo.name not in moving
         for f in plan.steps
         if isinstance(f, Fold) and not f.tabulated
         for moving in [_following(f.bounds, bounds)]

@@ -251,17 +251,23 @@ def quotient(e: Expr) -> tuple[list[Expr], list[Expr]]:
 
 
 def collected(a: Expr, b: Expr) -> Expr:
-    """``a + b`` with the factors that both share taken out: ``p * x / l + y * p`` is ``p * (x / l + y)``."""
+    """``a + b`` with the factors and divisors that both share taken out: ``p * x / (l * m) + y * p / m`` is ``p * (x / l + y) / m``."""
     (over_a, under_a), (over_b, under_b) = quotient(a), quotient(b)
-    shared = []
-    for f in list(over_a):
-        if f in over_b and f.op != "const":
-            shared.append(f)
-            over_a.remove(f)
-            over_b.remove(f)
-    if not shared:
+    over, under = _shared(over_a, over_b), _shared(under_a, under_b)
+    if not over and not under:
         return call("+", a, b)
-    return product(*shared, call("+", fraction(over_a, under_a), fraction(over_b, under_b)))
+    return fraction([*over, call("+", fraction(over_a, under_a), fraction(over_b, under_b))], under)
+
+
+def _shared(a: list[Expr], b: list[Expr]) -> list[Expr]:
+    """What both lists hold, taken out of both; numbers stay."""
+    shared = []
+    for f in list(a):
+        if f in b and f.op != "const":
+            shared.append(f)
+            a.remove(f)
+            b.remove(f)
+    return shared
 
 
 def fraction(over: list[Expr], under: list[Expr]) -> Expr:

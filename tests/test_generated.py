@@ -79,6 +79,17 @@ CORPUS = {
   o[i, e] = sum[j](softmax[j](s) * v)
   out o
 }""",
+    "a mask that contradicts itself": """  s = sum[d](q * k) where (j <= i) and (not (j <= i))
+  p = exp(s - max[j](s))
+  o[i, e] = sum[j](p * v)
+  out o
+}""",
+    "one live key, whose weight the largest score takes back": """  in prefix[b]: int
+  s = sum[d](q * k) where j < min(prefix[b], 1)
+  p = exp(s - max[j](s))
+  o[i, e] = sum[j](p * v)
+  out o
+}""",
     "choices of features behind the fold": """  s = sum[d](q * k where d < 2)
   z = sum[j](s * v where e > 0)
   o[i, e] = z * sum[d](q if q > 0 else 0.1 * q) + sum[d](abs(q))

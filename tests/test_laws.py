@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import einfuse
+from einfuse.runtime.backends import BackendName
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +100,16 @@ def test_rows_without_keys_give_zero_and_no_nan() -> None:
     assert not out.any()
     for g in torch.autograd.grad(out.sum(), [q, k, v]):
         assert not g.any()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_a_weight_that_is_one_whatever_the_score_has_no_gradient(backend: BackendName) -> None:
+    q, k, v = (x.requires_grad_() for x in qkv())
+    out = einfuse.compile("causal").with_backend(backend)(q, k, v)
+    assert isinstance(out, torch.Tensor)
+    (dq,) = torch.autograd.grad(out, q, torch.randn_like(out))
+    assert dq[:, :, 0].abs().max() == 0  # the row sums that cancel are added up in one order
+    assert dq[:, :, 1:].abs().amin(-1).max() > 0
 
 
 @pytest.mark.parametrize("scale", [1e2, 1e4])

@@ -26,7 +26,7 @@ class KernelPrinter:
     def __init__(self, plan: KernelPlan) -> None:
         plan, self.kept = keep(plan)
         self.plan = prune(plan)
-        self.text, self.scope = Text(), Scope(narrow=paired(plan))
+        self.text, self.scope = Text(), Scope(narrow=paired(plan), tile=plan.tile.rank if plan.tile else "")
         self.tensors = {t.name: t for t in plan.tensors} | {k.tensor: Arg(k.tensor, 2, plan.compute, True) for k in self.kept}
         self.dependence = Dependence(self.plan)
         self.tables = table_ranks(self.plan)

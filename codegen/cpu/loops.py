@@ -171,17 +171,27 @@ class NestPrinter:
         return text
 
     def reduce_lanes(self, op: Reduce, fn: str, identity: str) -> None:
-        """Along the vectorised rank: an accumulator of lanes, folded when the row ends."""
+        """Along the vectorised rank: an accumulator of lanes, folded when the row ends.
+
+        A sum of products that is taken once a row is added up in the order of a matrix product. So is what it is subtracted from where
+        a row has one live key, or one that outweighs the others: their difference is then exactly 0, as the gradient is.
+        """
         acc = self.outer_name(f"{op.out.name}_lanes")
         kind = TYPES[op.out.dtype][1]
         outer = self.before[-2] if len(self.nest.dims) > 1 else self.outside
         end = self.after[-2] if len(self.nest.dims) > 1 else self.done
-        outer.append(f"{kind} {acc} = spread({identity});")
-        value = spread(self.ref(op.arg))
-        extent = self.scope.extents[op.rank]
-        value = f"within<{extent.most}>({value}, {self.at[op.rank]}, spread({identity}))"
-        self.before[-1].append(f"{acc} = {_COMBINE[fn].format(acc, value)};")
-        total = f"{fn}_of({acc})"
+        value, extent = self.ref(op.arg), self.scope.extents[op.rank]
+        factors = self.factors.get(op.arg.name) if op.out.dims == (self.scope.tile,) and fn == "sum" else None
+        if factors is not None and factors[0] != factors[1]:
+            a, b = map(spread, factors)
+            outer.append(f"T {acc} = 0;")
+            self.before[-1].append(f"{acc} = in_order<{extent.most}>({acc}, {a}, {b}, {self.at[op.rank]});")
+            total = acc
+        else:
+            outer.append(f"{kind} {acc} = spread({identity});")
+            lanes = f"within<{extent.most}>({spread(value)}, {self.at[op.rank]}, spread({identity}))"
+            self.before[-1].append(f"{acc} = {_COMBINE[fn].format(acc, lanes)};")
+            total = f"{fn}_of({acc})"
         if not op.out.dims:
             name = self.outer_name(op.out.name)
             end.append(f"const {TYPES[op.out.dtype][0]} {name} = {total};")

@@ -50,6 +50,7 @@ class Scope:
     recipes: dict[str, Op] = field(default_factory=dict)
     extents: dict[str, Extent] = field(default_factory=dict)
     narrow: bool = False  # products may take their operands in bf16
+    tile: str = ""  # the rank of the tile, if there is one
 
     def inner(self) -> Scope:
         return Scope(
@@ -60,6 +61,7 @@ class Scope:
             dict(self.recipes),
             dict(self.extents),
             self.narrow,
+            self.tile,
         )
 
 

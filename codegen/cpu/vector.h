@@ -113,6 +113,19 @@ INLINE T min_of(V x) { return folded(x, [](V a, V b) { return minimum(a, b); })[
 INLINE long min_of(VI x) { return folded(x, [](VI a, VI b) { return minimum(a, b); })[0]; }
 INLINE bool any_of(VI x) { return folded(x, [](VI a, VI b) { return a | b; })[0] != 0; }
 
+#if defined(__OPTIMIZE__) && (defined(__FMA__) || defined(__aarch64__))  // as the compiler contracts vectors
+INLINE float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+INLINE double multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#else
+INLINE T multiply_add(T a, T b, T c) { return a * b + c; }
+#endif
+
+// acc plus the products of the lanes that are among the first N of the block, one after the other: the order of a matrix product.
+template <long N> INLINE T in_order(T acc, V a, V b, long at) {
+  for (long l = 0; l < (at + W <= N ? W : N - at); ++l) acc = multiply_add((T)a[l], (T)b[l], acc);
+  return acc;
+}
+
 // x where the lane is one of the first N of the block, else the identity of the reduction that follows.
 template <long N, class X> INLINE X within(X x, long at, X identity) {
   if constexpr (N % W == 0) return x;

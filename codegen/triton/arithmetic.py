@@ -118,6 +118,9 @@ def print_dot(body: Body, op: Dot) -> None:
         if dtype == "bf16":
             body.helpers.add("_dot")
         text = f"{'_dot' if dtype == 'bf16' else 'tl.dot'}({', '.join(args)})"
+    elif body.layout.multiplies_rows(op) and not op.narrow:
+        body.helpers.add("_row_dot")
+        text = f'_row_dot({factor(body, op, a, b, False)}, {factor(body, op, b, a, False)}, "{body.precision}")'
     else:
         text = sum_of_products(body, op, a, b)
         text = f"{acc} + {text}" if acc else text

@@ -162,10 +162,20 @@ def _dot(a, b, acc=None):
         return tl.dot(a, b, acc=acc)
 '''
 
+_ROW_DOT = '''
+@triton.jit
+def _row_dot(a, b, precision: tl.constexpr):
+    """The sums of a * b along the rows: the diagonal of a matrix product, added up in the order of one."""
+    row = tl.arange(0, a.shape[0])
+    product = tl.dot(a, tl.trans(b), input_precision=precision)
+    return tl.sum(tl.where(row[:, None] == row[None, :], product, 0.0), axis=1)
+'''
+
 _F32 = {
     "_interpreted": _INTERPRETED,
     "_bf16": _BF16,
     "_dot": _DOT,
+    "_row_dot": _ROW_DOT,
     "_log1p": _LOG1P,
     "_tanh": _TANH,
     "_softplus": _SOFTPLUS,

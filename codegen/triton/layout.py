@@ -69,6 +69,17 @@ class Layout:
         wide = all(self.blocks[r] >= MATRIX for r in (*dot.a.dims, *dot.b.dims))
         return plain and wide and self.plan.compute == "f32"
 
+    def multiplies_rows(self, dot: Dot) -> bool:
+        """Whether ``tl.dot`` takes a `Dot` of rows with rows, as the diagonal of a matrix product."""
+        wide = all(self.blocks[r] >= MATRIX for r in dot.a.dims)
+        return (
+            dot.a.dims == dot.b.dims
+            and len(dot.a.dims) == 2
+            and dot.a.dims[1] == dot.rank
+            and wide
+            and self.plan.compute == "f32"
+        )
+
 
 def _outer(value: Value, rank: str) -> tuple[str, ...]:
     return tuple(r for r in value.dims if r != rank)

@@ -1,10 +1,16 @@
-"""Two rewrites of a plan before it is printed: exponentials of differences, and removal of what nothing reads.
+"""Three rewrites of a plan before it is printed: exponentials of differences, sums of products by rows, and removal of what nothing reads.
 
     before   x = s - m ; p = exp(x)                     s[i, j], m[i]
     after    p = exp_difference(s, m)                   printed  exp2(s * log2e - (m * log2e))
 
 One multiply-add and one exp2 an element remain, because the product with m is a row's. Where s is itself c * y with a scalar c,
 ``exp_difference(y, m, c)`` is printed exp2(y * (c * log2e) - ...). Equal up to rounding.
+
+    before   t = x * y ; r = sum[e] t                   x[i, e], y[i, e], r[i], i the tile's rank, outside of loops
+    after    r = dot[e](x, y)                           where matrix products are exact (fp32)
+
+A matrix product may add up in another order than ``tl.sum``; what is subtracted from r in a loop is one. Where a row has one live key, or
+one that outweighs the others, both are the same sum: added up alike, their difference is exactly 0, as the gradient is.
 """
 
 from __future__ import annotations
@@ -12,13 +18,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from einfuse.codegen.plan import Dot, Fold, KernelPlan, Map, Op, Phase, Region, Store, reads
+from einfuse.codegen.plan import Dot, Fold, KernelPlan, Map, Op, Phase, Reduce, Region, Store, reads
 
 EXP_DIFFERENCE = "exp_difference"
 
 
 def simplify(plan: KernelPlan) -> KernelPlan:
-    steps = tuple(_fold(s) if isinstance(s, Fold) else _exponentials(s) for s in plan.steps)
+    steps = tuple(_fold(s) if isinstance(s, Fold) else _row_products(_exponentials(s), plan) for s in plan.steps)
     kept: list[Region | Fold] = []
     live: set[str] = set()
     for step in reversed(steps):  # backwards: what a step defines is wanted if a later one reads it
@@ -48,6 +54,21 @@ def _exponentials(region: Region) -> Region:
                 if y.dims == a.dims and not c.dims and y.dtype == c.dtype == "float":
                     return Map(op.out, EXP_DIFFERENCE, (y, b, c))
         return Map(op.out, EXP_DIFFERENCE, (a, b))
+
+    return tuple(map(rewritten, region))
+
+
+def _row_products(region: Region, plan: KernelPlan) -> Region:
+    if plan.tile is None or plan.narrow != "f32":
+        return region
+    made = {op.out.name: op for op in region if isinstance(op, Map) and op.fn == "*"}
+
+    def rewritten(op: Op) -> Op:
+        if not isinstance(op, Reduce) or op.fn != "sum" or op.out.dims != (plan.tile.rank,) or op.arg.name not in made:
+            return op
+        a, b = made[op.arg.name].args
+        alike = a.dims == b.dims == op.arg.dims and a.dtype == b.dtype == "float"
+        return Dot(op.out, a, b, op.rank, narrow=False) if alike and a != b else op
 
     return tuple(map(rewritten, region))
 
