@@ -258,7 +258,9 @@ class _Printer:
             )
         if op.fn in ("float", "int"):
             return f"tl.cast({operands[0].bare}, {types[op.out.dtype]})"
-        return FORMS[op.fn](tuple(operands), Target(types[op.out.dtype], self.helpers))
+        return FORMS[op.fn](
+            tuple(operands), Target(types[op.out.dtype], self.helpers, self.plan.compute == self.plan.narrow == "f32")
+        )
 
     def address(self, tensor: str, index: tuple[Value, ...], dims: tuple[str, ...], clamp: tuple[int, ...]) -> str:
         terms = [f"{identifier(tensor)}_ptr"]

@@ -32,10 +32,14 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What the result is: its Triton type, and the helper functions the text calls (recorded as they are used)."""
+    """What the result is: its Triton type, and the helper functions the text calls (recorded as they are used).
+
+    ``exact``: nothing that is stored is narrower than fp32, so that rounding the argument of a function would show.
+    """
 
     type: str
     helpers: set[str]
+    exact: bool = False
 
     def helper(self, name: str, *args: str) -> str:
         self.helpers.add(name)
@@ -105,6 +109,10 @@ def _floor(args: tuple[Operand, ...], to: Target) -> str:
     return f"tl.cast(tl.floor({args[0].text}), {to.type})"
 
 
+def _exponential(args: tuple[Operand, ...], to: Target) -> str:
+    return to.helper("_exp", args[0].bare) if to.exact else f"tl.exp2({args[0].text} * LOG2E)"
+
+
 def _sigmoid(args: tuple[Operand, ...], to: Target) -> str:
     return f"1.0 / (1.0 + tl.exp2({args[0].text} * -LOG2E))"
 
@@ -124,7 +132,7 @@ FORMS: dict[str, Form] = {
     "min": _call("tl.minimum"),
     "sign": _sign,
     "stop": _copy,
-    "exp": lambda args, to: f"tl.exp2({args[0].text} * LOG2E)",
+    "exp": _exponential,
     "exp2": _call("tl.exp2"),
     "log": _call("tl.log"),
     "log2": _call("tl.log2"),

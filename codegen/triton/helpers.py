@@ -8,6 +8,18 @@ from __future__ import annotations
 
 LOG2E = 1.4426950408889634
 
+_EXP = '''
+@triton.jit
+def _exp(x):
+    """exp(x) = exp2(y) (1 + r ln 2) with y = x log2 e rounded and r what rounding left, which is |x| ulp of the result.
+
+    Within 1 ulp of exp2. Where y is infinite, or its power is 0 or infinite anyway, r is no number that counts.
+    """
+    y = x * 1.4426950216293335
+    r = tl.fma(x, 1.925962991e-8, tl.fma(x, 1.4426950216293335, -y))
+    return tl.exp2(y) * tl.fma(tl.where(tl.abs(y) < 256.0, r, 0.0), 0.6931471805599453, 1.0)
+'''
+
 _TANH = '''
 @triton.jit
 def _tanh(x):
@@ -176,6 +188,7 @@ _F32 = {
     "_bf16": _BF16,
     "_dot": _DOT,
     "_row_dot": _ROW_DOT,
+    "_exp": _EXP,
     "_log1p": _LOG1P,
     "_tanh": _TANH,
     "_softplus": _SOFTPLUS,

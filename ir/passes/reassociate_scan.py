@@ -88,6 +88,8 @@ class Scan(Builder):
             side = self._alive(self._side(features, True))
             key = self._named(f"{x.target}_key", ex.indices(side) | {self.found.column}, side)
             whole = ex.product(key, self._alive(ex.product(*s.value)))
+            if ex.is_const(whole, 1) and self.found.keys is not None:  # the sum counts the keys: only those that exist
+                whole = call("float", self.found.keys)
             order = [r.name for r in (*self.ranks, *self.c.ranks)]
             ranks = tuple(sorted((mine | ex.indices(whole)) - {self.found.column, *self.c.over}, key=order.index))
             name = fresh(f"{x.target}_state", self.taken)

@@ -27,20 +27,10 @@ CASES = [(n, c) for n in EVERYWHERE for c in COMBINATIONS] + [
 --all` does all of them."""
 
 
-KNOWN = {
-    (
-        "hedgehog",
-        ("triton", "float32"),
-    ): "exp(x) is exp2(x * log2 e), off by |x| ulp: 1.1 times the bound for features of up to 1e5"
-}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "combination"), CASES, ids=lambda x: x if isinstance(x, str) else "-".join(x))
 def test_kernels_are_right(name: str, combination: tuple[BackendName, str]) -> None:
     backend, dtype = combination
-    if (name, combination) in KNOWN:
-        pytest.xfail(KNOWN[name, combination])
     shape = None if name in EVERYWHERE else SHAPES.get(name, SMALL)
     certificate = einfuse.verify(einfuse.compile(name), backends=[backend], dtypes=[dtype], seed=1, shape=shape)
     assert certificate.rows

@@ -85,6 +85,19 @@ def test_values(fn: str, tmp_path) -> None:
         ), xs
 
 
+def test_the_exponential_of_a_large_number_is_as_good_as_that_of_a_small_one(tmp_path) -> None:
+    """exp2(x * log2 e) alone would be off by |x| ulp: 1.2e-5 here."""
+    xs = [as_single(x / 7) for x in range(-605, 615, 5)]
+    found = evaluate(elementwise("exp", ("float",)), [xs], tmp_path)
+    assert found == pytest.approx([math.exp(x) for x in xs], rel=2e-7)
+    ends = [-math.inf, -3.4e38, -104.5, -100.0, 89.0, 3.4e38, math.inf, math.nan]
+    low, most, tiny, small, *high, nothing = evaluate(elementwise("exp", ("float",)), [ends], tmp_path)
+    assert (low, most, tiny) == (0, 0, 0)
+    assert small == pytest.approx(math.exp(-100.0), abs=2e-45)
+    assert high == [math.inf] * 3
+    assert math.isnan(nothing)
+
+
 @pytest.mark.parametrize("fn", ["tanh", "log1p", "softplus", "sigmoid", "exp", "erf"])
 def test_values_in_double_precision(fn: str, tmp_path) -> None:
     columns = points(fn, ("float",))
