@@ -134,10 +134,14 @@ def evaluate_indices(
     sizes: Mapping[str, int],
     window: Mapping[str, tuple[int, int]] | None = None,
 ) -> list[Tensor]:
-    """Index expressions at every point of ``ranks`` (inside ``window``): tensors that broadcast against those axes, in that order."""
+    """Index expressions at every point of ``ranks`` (inside ``window``): tensors that broadcast against those axes, in that order.
+
+    They may read ``inputs`` that the cascade itself does not: a table's gradient needs its place only when it is added up.
+    """
     run = _Interpreter(
         cascade, {t.name: inputs[t.name] for t in cascade.inputs if t.name in inputs}, dict(sizes), torch.float64
     )
+    run.inputs |= {n: torch.as_tensor(x, device=run.device) for n, x in inputs.items() if n not in run.inputs}
     span = {r: (0, n) for r, n in run.extent.items()} | dict(window or {})
     held = run._sorted(ranks)
     return [run._aligned(run._dense(e, {}, span), held).permute([held.index(r) for r in ranks]) for e in index]

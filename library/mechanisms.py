@@ -12,6 +12,7 @@ import einfuse
 from einfuse.library import layers, verified
 
 TEXT = """
+A2   FOD                             | prior_map                   |
 A3   Transformer in Transformer      | full                        | InnerOuterAttention
 A4   D-Former                        | volume_window               | VolumeAttention
 A8   CrossViT                        | full                        | CrossBranchAttention
@@ -31,26 +32,37 @@ A30  CvT                             | full                        | ConvProject
 A31  kMaX-DeepLab                    | kmax                        |
 A32  Sigmoid attention               | sigmoid                     | SigmoidAttention
 A33  ESSAformer                      | spectral_tokens             |
+A37  EcoFormer                       | hashed_codes                |
+A38  ShiftAddViT                     | linear_angular              |
 A39  DLGSANet                        | channel_relu                | SparseChannelAttention
 A42  BatchFormer                     | full                        | BatchAttention
 A46  FiTv2                           | rope_2d                     |
 A47  DeFTAN-II                       | efficient                   |
 A49  HiLo                            | full                        | HiLoAttention
 A50  Infinite prefix                 | infinite_prefix             | InfinitePrefixAttention
+A51  ReLU attention                  | relu                        |
 A52  Graphix-T5                      | relation                    | RelationalGraphAttention
 A54  SLAB                            | relu_linear                 |
 A59  Power-Softmax                   | power                       | PowerSoftmaxAttention
+A61  MossFormer                      | gated_groups                |
 A66  GAT                             | gat                         | GraphAttention
 A69  DAN                             | decoupled                   |
 A70  RIN                             | interface full                  | SharedReadAttention
+A74  TransNeXt                       | aggregated                  |
+A76  Coarse-to-fine attention        | coarse_to_fine              |
+A79  Input combination (flat)        | two_sources                 |
+A81  Sliding-window convolutions     | neighborhood                |
+A83  Decoupled head sizes            | full                        |
 A87  FormNet                         | rich                        |
 A89  Pay better attention            | full                        | EfficientAttention SuperAttention
+A90  RCAN                            | squeeze                     |
 A95  FasterViT                       | carriers head_bias          | CarrierTokenAttention
 A96  LookHere                        | lookhere                    | LookHereAttention
 A97  ResFormer, SVFormer             | causal                      | ValueResidualAttention
 A99  Skim-Attention                  | shared_map                  | SkimAttention
 A100 MoA (spans)                     | head_spans                  | HeadSpanAttention
 A101 HaloNet                         | halo halo_relative          | HaloAttention
+A102 Squeeze-and-Excitation          | squeeze                     |
 A103 SRFormer                        | permuted_window             | PermutedWindowAttention
 A104 Cog                             | cog                         | CogAttention
 A112 NesT                            | full                        | NestedAttention
@@ -60,12 +72,17 @@ A124 Inf-DiT                         | block_causal                | BlockCausal
 A129 Shaped transformer              | shaped                      | ShapedAttention
 A130 Length-scaled temperature       | length_scaled               | LengthScaledAttention
 A134 SANA                            | relu_linear                 |
+A139 CrossMAE                        | cross                       |
 A141 Learned aggregation             | full                        | ClassQueryPooling
+A142 FAST                            | fast                        |
 A143 NAT, DiNAT                      | neighborhood neighbourhood neighbourhood_2d | NeighborhoodAttention
 A145 AttnGAN's DAMSM                 | two_axes                    |
+A148 Fisher information embedding    | fisher                      |
 A149 Lightning Attention             | retention packed_linear     | LightningAttention
 A151 Multi-source attention          | additive full               | MultiSourceAttention AdditiveAttention
+A152 Bottleneck transformers         | halo_relative               |
 A153 NAP                             | nap                         | NormalizedAttentionPooling
+A154 CoaT                            | factorised                  |
 A155 GATv2                           | gatv2                       | GraphAttentionV2
 A157 LSSAR                           | lssar                       | SoftplusAttention
 A158 DaViT                           | channel                     | ChannelAttention
@@ -78,6 +95,7 @@ A170 Dual attention transformer      | relational                  |
 A174 SHViT                           | full                        | SingleHeadAttention
 A175 MW-MAE                          | window_per_head             | HeadWindowAttention
 A176 SwiftFormer                     | additive_global             |
+A178 StyleDiffusion                  | cross                       |
 A180 CoCA                            | coca                        | CollinearAttention
 A182 U-DiT                           | rope_2d                     | CosetAttention
 B6   Delta rule                      | delta gated_delta           | DeltaNetAttention

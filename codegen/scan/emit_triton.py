@@ -287,7 +287,9 @@ class _Printer:
         condition = self.inside(dims)
         partial = any(p.tensor == op.tensor and "part" in p.axes for p in self.plan.partial)
         if self.plan.parts > 1 and not partial and self.plan.shared not in dims:  # the same in all of them
-            condition = f"({condition}) & (part == 0)" if condition else "part == 0"
+            # a scalar condition beside a block is no condition in Triton's interpreter: a zero for every point makes it a block
+            first = " + ".join(["part", *(f"0 * {self.lane(r, dims, 'at')}" for r in dims)]) + " == 0"
+            condition = f"({condition}) & ({first})" if condition else first
         extra = f", mask={condition}" if condition else ""
         storage = next(t.storage for t in self.plan.tensors if t.name == op.tensor)
         value = self.whole(op.value, dims)

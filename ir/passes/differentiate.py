@@ -213,11 +213,10 @@ class _Reverse:
             return total
         over, under = ex.quotient(e)
         whole = {r for r in ranks if not self._is_sequence(r)}
-        stages = [s for s in (whole, *({r} for r in self._sorted(ranks - whole))) if s]
-        for stage in stages:
+        for stage in ({r} for r in (*self._sorted(whole), *self._sorted(ranks - whole))):
             inside = [f for f in over if self._free(f) & stage]
             below = [f for f in under if self._free(f) & stage]
-            if any(len({r for r in self._free(f) if r in stage}) > 0 for f in below):
+            if below:
                 inside, below = [ex.call("/", ex.product(*inside), ex.product(*below))], []
             over = [f for f in over if not self._free(f) & stage]
             under = [f for f in under if not self._free(f) & stage]
@@ -292,7 +291,7 @@ class _Reverse:
                 key = (self._sorted(keep), left)
                 sums[key] = call("+", sums.get(key, ex.ZERO), value)
             for (ranks, left), value in sums.items():
-                target = self._own_statement(value, ranks) or fresh(adjoint(name), self.taken)
+                target = self._own_statement(value, ranks, left) or fresh(adjoint(name), self.taken)
                 if target not in {y.target for y in self.body}:
                     self.body.append(Einsum(target, ranks, None, (), value, left))
                 owned = [r for r in ranks if self._is_sequence(r)]
@@ -313,10 +312,13 @@ class _Reverse:
 
         return ex.substitute(e, definition)
 
-    def _own_statement(self, value: Expr, ranks: tuple[str, ...]) -> str | None:
-        """The statement that already is this value, if there is one."""
-        same = value.op == "load" and value.args == tuple(map(ex.index, ranks))
-        return value.name if same and any(y.target == value.name and y.ranks == ranks for y in self.body) else None
+    def _own_statement(self, value: Expr, ranks: tuple[str, ...], mask: Expr | None) -> str | None:
+        """The statement that already is this value and has no points outside ``mask``, if there is one."""
+        if value.op != "load" or value.args != tuple(map(ex.index, ranks)):
+            return None
+        inside = set(ex.conjuncts(mask))
+        own = (y for y in self.body if y.target == value.name and y.ranks == ranks)
+        return next((y.target for y in own if inside <= set(ex.conjuncts(y.mask))), None)
 
     def _is_sequence(self, rank: str) -> bool:
         return self.cascade.rank(rank).kind not in ("feature", "state")

@@ -132,6 +132,7 @@ WEIGHTS: dict[str, Callable[[Case], Tensor]] = {
     "padding": lambda c: softmax(c.s, c.x["pad"][:, None, None, :].expand(B, H, c.nq, NK)),
     "sigmoid": lambda c: torch.sigmoid(c.s - math.log(NK)) * causal(c.nq),
     "tanh": lambda c: torch.tanh(c.s) / NK,
+    "relu": lambda c: c.s.relu() * causal(c.nq) / causal(c.nq).sum(-1, keepdim=True),
     "relu2": lambda c: c.s.relu() ** 2 * causal(c.nq) / causal(c.nq).sum(-1, keepdim=True),
 }
 

@@ -41,6 +41,25 @@ def test_windows_in_compiled_kernels(backend: str, monkeypatch: pytest.MonkeyPat
     assert found.ok, [r for r in found.rows if not r.ok]
 
 
+@pytest.mark.parametrize("factor", ["", "q[b, h, i, 0] * "], ids=["alone", "times a query"])
+def test_a_table_that_is_itself_the_weight_of_the_points_it_is_read_at(factor: str) -> None:
+    """Its gradient is a product of two others, which is no number at points that a mask takes out; one index reads a parameter."""
+    text = f"""attention f(width: int = 6) over b, h {{
+  rank i: query; rank j: key; rank e: feature
+  in q[b, h, i, e]
+  in v[b, h, j, e]
+  in beta[h, 3, 3]
+  dy = j // width - i // width
+  dx = j % width - i % width
+  w = {factor}beta[h, dy + 1, dx + 1] where abs(dy) <= 1 and abs(dx) <= 1
+  o[i, e] = sum[j](w * v)
+  out o
+}}"""
+    shape = Shape(batch=2, heads=2, queries=37, keys=45, widths=(4,), group=1)
+    found = einfuse.verify(einfuse.compile(text), backends=["torch"], dtypes=["float32"], shape=shape, factor=5.0)
+    assert found.ok, [r for r in found.rows if not r.ok]
+
+
 def test_a_bias_read_under_two_masks() -> None:
     """Two shares of one gradient, both for all pairs."""
     found = einfuse.verify(
