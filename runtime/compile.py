@@ -117,21 +117,30 @@ def _found(source: str | Path) -> tuple[str, str, Path | None]:
                 hint="give the path of an .attn file, the name of a library spec, or the text of a spec",
             )
         return dsl.read_spec(path), str(path), path.parent
-    specs = library()
-    if str(source) not in specs:
+    found = _spec(str(source))
+    if found is None:
         import difflib
 
+        specs = library()
         near = difflib.get_close_matches(str(source), specs, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise SpecError(f"the library has no spec {source}", hint=f"{hint}`einfuse list` shows them all")
-    path = specs[str(source)]
-    return dsl.read_spec(path), path.name, path.parent
+    return dsl.read_spec(found), found.name, found.parent
+
+
+def _spec(name: str) -> Path | None:
+    """The library's spec of that name. Reads no other: a process starts with this."""
+    return next((p for p in SPECS.rglob("*.attn") if p.stem == name and _defines(p)), None)
+
+
+def _defines(path: Path) -> bool:
+    return bool(re.search(r"^attention\b", path.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def library() -> dict[str, Path]:
     """The library's specs by name. A file that defines no attention (a module of definitions) is not one."""
     paths = sorted(SPECS.rglob("*.attn"))
-    return {p.stem: p for p in paths if re.search(r"^attention\b", p.read_text(encoding="utf-8"), re.MULTILINE)}
+    return {p.stem: p for p in paths if _defines(p)}
 
 
 def list_specs() -> list[SpecInfo]:

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from einfuse.codegen.cpu import openmp
-from einfuse.codegen.cpu.kernel import table_ranks
 from einfuse.codegen.cpu.names import identifier
-from einfuse.codegen.plan import KernelPlan
+from einfuse.codegen.plan import KernelPlan, table_ranks
 from einfuse.ir import EinfuseError, Scalar
 
 if TYPE_CHECKING:

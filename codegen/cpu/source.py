@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from einfuse.codegen.cpu.kernel import KernelPrinter, paired, table_ranks
+from einfuse.codegen.cpu.kernel import KernelPrinter, paired
 from einfuse.codegen.cpu.names import HEADERS
-from einfuse.codegen.plan import KernelPlan
+from einfuse.codegen.plan import KernelPlan, table_ranks
 
 _INCLUDES = "#include <cstdint>\n#include <cstdlib>\n#include <cstring>\n"
 
