@@ -21,10 +21,10 @@ THREAD = 4e6  # operations that are worth a thread: waking one takes as long as 
 
 
 class KernelPrinter:
-    """Prints one plan. The order of arguments is that of `arguments`."""
+    """Prints one plan. The order of arguments is that of `arguments`; ``keeps``: loops share scores by `keep`."""
 
-    def __init__(self, plan: KernelPlan) -> None:
-        plan, self.kept = keep(plan)
+    def __init__(self, plan: KernelPlan, keeps: bool) -> None:
+        plan, self.kept = keep(plan) if keeps else (plan, ())
         self.plan = prune(plan)
         self.text, self.scope = Text(), Scope(narrow=paired(plan))
         self.tensors = {t.name: t for t in plan.tensors} | {k.tensor: Arg(k.tensor, 2, plan.compute, True) for k in self.kept}
