@@ -2,9 +2,11 @@
 
     python benchmarks/cpu.py [--variants full causal ...] [--dtypes float32 bfloat16] [--lengths 2048] [--widths 64] [--backward]
 
-All calls of a variant run in turns in one process; figures are medians, ratios are medians of the ratios of a turn. Writes
-benchmarks/results/cpu.json and cpu.png. Stops within its budget and names what it did not reach. On a machine that does other work as
-well, `--threads 1 --clock cpu` counts the processor's time instead of the wall clock's. Exit code 1 where our result is not SDPA's.
+All calls of a variant run in turns in one process; figures are medians, ratios are medians of the ratios of a turn, and beside a ratio
+stands the largest that this machine's peak would allow. Writes benchmarks/results/cpu.json after every row, and cpu.png. Stops within its
+budget and names what it did not reach; the same command goes on there, for rows that the file has are kept (``--again`` measures anew). On
+a machine that does other work as well, `--threads 1 --clock cpu` counts the processor's time instead of the wall clock's. Exit code 1 where
+our result is not SDPA's.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
-from cpu_cases import VARIANTS, Call, Case, Shape, flex_calls, made  # noqa: E402
+from cpu_cases import TRAINED, VARIANTS, Call, Case, Shape, flex_calls, made  # noqa: E402
 from cpu_peak import peaks  # noqa: E402
+from cpu_picture import draw  # noqa: E402
 
 import einfuse  # noqa: E402
 from einfuse.codegen.cpu.build import processor  # noqa: E402
@@ -37,7 +40,10 @@ WRONG = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # largest difference to SDP
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One variant at one shape: milliseconds (median) and ratio to ours (median of turns, distance of its quartiles) by who answered."""
+    """One variant at one shape: milliseconds (median) and ratio to ours (median of turns, distance of its quartiles) by who answered.
+
+    ``most`` is the ratio of a kernel at the machine's peak: of multiply-adds, or of a copy where a query looks at every key once.
+    """
 
     variant: str
     direction: str
@@ -48,6 +54,7 @@ class Row:
     milliseconds: dict[str, float]
     ratio: dict[str, float]
     spread: dict[str, float]
+    most: dict[str, float]
     gflops: float
     of_peak: float
     gigabytes: float
@@ -64,31 +71,26 @@ def main(argv: list[str] | None = None) -> int:
     print(
         f"limits on {args.threads} threads: {limits['f32']:.0f} GFLOP/s f32, {limits['bf16']:.0f} bf16, copy {limits['copy']:.1f} GB/s"
     )
-    rows: list[Row] = []
+    path = args.out / f"{args.name}.json"
+    rows = [] if args.again else measured(path, args)
     missed: list[str] = []
     for variant, shape in shapes(args):
+        known = {r.direction for r in rows if of(r, variant, shape)}
+        wanted = {"forward"} | ({"forward and backward"} if args.backward and variant in TRAINED else set())
+        if wanted <= known:
+            continue
         if time.monotonic() - start > args.budget:
             missed.append(f"{variant} {shape.dtype} {shape.length}x{shape.width}")
             continue
         case = made(variant, shape)
-        rows.append(forward(variant, case, shape, args, limits))
-        show(rows[-1])
-        if args.backward and case.trained:
+        if "forward" not in known:
+            rows.append(forward(variant, case, shape, args, limits))
+            show(rows[-1])
+        if "forward and backward" in wanted - known:
             rows.append(backward(variant, case, shape, args, limits))
             show(rows[-1])
-    result = {
-        "processor": processor_name(),
-        "threads": args.threads,
-        "clock": args.clock,
-        "torch": torch.__version__,
-        "einfuse": einfuse.__version__,
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "limits": limits,
-        "rows": [asdict(r) for r in rows],
-        "not_reached": missed,
-    }
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"{args.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        write(path, rows, missed, limits, args)
+    write(path, rows, missed, limits, args)
     draw(rows, limits, args.out / f"{args.name}.png")
     print(f"{time.monotonic() - start:.0f} s; written to {args.out / args.name}.json and .png")
     if missed:
@@ -116,12 +118,52 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     made.add_argument("--backward", action="store_true", help="forward and backward together too, where SDPA has the variant")
     made.add_argument("--budget", type=float, default=330.0, help="seconds after which no further variant starts")
+    made.add_argument("--again", action="store_true", help="measure rows that the file has already")
     made.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     made.add_argument("--name", default="cpu", help="of the files")
     args = made.parse_args(argv)
     if args.clock == "cpu" and args.threads != 1:
         made.error("--clock cpu counts the time of all threads, waiting ones too: it needs --threads 1")
     return args
+
+
+def of(row: Row, variant: str, shape: Shape) -> bool:
+    """Whether a row is of this variant and shape."""
+    return (row.variant, row.dtype, row.heads, row.length, row.width) == (
+        variant,
+        str(shape.dtype)[6:],
+        shape.heads,
+        shape.length,
+        shape.width,
+    )
+
+
+def measured(path: Path, args: argparse.Namespace) -> list[Row]:
+    """The rows of an earlier run on as many threads of the same processor; none where there is no such file."""
+    if not path.exists():
+        return []
+    held = json.loads(path.read_text())
+    same = (held["processor"], held["threads"], held["clock"]) == (processor_name(), args.threads, args.clock)
+    if not same or any("most" not in r for r in held["rows"]):
+        return []
+    return [Row(**r) for r in held["rows"]]
+
+
+def write(path: Path, rows: list[Row], missed: list[str], limits: dict[str, float], args: argparse.Namespace) -> None:
+    """The results so far."""
+    result = {
+        "processor": processor_name(),
+        "threads": args.threads,
+        "clock": args.clock,
+        "torch": torch.__version__,
+        "einfuse": einfuse.__version__,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "limits": limits,
+        "rows": [asdict(r) for r in rows],
+        "not_reached": missed,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def shapes(args: argparse.Namespace) -> Iterator[tuple[str, Shape]]:
@@ -132,8 +174,10 @@ def shapes(args: argparse.Namespace) -> Iterator[tuple[str, Shape]]:
                     yield variant, Shape(args.heads, length, width, getattr(torch, dtype))
 
 
-def turns(calls: dict[str, Call], runs: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Seconds of every call, in turns after a warm-up; a slow one runs once."""
+def turns(
+    calls: dict[str, Call], runs: int, clock: Callable[[], float], between: Callable[[], object] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of every call, in turns after a warm-up, after ``between`` each; a slow one runs once."""
     took: dict[str, list[float]] = {}
     slow = set()
     for name, call in calls.items():
@@ -146,6 +190,8 @@ def turns(calls: dict[str, Call], runs: int, clock: Callable[[], float]) -> dict
     for _ in range(runs):
         for name, call in calls.items():
             if name not in slow:
+                if between is not None:
+                    between()
                 begin = clock()
                 call()
                 took.setdefault(name, []).append(clock() - begin)
@@ -159,7 +205,7 @@ def forward(variant: str, case: Case, shape: Shape, args: argparse.Namespace, li
         torch.compiler.reset()  # every variant compiles once: no limit on recompilations is met
         calls |= {n: c for n, c in flex_calls(case).items() if n in args.peers}
     with torch.no_grad():
-        took = turns(calls, args.runs, CLOCKS[args.clock])
+        took = turns(calls, args.runs, CLOCKS[args.clock], case.between)
         difference = (calls["einfuse"]() - calls["sdpa"]()).abs().max().item() if "sdpa" in calls else None
     return row(variant, "forward", case, shape, took, 4 * case.pairs, limits, difference)
 
@@ -187,11 +233,13 @@ def row(
     rate = work * shape.heads * shape.width / median / 1e9
     traffic = sum(x.numel() * x.element_size() for x in case.inputs) / median / 1e9
     peak = limits["bf16" if shape.dtype == torch.bfloat16 else "f32"]
+    share = traffic / limits["copy"] if variant == "decode" else rate / peak
     return Row(
         variant, direction, str(shape.dtype)[6:], shape.heads, shape.length, shape.width,
         {n: statistics.median(t) * 1e3 for n, t in took.items()},
         {n: statistics.median(r) for n, r in ratios.items()},
         {n: quartiles(r) for n, r in ratios.items()},
+        {n: statistics.median(r) / share for n, r in ratios.items()},
         rate, rate / peak, traffic, traffic / limits["copy"], difference, os.getloadavg()[0],
     )  # fmt: skip
 
@@ -204,7 +252,7 @@ def quartiles(values: list[float]) -> float:
 
 
 def show(r: Row) -> None:
-    peers = "  ".join(f"{n} {r.ratio[n]:.2f} (+-{r.spread[n]:.2f})" for n in r.ratio) or "no peer"
+    peers = "  ".join(f"{n} {r.ratio[n]:.2f} (+-{r.spread[n]:.2f}, at most {r.most[n]:.2f})" for n in r.ratio) or "no peer"
     share = f"{r.of_copy:4.0%} of a copy" if r.variant == "decode" else f"{r.of_peak:4.0%} of peak"
     label = f"{r.variant}{' +backward' if 'back' in r.direction else ''}"
     print(
@@ -217,39 +265,6 @@ def processor_name() -> str:
     return next(
         (x.split(":")[1].strip() for x in processor().splitlines() if x.startswith("model name")), processor().split("\n")[0]
     )
-
-
-def draw(rows: list[Row], limits: dict[str, float], path: Path) -> None:
-    """How many times faster than each peer, by variant; one panel a dtype."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    dtypes = list(dict.fromkeys(r.dtype for r in rows))
-    figure, panels = plt.subplots(len(dtypes), 1, figsize=(9, 3.2 * max(1, len(dtypes))), squeeze=False)
-    for (panel,), dtype in zip(panels, dtypes, strict=True):
-        mine = [r for r in rows if r.dtype == dtype]
-        peers = list(dict.fromkeys(n for r in mine for n in r.ratio))
-        for k, peer in enumerate(peers):
-            at = [n + 0.8 * (k - (len(peers) - 1) / 2) / max(1, len(peers)) for n in range(len(mine))]
-            panel.bar(at, [r.ratio.get(peer, 0.0) for r in mine], 0.8 / max(1, len(peers)), label=peer)
-        panel.axhline(1.0, color="black", linewidth=0.8)
-        panel.set_yscale("log")
-        labels = [
-            f"{r.variant}{chr(10) + 'fwd+bwd' if 'back' in r.direction else ''}\n{r.length}x{r.width}\n{r.of_peak:.0%}"
-            for r in mine
-        ]
-        panel.set_xticks(range(len(mine)), labels, fontsize=7)
-        panel.set_ylabel("times faster than")
-        panel.set_title(
-            f"{dtype}: peak {limits['bf16' if dtype == 'bfloat16' else 'f32']:.0f} GFLOP/s, share of it below each name",
-            fontsize=9,
-        )
-        if peers:
-            panel.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

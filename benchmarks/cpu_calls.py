@@ -1,9 +1,9 @@
 """What a call costs beside its kernel, and how long a process takes to its first result.
 
-    python benchmarks/cpu_calls.py [--threads 1] [--json FILE]
+    python benchmarks/cpu_calls.py [--threads 1] [--start] [--json FILE]
 
-Microseconds of a call on one small tile, the best of several runs of many calls each; seconds of a new process, by processor time, with an
-empty cache of kernels and with a full one, beyond importing torch.
+Microseconds of a call on one small tile, the best of several runs of many calls each; seconds of a new process beyond importing torch, by
+the wall's clock and the processors', with an empty cache of kernels and with a full one: medians of five. ``--start`` measures these alone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
@@ -31,7 +32,7 @@ import os, time
 import torch
 def spent():
     t = os.times()
-    return t.user + t.system + t.children_user + t.children_system
+    return time.perf_counter(), t.user + t.system + t.children_user + t.children_system
 begin = spent()
 import einfuse
 imported = spent()
@@ -39,7 +40,9 @@ attn = einfuse.compile("causal")
 compiled = spent()
 q = torch.randn(1, 2, 100, 64)
 attn(q, q, q)
-print(imported - begin, compiled - imported, spent() - compiled)
+ended = spent()
+for a, b in ((begin, imported), (imported, compiled), (compiled, ended)):
+    print(b[0] - a[0], b[1] - a[1])
 """
 
 
@@ -81,22 +84,32 @@ def _best(run: Callable[[], object], repeats: int) -> float:
     return min(found) * 1e6
 
 
-def starts() -> dict[str, dict[str, float]]:
-    """Processor seconds of importing, compiling a spec and its first call, in a new process: first without, then with kept kernels."""
+def starts(repeats: int = 5) -> dict[str, dict[str, tuple[float, float]]]:
+    """Seconds of importing, compiling a spec and its first call, in a new process: without and with kept kernels.
+
+    By wall and by processors (those of the compiler too), medians of so many processes each.
+    """
     with tempfile.TemporaryDirectory() as folder:
         env = os.environ | {
-            "EINFUSE_CACHE": f"{folder}/kernels",
             "PYTHONPATH": str(ROOT / "src"),
             "PYTHONPYCACHEPREFIX": folder,
         }
         env.pop("PYTHONDONTWRITEBYTECODE", None)
         subprocess.run([sys.executable, "-c", "import einfuse"], env=env, check=True)  # bytecode, as installing leaves it
-        return {which: _started(env) for which in ("cold", "warm")}
+        cold = [_started(env | {"EINFUSE_CACHE": f"{folder}/kernels{n}"}) for n in range(repeats)]
+        warm = [_started(env | {"EINFUSE_CACHE": f"{folder}/kernels0"}) for _ in range(repeats)]
+        return {"cold": _medians(cold), "warm": _medians(warm)}
 
 
-def _started(env: dict[str, str]) -> dict[str, float]:
+def _started(env: dict[str, str]) -> dict[str, tuple[float, float]]:
     done = subprocess.run([sys.executable, "-c", _PROCESS], env=env, check=True, capture_output=True, text=True)
-    return dict(zip(("import", "compile", "first call"), map(float, done.stdout.split()), strict=True))
+    pairs = [(float(wall), float(spent)) for wall, spent in (line.split() for line in done.stdout.splitlines())]
+    parts = dict(zip(("import", "compile", "first call"), pairs, strict=True))
+    return parts | {"all": (sum(w for w, _ in pairs), sum(s for _, s in pairs))}
+
+
+def _medians(found: list[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    return {part: (median(f[part][0] for f in found), median(f[part][1] for f in found)) for part in found[0]}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -104,18 +117,20 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--repeats", type=int, default=1000)
     made.add_argument("--json", type=Path)
+    made.add_argument("--start", action="store_true", help="only how long a process takes to its first result")
     args = made.parse_args(argv)
     torch.set_num_threads(args.threads)
-    with torch.no_grad():
-        found = {n: t for n, t in calls(args.repeats).items() if "gradients" not in n}
-    found |= {"causal, for gradients": calls(max(1, args.repeats // 5))["causal, for gradients"]}
+    found: dict[str, float] = {}
+    if not args.start:
+        with torch.no_grad():
+            found = {n: t for n, t in calls(args.repeats).items() if "gradients" not in n}
+        found |= {"causal, for gradients": calls(max(1, args.repeats // 5))["causal, for gradients"]}
     for name, t in found.items():
         print(f"{name:<26} {t:7.1f} us a call")
     begun = starts()
     for which, parts in begun.items():
-        print(
-            f"{which} start {sum(parts.values()):6.2f} s beyond torch: " + ", ".join(f"{n} {t:.2f}" for n, t in parts.items())
-        )
+        text = ", ".join(f"{part} {wall:.3f} ({spent:.3f})" for part, (wall, spent) in parts.items())
+        print(f"{which} start, seconds beyond importing torch (of processors): {text}")
     if args.json is not None:
         args.json.write_text(json.dumps({"calls": found, "starts": begun}, indent=1) + "\n")
     return 0

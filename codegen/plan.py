@@ -244,6 +244,11 @@ def reads(op: Op) -> tuple[Value, ...]:
     return ()
 
 
+def table_ranks(plan: KernelPlan) -> tuple[str, ...]:
+    """The ranks whose live blocks come from tables, in the order in which these are passed."""
+    return tuple(dict.fromkeys(s.rank for s in plan.steps if isinstance(s, Fold) and s.tabulated))
+
+
 def operations(plan: KernelPlan) -> Iterator[Op]:
     """Every operation of a plan, in order."""
     for step in plan.steps:

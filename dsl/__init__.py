@@ -16,12 +16,12 @@ from einfuse.dsl.decorators import score_mod as score_mod
 from einfuse.dsl.elaborate import elaborate as elaborate
 from einfuse.dsl.format import format_text as format_text
 from einfuse.dsl.parse import parse as parse
-from einfuse.dsl.parse import read_spec as read_spec
 from einfuse.dsl.signature import InputInfo as InputInfo
 from einfuse.dsl.signature import ParamInfo as ParamInfo
 from einfuse.dsl.signature import Signature as Signature
 from einfuse.dsl.signature import signature as signature
 from einfuse.ir import Cascade, Scalar
+from einfuse.ir import read_spec as read_spec
 
 
 def compile_text(

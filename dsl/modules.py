@@ -8,8 +8,8 @@ from pathlib import Path
 
 from einfuse.dsl import ast
 from einfuse.dsl.names import Defined, Definitions, unknown
-from einfuse.dsl.parse import parse, read_spec
-from einfuse.ir import FUNCTIONS, SpecError
+from einfuse.dsl.parse import parse
+from einfuse.ir import FUNCTIONS, SpecError, read_spec
 
 HERE = Path(__file__).resolve().parent
 REDUCERS = ("sum", "max", "min", "prod", "mean", "any", "count", "argmax", "topk")

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from einfuse.dsl import ast
-from einfuse.ir import Span, SpecError
-
-MAX_TEXT = 1_000_000
+from einfuse.ir import SpecError
 
 
 def parse(text: str, file: str = "<text>") -> ast.Module:
@@ -18,17 +14,3 @@ def parse(text: str, file: str = "<text>") -> ast.Module:
         return parsed(text, file)
     except SpecError as error:
         raise error.within(text) from None
-
-
-def read_spec(path: str | Path) -> str:
-    """The text of a file. Raises SpecError where it is not UTF-8 or too large."""
-    data = Path(path).read_bytes()
-    if len(data) > MAX_TEXT:
-        raise SpecError(f"{path} holds {len(data):,} bytes; a spec holds at most {MAX_TEXT:,}")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        column = error.start - data.rfind(b"\n", 0, error.start)
-        where = Span(str(path), line, column)
-        raise SpecError(f"byte {error.start} is not UTF-8 text", where, "save the file as UTF-8") from None

@@ -16,8 +16,7 @@ from lark.visitors import Transformer_NonRecursive
 
 from einfuse.dsl import ast
 from einfuse.dsl.diagnostics import KEYWORDS, syntax_error
-from einfuse.dsl.parse import MAX_TEXT
-from einfuse.ir import Span, SpecError
+from einfuse.ir import MAX_TEXT, Span, SpecError
 
 MAX_NESTING = 200
 

@@ -25,6 +25,8 @@ from einfuse.ir.nodes import Span as Span
 from einfuse.ir.nodes import State as State
 from einfuse.ir.nodes import Statement as Statement
 from einfuse.ir.nodes import Tensor as Tensor
+from einfuse.ir.source import MAX_TEXT as MAX_TEXT
+from einfuse.ir.source import read_spec as read_spec
 from einfuse.ir.tiles import TileMap as TileMap
 from einfuse.ir.tiles import at_points as at_points
 from einfuse.ir.tiles import classify as classify

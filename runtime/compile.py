@@ -7,14 +7,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from einfuse import dsl
-from einfuse.ir import Cascade, Scalar, SpecError
+from einfuse.ir import Cascade, Scalar, SpecError, read_spec
 from einfuse.runtime import cache
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import BackendName
 from einfuse.runtime.forms import FormName
+
+if TYPE_CHECKING:
+    from einfuse import dsl  # imported where a text is read: a process that finds its kernels on disk reads none
 
 T = TypeVar("T")
 SPECS = Path(__file__).resolve().parents[1] / "library" / "specs"
@@ -56,15 +58,21 @@ def compile(
 
     @functools.cache
     def module() -> dsl.Module:
+        from einfuse import dsl
+
         return dsl.parse(text, file)
 
     def elaborate(given: frozenset[str]) -> Cascade:
         def make() -> Cascade:
+            from einfuse import dsl
+
             return dsl.elaborate(module(), params=dict(params), given=set(given), search=search)
 
         return _kept("cascade", make, text, file, sorted(params.items()), sorted(given))
 
     def find() -> frozenset[str]:
+        from einfuse import dsl
+
         return frozenset(i.name for i in dsl.signature(module()).inputs if i.optional)
 
     return attention_of(elaborate, _kept("optional", find, text, file), backend, strict, form)
@@ -91,6 +99,8 @@ def attention(
     The functions are called once with symbols (never parsed). Their keyword-only arguments become inputs of the attention: tensors where
     they are indexed, numbers where they have a default. Raises SpecError where a function does what symbols cannot.
     """
+    from einfuse import dsl
+
     return Attention(dsl.attention(score_mod=score_mod, mask_mod=mask_mod, normalizer=normalizer, scale=scale), backend, strict)
 
 
@@ -116,29 +126,40 @@ def _found(source: str | Path) -> tuple[str, str, Path | None]:
                 f"there is no file {path}",
                 hint="give the path of an .attn file, the name of a library spec, or the text of a spec",
             )
-        return dsl.read_spec(path), str(path), path.parent
-    specs = library()
-    if str(source) not in specs:
+        return read_spec(path), str(path), path.parent
+    found = _spec(str(source))
+    if found is None:
         import difflib
 
+        specs = library()
         near = difflib.get_close_matches(str(source), specs, 1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise SpecError(f"the library has no spec {source}", hint=f"{hint}`einfuse list` shows them all")
-    path = specs[str(source)]
-    return dsl.read_spec(path), path.name, path.parent
+    return read_spec(found), found.name, found.parent
+
+
+def _spec(name: str) -> Path | None:
+    """The library's spec of that name. Reads no other: a process starts with this."""
+    return next((p for p in SPECS.rglob("*.attn") if p.stem == name and _defines(p)), None)
+
+
+def _defines(path: Path) -> bool:
+    return bool(re.search(r"^attention\b", path.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def library() -> dict[str, Path]:
     """The library's specs by name. A file that defines no attention (a module of definitions) is not one."""
     paths = sorted(SPECS.rglob("*.attn"))
-    return {p.stem: p for p in paths if re.search(r"^attention\b", p.read_text(encoding="utf-8"), re.MULTILINE)}
+    return {p.stem: p for p in paths if _defines(p)}
 
 
 def list_specs() -> list[SpecInfo]:
     """Everything `compile` knows by name."""
+    from einfuse import dsl
+
     out = []
     for name, path in library().items():
-        text = dsl.read_spec(path)
+        text = read_spec(path)
         lines = dsl.signature(dsl.parse(text, path.name)).doc.strip().splitlines()
         where = str(path.relative_to(SPECS.parent.parent))
         out.append(SpecInfo(name, path.parent.name, where, lines[0] if lines else "", text))

@@ -13,14 +13,13 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from einfuse.codegen.cpu import openmp
-from einfuse.codegen.cpu.kernel import table_ranks
+from einfuse.codegen.cpu import keep, openmp
 from einfuse.codegen.cpu.names import identifier
-from einfuse.codegen.plan import KernelPlan
+from einfuse.codegen.plan import KernelPlan, table_ranks
 from einfuse.ir import EinfuseError, Scalar
 
 if TYPE_CHECKING:
@@ -42,6 +41,14 @@ class CpuKernel:
     plan: KernelPlan
     library: Path
     function: Any
+    flags: tuple[str, ...] = ()
+    keeps: bool = True
+
+    def frugal(self) -> CpuKernel:
+        """The kernel of the same plan that keeps no scores for later loops."""
+        from einfuse.codegen.cpu import source
+
+        return replace(build(self.plan, source.emit(self.plan, keeps=False), self.library.parent, self.flags), keeps=False)
 
     def __call__(self, tensors: Mapping[str, torch.Tensor], params: Mapping[str, Scalar], sizes: Mapping[str, int]) -> None:
         self.bind(tensors, params, sizes)(tensors)
@@ -56,6 +63,8 @@ class CpuKernel:
         import torch
 
         plan = self.plan
+        if self.keeps and keep.too_long(plan, sizes):
+            return self.frugal().bind(tensors, params, sizes)
         own = [tensors[t.name] for t in plan.tensors]
         for t, x in zip(plan.tensors, own, strict=True):
             assert x.device.type == "cpu", f"{t.name} is on {x.device}: this kernel runs on the CPU"
@@ -93,11 +102,11 @@ def build(plan: KernelPlan, source: str, folder: Path, flags: Sequence[str] = ()
     path = folder / name
     if path.exists():
         try:
-            return CpuKernel(plan, path, _function(path))
+            return CpuKernel(plan, path, _function(path), tuple(flags))
         except BuildError:
             pass  # a damaged file, or one that lies where nothing may be executed: made again below
     path = _compile(compiler, options, source, path)
-    return CpuKernel(plan, path, _function(path))
+    return CpuKernel(plan, path, _function(path), tuple(flags))
 
 
 _forked: ThreadPoolExecutor | None = None

@@ -14,7 +14,7 @@ from einfuse.codegen.cpu.pack import Dependence, Packing, shared
 from einfuse.codegen.cpu.packed import PackPrinter
 from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
 from einfuse.codegen.cpu.schedule import Nest, Node, Product, arrange, kept, node_reads, settle
-from einfuse.codegen.cpu.text import Extent, Place, Scope, Text
+from einfuse.codegen.cpu.text import Extent, Place, Scope, Streamed, Text
 from einfuse.codegen.plan import Arg, Coordinate, Dot, Fold, KernelPlan, Load, Map, Op, Phase, Region, Store, Value
 
 
@@ -167,9 +167,9 @@ class FoldPrinter:
         streamed = self.packs.streamed
         need = f"{self.packs.need}({lo}, {count})"
         self.text.line(f"const long {at} = {f'{streamed} ? 0 : ' if streamed else ''}{need};")
+        if streamed:
+            self.streams(body, scope, lo)
         for name, value in body.packed.items():
-            if streamed:
-                scope.there[name] = (streamed, self.packs.unpacked(value, lo))
             for form in FORMS:
                 if (value.name, form) not in self.packs.pointers:
                     continue
@@ -178,6 +178,19 @@ class FoldPrinter:
                     scope.places[name] = place
                 else:
                     scope.forms[name, form] = place
+
+    def streams(self, body: _Body, scope: Scope, lo: str) -> None:
+        """The operands of a block where the caller holds them: while one is read, the machine is asked for the one that comes next."""
+        right = (operands(node.op)[1].name for node in body.nodes if isinstance(node, Product))
+        order = [n for n in dict.fromkeys(right) if n in body.packed]
+        places = [self.packs.unpacked(body.packed[n], lo) for n in order]
+        widths = [self.packs.width(body.packed[n]) for n in order]
+        for at, name in enumerate(order):
+            after = (at + 1) % len(order)  # behind the last comes the first of the next block
+            there = places[after].pointer + ("" if after else f" + {self.fold.step} * {places[after].row}")
+            scope.there[name] = Streamed(
+                self.packs.streamed, places[at], f"ahead({there}, {places[after].row}, {widths[after]})"
+            )
 
     def places(self, body: _Body, scope: Scope) -> None:
         for node in body.nodes:

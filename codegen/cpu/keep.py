@@ -5,8 +5,9 @@
     fold j { qk = q . k ; s = qk * c ; o = o + (s > m) . v }            fold j { s = kept ; o = o + (s > m) . v }
 
 A kept row has room for all keys and belongs to a thread: a tile of it stays in the cache of a core for thousands of keys, and to stream
-it from memory still costs less than a product. Only values behind a product are worth it; what is kept is the last of them on which the
-loops agree.
+it from memory still costs less than a product (over 131,072 keys top-k takes 2.3 times as long without). Only values behind a product are
+worth it; what is kept is the last of them on which the loops agree. Where the rows would take more than `MOST` bytes of every thread, a
+launch takes the kernel that computes them again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from einfuse.codegen.plan import Coordinate, Dot, Fold, KernelPlan, Load, Op, Ph
 from einfuse.ir.rewrite import fresh
 
 Key = tuple[object, ...]
+MOST = 64 << 20  # bytes of a thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,18 @@ class Kept:
     tensor: str
     tile: str
     size: int | str
+
+
+def too_long(plan: KernelPlan, sizes: Mapping[str, int]) -> bool:
+    """Whether what `keep` keeps takes more than `MOST` for these sizes."""
+    folds = [s for s in plan.steps if isinstance(s, Fold)]
+    if plan.tile is None or len(folds) < 2:
+        return False
+    row = plan.tile.block * (8 if plan.compute == "f64" else 4)
+    extent = {s.size: s.size if isinstance(s.size, int) else sizes[s.size] for s in folds}
+    if row * sum(extent[s.size] for s in folds) <= MOST:  # a row for every loop: more than there can be of them, and soon said
+        return False
+    return row * sum(extent[k.size] for k in keep(plan)[1]) > MOST
 
 
 def keep(plan: KernelPlan) -> tuple[KernelPlan, tuple[Kept, ...]]:

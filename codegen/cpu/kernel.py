@@ -8,23 +8,23 @@ from einfuse.codegen.cpu.dataflow import fold_reads, prune
 from einfuse.codegen.cpu.folds import FoldPrinter
 from einfuse.codegen.cpu.functions import Ref
 from einfuse.codegen.cpu.keep import Kept, keep
-from einfuse.codegen.cpu.merge import sequential
+from einfuse.codegen.cpu.merged import sequential
 from einfuse.codegen.cpu.names import identifier
 from einfuse.codegen.cpu.pack import Dependence
 from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
 from einfuse.codegen.cpu.schedule import arrange, kept, settle
 from einfuse.codegen.cpu.text import Extent, Scope, Text
 from einfuse.codegen.order import largest_last
-from einfuse.codegen.plan import Arg, Coordinate, Fold, KernelPlan, Region, Store, operations, reads
+from einfuse.codegen.plan import Arg, Coordinate, Fold, KernelPlan, Region, Store, operations, reads, table_ranks
 
 THREAD = 4e6  # operations that are worth a thread: waking one takes as long as a tenth of them
 
 
 class KernelPrinter:
-    """Prints one plan. The order of arguments is that of `arguments`."""
+    """Prints one plan. The order of arguments is that of `arguments`; ``keeps``: loops share scores by `keep`."""
 
-    def __init__(self, plan: KernelPlan) -> None:
-        plan, self.kept = keep(plan)
+    def __init__(self, plan: KernelPlan, keeps: bool) -> None:
+        plan, self.kept = keep(plan) if keeps else (plan, ())
         self.plan = prune(plan)
         self.text, self.scope = Text(), Scope(narrow=paired(plan), tile=plan.tile.rank if plan.tile else "")
         self.tensors = {t.name: t for t in plan.tensors} | {k.tensor: Arg(k.tensor, 2, plan.compute, True) for k in self.kept}
@@ -202,11 +202,6 @@ class KernelPrinter:
 def paired(plan: KernelPlan) -> bool:
     """Whether products of the plan may take bf16 operands."""
     return plan.compute == "f32" and plan.narrow == "bf16"
-
-
-def table_ranks(plan: KernelPlan) -> tuple[str, ...]:
-    """The ranks whose live blocks come from tables, in the order in which these are passed."""
-    return tuple(dict.fromkeys(s.rank for s in plan.steps if isinstance(s, Fold) and s.tabulated))
 
 
 def clamped_axes(plan: KernelPlan, tensor: str) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +15,12 @@ ptrs strides sizes params threads tiles points shared_tiles n_threads most_threa
 HEADERS = {p.stem: p for p in sorted(Path(__file__).parent.glob("*.h"))}
 
 
-def _reserved() -> frozenset[str]:
+@functools.cache
+def reserved() -> frozenset[str]:
     """The keywords, and the functions, macros and types of the headers, which no value of a plan may hide."""
     text = "\n".join(re.sub(r"//.*", "", p.read_text()) for p in HEADERS.values())
     words = re.findall(r"([A-Za-z_]\w*)\s*[(<{]|\b([A-Z]\w*)", text)
     return frozenset(_KEYWORDS) | frozenset(w for pair in words for w in pair if w)
-
-
-RESERVED = _reserved()
 
 
 def identifier(name: str) -> str:
@@ -34,8 +33,8 @@ def identifier(name: str) -> str:
 class Names:
     """The identifiers that can be seen in a scope; ``ever`` are those of all scopes, which buffers of the thread avoid."""
 
-    taken: set[str] = field(default_factory=lambda: set(RESERVED))
-    ever: set[str] = field(default_factory=lambda: set(RESERVED))
+    taken: set[str] = field(default_factory=lambda: set(reserved()))
+    ever: set[str] = field(default_factory=lambda: set(reserved()))
 
     def child(self) -> Names:
         """The names of a block inside: siblings may repeat them."""

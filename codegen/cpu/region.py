@@ -71,10 +71,10 @@ def product(text: Text, scope: Scope, op: Dot) -> None:
     result = f"{out.pointer}, {out.row}, {acc}, {left.pointer}, {steps[x]}"
     call = f"matmul({result}, {steps[op.rank]}, {right.pointer}, {right.row}, {m}, {n}, {whole});"
     if b.name in scope.there and steps[op.rank] == "1":
-        when, there = scope.there[b.name]
-        form = f"dots({{}}, {whole});" if "turned" in right_form else f"sums({{}}, {terms});"
-        stream = form.format(f"{result}, {there.pointer}, {there.row}, {m}, {n}")
-        text.line(f"if ({when}) {stream}")
+        streamed = scope.there[b.name]
+        form = f"dots({{}}, {whole}, {{}});" if "turned" in right_form else f"sums({{}}, {terms}, {{}});"
+        stream = form.format(f"{result}, {streamed.place.pointer}, {streamed.place.row}, {m}, {n}", streamed.ahead)
+        text.line(f"if ({streamed.when}) {stream}")
         call = f"else {call}"
     text.line(call)
 

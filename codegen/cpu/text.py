@@ -37,6 +37,15 @@ class Extent:
     whole: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """An operand that is read where the caller holds it if ``when`` holds, and the rows that are read after it (C++ text)."""
+
+    when: str
+    place: Place
+    ahead: str
+
+
 @dataclass(slots=True)
 class Scope:
     """What can be seen at a place in the text."""
@@ -44,9 +53,7 @@ class Scope:
     scalars: dict[str, Ref] = field(default_factory=dict)
     places: dict[str, Place] = field(default_factory=dict)
     forms: dict[tuple[str, str], Place] = field(default_factory=dict)  # copies of two-dimensional values for products
-    there: dict[str, tuple[str, Place]] = field(
-        default_factory=dict
-    )  # right operands that may be read from the caller, and when
+    there: dict[str, Streamed] = field(default_factory=dict)  # right operands that may be read from the caller
     recipes: dict[str, Op] = field(default_factory=dict)
     extents: dict[str, Extent] = field(default_factory=dict)
     narrow: bool = False  # products may take their operands in bf16

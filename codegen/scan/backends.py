@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from einfuse.codegen.scan.plan import ScanPlan
-from einfuse.codegen.triton.options import GpuTarget
 from einfuse.ir import Scalar
 
 if TYPE_CHECKING:
     import torch
+
+    from einfuse.codegen.triton.options import GpuTarget
 
 Name = Literal["cpu", "triton", "torch"]
 Kernel = Callable[[Mapping[str, "torch.Tensor"], Mapping[str, Scalar], Mapping[str, int]], int | None]

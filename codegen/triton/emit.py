@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from typing import TYPE_CHECKING
 
 from einfuse.codegen.plan import KernelPlan
 from einfuse.codegen.triton.helpers import sources
 from einfuse.codegen.triton.kernel import Argument, Kernel
 from einfuse.codegen.triton.options import Options, launch_options
 
-_TEMPLATES = Environment(
-    loader=PackageLoader("einfuse.codegen.triton", "templates"),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 
 def emit(plan: KernelPlan, options: Options = Options()) -> str:  # noqa: B008  # an immutable default
@@ -28,7 +23,7 @@ def emit(plan: KernelPlan, options: Options = Options()) -> str:  # noqa: B008  
         chosen["num_warps"] = options.num_warps
     if options.num_stages is not None:
         chosen["num_stages"] = options.num_stages
-    return _TEMPLATES.get_template("module.py.j2").render(
+    return _module().render(
         name=kernel.name,
         equations=plan.equations.strip(),
         helpers=sources(set(kernel.helpers), plan.compute),
@@ -41,6 +36,20 @@ def emit(plan: KernelPlan, options: Options = Options()) -> str:  # noqa: B008  
         warps=chosen["num_warps"],
         stages=chosen["num_stages"],
     )
+
+
+@functools.cache
+def _module() -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # here: no other back end needs them
+
+    templates = Environment(
+        loader=PackageLoader("einfuse.codegen.triton", "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return templates.get_template("module.py.j2")
 
 
 def _filled(items: list[str], indent: str) -> str:

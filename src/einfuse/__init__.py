@@ -7,25 +7,15 @@ o = attn(q, k, v, slope=slope)                     # q: [B, H, Nq, D], k: [B, Hk
 einfuse.verify(attn).ok                            # against the float64 oracle, forward and all gradients
 """
 
+# ruff: noqa: E402
+import gc
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
-from einfuse.dsl import functions as functions
-from einfuse.dsl import mask_mod as mask_mod
-from einfuse.dsl import masks as masks
-from einfuse.dsl import score_mod as score_mod
-from einfuse.dsl.functions import clamp as clamp
-from einfuse.dsl.functions import cos as cos
-from einfuse.dsl.functions import erf as erf
-from einfuse.dsl.functions import exp as exp
-from einfuse.dsl.functions import log as log
-from einfuse.dsl.functions import maximum as maximum
-from einfuse.dsl.functions import minimum as minimum
-from einfuse.dsl.functions import sigmoid as sigmoid
-from einfuse.dsl.functions import sin as sin
-from einfuse.dsl.functions import softcap as softcap
-from einfuse.dsl.functions import sqrt as sqrt
-from einfuse.dsl.functions import tanh as tanh
-from einfuse.dsl.functions import where as where
+_collecting = gc.isenabled()
+gc.disable()  # what is imported stays: looking for garbage among all that torch holds would take as long as the imports
+
 from einfuse.ir import EinfuseError as EinfuseError
 from einfuse.ir import SpecError as SpecError
 from einfuse.runtime import Attention as Attention
@@ -39,6 +29,50 @@ from einfuse.runtime import cross_compile as cross_compile
 from einfuse.runtime import list_specs as list_specs
 from einfuse.runtime import varlen as varlen
 from einfuse.runtime import verify as verify
+
+if _collecting:
+    gc.enable()
+
+if TYPE_CHECKING:
+    from einfuse.dsl import functions as functions
+    from einfuse.dsl import mask_mod as mask_mod
+    from einfuse.dsl import masks as masks
+    from einfuse.dsl import score_mod as score_mod
+    from einfuse.dsl.functions import clamp as clamp
+    from einfuse.dsl.functions import cos as cos
+    from einfuse.dsl.functions import erf as erf
+    from einfuse.dsl.functions import exp as exp
+    from einfuse.dsl.functions import log as log
+    from einfuse.dsl.functions import maximum as maximum
+    from einfuse.dsl.functions import minimum as minimum
+    from einfuse.dsl.functions import sigmoid as sigmoid
+    from einfuse.dsl.functions import sin as sin
+    from einfuse.dsl.functions import softcap as softcap
+    from einfuse.dsl.functions import sqrt as sqrt
+    from einfuse.dsl.functions import tanh as tanh
+    from einfuse.dsl.functions import where as where
+
+_TRACED = {
+    "einfuse.dsl": ("functions", "mask_mod", "masks", "score_mod"),
+    "einfuse.dsl.functions": (
+        *("clamp", "cos", "erf", "exp", "log", "maximum", "minimum", "sigmoid", "sin", "softcap", "sqrt", "tanh", "where"),
+    ),
+}
+
+
+def __getattr__(name: str) -> object:
+    """What traced functions are written with: imported when asked for, as a process that only runs kernels needs none of it."""
+    if name == "dsl":
+        return import_module("einfuse.dsl")
+    for module, names in _TRACED.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *(n for names in _TRACED.values() for n in names)])
+
 
 try:
     __version__ = version("einfuse")

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import einfuse
+from einfuse.codegen.cpu import CpuKernel
+from einfuse.codegen.cpu import keep as keeping
 from einfuse.codegen.cpu.dataflow import prune
-from einfuse.codegen.cpu.keep import keep
+from einfuse.codegen.cpu.keep import keep, too_long
 from einfuse.codegen.plan import Dot, Fold, KernelPlan, Load
 from einfuse.runtime.verify import Shape
 
@@ -67,3 +69,22 @@ def test_the_text_says_what_is_kept() -> None:
     text = einfuse.compile("hard").source("cpu", torch.float32, D=8, E=8)
     assert "rows of i that several loops read" in text
     assert "run in order" not in text, "the tiles of a point stay independent"
+
+
+def test_rows_of_many_keys_are_computed_again(monkeypatch) -> None:
+    """More keys than a thread has room for: another kernel, the same result."""
+    plan = einfuse.compile("topk").plan("cpu")
+    assert plan.tile is not None
+    most = keeping.MOST // (4 * plan.tile.block)
+    assert not too_long(plan, {"Nk": most, "Nq": 1})
+    assert too_long(plan, {"Nk": most + 1, "Nq": 1})
+    assert not too_long(einfuse.compile("causal").plan("cpu"), {"Nk": 100 * most, "Nq": 1})  # one loop
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 1, 100, 64).unbind()
+    kept = einfuse.compile("topk")(q, k, v)
+    monkeypatch.setattr(keeping, "MOST", 48 * 100 * 4 - 1)
+    bound = []
+    frugal = CpuKernel.frugal
+    monkeypatch.setattr(CpuKernel, "frugal", lambda self: bound.append(self.plan.name) or frugal(self))
+    torch.testing.assert_close(einfuse.compile("topk")(q, k, v), kept)
+    assert bound == ["topk"]

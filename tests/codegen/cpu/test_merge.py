@@ -7,7 +7,7 @@ import torch
 
 import einfuse
 from einfuse.codegen import cpu
-from einfuse.codegen.cpu.merge import sequential
+from einfuse.codegen.cpu.merged import sequential
 from einfuse.codegen.plan import Dot, Fold, KernelPlan
 
 

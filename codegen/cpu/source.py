@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 
-from einfuse.codegen.cpu.kernel import KernelPrinter, paired, table_ranks
+from einfuse.codegen.cpu.kernel import KernelPrinter, paired
 from einfuse.codegen.cpu.names import HEADERS
-from einfuse.codegen.plan import KernelPlan
+from einfuse.codegen.plan import KernelPlan, table_ranks
 
 _INCLUDES = "#include <cstdint>\n#include <cstdlib>\n#include <cstring>\n"
 
 
-def emit(plan: KernelPlan) -> str:
-    """The text: what is computed, the headers it uses, and ``einfuse_kernel``."""
-    lines = KernelPrinter(plan).printed()
+def emit(plan: KernelPlan, keeps: bool = True) -> str:
+    """The text: what is computed, the headers it uses, and ``einfuse_kernel``. ``keeps``: scores that several loops read are kept."""
+    lines = KernelPrinter(plan, keeps).printed()
     headers = [
         "vector",
         "vmath",
