@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from einfuse.codegen import KernelPlan, Storage
+from einfuse.codegen import KernelPlan, Storage, hold
 from einfuse.ir import EinfuseError, Scalar
 
 Kernel = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], int | None]
@@ -27,6 +27,8 @@ class Backend(Protocol):
     """A way to run plans. ``tilings`` gives the tiles and steps that suit the dtype and widest feature of a call, the best first:
     the next is taken where a plan is too large to be worth compiling (not ``holds``) or a kernel turns out to spill registers.
 
+    ``prepared`` is the plan as it will be printed: with ranks that fit into a block held whole where that pays.
+
     ``merge`` makes one plan of two that walk the same pairs, the first by rows, where it can; ``merges`` says whether that pays for
     so many ambient points. ``workers`` says how many tiles run at once.
     """
@@ -35,6 +37,7 @@ class Backend(Protocol):
     def name(self) -> BackendName: ...
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings: ...
+    def prepared(self, plan: KernelPlan) -> KernelPlan: ...
     def holds(self, plan: KernelPlan) -> bool: ...
     def emit(self, plan: KernelPlan) -> str: ...
     def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel: ...
@@ -53,6 +56,11 @@ class CpuBackend:
         from einfuse.codegen import cpu
 
         return (cpu.tile(storage, width, backward, cpu.caches()),)
+
+    def prepared(self, plan: KernelPlan) -> KernelPlan:
+        """A loop lets the tiles of a point share what is packed for it; where there is one tile, there is nothing to share."""
+        whole = hold(plan)
+        return whole if whole.tile is None else plan
 
     def holds(self, plan: KernelPlan) -> bool:
         return True
@@ -97,6 +105,9 @@ class TritonBackend:
 
         return triton.tilings(storage, width, backward, self.target or device_target())
 
+    def prepared(self, plan: KernelPlan) -> KernelPlan:
+        return hold(plan)
+
     def holds(self, plan: KernelPlan) -> bool:
         from einfuse.codegen import triton
 
@@ -131,6 +142,9 @@ class TorchBackend:
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         return ((256, 256),)
+
+    def prepared(self, plan: KernelPlan) -> KernelPlan:
+        return hold(plan)
 
     def holds(self, plan: KernelPlan) -> bool:
         return True

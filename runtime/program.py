@@ -355,7 +355,7 @@ def tiled(
     """The scheduled cascade and its plan at the first of the tilings that the back end says can be held, and the tilings after it."""
     (block, step), rest = ladder[0], ladder[1:]
     scheduled = derived.scheduled(cascade, block, step, strict)
-    plan = lower(scheduled, storage, static)
+    plan = backend.prepared(lower(scheduled, storage, static))
     if rest and not backend.holds(plan):
         return tiled(cascade, storage, static, backend, rest, strict)
     return scheduled, plan, rest

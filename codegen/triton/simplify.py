@@ -9,10 +9,10 @@ One multiply-add and one exp2 an element remain, because the product with m is a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
-from einfuse.codegen.plan import Dot, Fold, KernelPlan, Map, Op, Phase, Region, Store, reads
+from einfuse.codegen.plan import Dot, Fold, KernelPlan, Map, Op, Phase, Region, live, reads
 
 EXP_DIFFERENCE = "exp_difference"
 
@@ -20,10 +20,10 @@ EXP_DIFFERENCE = "exp_difference"
 def simplify(plan: KernelPlan) -> KernelPlan:
     steps = tuple(_fold(s) if isinstance(s, Fold) else _exponentials(s) for s in plan.steps)
     kept: list[Region | Fold] = []
-    live: set[str] = set()
+    wanted: set[str] = set()
     for step in reversed(steps):  # backwards: what a step defines is wanted if a later one reads it
-        step = _live_fold(step, live) if isinstance(step, Fold) else _live(step, live)
-        live |= read_by(step)
+        step = _live_fold(step, wanted) if isinstance(step, Fold) else live(step, wanted)
+        wanted |= read_by(step)
         kept.append(step)
     return replace(plan, steps=tuple(reversed(kept)))
 
@@ -52,22 +52,13 @@ def _exponentials(region: Region) -> Region:
     return tuple(map(rewritten, region))
 
 
-def _live(region: Region, wanted: Iterable[str]) -> Region:
-    needed, kept = set(wanted), []
-    for op in reversed(region):
-        if isinstance(op, Store) or op.out.name in needed:
-            kept.append(op)
-            needed |= {v.name for v in reads(op)}
-    return tuple(reversed(kept))
-
-
 def _live_fold(fold: Fold, after: set[str]) -> Fold:
     def phase(p: Phase) -> Phase:
-        return replace(p, body=_live(p.body, {u.name for u in p.updates}))
+        return replace(p, body=live(p.body, {u.name for u in p.updates}))
 
     phases = tuple(map(phase, fold.phases))
     inside = {n for p in phases for n in _read_in(p.body)} | {v.name for p in phases for v in (p.lo, p.hi)}
-    return replace(fold, phases=phases, bounds=_live(fold.bounds, inside | after))
+    return replace(fold, phases=phases, bounds=live(fold.bounds, inside | after))
 
 
 def _read_in(region: Region) -> Iterator[str]:
