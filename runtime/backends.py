@@ -55,7 +55,7 @@ class CpuBackend:
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         from einfuse.codegen import cpu
 
-        return (cpu.tile(storage, width, backward, cpu.caches()),)
+        return cpu.narrower(cpu.tile(storage, width, backward, cpu.caches()))
 
     def prepared(self, plan: KernelPlan) -> KernelPlan:
         """A loop lets the tiles of a point share what is packed for it; where there is one tile, there is nothing to share."""

@@ -15,7 +15,7 @@ from einfuse.ir.nodes import Einsum, Fold
 from einfuse.ir.passes import canonicalise, differentiate
 from einfuse.ir.passes.differentiate import Backward, Gradient
 from einfuse.ir.text import show
-from einfuse.runtime import cache, derived, ranges, split
+from einfuse.runtime import cache, derived, ranges, split, tiles
 from einfuse.runtime.backends import Backend, Tilings
 from einfuse.runtime.binding import STORAGE, extent_of
 from einfuse.runtime.launch import Built, Launch, Ready
@@ -49,6 +49,7 @@ class Program:
     suspects: tuple[tuple[ranges.Suspect, tuple[str, ...]], ...] = ()  # with the tables whose values decide
     in_range: dict[tuple[object, ...], Unchanged] = field(default_factory=dict)
     built: dict[tuple[object, ...], Built] = field(default_factory=dict)
+    starts: dict[tuple[object, ...], int] = field(default_factory=dict)
     pairs: dict[tuple[object, ...], Built | None] = field(default_factory=dict)
     backwards: dict[tuple[str, ...], Backward] = field(default_factory=dict)
     dense: dict[tuple[object, ...], Pairs | None] = field(default_factory=dict)
@@ -104,13 +105,33 @@ class Program:
             self.savings[wanted] = replace(self.canonical(), outs=outs)
         return self.savings[wanted]
 
-    def build(self, cascade: Cascade, storage: Mapping[str, Storage], sizes: Mapping[str, int], backend: Backend) -> Built:
-        """The kernel of one cascade (this program's own, or one of its backward's)."""
+    def build(
+        self, cascade: Cascade, storage: Mapping[str, Storage], sizes: Mapping[str, int], backend: Backend, start: int = 0
+    ) -> Built:
+        """The kernel of one cascade (this program's own, or one of its backward's), at the tiling ``start`` of the back end's."""
         static = static_sizes(cascade, sizes)
-        key = kernel_key(cascade, storage, static, backend)
+        key = (*kernel_key(cascade, storage, static, backend), start)
         if key not in self.built:
-            self.built[key] = self._build(cascade, storage, static, backend, 0)
+            self.built[key] = self._build(cascade, storage, static, backend, start)
         return self.built[key]
+
+    def start(
+        self,
+        cascade: Cascade,
+        storage: Mapping[str, Storage],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        backend: Backend,
+    ) -> int:
+        """The place among the back end's tilings of the one that suits the cascade's masks at these sizes and host numbers."""
+        if not tiles.masked(cascade):
+            return 0
+        static, about = static_sizes(cascade, sizes), tiles.rounded(sizes)
+        key = (*kernel_key(cascade, storage, static, backend), *sorted(about.items()), *sorted(numbers.items()))
+        if key not in self.starts:
+            ladder = tilings(cascade, storage, static, backend, self._is_backward(cascade))
+            self.starts[key] = tiles.first(cascade, ladder, numbers, about, self.strict)
+        return self.starts[key]
 
     def ready(
         self,
@@ -122,16 +143,17 @@ class Program:
     ) -> Launch:
         """The kernel of one cascade for tensors like these. One that spills registers is right but slow: the next call gets smaller tiles."""
         storage = storage_of(cascade, tensors)
+        start = self.start(cascade, storage, numbers, sizes, backend)
 
         def smaller(built: Built) -> Built | None:
             static = static_sizes(cascade, sizes)
             if built.rung + 1 >= len(tilings(cascade, storage, static, backend, self._is_backward(cascade))):
                 return None
             made = self._build(cascade, storage, static, backend, built.rung + 1)
-            self.built[kernel_key(cascade, storage, static, backend)] = made
+            self.built[*kernel_key(cascade, storage, static, backend), start] = made
             return made
 
-        return Launch(self.build(cascade, storage, sizes, backend), numbers, sizes, smaller)
+        return Launch(self.build(cascade, storage, sizes, backend, start), numbers, sizes, smaller)
 
     def _is_backward(self, cascade: Cascade) -> bool:
         return cascade.inputs != self.cascade.inputs

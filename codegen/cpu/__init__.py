@@ -8,4 +8,5 @@ from einfuse.codegen.cpu.emit import emit as emit
 from einfuse.codegen.cpu.merge import merge as merge
 from einfuse.codegen.cpu.tiling import Caches as Caches
 from einfuse.codegen.cpu.tiling import caches as caches
+from einfuse.codegen.cpu.tiling import narrower as narrower
 from einfuse.codegen.cpu.tiling import tile as tile
