@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from einfuse.codegen.plan import (
     Block,
@@ -38,21 +39,20 @@ EXACT = frozenset("+ - * neg max min < <= > >= == != and or not select".split())
 """Functions of constants that are computed here: as on every device."""
 
 
-def hold(plan: KernelPlan, small: frozenset[str] = frozenset()) -> KernelPlan:
+def hold(plan: KernelPlan, small: Mapping[str, int] = MappingProxyType({})) -> KernelPlan:
     """The plan with every rank whole that fits into its tile or step; the same plan where it has to loop over any.
 
-    A rank fits if its size is known to, or is named in ``small``: the sizes that the caller answers for at every launch.
+    ``small`` gives for sizes that are known at launch only the most they will be; the caller answers for that.
     """
     folds = [s for s in plan.steps if isinstance(s, Fold)]
     bodies = [_body(f) for f in folds]
-    if not folds or not all(_fits(f.size, f.step, small) for f in folds) or not all(bodies):
+    if not folds or not all(_block(f.size, f.step, small) for f in folds) or not all(bodies):
         return plan
-    blocks = {f.rank: Block(f.rank, f.size, f.step) for f in folds}
+    held = {f.rank: Block(f.rank, f.size, _block(f.size, f.step, small)) for f in folds}
     tile = plan.tile
-    if tile is not None and _fits(tile.size, tile.block, small):
-        blocks, tile = {tile.rank: tile} | blocks, None
-    held = tuple(replace(b, block=b.size) if isinstance(b.size, int) else b for b in blocks.values())
-    writer = _Writer({b.rank: b.size for b in held})
+    if tile is not None and _block(tile.size, tile.block, small):
+        held, tile = {tile.rank: replace(tile, block=_block(tile.size, tile.block, small))} | held, None
+    writer = _Writer({r: b.size for r, b in held.items()})
     phases = iter(bodies)
     for step in plan.steps:
         if not isinstance(step, Fold):
@@ -61,11 +61,13 @@ def hold(plan: KernelPlan, small: frozenset[str] = frozenset()) -> KernelPlan:
         phase = next(phases)
         assert phase is not None, "every fold has a body"
         writer.fold(step, phase)
-    return replace(plan, tile=tile, features=(*held, *plan.features), steps=(live(writer.ops, ()),))
+    return replace(plan, tile=tile, features=(*held.values(), *plan.features), steps=(live(writer.ops, ()),))
 
 
-def _fits(size: int | str, block: int, small: frozenset[str]) -> bool:
-    return size in small if isinstance(size, str) else size <= block
+def _block(size: int | str, block: int, small: Mapping[str, int]) -> int:
+    """The block that holds a rank of this size whole, 0 where a tile or step of ``block`` does not."""
+    most = small.get(size, block + 1) if isinstance(size, str) else size
+    return most if most <= block else 0
 
 
 def _body(fold: Fold) -> Phase | None:

@@ -27,7 +27,8 @@ class Backend(Protocol):
     """A way to run plans. ``tilings`` gives the tiles and steps that suit the dtype and widest feature of a call, the best first:
     the next is taken where a plan is too large to be worth compiling (not ``holds``) or a kernel turns out to spill registers.
 
-    ``prepared`` is the plan as it will be printed: with ranks that fit into a block held whole where that pays.
+    ``prepared`` is the plan as it will be printed: with ranks that fit into a block held whole where that pays;
+    ``small`` says of sizes that are known at launch only how large they are at most.
 
     ``merge`` makes one plan of two that walk the same pairs, the first by rows, where it can; ``merges`` says whether that pays for
     so many ambient points. ``workers`` says how many tiles run at once.
@@ -37,7 +38,7 @@ class Backend(Protocol):
     def name(self) -> BackendName: ...
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings: ...
-    def prepared(self, plan: KernelPlan) -> KernelPlan: ...
+    def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan: ...
     def holds(self, plan: KernelPlan) -> bool: ...
     def emit(self, plan: KernelPlan) -> str: ...
     def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel: ...
@@ -57,9 +58,9 @@ class CpuBackend:
 
         return cpu.narrower(cpu.tile(storage, width, backward, cpu.caches()))
 
-    def prepared(self, plan: KernelPlan) -> KernelPlan:
+    def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
         """A loop lets the tiles of a point share what is packed for it; where there is one tile, there is nothing to share."""
-        whole = hold(plan)
+        whole = hold(plan, small)
         return whole if whole.tile is None else plan
 
     def holds(self, plan: KernelPlan) -> bool:
@@ -105,8 +106,8 @@ class TritonBackend:
 
         return triton.tilings(storage, width, backward, self.target or device_target())
 
-    def prepared(self, plan: KernelPlan) -> KernelPlan:
-        return hold(plan)
+    def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
+        return hold(plan, small)
 
     def holds(self, plan: KernelPlan) -> bool:
         from einfuse.codegen import triton
@@ -143,8 +144,8 @@ class TorchBackend:
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         return ((256, 256),)
 
-    def prepared(self, plan: KernelPlan) -> KernelPlan:
-        return hold(plan)
+    def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
+        return hold(plan, small)
 
     def holds(self, plan: KernelPlan) -> bool:
         return True

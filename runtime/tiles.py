@@ -6,6 +6,7 @@ window of 64      tile 64,  step 64     a tile of 128 rows would visit 192 colum
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from einfuse.ir.nodes import Einsum, Range
 from einfuse.ir.text import show
 from einfuse.runtime import cache, derived
 from einfuse.runtime.backends import Tilings
+from einfuse.runtime.binding import extent_of
 
 LOADED, CARRIED = 32, 16
 """What a block of keys costs besides its pairs: loading each column as much as this many rows, moving each row's state as columns."""
@@ -23,6 +25,8 @@ GAIN = 0.85
 """Another tiling than the first is taken where its work is at most this share of the first one's: it is another kernel to build."""
 ROWS = 8
 """Tilings are compared where the first one has this many tiles: below, there is little work to save."""
+MANY = 64
+"""Points from which on short sequences get kernels of their own."""
 SAMPLES = 16
 """Tiles whose bounds are looked at."""
 
@@ -99,6 +103,32 @@ def first(cascade: Cascade, ladder: Tilings, numbers: Mapping[str, Scalar], size
     work = [x.row({**sizes, **numbers}, rows) for x in found]
     best = min(range(len(work)), key=work.__getitem__)
     return best if work[best] <= GAIN * work[0] else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Which kernel of a cascade: the place of its tiling among the back end's, and the most that sizes are which are small."""
+
+    start: int = 0
+    small: tuple[tuple[str, int], ...] = ()
+
+
+def variant(
+    cascade: Cascade, ladder: Tilings, numbers: Mapping[str, Scalar], sizes: Mapping[str, int], strict: bool
+) -> Variant:
+    """The kernel that suits a call with these (`rounded`) sizes and host numbers."""
+    return Variant(first(cascade, ladder, numbers, sizes, strict), small(cascade, ladder[0], sizes))
+
+
+def small(cascade: Cascade, tiling: tuple[int, int], sizes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """The sizes of a cascade's sequences where many of them fit into a block: a kernel without loops is worth building for those.
+
+    All or none: one that loops over any rank gains nothing from knowing the others.
+    """
+    points = math.prod(extent_of(cascade, r, sizes) for r in cascade.over)
+    ranks = [r for r in cascade.ranks if r.name not in cascade.over and r.kind not in ("feature", "state")]
+    most = {r.size: max(16, sizes[r.size]) for r in ranks if isinstance(r.size, str)}
+    return tuple(sorted(most.items())) if points >= MANY and all(n <= min(tiling) for n in most.values()) else ()
 
 
 def masked(cascade: Cascade) -> bool:

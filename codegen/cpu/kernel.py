@@ -166,7 +166,7 @@ class KernelPrinter:
             scope.scalars[f"coordinate {rank}"] = Ref(at, "int")
         for f in plan.features:
             whole = isinstance(f.size, int) and f.size == f.block
-            scope.extents[f.rank] = Extent("0", self.extent(f.size), f.block, whole)
+            scope.extents[f.rank] = Extent("0", self.extent(f.size), f.block, whole, counted=not whole)
         for k in self.kept:
             self.rows(k)
         known = len(text.lines)

@@ -179,7 +179,9 @@ class NestPrinter:
         outer.append(f"{kind} {acc} = spread({identity});")
         value = spread(self.ref(op.arg))
         extent = self.scope.extents[op.rank]
-        value = f"within<{extent.most}>({value}, {self.at[op.rank]}, spread({identity}))"
+        at = self.at[op.rank]
+        known = f"within<{extent.most}>({value}, {at}, " if not extent.counted else f"below({value}, {at}, {extent.count}, "
+        value = f"{known}spread({identity}))"
         self.before[-1].append(f"{acc} = {_COMBINE[fn].format(acc, value)};")
         total = f"{fn}_of({acc})"
         if not op.out.dims:

@@ -118,14 +118,15 @@ def lowered(cascade: Cascade, block: int, step: int) -> KernelPlan:
 def test_a_loop_stays_where_a_rank_may_be_longer_than_its_step() -> None:
     plan = lowered(einfuse.compile("full").cascade, 32, 32)
     assert hold(plan) is plan
-    assert hold(plan, frozenset({"Nq"})) is plan
-    keys = hold(plan, frozenset({"Nk"}))
+    assert hold(plan, {"Nq": 16, "Nk": 64}) is plan
+    assert hold(plan, {"Nq": 16}) is plan
+    keys = hold(plan, {"Nk": 32})
     assert not loops(keys)
     assert keys.tile == plan.tile
     assert [f.rank for f in keys.features] == ["j", "d", "e"]
-    both = hold(plan, frozenset({"Nq", "Nk"}))
+    both = hold(plan, {"Nq": 16, "Nk": 32})
     assert both.tile is None
-    assert [(f.rank, f.size, f.block) for f in both.features[:2]] == [("i", "Nq", 32), ("j", "Nk", 32)]
+    assert [(f.rank, f.size, f.block) for f in both.features[:2]] == [("i", "Nq", 16), ("j", "Nk", 32)]
 
 
 def test_what_follows_a_head_alone_is_shared_by_the_windows_of_a_program() -> None:
@@ -142,3 +143,29 @@ def test_what_follows_a_head_alone_is_shared_by_the_windows_of_a_program() -> No
     assert "bias" in {op.tensor for op in once if isinstance(op, Load)}
     assert not any(isinstance(op, Load) and op.tensor == "bias" for op in every)
     assert steady(einfuse.compile("full").plan("torch")) is None
+
+
+def test_many_short_sequences_get_a_kernel_of_their_own() -> None:
+    """One kernel for all lengths up to a power of two, under a mask too, and the loops for longer ones."""
+    attention = einfuse.compile("causal", backend="torch")
+
+    def call(n: int, heads: int) -> list[str]:
+        before = set(attention.program.built)
+        compared(attention, [torch.randn(16, heads, n, 6, requires_grad=True) for _ in range(3)])
+        found = [b for k, b in attention.program.built.items() if k not in before and b.cascade.name == "causal"]
+        return [",".join(loops(b.plan)) or "none" for b in found]
+
+    assert call(19, 4) == ["none"]
+    assert call(31, 5) == []
+    assert call(21, 2) == ["j"]
+
+
+@pytest.mark.slow
+def test_lanes_beyond_a_length_that_is_known_at_a_call_take_no_part() -> None:
+    """19 keys in vectors of 16 lanes, all scores far below 0: a lane of padding would be the maximum."""
+    q, k, v = torch.ones(64, 1, 19, 6), -20 * torch.ones(64, 1, 19, 6), torch.randn(64, 1, 19, 6)
+    attention = einfuse.compile("causal", backend="cpu")
+    found, truth = attention(q, k, v), attention.reference(q, k, v)
+    assert isinstance(found, torch.Tensor)
+    assert [loops(b.plan) for b in attention.program.built.values()][-1] == []
+    torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-5)
