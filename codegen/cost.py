@@ -132,7 +132,7 @@ def scan_work(plan: ScanPlan, sizes: Mapping[str, int]) -> Work:
             case Relabel():
                 pass
             case _:
-                total += _operation(op, blocks)
+                total += operation(op, blocks)
     extents = [b.size if isinstance(b.size, int) else sizes[b.size] for b in plan.ambient]
     along = plan.size if isinstance(plan.size, int) else sizes[plan.size]
     return total * (math.prod(extents) * math.ceil(along / plan.step))
@@ -144,11 +144,12 @@ def _work(plan: KernelPlan, region: Region, folds: Mapping[str, int]) -> Work:
         blocks[plan.tile.rank] = plan.tile.block
     total = Work()
     for op in region:
-        total += _operation(op, blocks)
+        total += operation(op, blocks)
     return total
 
 
-def _operation(op: Op, blocks: Mapping[str, int]) -> Work:
+def operation(op: Op, blocks: Mapping[str, int]) -> Work:
+    """What one operation costs, for blocks of these sizes (1 for any other rank)."""
 
     def area(dims: tuple[str, ...]) -> float:
         return float(math.prod(blocks.get(r, 1) for r in dims))

@@ -24,8 +24,8 @@ What a back end may rely on, beyond the types:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from einfuse.ir import DType, Scalar
@@ -247,6 +247,40 @@ def reads(op: Op) -> tuple[Value, ...]:
 def table_ranks(plan: KernelPlan) -> tuple[str, ...]:
     """The ranks whose live blocks come from tables, in the order in which these are passed."""
     return tuple(dict.fromkeys(s.rank for s in plan.steps if isinstance(s, Fold) and s.tabulated))
+
+
+def with_out(op: Op, out: Value) -> Op:
+    """The operation as one that defines ``out``."""
+    match op:
+        case Const() | Coordinate() | Size() | Param() | Load() | Map() | Reduce() | Dot():
+            return replace(op, out=out)
+    raise AssertionError("stores give no value")
+
+
+def renamed(op: Op, new: Mapping[str, Value]) -> Op:
+    """The operation on the values that ``new`` gives for those it reads."""
+    match op:
+        case Load(index=index, where=where):
+            return replace(op, index=tuple(new[v.name] for v in index), where=new[where.name] if where else None)
+        case Map(args=args):
+            return replace(op, args=tuple(new[v.name] for v in args))
+        case Reduce(arg=arg):
+            return replace(op, arg=new[arg.name])
+        case Dot(a=a, b=b, acc=acc):
+            return replace(op, a=new[a.name], b=new[b.name], acc=new[acc.name] if acc else None)
+        case Store(index=index, value=value):
+            return replace(op, index=tuple(new[v.name] for v in index), value=new[value.name])
+    return op
+
+
+def live(region: Sequence[Op], wanted: Iterable[str]) -> Region:
+    """The operations that a store, or one of the wanted values, needs."""
+    needed, kept = set(wanted), []
+    for op in reversed(region):
+        if isinstance(op, Store) or op.out.name in needed:
+            kept.append(op)
+            needed |= {v.name for v in reads(op)}
+    return tuple(reversed(kept))
 
 
 def operations(plan: KernelPlan) -> Iterator[Op]:

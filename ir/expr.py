@@ -229,9 +229,7 @@ def conjunction(*parts: Expr | None) -> Expr | None:
 
 def conjuncts(e: Expr | None) -> tuple[Expr, ...]:
     """The operands of nested ``and``."""
-    if e is None:
-        return ()
-    return conjuncts(e.args[0]) + conjuncts(e.args[1]) if e.op == "and" else (e,)
+    return () if e is None else _chained("and", e)
 
 
 def factors(e: Expr) -> tuple[Expr, ...]:
@@ -287,6 +285,34 @@ def walk(e: Expr) -> Iterator[Expr]:
     yield e
     for a in e.args:
         yield from walk(a)
+
+
+def guarded(e: Expr, guard: tuple[Expr, ...] = ()) -> Iterator[tuple[Expr, tuple[Expr, ...]]]:
+    """Every load in ``e``, with conditions without which its value plays no part in that of ``e``.
+
+    ``b`` in ``a and b`` counts where ``a`` holds, in ``a or b`` where it does not, a branch of a select where it is taken. What comes
+    first guards what follows; what follows guards what comes first as far as it loads nothing itself, so no two loads excuse each other.
+    """
+    if e.op in ("and", "or"):
+        parts = _chained(e.op, e)
+        sides = parts if e.op == "and" else tuple(call("not", p) for p in parts)
+        for n, part in enumerate(parts):
+            later = tuple(s for s in sides[n + 1 :] if not names(s, "load"))
+            yield from guarded(part, (*guard, *sides[:n], *later))
+        return
+    if e.op == "select":
+        yield from guarded(e.args[0], guard)
+        yield from guarded(e.args[1], (*guard, e.args[0]))
+        yield from guarded(e.args[2], (*guard, call("not", e.args[0])))
+        return
+    if e.op == "load":
+        yield e, guard
+    for a in e.args:
+        yield from guarded(a, guard)
+
+
+def _chained(op: str, e: Expr) -> tuple[Expr, ...]:
+    return _chained(op, e.args[0]) + _chained(op, e.args[1]) if e.op == op else (e,)
 
 
 def names(e: Expr | None, op: str) -> set[str]:

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from einfuse.codegen import KernelPlan, Storage
+from einfuse.codegen import KernelPlan, Storage, hold
 from einfuse.ir import EinfuseError, Scalar
 
 Kernel = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], int | None]
@@ -27,6 +27,9 @@ class Backend(Protocol):
     """A way to run plans. ``tilings`` gives the tiles and steps that suit the dtype and widest feature of a call, the best first:
     the next is taken where a plan is too large to be worth compiling (not ``holds``) or a kernel turns out to spill registers.
 
+    ``prepared`` is the plan as it will be printed: with ranks that fit into a block held whole where that pays;
+    ``small`` says of sizes that are known at launch only how large they are at most.
+
     ``merge`` makes one plan of two that walk the same pairs, the first by rows, where it can; ``merges`` says whether that pays for
     so many ambient points. ``workers`` says how many tiles run at once.
     """
@@ -35,6 +38,7 @@ class Backend(Protocol):
     def name(self) -> BackendName: ...
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings: ...
+    def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan: ...
     def holds(self, plan: KernelPlan) -> bool: ...
     def emit(self, plan: KernelPlan) -> str: ...
     def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel: ...
@@ -52,7 +56,12 @@ class CpuBackend:
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         from einfuse.codegen import cpu
 
-        return (cpu.tile(storage, width, backward, cpu.caches()),)
+        return cpu.narrower(cpu.tile(storage, width, backward, cpu.caches()))
+
+    def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
+        """A loop lets the tiles of a point share what is packed for it; where there is one tile, there is nothing to share."""
+        whole = hold(plan, small)
+        return whole if whole.tile is None else plan
 
     def holds(self, plan: KernelPlan) -> bool:
         return True
@@ -97,6 +106,9 @@ class TritonBackend:
 
         return triton.tilings(storage, width, backward, self.target or device_target())
 
+    def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
+        return hold(plan, small)
+
     def holds(self, plan: KernelPlan) -> bool:
         from einfuse.codegen import triton
 
@@ -131,6 +143,9 @@ class TorchBackend:
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         return ((256, 256),)
+
+    def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
+        return hold(plan, small)
 
     def holds(self, plan: KernelPlan) -> bool:
         return True

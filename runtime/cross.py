@@ -94,7 +94,11 @@ def _tiling(plan: KernelPlan | ScanPlan) -> tuple[int, int]:
         return next(
             (f.block for f in plan.features if f.rank == plan.shared), max((f.block for f in plan.features), default=1)
         ), plan.step
-    return plan.tile.block if plan.tile else 1, next((s.step for s in plan.steps if isinstance(s, Fold)), 1)
+    steps = [s.step for s in plan.steps if isinstance(s, Fold)]
+    held = (
+        [b.block for b in plan.features] if plan.tile is None and not steps else []
+    )  # without loops: what would be tile and step
+    return (*held, 1, 1)[:2] if held else (plan.tile.block if plan.tile else 1, next(iter(steps), 1))  # type: ignore[return-value]
 
 
 def _run(jobs: list[_Job]) -> list[dict[str, object]]:

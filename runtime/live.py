@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 
 from einfuse.codegen import Storage
-from einfuse.ir import Einsum, Fold, Scalar, TileMap, pipeline
-from einfuse.runtime import binding
+from einfuse.ir import Cascade, Einsum, Fold, Scalar, TileMap
+from einfuse.runtime import binding, tiles
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import choose
 from einfuse.runtime.launch import fold_tiles
-from einfuse.runtime.program import static_sizes, tilings
+from einfuse.runtime.program import static_sizes, tiled, tilings
 from einfuse.runtime.scan import ScanProgram
 
 
@@ -38,12 +38,20 @@ def forward_tiles(attention: Attention, inputs: Mapping[str, torch.Tensor | Scal
     backend = choose(next(iter(tensors.values())).device, attention.backend)
     dtype = next((x.dtype for x in tensors.values() if x.is_floating_point()), torch.float32)
     for stage in attention.stages or (attention,):
-        storage: dict[str, Storage] = {t.name: binding.STORAGE[dtype] for t in stage.cascade.inputs if t.dtype == "float"}
+        storage = _storage(stage.cascade, tensors, dtype)
         static = static_sizes(stage.cascade, sizes)
-        block, step = tilings(stage.cascade, storage, static, backend, False)[0]
-        scheduled = pipeline.run(stage.cascade, block, step, attention.strict)
+        ladder = tilings(stage.cascade, storage, static, backend, False)
+        ladder = ladder[tiles.first(stage.cascade, ladder, numbers, tiles.rounded(sizes), attention.strict) :]
+        scheduled, _, _ = tiled(stage.cascade, storage, static, backend, ladder, attention.strict)
         for fold in (x for x in scheduled.body if isinstance(x, Fold) and scheduled.tile):
             yield fold, fold_tiles(scheduled, fold, tensors, numbers, sizes)
+
+
+def _storage(cascade: Cascade, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, Storage]:
+    """As a call has it; what an earlier kernel gives is in the dtype of the call."""
+    kinds: dict[str, Storage] = {"int": "i64", "bool": "bool", "float": binding.STORAGE[dtype]}
+    given = {t.name: binding.STORAGE[tensors[t.name].dtype] if t.name in tensors else kinds[t.dtype] for t in cascade.inputs}
+    return given | dict.fromkeys(cascade.outs, binding.STORAGE[dtype])
 
 
 def live_share(attention: Attention, inputs: Mapping[str, torch.Tensor | Scalar]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import torch
 
@@ -15,12 +16,13 @@ from einfuse.ir.nodes import Einsum, Fold
 from einfuse.ir.passes import canonicalise, differentiate
 from einfuse.ir.passes.differentiate import Backward, Gradient
 from einfuse.ir.text import show
-from einfuse.runtime import cache, derived, ranges, split
+from einfuse.runtime import cache, derived, ranges, split, tiles
 from einfuse.runtime.backends import Backend, Tilings
 from einfuse.runtime.binding import STORAGE, extent_of
 from einfuse.runtime.launch import Built, Launch, Ready
 from einfuse.runtime.pairs import Pairs
 from einfuse.runtime.scatter import accumulate
+from einfuse.runtime.tiles import Variant
 from einfuse.runtime.unchanged import Unchanged
 
 Step = tuple[Cascade, tuple[Gradient, ...]]
@@ -49,6 +51,7 @@ class Program:
     suspects: tuple[tuple[ranges.Suspect, tuple[str, ...]], ...] = ()  # with the tables whose values decide
     in_range: dict[tuple[object, ...], Unchanged] = field(default_factory=dict)
     built: dict[tuple[object, ...], Built] = field(default_factory=dict)
+    variants: dict[tuple[object, ...], Variant] = field(default_factory=dict)
     pairs: dict[tuple[object, ...], Built | None] = field(default_factory=dict)
     backwards: dict[tuple[str, ...], Backward] = field(default_factory=dict)
     dense: dict[tuple[object, ...], Pairs | None] = field(default_factory=dict)
@@ -104,13 +107,36 @@ class Program:
             self.savings[wanted] = replace(self.canonical(), outs=outs)
         return self.savings[wanted]
 
-    def build(self, cascade: Cascade, storage: Mapping[str, Storage], sizes: Mapping[str, int], backend: Backend) -> Built:
+    def build(
+        self,
+        cascade: Cascade,
+        storage: Mapping[str, Storage],
+        sizes: Mapping[str, int],
+        backend: Backend,
+        variant: Variant = Variant(),  # noqa: B008  # an immutable default
+    ) -> Built:
         """The kernel of one cascade (this program's own, or one of its backward's)."""
         static = static_sizes(cascade, sizes)
-        key = kernel_key(cascade, storage, static, backend)
+        key = (*kernel_key(cascade, storage, static, backend), variant)
         if key not in self.built:
-            self.built[key] = self._build(cascade, storage, static, backend, 0)
+            self.built[key] = self._build(cascade, storage, static, backend, variant)
         return self.built[key]
+
+    def variant(
+        self,
+        cascade: Cascade,
+        storage: Mapping[str, Storage],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        backend: Backend,
+    ) -> Variant:
+        """The kernel that suits the cascade's masks at about these sizes and at these host numbers."""
+        static, about = static_sizes(cascade, sizes), tiles.rounded(sizes)
+        key = (*kernel_key(cascade, storage, static, backend), *sorted(about.items()), *sorted(numbers.items()))
+        if key not in self.variants:
+            ladder = tilings(cascade, storage, static, backend, self._is_backward(cascade))
+            self.variants[key] = tiles.variant(cascade, ladder, numbers, about, self.strict)
+        return self.variants[key]
 
     def ready(
         self,
@@ -122,30 +148,31 @@ class Program:
     ) -> Launch:
         """The kernel of one cascade for tensors like these. One that spills registers is right but slow: the next call gets smaller tiles."""
         storage = storage_of(cascade, tensors)
+        variant = self.variant(cascade, storage, numbers, sizes, backend)
 
         def smaller(built: Built) -> Built | None:
             static = static_sizes(cascade, sizes)
             if built.rung + 1 >= len(tilings(cascade, storage, static, backend, self._is_backward(cascade))):
                 return None
-            made = self._build(cascade, storage, static, backend, built.rung + 1)
-            self.built[kernel_key(cascade, storage, static, backend)] = made
+            made = self._build(cascade, storage, static, backend, replace(variant, start=built.rung + 1))
+            self.built[*kernel_key(cascade, storage, static, backend), variant] = made
             return made
 
-        return Launch(self.build(cascade, storage, sizes, backend), numbers, sizes, smaller)
+        return Launch(self.build(cascade, storage, sizes, backend, variant), numbers, sizes, smaller)
 
     def _is_backward(self, cascade: Cascade) -> bool:
         return cascade.inputs != self.cascade.inputs
 
     def _build(
-        self, cascade: Cascade, storage: Mapping[str, Storage], static: dict[str, int], backend: Backend, rung: int
+        self, cascade: Cascade, storage: Mapping[str, Storage], static: dict[str, int], backend: Backend, variant: Variant
     ) -> Built:
         ladder = tilings(cascade, storage, static, backend, self._is_backward(cascade))
-        name = cache.key(
-            "plan", show(cascade), sorted(storage.items()), sorted(static.items()), backend.name, ladder[rung:], self.strict
-        )
+        left, sizes = ladder[variant.start :], dict(variant.small)
+        stored, known = sorted(storage.items()), sorted(static.items())
+        name = cache.key("plan", show(cascade), stored, known, backend.name, left, variant.small, self.strict)
 
         def make() -> tuple[Cascade, KernelPlan, str, int]:
-            scheduled, plan, rest = tiled(cascade, storage, static, backend, ladder[rung:], self.strict)
+            scheduled, plan, rest = tiled(cascade, storage, static, backend, left, self.strict, sizes)
             return scheduled, plan, backend.emit(plan), len(ladder) - len(rest) - 1
 
         scheduled, plan, source, taken = cache.remembered("plan", name, make)
@@ -350,14 +377,23 @@ def tilings(
 
 
 def tiled(
-    cascade: Cascade, storage: Mapping[str, Storage], static: Mapping[str, int], backend: Backend, ladder: Tilings, strict: bool
+    cascade: Cascade,
+    storage: Mapping[str, Storage],
+    static: Mapping[str, int],
+    backend: Backend,
+    ladder: Tilings,
+    strict: bool,
+    small: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[Cascade, KernelPlan, Tilings]:
-    """The scheduled cascade and its plan at the first of the tilings that the back end says can be held, and the tilings after it."""
+    """The scheduled cascade and its plan at the first of the tilings that the back end says can be held, and the tilings after it.
+
+    ``small`` gives the most that sizes which are not known are at every launch.
+    """
     (block, step), rest = ladder[0], ladder[1:]
     scheduled = derived.scheduled(cascade, block, step, strict)
-    plan = lower(scheduled, storage, static)
+    plan = backend.prepared(lower(scheduled, storage, static), small)
     if rest and not backend.holds(plan):
-        return tiled(cascade, storage, static, backend, rest, strict)
+        return tiled(cascade, storage, static, backend, rest, strict, small)
     return scheduled, plan, rest
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,15 +68,22 @@ def _suspects(cascade: Cascade) -> Iterator[Suspect]:
     demand = _demand(cascade)
     for x in statements.values():
         wanted = demand[x.target]
-        for e in (y for part in (x.map, x.mask) if part is not None for y in ex.walk(part)):
-            if e.op != "load" or e.name not in tensors:
-                continue
-            for n, (index, axis) in enumerate(zip(e.args, tensors[e.name].axes, strict=True)):
-                index = written_out(index)
-                if not within_axis(cascade, index, axis) and not ex.reads(index) & set(statements):
-                    read_where = wanted if x.mask is None or e in set(ex.walk(x.mask)) else conjunction(x.mask, wanted)
-                    space = None if read_where is None else written_out(read_where)
-                    yield Suspect(x.target, e.name, n, index, axis, space)
+        for part, where in ((x.map, conjunction(x.mask, wanted)), (x.mask, wanted)):
+            for e, guard in () if part is None else ex.guarded(part):
+                if e.name not in tensors:
+                    continue
+                space = conjunction(where, *guard)
+                for n, (index, axis) in enumerate(zip(e.args, tensors[e.name].axes, strict=True)):
+                    index = written_out(index)
+                    if not within_axis(cascade, index, axis) and not ex.reads(index) & set(statements):
+                        yield Suspect(
+                            x.target, e.name, n, index, axis, None if space is None else _known(written_out(space), statements)
+                        )
+
+
+def _known(space: Expr, computed: Collection[str]) -> Expr | None:
+    """The parts of a condition that read no computed values: the rest says nothing before a kernel runs."""
+    return conjunction(*(p for p in ex.conjuncts(space) if not ex.reads(p) & set(computed)))
 
 
 def _demand(cascade: Cascade) -> dict[str, Expr | None]:

@@ -6,6 +6,7 @@ from einfuse.codegen.cpu.build import build as build
 from einfuse.codegen.cpu.build import find_compiler as find_compiler
 from einfuse.codegen.cpu.tiling import Caches as Caches
 from einfuse.codegen.cpu.tiling import caches as caches
+from einfuse.codegen.cpu.tiling import narrower as narrower
 from einfuse.codegen.cpu.tiling import tile as tile
 from einfuse.codegen.plan import KernelPlan
 

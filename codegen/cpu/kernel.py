@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+
 from einfuse.codegen.cost import row_work
 from einfuse.codegen.cpu.access import ELEMENTS
+from einfuse.codegen.cpu.buffers import assign
 from einfuse.codegen.cpu.dataflow import fold_reads, prune
 from einfuse.codegen.cpu.folds import FoldPrinter
 from einfuse.codegen.cpu.functions import Ref
@@ -12,10 +16,12 @@ from einfuse.codegen.cpu.merged import sequential
 from einfuse.codegen.cpu.names import identifier
 from einfuse.codegen.cpu.pack import Dependence
 from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
-from einfuse.codegen.cpu.schedule import arrange, kept, settle
+from einfuse.codegen.cpu.repeats import Repeats
+from einfuse.codegen.cpu.schedule import Node, arrange, kept, settle
 from einfuse.codegen.cpu.text import Extent, Scope, Text
 from einfuse.codegen.order import largest_last
 from einfuse.codegen.plan import Arg, Coordinate, Fold, KernelPlan, Region, Store, operations, reads, table_ranks
+from einfuse.codegen.steady import steady
 
 THREAD = 4e6  # operations that are worth a thread: waking one takes as long as a tenth of them
 
@@ -30,6 +36,8 @@ class KernelPrinter:
         self.tensors = {t.name: t for t in plan.tensors} | {k.tensor: Arg(k.tensor, 2, plan.compute, True) for k in self.kept}
         self.dependence = Dependence(self.plan)
         self.tables = table_ranks(self.plan)
+        self.steady = steady(self.plan)
+        self.repeats: Repeats | None = None
 
     def printed(self) -> list[str]:
         text = self.text
@@ -119,7 +127,8 @@ class KernelPrinter:
         lines.append(f"const double work = points * {self.work()};  // operations at most: no mask is looked at")
         lines.append(f"const long most_threads = (long)minimum((T)1e6, (T)(1 + work / {THREAD:.0e}));")
         lines.append(f"const long n_threads = maximum(1L, minimum(minimum((long)threads, most_threads), {whole}));")
-        lines.append(f"Queue queue({whole}, {1 if sequential(plan) else 'tiles'}, n_threads);")
+        together = "1" if sequential(plan) else "points" if self.steady else "tiles"
+        lines.append(f"Queue queue({whole}, {together}, n_threads);")
         return lines
 
     def work(self) -> str:
@@ -148,16 +157,20 @@ class KernelPrinter:
             scope.scalars |= {f"size {rank}.lo": Ref(lo, "int"), f"size {rank}.hi": Ref(hi, "int")}
             scope.scalars |= {"tile": Ref(tile, "int"), "tiles": Ref("tiles", "int")}
             rest = "(item / tiles)"
-        for n, b in reversed(list(enumerate(plan.ambient))):
-            at = text.names.fresh(b.rank)
-            text.line(f"const long {at} = {rest if n == 0 else f'{rest} % {self.extent(b.size)}'};")
-            rest = f"({rest} / {self.extent(b.size)})"
-            scope.scalars[f"coordinate {b.rank}"] = Ref(at, "int")
+        ambient = {b.rank: b.size for b in plan.ambient}
+        order = self.steady.order if self.steady else tuple(ambient)
+        for n, rank in reversed(list(enumerate(order))):
+            at = text.names.fresh(rank)
+            text.line(f"const long {at} = {rest if n == 0 else f'{rest} % {self.extent(ambient[rank])}'};")
+            rest = f"({rest} / {self.extent(ambient[rank])})"
+            scope.scalars[f"coordinate {rank}"] = Ref(at, "int")
         for f in plan.features:
-            assert isinstance(f.size, int), "sizes of features are known"
-            scope.extents[f.rank] = Extent("0", str(f.size), f.size, whole=True)
+            whole = isinstance(f.size, int) and f.size == f.block
+            scope.extents[f.rank] = Extent("0", self.extent(f.size), f.block, whole, counted=not whole)
         for k in self.kept:
             self.rows(k)
+        known = len(text.lines)
+        self.repeats = Repeats(text, scope, self.steady) if self.steady else None
         for n, step in enumerate(plan.steps):
             text.line()
             if isinstance(step, Fold):
@@ -166,6 +179,7 @@ class KernelPrinter:
                 FoldPrinter(text, scope, plan, step, self.dependence, self.tensors).printed()
             else:
                 self.region(step, self.read_after(n))
+        text.lines[known:known] = [f"{'  ' * text.indent}{line}" for line in (self.repeats.lines if self.repeats else ())]
 
     def rows(self, kept: Kept) -> None:
         """A tensor that is a buffer of the thread: rows of the tile, each with all coordinates of a folded rank."""
@@ -192,11 +206,28 @@ class KernelPrinter:
         coordinates = {n: op for n, op in scope.recipes.items() if isinstance(op, Coordinate)}
         own = {op.out.name: op for op in region if not isinstance(op, Store)}
         scope.recipes |= own
-        nodes, _ = settle(arrange(region, self.plan.order), {**coordinates, **own}, wanted)
-        for node in nodes:
+        same = self.steady
+        arranged = arrange(region, self.plan.order, same.of) if same else arrange(region, self.plan.order)
+        nodes, _ = settle(arranged, {**coordinates, **own}, wanted)
+        conditions = [self.repeats.condition(n) if self.repeats else None for n in nodes]
+        self.places(nodes, conditions)
+        for node, when in zip(nodes, conditions, strict=True):
+            with text.block(f"if ({when})") if when else nullcontext():
+                print_nodes(text, scope, [node], self.tensors)
+
+    def places(self, nodes: Sequence[Node], conditions: Sequence[str | None]) -> None:
+        """A buffer for every value that is kept: its own where it outlasts the item or is read by a later step, else a shared one."""
+        text, scope = self.text, self.scope
+        slots = assign(nodes, (), ()).slot if self.repeats else {}
+        for node, when in zip(nodes, conditions, strict=True):
             for v in kept(node):
-                scope.places[v.name] = local_place(scope, v, text.buffer(v.name, element_of(v), block_size(scope, v.dims)))
-        print_nodes(text, scope, nodes, self.tensors)
+                count, key = block_size(scope, v.dims), (v.dims, v.dtype == "float", slots.get(v.name))
+                if when is not None or v.name not in slots:
+                    pointer = text.buffer(v.name, element_of(v), count)
+                else:
+                    pointer = text.pool.get(key) or text.buffer(f"block_{'_'.join(v.dims)}", element_of(v), count)
+                    text.pool[key] = pointer
+                scope.places[v.name] = local_place(scope, v, pointer)
 
 
 def paired(plan: KernelPlan) -> bool:

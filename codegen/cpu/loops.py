@@ -180,16 +180,17 @@ class NestPrinter:
         kind = TYPES[op.out.dtype][1]
         outer = self.before[-2] if len(self.nest.dims) > 1 else self.outside
         end = self.after[-2] if len(self.nest.dims) > 1 else self.done
-        value, extent = self.ref(op.arg), self.scope.extents[op.rank]
+        value, extent, at = self.ref(op.arg), self.scope.extents[op.rank], self.at[op.rank]
         factors = self.factors.get(op.arg.name) if op.out.dims == (self.scope.tile,) and fn == "sum" else None
-        if factors is not None and factors[0] != factors[1]:
+        if factors is not None and factors[0] != factors[1] and not extent.counted:
             a, b = map(spread, factors)
             outer.append(f"T {acc} = 0;")
-            self.before[-1].append(f"{acc} = in_order<{extent.most}>({acc}, {a}, {b}, {self.at[op.rank]});")
+            self.before[-1].append(f"{acc} = in_order<{extent.most}>({acc}, {a}, {b}, {at});")
             total = acc
         else:
             outer.append(f"{kind} {acc} = spread({identity});")
-            lanes = f"within<{extent.most}>({spread(value)}, {self.at[op.rank]}, spread({identity}))"
+            known = f"below({{}}, {at}, {extent.count}, " if extent.counted else f"within<{extent.most}>({{}}, {at}, "
+            lanes = f"{known.format(spread(value))}spread({identity}))"
             self.before[-1].append(f"{acc} = {_COMBINE[fn].format(acc, lanes)};")
             total = f"{fn}_of({acc})"
         if not op.out.dims:

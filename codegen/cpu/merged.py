@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from einfuse.codegen.cpu.dataflow import renamed, with_out
 from einfuse.codegen.plan import (
     Arg,
     Coordinate,
@@ -29,6 +28,8 @@ from einfuse.codegen.plan import (
     Value,
     operations,
     reads,
+    renamed,
+    with_out,
 )
 
 

@@ -9,9 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from einfuse.codegen.cpu.dataflow import renamed, with_out
 from einfuse.codegen.cpu.forms import Form
-from einfuse.codegen.plan import Const, Coordinate, Dot, KernelPlan, Load, Op, Param, Reduce, Region, Size, Store, Value, reads
+from einfuse.codegen.plan import (
+    Const,
+    Coordinate,
+    Dot,
+    KernelPlan,
+    Load,
+    Op,
+    Param,
+    Reduce,
+    Region,
+    Size,
+    Store,
+    Value,
+    reads,
+    renamed,
+    with_out,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ value that a later nest reads is computed again there if that is cheap, else it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from einfuse.codegen.cpu.dataflow import domain
@@ -44,8 +44,11 @@ Node = Single | Nest | Product
 CHEAP = frozenset("+ - * < <= > >= == != and or not neg abs max min sign select float int copy".split())
 
 
-def arrange(ops: Sequence[Op], order: tuple[str, ...]) -> list[Node]:
-    """The operations in an order that fills loop nests: scalars first, then small domains, and products when nothing else is ready."""
+def arrange(ops: Sequence[Op], order: tuple[str, ...], apart: Callable[[Op], Hashable] = lambda _: None) -> list[Node]:
+    """The operations in an order that fills loop nests: scalars first, then small domains, and products when nothing else is ready.
+
+    Operations for which ``apart`` differs do not share a nest.
+    """
     nodes: list[Node] = []
     pending, missing = list(ops), {op.out.name for op in ops if not isinstance(op, Store)}
     while pending:
@@ -56,8 +59,9 @@ def arrange(ops: Sequence[Op], order: tuple[str, ...]) -> list[Node]:
         else:
             ready = [op for op in pending if _ready(op, missing) and not isinstance(op, Dot)]
             if ready:
-                dims = min((domain(op, order) for op in ready), key=len)
-                chosen = _together(pending, dims, missing, order)
+                first = min(ready, key=lambda op: len(domain(op, order)))
+                dims, kind = domain(first, order), apart(first)
+                chosen = _together([op for op in pending if apart(op) == kind], dims, missing, order)
                 nodes.append(Nest(dims, tuple(chosen)))
             else:
                 chosen = [op for op in pending if _ready(op, missing)]

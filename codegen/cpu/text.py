@@ -29,12 +29,16 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """The part of a rank that a block covers: its first coordinate, how many exist, and how many it may hold (``whole``: always does)."""
+    """The part of a rank that a block covers: its first coordinate, how many exist, and how many it may hold (``whole``: always does).
+
+    ``counted``: nothing in the plan tells the lanes beyond the last coordinate from the others.
+    """
 
     start: str
     count: str
     most: int
     whole: bool = False
+    counted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

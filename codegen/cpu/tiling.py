@@ -39,6 +39,12 @@ def tile(storage: Storage, width: int, backward: bool, caches: Caches) -> tuple[
     return rows, 1 << (room.bit_length() - 1)
 
 
+def narrower(tiling: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """The tiling and those of shorter steps, down to the shortest that fills vectors: for masks that leave few columns of a row."""
+    rows, step = tiling
+    return tuple((rows, step >> k) for k in range(step.bit_length()) if step >> k >= FEWEST)
+
+
 @functools.cache
 def caches() -> Caches:
     """Those of this machine."""

@@ -131,3 +131,4 @@ template <long N, class X> INLINE X within(X x, long at, X identity) {
   if constexpr (N % W == 0) return x;
   return at + W <= N ? x : select(lanes(at) < (I)N, x, identity);
 }
+template <class X> INLINE X below(X x, long at, long n, X identity) { return at + W <= n ? x : select(lanes(at) < (I)n, x, identity); }

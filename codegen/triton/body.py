@@ -92,10 +92,14 @@ class Body:
         return target
 
     def inner(self, rank: str, start: str, upper: str | None) -> Body:
-        """The printer of a loop body over ``rank``, whose block begins at ``start``; it writes to the same lines."""
-        child = replace(self, names=self.names.child(), env=dict(self.env), wide=dict(self.wide), indent=self.indent + "    ")
+        """The printer of a loop body over ``rank``, whose block begins at ``start``."""
+        child = self.nested()
         child.upper, child.starts = self.upper | {rank: upper}, self.starts | {rank: start}
         return child
+
+    def nested(self) -> Body:
+        """The printer of a loop body; it writes to the same lines."""
+        return replace(self, names=self.names.child(), env=dict(self.env), wide=dict(self.wide), indent=self.indent + "    ")
 
     def type(self, dtype: DType) -> str:
         real = "tl.float64" if self.plan.compute == "f64" else "tl.float32"

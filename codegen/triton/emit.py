@@ -6,10 +6,11 @@ import functools
 import textwrap
 from typing import TYPE_CHECKING
 
-from einfuse.codegen.plan import KernelPlan
+from einfuse.codegen.plan import Block, KernelPlan
 from einfuse.codegen.triton.helpers import sources
 from einfuse.codegen.triton.kernel import Argument, Kernel
 from einfuse.codegen.triton.options import Options, launch_options
+from einfuse.codegen.triton.points import BUSY, MOST, points
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -30,6 +31,8 @@ def emit(plan: KernelPlan, options: Options = Options()) -> str:  # noqa: B008  
         parameters=_filled([a.name + (": tl.constexpr" if a.constexpr else "") for a in kernel.arguments], "    "),
         unspecialised=", ".join(f'"{a.name}"' for a in kernel.arguments if not a.specialised),
         lines=kernel.lines,
+        busy=BUSY,
+        each=_each(plan),
         programs=_programs(plan),
         over=_over(plan),
         passed=_passed(kernel.arguments),
@@ -69,13 +72,29 @@ def _extent(size: int | str) -> str:
 
 
 def _programs(plan: KernelPlan) -> str:
-    factors = [_extent(b.size) for b in plan.ambient]
+    shared = points(plan)
+    factors = [_extent(b.size) for b in (plan.ambient if shared is None else shared.fixed)]
     if plan.tile:
         factors.append(f"triton.cdiv({_extent(plan.tile.size)}, {plan.tile.block})")
+    if shared is not None:
+        factors.append(f"triton.cdiv({_points(shared.run)}, each)")
     return " * ".join(factors) or "1"
+
+
+def _each(plan: KernelPlan) -> str | None:
+    """How many points a program takes, where it takes several."""
+    return None if points(plan) is None else f"max(1, min({MOST}, {_points(plan.ambient)} // BUSY))"
+
+
+def _points(blocks: tuple[Block, ...]) -> str:
+    return " * ".join(_extent(b.size) for b in blocks)
 
 
 def _over(plan: KernelPlan) -> str:
     ranks = ", ".join(b.rank for b in plan.ambient)
+    shared = points(plan)
+    if shared is not None:
+        own, run = (", ".join(b.rank for b in blocks) for blocks in (shared.fixed, shared.run))
+        return f"run of points of {run}" + (f" and point of {own}" if own else "")
     tile = f"tile of {plan.tile.block} of {plan.tile.rank}" if plan.tile else ""
     return " and ".join(p for p in (f"point of {ranks}" if ranks else "", tile) if p) or "launch"

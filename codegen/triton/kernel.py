@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from einfuse.codegen.order import largest_last
-from einfuse.codegen.plan import Fold, KernelPlan, Load, Phase, operations
+from einfuse.codegen.plan import Block, Fold, KernelPlan, Load, Phase, operations
 from einfuse.codegen.triton.body import Body, Ref, number
 from einfuse.codegen.triton.layout import Layout
 from einfuse.codegen.triton.memory import widened
 from einfuse.codegen.triton.names import Names, identifier
 from einfuse.codegen.triton.ops import print_region
 from einfuse.codegen.triton.options import Options
+from einfuse.codegen.triton.points import Points, points
 from einfuse.codegen.triton.simplify import computed_with, read_by, simplify
 
 
@@ -44,6 +45,7 @@ class Kernel:
     def __init__(self, plan: KernelPlan, options: Options) -> None:
         self.plan, self.options, self.layout = simplify(plan), options, Layout(plan)
         self.arguments: list[Argument] = []
+        self.points = points(self.plan)
         self.helpers: set[str] = set()
         self.name = identifier(plan.name)
         names = Names()
@@ -52,7 +54,15 @@ class Kernel:
 
     def printed(self) -> Printed:
         self.signature()
-        self.program()
+        if self.points is not None:
+            self.run(self.points)
+        else:
+            self.program()
+            self.steps()
+        lines = tuple(line for n, line in enumerate(self.body.lines) if line or (n and self.body.lines[n - 1]))
+        return Printed(self.name, tuple(self.arguments), lines, frozenset(self.helpers))
+
+    def steps(self) -> None:
         for n, step in enumerate(self.plan.steps):
             self.body.line()
             elsewhere = read_by(*self.plan.steps[:n], *self.plan.steps[n + 1 :])
@@ -60,8 +70,6 @@ class Kernel:
                 self.fold(step, elsewhere)
             else:
                 print_region(self.body, step, elsewhere)
-        lines = tuple(line for n, line in enumerate(self.body.lines) if line or (n and self.body.lines[n - 1]))
-        return Printed(self.name, tuple(self.arguments), lines, frozenset(self.helpers))
 
     # --------------------------------------------------------------------------------------------------------- signature
 
@@ -93,6 +101,8 @@ class Kernel:
             self.argument(f"longest {rank}", f"{rank}_longest", f'tensors["{rank}_block"].shape[-1]')
         for name in plan.sizes:
             self.argument(f"size {name}", name, f'sizes["{name}"]')
+        if self.points is not None:
+            self.argument("each", "each", "each", specialised=False)
         self.parameters()
         for rank, block in self.layout.blocks.items():
             self.argument(f"block {rank}", f"BLOCK_{rank.upper()}", str(block), constexpr=True)
@@ -118,17 +128,48 @@ class Kernel:
     # ----------------------------------------------------------------------------------------------------------- program
 
     def program(self) -> None:
-        """From the program id to the ambient coordinates and the tile; then the coordinates of every block."""
+        """From the program id to the ambient coordinates and the tile."""
         body, plan = self.body, self.plan
         rest = body.assign("program", "tl.program_id(0)")
         if plan.tile:
             rest = self.tile(rest)
-        for n, block in reversed(list(enumerate(plan.ambient))):
+        self.coordinates(body, plan.ambient, rest)
+        self.features()
+
+    def run(self, points: Points) -> None:
+        """A program that walks a run of points: what they share, then a loop."""
+        body = self.body
+        total = body.assign("points", " * ".join(body.extent(b.size) for b in points.run))
+        runs, each = body.assign("runs", f"tl.cdiv({total}, each)"), body.env["each"].text
+        program = body.assign("program", "tl.program_id(0)")
+        start = body.assign("first", f"{program} % {runs} * {each}")
+        if points.fixed:
+            self.coordinates(body, points.fixed, body.assign("rest", f"{program} // {runs}"))
+        self.features()
+        body.line()
+        (region,) = self.plan.steps
+        assert not isinstance(region, Fold), "points without loops"
+        once, every = points.split(region)
+        print_region(body, once, read_by(every))
+        point = body.names.fresh("point")
+        body.line()
+        body.line(f"for {point} in tl.range({start}, tl.minimum({start} + {each}, {total})):")
+        inner = body.nested()
+        self.coordinates(inner, points.run, point)
+        print_region(inner, every)
+
+    def coordinates(self, body: Body, blocks: tuple[Block, ...], rest: str) -> None:
+        """The coordinates of ambient ranks from the number of their point, the last rank fastest."""
+        for n, block in reversed(list(enumerate(blocks))):
             text = rest if n == 0 else f"{rest} % {self.body.extent(block.size)}"
             at = body.assign(block.rank, text)
             body.env[f"coordinate {block.rank}"] = Ref(at, (), "int", nonnegative=True)
             if n:
                 rest = body.assign("rest", f"{rest} // {self.body.extent(block.size)}")
+
+    def features(self) -> None:
+        """The coordinates of every block."""
+        body = self.body
         for rank in self.layout.blocks:
             if rank in self.layout.folds:
                 self.local(rank, f"{rank}_at")

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 
 from einfuse.ir.rewrite import fresh
 
-RESERVED = frozenset({"tl", "torch", "triton", "float", "int", "range", "launch", "tensors", "params", "sizes", "options"})
+RESERVED = frozenset(
+    {"tl", "torch", "triton", "float", "int", "range", "launch", "tensors", "params", "sizes", "options", "BUSY"}
+)
 
 
 def identifier(name: str) -> str:

@@ -134,6 +134,8 @@ def _held(plan: KernelPlan, layout: Layout) -> int:
             kept = {u.name for u in phase.updates}
             dots = [op for op in phase.body if isinstance(op, Dot) and op.out.name not in kept]
             most = max(most, carried + sum(_area(layout, d.out.dims) for d in dots))
+    if not _folds(plan):
+        most = sum(_area(layout, d.out.dims) for d in _dots(plan, layout))
     return most
 
 
@@ -152,8 +154,12 @@ def _bytes(plan: KernelPlan, layout: Layout, region: Region) -> int:
 
 
 def _streamed(plan: KernelPlan, layout: Layout) -> int:
-    return max((_bytes(plan, layout, p.body) for f in _folds(plan) for p in f.phases), default=0)
+    """What an iteration loads: a block of a fold, or a point of a run where there is no fold."""
+    loops: list[Region] = [p.body for f in _folds(plan) for p in f.phases] or [s for s in plan.steps if not isinstance(s, Fold)]
+    return max((_bytes(plan, layout, body) for body in loops), default=0)
 
 
 def _resident(plan: KernelPlan, layout: Layout) -> int:
+    if not _folds(plan):
+        return 0
     return sum(_bytes(plan, layout, s) for s in plan.steps if not isinstance(s, Fold))

@@ -15,10 +15,10 @@ one that outweighs the others, both are the same sum: added up alike, their diff
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
-from einfuse.codegen.plan import Dot, Fold, KernelPlan, Map, Op, Phase, Reduce, Region, Store, reads
+from einfuse.codegen.plan import Dot, Fold, KernelPlan, Map, Op, Phase, Reduce, Region, live, reads
 
 EXP_DIFFERENCE = "exp_difference"
 
@@ -26,10 +26,10 @@ EXP_DIFFERENCE = "exp_difference"
 def simplify(plan: KernelPlan) -> KernelPlan:
     steps = tuple(_fold(s) if isinstance(s, Fold) else _row_products(_exponentials(s), plan) for s in plan.steps)
     kept: list[Region | Fold] = []
-    live: set[str] = set()
+    wanted: set[str] = set()
     for step in reversed(steps):  # backwards: what a step defines is wanted if a later one reads it
-        step = _live_fold(step, live) if isinstance(step, Fold) else _live(step, live)
-        live |= read_by(step)
+        step = _live_fold(step, wanted) if isinstance(step, Fold) else live(step, wanted)
+        wanted |= read_by(step)
         kept.append(step)
     return replace(plan, steps=tuple(reversed(kept)))
 
@@ -61,10 +61,12 @@ def _exponentials(region: Region) -> Region:
 def _row_products(region: Region, plan: KernelPlan) -> Region:
     if plan.tile is None or plan.narrow != "f32":
         return region
+    rows, features = (plan.tile.rank,), {f.rank for f in plan.features}
     made = {op.out.name: op for op in region if isinstance(op, Map) and op.fn == "*"}
 
     def rewritten(op: Op) -> Op:
-        if not isinstance(op, Reduce) or op.fn != "sum" or op.out.dims != (plan.tile.rank,) or op.arg.name not in made:
+        sums = isinstance(op, Reduce) and op.fn == "sum" and op.out.dims == rows and op.rank in features
+        if not isinstance(op, Reduce) or not sums or op.arg.name not in made:
             return op
         a, b = made[op.arg.name].args
         alike = a.dims == b.dims == op.arg.dims and a.dtype == b.dtype == "float"
@@ -73,22 +75,13 @@ def _row_products(region: Region, plan: KernelPlan) -> Region:
     return tuple(map(rewritten, region))
 
 
-def _live(region: Region, wanted: Iterable[str]) -> Region:
-    needed, kept = set(wanted), []
-    for op in reversed(region):
-        if isinstance(op, Store) or op.out.name in needed:
-            kept.append(op)
-            needed |= {v.name for v in reads(op)}
-    return tuple(reversed(kept))
-
-
 def _live_fold(fold: Fold, after: set[str]) -> Fold:
     def phase(p: Phase) -> Phase:
-        return replace(p, body=_live(p.body, {u.name for u in p.updates}))
+        return replace(p, body=live(p.body, {u.name for u in p.updates}))
 
     phases = tuple(map(phase, fold.phases))
     inside = {n for p in phases for n in _read_in(p.body)} | {v.name for p in phases for v in (p.lo, p.hi)}
-    return replace(fold, phases=phases, bounds=_live(fold.bounds, inside | after))
+    return replace(fold, phases=phases, bounds=live(fold.bounds, inside | after))
 
 
 def _read_in(region: Region) -> Iterator[str]:

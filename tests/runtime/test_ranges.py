@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+import einfuse
 from einfuse.ir.text import parse
+from einfuse.runtime import BackendName
 from einfuse.runtime.program import Program
 
 TEXT = """cascade demo over b {
@@ -74,3 +76,56 @@ def test_the_values_of_a_table_decide() -> None:
     with pytest.raises(ValueError, match=r"page\[b, j\] = 5 at b = 0, j = 71, but the axis has 5 entries"):
         check("page[b, j]", r=5, page=page)
     check("page[b, j]", r=6, page=page)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "where i > 0 and page[b, i - 1] == page[b, j]",
+        "where page[b, i - 1] == page[b, j] and i > 0",
+        "where not (i == 0 or page[b, i - 1] != page[b, j])",
+        "where j == 3 or i >= 1 and page[b, i - 1] == 0",
+        "where select(i > 0, page[b, i - 1] == page[b, j], true)",
+        "where i > 0 and page[b, i - 1] == 0 and page[b, page[b, i - 1] + i - 1] == 0",
+    ],
+)
+def test_a_condition_guards_the_reads_beside_it(where: str) -> None:
+    check("0", where)
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("where i > 1 and page[b, i - 3] == 0", "i - 3 = -1 at i = 2"),
+        ("where i > 0 or page[b, i - 1] == 0", "i - 1 = -1 at i = 0"),
+        ("where select(i > 0, true, page[b, i - 1] == 0)", "i - 1 = -1 at i = 0"),
+        ("where page[b, i - 1] == 1 and page[b, j - 1] == 1", "i - 1 = -1 at i = 0"),  # two reads do not excuse each other
+        ("where i > 0 and page[b, i - 1] == 0 and page[b, i - 2] == 0", "i - 2 = -1 at i = 1"),
+        ("where page[b, i + 1] == 0 and i < Nq - 1 + width[]", "i + 1 = 100 at i = 99"),
+    ],
+)
+def test_a_condition_that_lets_an_outside_read_count_is_reported(where: str, words: str) -> None:
+    with pytest.raises(ValueError, match="index 1 of page") as caught:
+        check("0", where)
+    assert words.replace("i = ", "i = ") in str(caught.value).replace("at b = 0, ", "at ")
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("cpu", marks=pytest.mark.slow)])
+def test_a_guarded_mask_gives_what_the_cascade_says(backend: BackendName) -> None:
+    """A token sees the document of the one before it, and the first one only itself: whole and empty tiles among others."""
+    spec = """attention previous over b, h {
+      rank i: query; rank j: key; rank d, e: feature
+      in q[b, h, i, d]
+      in k[b, h, j, d]
+      in v[b, h, j, e]
+      in doc[b, Nq]: int
+      s = sum[d](q * k) / sqrt(D) where i > 0 and doc[b, i - 1] == doc[b, j] or i == j
+      o[i, e] = sum[j](softmax[j](s) * v)
+      out o
+    }"""
+    attention = einfuse.compile(spec, backend=backend)
+    given = [torch.randn(1, 1, 600, 8) for _ in range(3)]
+    doc = (torch.arange(600) // 290)[None]
+    found, truth = attention(*given, doc=doc), attention.reference(*given, doc=doc)
+    assert isinstance(found, torch.Tensor)
+    torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-5)
