@@ -37,8 +37,10 @@ KNOWN = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "combination"), CASES, ids=lambda x: x if isinstance(x, str) else "-".join(x))
-def test_kernels_are_right(name: str, combination: tuple[BackendName, str]) -> None:
+def test_kernels_are_right(name: str, combination: tuple[BackendName, str], monkeypatch: pytest.MonkeyPatch) -> None:
     backend, dtype = combination
+    if combination == ("cpu", "bfloat16"):  # errors are those of the storage: builds in a third of the time change none of them
+        monkeypatch.setenv("CXXFLAGS", "-O0")
     if (name, combination) in KNOWN:
         pytest.xfail(KNOWN[name, combination])
     shape = None if name in EVERYWHERE else SHAPES.get(name, SMALL)
