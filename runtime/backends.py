@@ -75,7 +75,7 @@ class CpuBackend:
         from einfuse.codegen import cpu
 
         try:
-            return cpu.build(plan, source, folder)
+            return cpu.build(plan, source, folder, keeps=True)
         except cpu.BuildError as error:
             _warn_of_torch(str(error))
             return TorchBackend().build(plan, TorchBackend().emit(plan), folder)

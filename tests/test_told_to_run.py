@@ -42,7 +42,7 @@ EXECUTED = {
 }
 """The test that runs every block of a page and language. Blocks of commands elsewhere are collected as commands."""
 
-TO_READ = {("docs/linear.md", "")}
+TO_READ = {("docs/linear.md", ""), ("docs/masks.md", "")}
 """Fragments of specs, that cannot run by themselves."""
 
 VALUES = {

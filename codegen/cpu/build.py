@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +42,13 @@ class CpuKernel:
     library: Path
     function: Any
     flags: tuple[str, ...] = ()
-    keeps: bool = True
+    keeps: bool = False  # scores for later loops, while there is room
 
     def frugal(self) -> CpuKernel:
         """The kernel of the same plan that keeps no scores for later loops."""
         from einfuse.codegen.cpu import source
 
-        return replace(build(self.plan, source.emit(self.plan, keeps=False), self.library.parent, self.flags), keeps=False)
+        return build(self.plan, source.emit(self.plan, keeps=False), self.library.parent, self.flags)
 
     def __call__(self, tensors: Mapping[str, torch.Tensor], params: Mapping[str, Scalar], sizes: Mapping[str, int]) -> None:
         self.bind(tensors, params, sizes)(tensors)
@@ -88,8 +88,10 @@ class CpuKernel:
         return run
 
 
-def build(plan: KernelPlan, source: str, folder: Path, flags: Sequence[str] = ()) -> CpuKernel:
-    """The kernel of a text that `emit` made. ``flags``, and then those of ``$CXXFLAGS``, are given to the compiler after `FLAGS`.
+def build(plan: KernelPlan, source: str, folder: Path, flags: Sequence[str] = (), keeps: bool = False) -> CpuKernel:
+    """The kernel of a text that `emit` made, with scores kept where it ``keeps`` them.
+
+    ``flags``, and then those of ``$CXXFLAGS``, are given to the compiler after `FLAGS`.
 
     The compiled file is kept in ``folder``, which machines with different processors may share; a temporary folder stands in where it
     cannot be written. Raises BuildError.
@@ -102,11 +104,11 @@ def build(plan: KernelPlan, source: str, folder: Path, flags: Sequence[str] = ()
     path = folder / name
     if path.exists():
         try:
-            return CpuKernel(plan, path, _function(path), tuple(flags))
+            return CpuKernel(plan, path, _function(path), tuple(flags), keeps)
         except BuildError:
             pass  # a damaged file, or one that lies where nothing may be executed: made again below
     path = _compile(compiler, options, source, path)
-    return CpuKernel(plan, path, _function(path), tuple(flags))
+    return CpuKernel(plan, path, _function(path), tuple(flags), keeps)
 
 
 _forked: ThreadPoolExecutor | None = None

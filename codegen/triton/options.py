@@ -54,13 +54,13 @@ def tilings(storage: str, width: int, backward: bool = False, target: GpuTarget 
     """Tiles and steps to try in turn until a kernel keeps its values in registers: those of `block_sizes`, then smaller ones.
 
     Larger blocks first, and among equals the larger tile: it is loaded once. Hopper's matrix products need tiles of 64. The
-    smallest of all comes last, with a step below what matrix products take: for kernels that compute over pairs and features at once.
+    smallest of all come last, with steps below what matrix products take: for kernels that compute over pairs and features at once.
     """
     tile, step = block_sizes(storage, width, backward, target)
     smaller = [(t, s) for t in _halved(tile) for s in _halved(step)]
     whole = 64 if target == "sm_90" and storage in ("bf16", "f16") else MATRIX
     ladder = sorted(smaller, key=lambda b: (b[0] < whole, -b[0] * b[1], -b[0]))
-    return tuple(dict.fromkeys((*ladder[: MOST_TILINGS - 1], ladder[-1], (MATRIX, MATRIX // 2))))
+    return tuple(dict.fromkeys((*ladder[: MOST_TILINGS - 1], ladder[-1], (MATRIX, MATRIX // 2), (MATRIX, MATRIX // 4))))
 
 
 def holds(plan: KernelPlan) -> bool:
@@ -88,7 +88,7 @@ def launch_options(plan: KernelPlan, target: GpuTarget = "sm_90", precision: Pre
     unrolled = max(
         (_volume(layout, d) for d in _dots(plan, layout) if _dtype(plan, d) == "f32" and precision == "ieee"), default=0
     )
-    spread = 8 if _cube(plan, layout) > 4096 else 4  # several such blocks live at once: all the registers there are
+    spread = 8 if _cube(plan, layout) >= 4096 else 4  # several such blocks live at once: all the registers there are
     if unrolled:
         return {"num_warps": min(16, max(8, _power(unrolled // (256 * 32)))), "num_stages": 1}
     warps = max(spread, 4 if _held(plan, layout) <= 96 * 128 else 8)

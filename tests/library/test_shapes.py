@@ -217,14 +217,14 @@ def aggregated(x: X) -> Tensor:
     rows = []
     for i in range(NQ):
         near = [j for j in range(NK) if abs(j // 6 - i // 6) <= 1 and abs(j % 6 - i % 6) <= 1]
-        dy, dx = (torch.tensor([f(j) - f(i) + 1 for j in near]) for f in (lambda t: t // 6, lambda t: t % 6))
+        at = torch.tensor([(j // 6 - i // 6 + 1) * 3 + j % 6 - i % 6 + 1 for j in near])
         unit_q = unit(x["q"][:, :, i])
         n = len(near) + x["pooled_k"].shape[2]
         focus = ((unit_q + x["learned"]) * F.softplus(x["tau"])[:, None] * math.log(n))[..., None, :]
-        s = (focus @ unit(x["k"][:, :, near]).mT)[..., 0, :] + x["bias"][:, dy, dx]
+        s = (focus @ unit(x["k"][:, :, near]).mT)[..., 0, :] + x["bias"][:, at]
         far = (focus @ unit(x["pooled_k"]).mT)[..., 0, :] + x["far"][:, i]
         p = torch.cat([s, far], -1).softmax(-1)
-        late = torch.einsum("bhd,hjd->bhj", unit_q, x["t"][:, dy, dx]) + x["beta"][:, dy, dx]
+        late = torch.einsum("bhd,hjd->bhj", unit_q, x["t"][:, at]) + x["beta"][:, at]
         p = torch.cat([p[..., : len(near)] + late, p[..., len(near) :]], -1)
         rows.append(p[..., None, :] @ torch.cat([x["v"][:, :, near], x["pooled_v"]], 2))
     return torch.cat(rows, 2)

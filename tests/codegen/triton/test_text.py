@@ -6,10 +6,12 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 from plans import CASES, sigmoid, softmax
 
-from einfuse.codegen.plan import Fold, Map, Value
-from einfuse.codegen.triton import Options, build, emit, launch_options
+import einfuse
+from einfuse.codegen.plan import Fold, KernelPlan, Map, Value
+from einfuse.codegen.triton import Options, build, emit, launch_options, tilings
 from einfuse.codegen.triton.simplify import simplify
 
 
@@ -97,6 +99,23 @@ def test_small_tiles_are_widened_for_the_matrix_units() -> None:
     assert "i_hi = tl.minimum(i_lo + 4, Nq)" in text
     assert "tl.dot(" in text
     assert "tl.dot(" not in emit(softmax(step=8).plan)
+
+
+@pytest.mark.slow
+def test_kernels_over_pairs_and_features_have_somewhere_left_to_go() -> None:
+    """At a step of 4 the gradient of GATv2 keeps its values in registers, on warps enough; at 8 it does not."""
+    attention = einfuse.compile("gatv2")
+    for target in ("sm_80", "sm_90", "gfx942"):
+        ladder = tilings("bf16", 64, True, target)
+        assert ladder[-2:] == ((16, 8), (16, 4))
+        assert len(set(ladder)) == len(ladder)
+    (rows,) = (c for c in attention.candidates("triton", torch.bfloat16, True, {}, "sm_90") if c.plan.name == "gatv2_rows")
+    while less := rows.smaller():
+        (rows,) = less
+    assert isinstance(rows.plan, KernelPlan)
+    assert rows.plan.tile is not None
+    assert [s.step for s in rows.plan.steps if isinstance(s, Fold)] == [4]
+    assert launch_options(rows.plan)["num_warps"] == 8
 
 
 def test_launch_options() -> None:
