@@ -96,7 +96,7 @@ def test_our_own_files_are_canonical(path: Path) -> None:
 
 
 @given(specs())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_drawn_specs(text: str) -> None:
     once = dsl.format_text(text)
     assert dsl.format_text(once) == once

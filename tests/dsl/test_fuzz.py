@@ -62,7 +62,7 @@ def elaborated(text: str) -> None:
 
 
 @given(broken())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_broken_specs(text: str) -> None:
     elaborated(text)
     with contextlib.suppress(SpecError):
@@ -70,12 +70,12 @@ def test_broken_specs(text: str) -> None:
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_bytes(data: bytes) -> None:
     elaborated(data.decode("utf-8", "replace"))
 
 
 @given(specs())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_drawn_specs_are_good(text: str) -> None:
     verify(dsl.compile_text(text))

@@ -52,8 +52,8 @@ FEATURES = st.sampled_from(
 NUMBERS = st.sampled_from([0, 1, -1, 0.5, 2])
 
 
-# The same 25 cases every time. More of them, and others: `max_examples=3000` without `derandomize` (a quarter of an hour).
-@settings(max_examples=25, deadline=None, derandomize=True)
+# Others: `--hypothesis-profile=fresh`.
+@settings(max_examples=25)
 @given(
     features=FEATURES,
     numbers=st.tuples(NUMBERS, NUMBERS, st.sampled_from([0, 1, 0.5])).filter(any),

@@ -41,7 +41,7 @@ def test_any_tree_of_parts_is_the_whole(name: str) -> None:
     args, extra = arguments(name)
     truth = attn.reference(*args, **extra)
 
-    @settings(max_examples=6, deadline=None)
+    @settings(max_examples=6)
     @given(cuts=st.lists(st.integers(0, NK), max_size=4), seed=st.integers(0, 99))
     def check(cuts: list[int], seed: int) -> None:
         ends = [0, *sorted(cuts), NK]
