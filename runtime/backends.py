@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -191,6 +192,12 @@ def device_target() -> Target:
     if torch.version.hip:
         return "gfx942"
     return "sm_90" if torch.cuda.get_device_capability() >= (9, 0) else "sm_80"
+
+
+def interpret_triton() -> None:
+    """Without a GPU, Triton kernels run in Triton's interpreter. Triton reads this when it is imported: later it has no effect."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def choose(device: torch.device, wanted: BackendName | None = None) -> Backend:

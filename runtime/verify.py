@@ -13,7 +13,7 @@ from einfuse.ir import Cascade, Expr, Scalar
 from einfuse.ir.expr import FUNCTIONS
 from einfuse.runtime import binding
 from einfuse.runtime.attention import Attention, Output
-from einfuse.runtime.backends import BackendName
+from einfuse.runtime.backends import BackendName, interpret_triton
 from einfuse.runtime.forms import FormName
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -80,6 +80,8 @@ def verify(
     the eager error of a gradient is the largest along several directions. An attention that may run in two forms is checked in both, each
     beside the eager formula as written.
     """
+    if "triton" in backends:
+        interpret_triton()
     rows: list[Row] = []
     for one in _forms(attention):
         inside = _together(one, shape or Shape())

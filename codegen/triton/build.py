@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from einfuse.codegen.files import write_atomic
 from einfuse.codegen.plan import KernelPlan
 from einfuse.codegen.triton.names import identifier
+from einfuse.ir import EinfuseError
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,16 @@ class TritonKernel:
         sizes: Mapping[str, int],
         **options: int,
     ) -> int:
-        """Runs it, and says how many values the compiler could not keep in registers (0 inside the interpreter)."""
+        """Runs it, and says how many values the compiler could not keep in registers (0 inside the interpreter).
+
+        Raises EinfuseError for tensors on the CPU outside the interpreter.
+        """
+        first = next(iter(tensors.values()), None)
+        if first is not None and first.device.type == "cpu" and not _interprets():
+            raise EinfuseError(
+                f"the triton back end runs on a GPU, and {next(iter(tensors))} is on the CPU: move the tensors, choose the cpu back end, or "
+                "set TRITON_INTERPRET=1 before triton is imported to run kernels in Triton's interpreter"
+            )
         with _device(tensors), _quiet():
             compiled = self.module.launch(tensors, params, sizes, **options)
         return getattr(compiled, "n_spills", None) or 0
@@ -49,11 +59,15 @@ def _device(tensors: Mapping[str, torch.Tensor]) -> AbstractContextManager[objec
     return torch.cuda.device(first.device) if first is not None and first.is_cuda else nullcontext()
 
 
+def _interprets() -> bool:
+    knobs: Any = importlib.import_module("triton").knobs
+    return bool(knobs.runtime.interpret)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Inside Triton's interpreter: no warnings for inf and NaN, as on a GPU (blocks hold padding and masked points)."""
-    knobs: Any = importlib.import_module("triton").knobs
-    if not knobs.runtime.interpret:
+    if not _interprets():
         yield
         return
     import numpy

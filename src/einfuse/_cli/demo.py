@@ -10,7 +10,8 @@ import torch
 import einfuse
 from einfuse._cli import inputs, screen
 from einfuse._cli.inside import counted
-from einfuse._cli.measure import interpret_triton, show_bench, show_rows
+from einfuse._cli.measure import show_bench, show_rows
+from einfuse.runtime.backends import interpret_triton
 from einfuse.runtime.bench import BenchShape
 
 

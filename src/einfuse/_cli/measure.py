@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import torch
-
 import einfuse
 from einfuse._cli import inputs, screen
+from einfuse.runtime.backends import interpret_triton
 from einfuse.runtime.bench import BenchRow, BenchShape
 from einfuse.runtime.cross import TARGETS
 from einfuse.runtime.verify import DTYPES, Row
-
-
-def interpret_triton() -> None:
-    """Without a GPU, Triton kernels run in Triton's interpreter; Triton reads this when it is imported."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def verify(args: argparse.Namespace) -> int:
