@@ -1,21 +1,27 @@
 """Linear attention on the CPU: time a token at growing lengths, beside the quadratic form of the same attention.
 
-    python benchmarks/linear.py [--lengths 4096 16384 65536] [--width 64] [--heads 2] [--backward]
-    python benchmarks/linear.py --crossover [--widths 16 32 64] [--heads 2] [--backward]
+    python benchmarks/linear.py [--lengths 4096 16384 65536 131072] [--threads 1 2] [--width 64] [--heads 2] [--backward]
+    python benchmarks/linear.py --crossover [--widths 16 32 64] [--heads 2]
+
+The first takes the lengths by turns, as many calls of each in a round as make the longest, and the medians over the rounds. It does so twice:
+with the memory of outputs as the C library gives it, where every call of more than 32 MB has the kernel of the system clear fresh pages, and
+with memory kept between calls, as most serving processes do. The difference is none of the attention's.
 
 The second prints, for TaylorShift, the length from which on its linear form is faster as measured and as the cost model predicts it (what a
-call goes by), and for causal linear attention written with weights over (i, j) both forms at 16,384 points.
+call goes by; its rates are measured in the same run), without gradients and with them, and for causal linear attention written with weights
+over (i, j) both forms at 16,384 points.
 
-Medians of one run on an otherwise idle machine; ratios between lines of one run are what counts.
+Ratios between lines of one run on an otherwise idle machine are what counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -36,18 +42,8 @@ QUADRATIC = """attention quadratic over b, h {
 NAMES = ("retention", "linear", "gla", "delta", "gated_delta")
 
 
-def median(run: Callable[[], object], repeats: int) -> float:
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def seconds(source: str, n: int, heads: int, width: int, backward: bool, repeats: int = 5) -> float:
-    """The time of one call, with ``backward`` of a call and its gradients."""
+def call(source: str, n: int, heads: int, width: int, backward: bool) -> Callable[[], object]:
+    """One call at this length, with ``backward`` and its gradients."""
     attention = einfuse.compile(source, backend="cpu", form="quadratic")
     x = example_inputs(attention.cascade, torch.float32, 0, Shape(1, heads, n, n, (width, width), 1))
     leaves = {k: v.contiguous().requires_grad_(backward) for k, v in x.items() if isinstance(v, torch.Tensor)}
@@ -58,7 +54,29 @@ def seconds(source: str, n: int, heads: int, width: int, backward: bool, repeats
         if backward:
             torch.autograd.grad(first.sum(), list(leaves.values()))
 
-    return median(run, repeats)
+    return run
+
+
+def medians(calls: Mapping[int, Callable[[], object]], rounds: int) -> dict[int, float]:
+    """Seconds of each call by its length: in every round all lengths by turns, each for as many tokens as the longest."""
+    taken: dict[int, list[float]] = {n: [] for n in calls}
+    for _ in range(rounds):
+        for n, run in calls.items():
+            run()  # what ran before it has left the caches full of its own
+            times = max(1, max(calls) // n)
+            start = time.perf_counter()
+            for _ in range(times):
+                run()
+            taken[n].append((time.perf_counter() - start) / times)
+    return {n: statistics.median(t) for n, t in taken.items()}
+
+
+def keep_memory() -> None:
+    """From here on freed memory stays with the process (glibc: nothing is mapped for one block alone, nothing given back)."""
+    libc = ctypes.CDLL("libc.so.6")
+    m_trim_threshold, m_mmap_max = -1, -4
+    libc.mallopt(m_mmap_max, 0)
+    libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 CAUSAL = """attention causal_linear over b, h {
@@ -116,11 +134,12 @@ def crossovers(widths: Sequence[int], heads: int, backward: bool) -> None:
     print(f"TaylorShift, {heads} heads{', with gradients' if backward else ''}")
     print("              N* measured, predicted, ratio; what a call takes 1.3 times below and above")
     forms = einfuse.compile("taylor_shift", backend="cpu").forms
+    assert forms.found is not None, "TaylorShift has a linear form"
     device = torch.device("cpu")
-    for kind in forms.unmeasured(torch.float32, device, backward):
-        forms.calibrate(kind, torch.float32, device, backward)
     for width in widths:
         sizes = {"B": 1, "H": heads, "Nq": 1, "Nk": 1, "D": width, "E": width, "group": 1}
+        for kind in ("quadratic", forms.found.kind):
+            forms.calibrate(kind, sizes, torch.float32, device, backward)
         predicted = forms.crossover(sizes, torch.float32, device, backward)
         found = measured_crossover("taylor_shift", heads, width, backward)
         x = torch.empty(0)
@@ -128,40 +147,58 @@ def crossovers(widths: Sequence[int], heads: int, backward: bool) -> None:
         print(f"  width {width:4}  {found:8.0f} {predicted:8}  {predicted / found:6.2f}   {' -> '.join(taken)}", flush=True)
 
 
-def causal(heads: int, width: int, n: int, backward: bool) -> None:
-    slow, fast = form_seconds(CAUSAL, n, heads, width, backward, 3)
+def causal(heads: int, width: int, n: int) -> None:
+    slow, fast = form_seconds(CAUSAL, n, heads, width, backward=False, repeats=3)
     print(f"causal linear attention as weights, {n} points: {slow * 1e3:.0f} ms, {fast * 1e3:.1f} ms: {slow / fast:.1f} times")
 
 
+def lengthening(args: argparse.Namespace) -> None:
+    """Time a token at every length, and where asked for the quadratic form beside it."""
+    head = "".join(f"{n:>12}" for n in args.lengths)
+    made = {name: {n: call(name, n, args.heads, args.width, args.backward) for n in args.lengths} for name in args.names}
+    for memory in ("as given", "kept"):
+        if memory == "kept":
+            keep_memory()
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            print(f"{threads} threads, memory {memory:10}{head}   ns per token and head")
+            for name, calls in made.items():
+                found = medians(calls, args.rounds)
+                each = [found[n] / n / args.heads * 1e9 for n in args.lengths]
+                cells = "".join(f"{x:12.0f}" for x in each)
+                print(
+                    f"  {name:27}{cells}   longest / shortest {each[-1] / each[0]:.2f}, most / least {max(each) / min(each):.2f}",
+                    flush=True,
+                )
+    if args.quadratic:
+        slow, fast = (
+            medians({args.quadratic: call(x, args.quadratic, args.heads, args.width, args.backward)}, 3)[args.quadratic]
+            for x in (QUADRATIC, "retention")
+        )
+        print(
+            f"retention at {args.quadratic}: {slow * 1e3:.0f} ms in the quadratic form, {slow / fast:.1f} times that in blocks"
+        )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=NAMES)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 16384, 65536, 131072])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--heads", type=int, default=2)
-    parser.add_argument(
-        "--quadratic", type=int, default=16384, help="the length at which the quadratic form runs too; 0: never"
-    )
+    parser.add_argument("--quadratic", type=int, default=0, help="the length at which the quadratic form runs too; 0: never")
     parser.add_argument("--backward", action="store_true")
     parser.add_argument("--crossover", action="store_true", help="where the linear form takes over, measured and predicted")
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64])
     args = parser.parse_args()
-    if args.crossover:
-        causal(args.heads, args.width, 16384, args.backward)
-        crossovers(args.widths, args.heads, args.backward)
+    if not args.crossover:
+        lengthening(args)
         return
-    print(f"{'':14}" + "".join(f"{n:>12}" for n in args.lengths) + "   ns per token and head")
-    at: dict[str, float] = {}
-    for name in NAMES:
-        cells = []
-        for n in args.lengths:
-            taken = seconds(name, n, args.heads, args.width, args.backward)
-            at |= {name: taken} if n == args.quadratic else {}
-            cells.append(f"{taken / n / args.heads * 1e9:12.0f}")
-        print(f"{name:14}" + "".join(cells) + f"   longest / shortest {float(cells[-1]) / float(cells[0]):.2f}", flush=True)
-    if args.quadratic:
-        slow = seconds(QUADRATIC, args.quadratic, args.heads, args.width, args.backward, 3)
-        ratio = f", {slow / at['retention']:.1f} times retention in blocks" if "retention" in at else ""
-        print(f"the quadratic form of retention at {args.quadratic}: {slow * 1e3:.0f} ms{ratio}")
+    causal(args.heads, args.width, 16384)
+    for backward in (False, True):
+        crossovers(args.widths, args.heads, backward)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,19 @@
     time(form) = launches * LAUNCH + work(form) / rate(kind)
 
 Work is counted on the kernels' own plans (`codegen.cost`). A *kind* is how a form runs: ``quadratic``, or what `ir.factorisation` calls
-the linear one (``flat sums``). Its rate depends on the device and the dtype and on whether gradients follow. It is measured with one
-small kernel the first time that two forms are near each other, and kept in the cache folder; until then `RATES` stands in.
+the linear one (``flat sums``). Its rate depends on the device, the dtype and the width of a feature, and on whether gradients follow.
+It is measured with one small kernel the first time that two forms are near each other, and kept in the cache folder; until then `RATES`
+stands in.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -30,6 +32,8 @@ RATES = {"quadratic": 1.0, "sums": 0.6, "flat sums": 1.0, "scan": 0.35, "flat sc
 PEAK = {"cpu": 1e11, "cuda": 2e14}
 NEAR = 6.0
 """Times closer than this factor are measured; what is further apart no calibration would turn round."""
+NARROW, WIDE = 16, 128
+"""The widths of features that rates are measured between, at powers of two: products of narrower blocks do less at a time."""
 WORTH = 2e-3
 """Seconds below which the choice is not worth a measurement."""
 
@@ -41,15 +45,18 @@ class Setting:
     device: str
     dtype: str
     training: bool
+    width: int
 
     @staticmethod
-    def of(x: torch.Tensor, training: bool) -> Setting:
+    def of(x: torch.Tensor, training: bool, width: int) -> Setting:
+        """The setting of calls with tensors like ``x`` whose features have about this ``width``."""
         cpu = f"{torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()}"
         name = torch.cuda.get_device_name(x.device) if x.is_cuda else cpu
-        return Setting(name, str(x.dtype).removeprefix("torch."), training)
+        nearest = 2 ** round(math.log2(min(max(width, NARROW), WIDE)))
+        return Setting(name, str(x.dtype).removeprefix("torch."), training, nearest)
 
     def key(self, kind: str) -> str:
-        return cache.key("rate", kind, self.device, self.dtype, self.training)
+        return cache.key("rate", kind, self.device, self.dtype, self.training, self.width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +102,7 @@ def known(kind: str, setting: Setting) -> float | None:
 def keep(kind: str, setting: Setting, found: float) -> None:
     """Remembers a measured rate on disk, where that can be written."""
     path = cache.folder() / "rate" / f"{setting.key(kind)}.json"
-    about = {"rate": found, "kind": kind, "device": setting.device, "dtype": setting.dtype, "training": setting.training}
+    about = {"rate": found, "kind": kind, **asdict(setting)}
     with contextlib.suppress(OSError):  # a full or read-only disk: measured again by the next process
         write_atomic(path, json.dumps(about).encode())
 

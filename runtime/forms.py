@@ -141,16 +141,23 @@ class Forms:
             return "quadratic"
         found = self.estimate(sizes, x.dtype, x.device, training)
         if found.near:
-            for kind in self.unmeasured(x.dtype, x.device, training):
-                self.calibrate(kind, x.dtype, x.device, training)
+            for kind in self.unmeasured(sizes, x.dtype, x.device, training):
+                self.calibrate(kind, sizes, x.dtype, x.device, training)
             found = self.estimate(sizes, x.dtype, x.device, training)
         return "linear" if found.linear < found.quadratic else "quadratic"
 
-    def unmeasured(self, dtype: torch.dtype, device: torch.device, training: bool) -> list[str]:
+    def unmeasured(self, sizes: Mapping[str, int], dtype: torch.dtype, device: torch.device, training: bool) -> list[str]:
         """The kinds of the two forms whose rate on this device stands in."""
         assert self.found is not None, "only two forms are compared"
-        setting = Setting.of(torch.empty(0, dtype=dtype, device=device), training)
+        setting = self._setting(sizes, dtype, device, training)
         return [kind for kind in ("quadratic", self.found.kind) if crossover.known(kind, setting) is None]
+
+    def _setting(self, sizes: Mapping[str, int], dtype: torch.dtype, device: torch.device, training: bool) -> Setting:
+        """What the rates of a call depend on: beside the rest, the width of its widest contraction."""
+        assert self.found is not None, "only two forms are compared"
+        ranks = {r for s in self.found.sums for t in s.terms for _, r in t.bound}
+        width = max((extent_of(self.found.cascade, r, sizes) for r in ranks), default=1)
+        return Setting.of(torch.empty(0, dtype=dtype, device=device), training, width)
 
     def _too_large(self, sizes: Mapping[str, int], x: torch.Tensor, training: bool) -> bool:
         """Would the linear form hold more than there is room for?"""
@@ -168,7 +175,7 @@ class Forms:
     def estimate(self, sizes: Mapping[str, int], dtype: torch.dtype, device: torch.device, training: bool) -> Estimate:
         """What the model says at these sizes."""
         assert self.found is not None, "only two forms are compared"
-        setting = Setting.of(torch.empty(0, dtype=dtype, device=device), training)
+        setting = self._setting(sizes, dtype, device, training)
         live = 0.5 if self.found.causal else 1.0
         return Estimate(
             *(
@@ -204,16 +211,16 @@ class Forms:
             low, high = (low, middle) if better(middle) else (middle, high)
         return high
 
-    def calibrate(self, kind: str, dtype: torch.dtype, device: torch.device, training: bool) -> float:
-        """Measures the rate of one kind with a small kernel, and keeps it."""
+    def calibrate(self, kind: str, sizes: Mapping[str, int], dtype: torch.dtype, device: torch.device, training: bool) -> float:
+        """Measures the rate of one kind at the width of ``sizes`` with a small kernel, and keeps it."""
         from einfuse.runtime.attention import Attention
 
-        setting = Setting.of(torch.empty(0, dtype=dtype, device=device), training)
+        setting = self._setting(sizes, dtype, device, training)
         heads, n = (torch.get_num_threads(), 2048) if device.type == "cpu" else (64, 4096)
-        sizes = {"B": 1, "H": heads, "Nq": n, "Nk": n, "D": 64, "E": 64}
+        sizes = {"B": 1, "H": heads, "Nq": n, "Nk": n, "D": setting.width, "E": setting.width}
         whole = Attention(parse(_HEAD + _REFERENCES[kind]), self.quadratic.backend, form="quadratic")
         run = whole if kind == "quadratic" else whole.forms.linear(sizes)
-        inputs = [0.1 * torch.randn(1, heads, n, 64, dtype=dtype, device=device) for _ in range(3)]
+        inputs = [0.1 * torch.randn(1, heads, n, setting.width, dtype=dtype, device=device) for _ in range(3)]
         leaves = [x.requires_grad_(training) for x in inputs]
 
         def once() -> None:

@@ -20,6 +20,7 @@ from einfuse.runtime import cache, derived, ranges, split, tiles
 from einfuse.runtime.backends import Backend, Tilings
 from einfuse.runtime.binding import STORAGE, extent_of
 from einfuse.runtime.launch import Built, Launch, Ready
+from einfuse.runtime.memory import empty
 from einfuse.runtime.pairs import Pairs
 from einfuse.runtime.scatter import accumulate
 from einfuse.runtime.tiles import Variant
@@ -38,7 +39,9 @@ class Output:
     cleared: bool = False
 
     def materialised(self, device: torch.device) -> torch.Tensor:
-        return (torch.zeros if self.cleared else torch.empty)(self.shape, dtype=self.dtype, device=device)
+        if self.cleared:
+            return torch.zeros(self.shape, dtype=self.dtype, device=device)
+        return empty(self.shape, self.dtype, device)
 
 
 @dataclass(slots=True)

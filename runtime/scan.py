@@ -18,6 +18,7 @@ from einfuse.ir.text import show
 from einfuse.runtime import cache
 from einfuse.runtime.backends import Backend, BackendName, Target, TritonBackend, device_target
 from einfuse.runtime.binding import extent_of
+from einfuse.runtime.memory import empty
 from einfuse.runtime.program import Program, kernel_key, static_sizes, storage_of
 from einfuse.runtime.scatter import accumulate
 from einfuse.runtime.sequence import Sequence
@@ -83,7 +84,7 @@ class ScanProgram(Program):
         counted = self._counted(cascade, sizes)
         shapes = {n: [extent_of(cascade, r, counted) for r in (*cascade.over, *ranks[n])] for n in cascade.outs}
         kind = {n: dtype if fold.rank in ranks[n] else wide for n in cascade.outs}
-        return {n: torch.empty(shapes[n], dtype=kind[n], device=device) for n in cascade.outs}
+        return {n: empty(shapes[n], kind[n], device) for n in cascade.outs}
 
     def _counted(self, cascade: Cascade, sizes: Mapping[str, int]) -> dict[str, int]:
         """The sizes, with the number of blocks."""
@@ -133,9 +134,7 @@ class ScanProgram(Program):
         counted = self._counted(c, sizes)
         wide = torch.float64 if any(x.dtype == torch.float64 for x in tensors.values()) else torch.float32
         device = next(iter(tensors.values())).device
-        outs = {
-            n: torch.empty([extent_of(c, r, counted) for r in (*c.over, *ranks[n])], dtype=wide, device=device) for n in c.outs
-        }
+        outs = {n: empty([extent_of(c, r, counted) for r in (*c.over, *ranks[n])], wide, device) for n in c.outs}
         self._launch(c, env, outs, numbers, sizes, backend)
         total: dict[str, torch.Tensor] = {}
         for part in found.gradients:

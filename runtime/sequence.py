@@ -12,6 +12,7 @@ from einfuse.codegen.scan import Piece, ScanPlan
 from einfuse.ir import Scalar
 from einfuse.runtime import cache
 from einfuse.runtime.backends import BackendName, Kernel
+from einfuse.runtime.memory import empty
 
 
 @dataclass(slots=True)
@@ -41,7 +42,7 @@ class Sequence:
         wide = torch.float64 if plan.compute == "f64" else torch.float32
         device = next(iter(held.values())).device
         for s in plan.scratch:
-            held[s.name] = torch.empty([_extent(plan, r, sizes) for r in s.ranks], dtype=wide, device=device)
+            held[s.name] = empty([_extent(plan, r, sizes) for r in s.ranks], wide, device)
         shares = {"part": plan.parts, "block": _blocks(plan, sizes)}
         leading = {p.tensor: [shares[a] for a in p.axes] for p in plan.partial}
         buffers = {t: torch.empty([*more, *held[t].shape], dtype=wide, device=device) for t, more in leading.items()}

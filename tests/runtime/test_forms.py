@@ -150,13 +150,13 @@ def test_a_rate_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.Mo
     sizes = {"B": 1, "H": 8, "Nq": 4096, "Nk": 4096, "D": 64, "E": 64, "group": 1}
     x = torch.empty(0)
     first = attention.forms.choose(sizes, x, False)
-    rates = [crossover.known(kind, Setting.of(x, False)) for kind in ("quadratic", "sums")]
+    rates = [crossover.known(kind, Setting.of(x, False, 64)) for kind in ("quadratic", "sums")]
     assert first == "linear" if not measured else all(rates)
     monkeypatch.setattr(crossover, "NEAR", 1e9)
     again = einfuse.compile(CASES["sums"], backend="torch")
     again.forms.choose(sizes, x, False)
     assert len(measured) == 2
-    assert all(crossover.known(kind, Setting.of(x, False)) for kind in ("quadratic", "sums"))
+    assert all(crossover.known(kind, Setting.of(x, False, 60)) for kind in ("quadratic", "sums"))
     einfuse.compile(CASES["sums"], backend="torch").forms.choose(sizes, x, False)
     assert len(measured) == 2
 

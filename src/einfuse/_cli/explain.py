@@ -81,7 +81,7 @@ def crossing(
     sizes = example_sizes(attention.cascade, Shape(*shape, (64, 64), 1)) | given
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     length = attention.forms.crossover(sizes, dtype, device, backward)
-    measured = not attention.forms.unmeasured(dtype, device, backward)
+    measured = not attention.forms.unmeasured(sizes, dtype, device, backward)
     rates = "measured rates" if measured else "rates that stand in until two near forms are measured"
     text = f"{linear_form(attention)}; {found.rank(sizes)} features, faster from N* = {length} on this {device.type} ({rates})"
     decoding = attention.forms.decoding(sizes, dtype)

@@ -1,0 +1,37 @@
+"""Memory of outputs: what is asked of the system for large ones."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from einfuse.runtime.memory import LARGE, empty
+
+CPU = torch.device("cpu")
+MAPS = Path("/proc/self/smaps")
+
+
+def flags(address: int) -> set[str]:
+    """What the kernel of the system knows about the mapping that holds an address."""
+    for found in re.finditer(r"^([0-9a-f]+)-([0-9a-f]+) (?:.|\n)*?^VmFlags: (.*)$", MAPS.read_text(), re.MULTILINE):
+        if int(found[1], 16) <= address < int(found[2], 16):
+            return set(found[3].split())
+    raise AssertionError("no mapping holds the address")
+
+
+@pytest.mark.skipif(not MAPS.exists() or not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no large pages here")
+@pytest.mark.parametrize(("numbers", "asked"), [(4 * LARGE, True), (64, False)])
+def test_large_pages_are_asked_for_where_they_pay(numbers: int, asked: bool) -> None:
+    x = empty((numbers // 4, 4), torch.float32, CPU)
+    assert (x.shape, x.dtype) == ((numbers // 4, 4), torch.float32)
+    assert ("hg" in flags(x.data_ptr() + x.nbytes // 2)) == asked
+
+
+def test_a_fake_tensor_has_no_memory_to_ask_for() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        assert empty((LARGE,), torch.float32, CPU).shape == (LARGE,)
