@@ -191,6 +191,6 @@ class _Writer:
     def inside(self, at: Value, size: Value) -> bool:
         """Whether a coordinate of a rank that is held is compared with the rank's size."""
         rank = self.coordinates.get(at.name)
-        if rank not in self.sizes:
+        if rank is None or rank not in self.sizes:
             return False
         return self.sizes[rank] in (self.extents.get(size.name), self.constants.get(size.name))
