@@ -7,7 +7,6 @@ import torch
 
 import einfuse
 from einfuse.ir.text import parse
-from einfuse.runtime import BackendName
 from einfuse.runtime.program import Program
 
 TEXT = """cascade demo over b {
@@ -107,11 +106,10 @@ def test_a_condition_guards_the_reads_beside_it(where: str) -> None:
 def test_a_condition_that_lets_an_outside_read_count_is_reported(where: str, words: str) -> None:
     with pytest.raises(ValueError, match="index 1 of page") as caught:
         check("0", where)
-    assert words.replace("i = ", "i = ") in str(caught.value).replace("at b = 0, ", "at ")
+    assert words in str(caught.value).replace("at b = 0, ", "at ")
 
 
-@pytest.mark.parametrize("backend", ["torch", pytest.param("cpu", marks=pytest.mark.slow)])
-def test_a_guarded_mask_gives_what_the_cascade_says(backend: BackendName) -> None:
+def test_a_guarded_mask_gives_what_the_cascade_says() -> None:
     """A token sees the document of the one before it, and the first one only itself: whole and empty tiles among others."""
     spec = """attention previous over b, h {
       rank i: query; rank j: key; rank d, e: feature
@@ -123,7 +121,7 @@ def test_a_guarded_mask_gives_what_the_cascade_says(backend: BackendName) -> Non
       o[i, e] = sum[j](softmax[j](s) * v)
       out o
     }"""
-    attention = einfuse.compile(spec, backend=backend)
+    attention = einfuse.compile(spec, backend="torch")
     given = [torch.randn(1, 1, 600, 8) for _ in range(3)]
     doc = (torch.arange(600) // 290)[None]
     found, truth = attention(*given, doc=doc), attention.reference(*given, doc=doc)
