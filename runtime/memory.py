@@ -36,4 +36,4 @@ def _madvise() -> Callable[[int, int, int], int] | None:
         return None
     found = ctypes.CDLL(None).madvise
     found.argtypes, found.restype = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int), ctypes.c_int
-    return found  # type: ignore[no-any-return]  # a foreign function
+    return found
