@@ -36,7 +36,10 @@ class BuildError(EinfuseError):
 
 @dataclass(frozen=True, slots=True)
 class CpuKernel:
-    """A loaded kernel; a call writes the plan's output tensors. ``library`` is the file it was loaded from."""
+    """A loaded kernel; a call writes the plan's output tensors. ``library`` is the file it was loaded from.
+
+    ``keeps``: it may keep scores that several loops read (`keep`); the plan of a scan has no such loops.
+    """
 
     plan: KernelPlan
     library: Path
@@ -102,11 +105,11 @@ def build(plan: KernelPlan, source: str, folder: Path, flags: Sequence[str] = ()
     path = folder / name
     if path.exists():
         try:
-            return CpuKernel(plan, path, _function(path), tuple(flags))
+            return CpuKernel(plan, path, _function(path), tuple(flags), isinstance(plan, KernelPlan))
         except BuildError:
             pass  # a damaged file, or one that lies where nothing may be executed: made again below
     path = _compile(compiler, options, source, path)
-    return CpuKernel(plan, path, _function(path), tuple(flags))
+    return CpuKernel(plan, path, _function(path), tuple(flags), isinstance(plan, KernelPlan))
 
 
 _forked: ThreadPoolExecutor | None = None
