@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         if wanted <= known:
             continue
         if time.monotonic() - start > args.budget:
-            missed.append(f"{variant} {shape.dtype} {shape.length}x{shape.width}")
+            missed.append(f"{variant} {str(shape.dtype)[6:]} {shape.length}x{shape.width}")
             continue
         case = made(variant, shape)
         if "forward" not in known:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -129,11 +128,15 @@ def interleaved(runs: Sequence[Callable[[], None]], repeats: int) -> list[tuple[
             times.append(time.perf_counter() - start)
         for found, other in zip(ratios, times[1:], strict=True):
             found.append(other / times[0])
-    return [(statistics.median(found), _spread(found)) for found in ratios]
+    from statistics import median  # here: with it come fractions and decimals, in every process that imports this package
+
+    return [(median(found), _spread(found)) for found in ratios]
 
 
 def _spread(ratios: Sequence[float]) -> float:
-    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    from statistics import quantiles
+
+    quartiles = quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
     return quartiles[2] - quartiles[0]
 
 

@@ -36,13 +36,16 @@ class BuildError(EinfuseError):
 
 @dataclass(frozen=True, slots=True)
 class CpuKernel:
-    """A loaded kernel; a call writes the plan's output tensors. ``library`` is the file it was loaded from."""
+    """A loaded kernel; a call writes the plan's output tensors. ``library`` is the file it was loaded from.
+
+    ``keeps``: it may keep scores that several loops read (`keep`); the plan of a scan has no such loops.
+    """
 
     plan: KernelPlan
     library: Path
     function: Any
     flags: tuple[str, ...] = ()
-    keeps: bool = False  # scores for later loops, while there is room
+    keeps: bool = False
 
     def frugal(self) -> CpuKernel:
         """The kernel of the same plan that keeps no scores for later loops."""
