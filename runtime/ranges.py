@@ -134,7 +134,8 @@ def check(
     if len(free) > 2:
         return  # more than a pair of coordinates: kernels clamp such a read
     rows, columns = (free + [r for r in extents if r not in free and r not in ambient])[:2]
-    arrays = {n: tensors[n].detach().cpu().numpy() for n in suspect.tables if n in tensors}
+    given = {n: tensors[n].detach().cpu() for n in suspect.tables if n in tensors}
+    arrays = {n: (t.double() if t.is_floating_point() else t).numpy() for n, t in given.items()}  # numpy has no bfloat16
     found = classify(
         outside, (rows, extents[rows], TILE), (columns, extents[columns], TILE), dict(sizes), dict(numbers), arrays, ambient
     )
