@@ -43,7 +43,8 @@ class Kernel:
     """Prints one plan. `arguments` fills the printer's table of names; `text` then walks the steps."""
 
     def __init__(self, plan: KernelPlan, options: Options) -> None:
-        self.plan, self.options, self.layout = simplify(plan), options, Layout(plan)
+        self.plan, self.options = simplify(plan), options
+        self.layout = Layout(self.plan)
         self.arguments: list[Argument] = []
         self.points = points(self.plan)
         self.helpers: set[str] = set()
