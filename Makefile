@@ -37,7 +37,7 @@ demo: $(STAMP)  ## the main job: one spec, fused, verified and timed on this mac
 	@$(BIN)/einfuse demo examples/alibi_window.attn
 
 test: $(STAMP)  ## every test
-	@CXXFLAGS="$(CXXFLAGS_TEST)" $(BIN)/pytest -n $(JOBS) 2>&1
+	@CXXFLAGS="$(CXXFLAGS_TEST)" $(BIN)/pytest -n $(JOBS) --dist worksteal 2>&1
 
 quick: $(STAMP)  ## the tests that take no time (under 40 s)
 	@CXXFLAGS="$(CXXFLAGS_TEST)" $(BIN)/pytest -n $(JOBS) -m "not slow" 2>&1

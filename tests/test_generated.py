@@ -176,7 +176,8 @@ def check_stage(c: Cascade, x: dict[str, torch.Tensor | Scalar], sizes: dict[str
     truth = interpret(c, leaves, sizes)
 
     def observe(stage: str, k: Cascade) -> None:
-        found = interpret(k, leaves, sizes)
+        with torch.no_grad():
+            found = interpret(k, leaves, sizes)
         for name, value in truth.items():
             close(found[name], value, f"{name} after {stage}")
 
@@ -215,7 +216,7 @@ def derived_gradients(
     numbers = {n: v for n, v in x.items() if not isinstance(v, torch.Tensor)}
     total: dict[str, torch.Tensor] = {}
     for cascade, parts in backward.cascades:
-        found = interpret(pipeline.run(cascade, 4, 2), env, sizes)
+        found = interpret(pipeline.run(cascade, 4, 4), env, sizes)
         env |= found
         for part in parts:
             accumulate(total, cascade, part, found[part.statement], tensors, numbers, sizes)
