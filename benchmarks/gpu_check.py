@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # einfuse 
 import torch
 
 import einfuse
-from einfuse.runtime import Attention, Row
-from einfuse.runtime.verify import Shape, example_inputs
+from einfuse.runtime import Attention
+from einfuse.runtime.verify import Row, Shape, example_inputs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHAPES = {

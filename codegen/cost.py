@@ -111,7 +111,9 @@ def row_work(plan: KernelPlan) -> list[tuple[Fold | None, Work]]:
     out: list[tuple[Fold | None, Work]] = []
     for step in plan.steps:
         if isinstance(step, Fold):
-            full = [p for p in step.phases if p.label == "full"] or step.phases  # most blocks need no mask; there may be none to visit
+            full = [
+                p for p in step.phases if p.label == "full"
+            ] or step.phases  # most blocks need no mask; there may be none to visit
             body = full[0].body if full else ()
             out.append((step, _work(plan, body, {step.rank: step.step}) * (1 / (tile * step.step))))
         else:

@@ -164,7 +164,7 @@ def test_verify_fails_with_one_when_a_kernel_is_wrong(
     capsys: pytest.CaptureFixture[str], good: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import einfuse
-    from einfuse.runtime import Certificate, Row
+    from einfuse.runtime.verify import Certificate, Row
 
     wrong = Row("mine", "cpu", "float32", "out 0", float("inf"), 1e-6, False)
     monkeypatch.setattr(einfuse, "verify", lambda *args, **kwargs: Certificate((wrong,)))

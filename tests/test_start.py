@@ -19,6 +19,8 @@ UNUSED = (
     "einfuse.dsl",
     "einfuse.codegen.triton",
     "einfuse.codegen.cpu.kernel",
+    "einfuse.runtime.verify",
+    "einfuse.runtime.bench",
     "jinja2",
     "lark",
     "sympy",
@@ -39,7 +41,7 @@ def test_a_warm_start_imports_no_printer_and_no_parser(tmp_path) -> None:
 
 
 def test_what_traces_functions_is_there_when_asked_for() -> None:
-    for name in ("exp", "where", "masks", "score_mod", "functions", "dsl"):
+    for name in ("exp", "where", "masks", "score_mod", "functions", "dsl", "verify", "bench", "cross_compile", "Certificate"):
         assert getattr(einfuse, name) is not None
         assert name == "dsl" or name in dir(einfuse)
     with pytest.raises(AttributeError, match="no attribute 'expp'"):

@@ -19,16 +19,11 @@ gc.disable()  # what is imported stays: looking for garbage among all that torch
 from einfuse.ir import EinfuseError as EinfuseError
 from einfuse.ir import SpecError as SpecError
 from einfuse.runtime import Attention as Attention
-from einfuse.runtime import BenchShape as BenchShape
-from einfuse.runtime import Certificate as Certificate
 from einfuse.runtime import SpecInfo as SpecInfo
 from einfuse.runtime import attention as attention
-from einfuse.runtime import bench as bench
 from einfuse.runtime import compile as compile
-from einfuse.runtime import cross_compile as cross_compile
 from einfuse.runtime import list_specs as list_specs
 from einfuse.runtime import varlen as varlen
-from einfuse.runtime import verify as verify
 
 if _collecting:
     gc.enable()
@@ -51,27 +46,35 @@ if TYPE_CHECKING:
     from einfuse.dsl.functions import sqrt as sqrt
     from einfuse.dsl.functions import tanh as tanh
     from einfuse.dsl.functions import where as where
+    from einfuse.runtime.bench import BenchShape as BenchShape
+    from einfuse.runtime.bench import bench as bench
+    from einfuse.runtime.cross import cross_compile as cross_compile
+    from einfuse.runtime.verify import Certificate as Certificate
+    from einfuse.runtime.verify import verify as verify
 
-_TRACED = {
+_LATER = {
     "einfuse.dsl": ("functions", "mask_mod", "masks", "score_mod"),
     "einfuse.dsl.functions": (
         *("clamp", "cos", "erf", "exp", "log", "maximum", "minimum", "sigmoid", "sin", "softcap", "sqrt", "tanh", "where"),
     ),
+    "einfuse.runtime.bench": ("bench", "BenchShape"),
+    "einfuse.runtime.cross": ("cross_compile",),
+    "einfuse.runtime.verify": ("verify", "Certificate"),
 }
 
 
 def __getattr__(name: str) -> object:
-    """What traced functions are written with: imported when asked for, as a process that only runs kernels needs none of it."""
+    """What functions are traced, verified and timed with: imported when asked for, as a process that only runs kernels needs none of it."""
     if name == "dsl":
         return import_module("einfuse.dsl")
-    for module, names in _TRACED.items():
+    for module, names in _LATER.items():
         if name in names:
             return getattr(import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *(n for names in _TRACED.values() for n in names)])
+    return sorted([*globals(), *(n for names in _LATER.values() for n in names)])
 
 
 try:
