@@ -130,6 +130,7 @@ CLOSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile", ["i", "j"])
 @pytest.mark.parametrize("name", CLOSED)
 def test_ranges_keep_their_contract(name: str, tile: str) -> None:

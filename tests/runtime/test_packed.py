@@ -43,6 +43,7 @@ def alone(attention: einfuse.Attention, inputs: dict[str, Any], b: int) -> dict[
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [s.name for s in einfuse.list_specs()])
 def test_a_spec_is_that_of_each_sequence_or_is_refused(name: str) -> None:
     """The packed cascade against the cascade as written, sequence by sequence, in float64."""
@@ -226,6 +227,7 @@ def test_what_does_not_fit_is_refused(
         call(einfuse.compile("full", backend="torch"))
 
 
+@pytest.mark.slow
 def test_compiled_functions_break_at_the_call_and_say_why() -> None:
     attention = einfuse.compile("full", backend="torch")
 

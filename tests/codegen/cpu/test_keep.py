@@ -71,6 +71,7 @@ def test_the_text_says_what_is_kept() -> None:
     assert "run in order" not in text, "the tiles of a point stay independent"
 
 
+@pytest.mark.slow
 def test_rows_of_many_keys_are_computed_again(monkeypatch) -> None:
     """More keys than a thread has room for: another kernel, the same result."""
     plan = einfuse.compile("topk").plan("cpu")
