@@ -111,10 +111,8 @@ def row_work(plan: KernelPlan) -> list[tuple[Fold | None, Work]]:
     out: list[tuple[Fold | None, Work]] = []
     for step in plan.steps:
         if isinstance(step, Fold):
-            full = [
-                p for p in step.phases if p.label == "full"
-            ] or step.phases  # most blocks need no mask; there may be none to visit
-            body = full[0].body if full else ()
+            bodies = {p.label: p.body for p in step.phases}  # most blocks need no mask; there may be none to visit
+            body = bodies.get("full") or next(iter(bodies.values()), ())
             out.append((step, _work(plan, body, {step.rank: step.step}) * (1 / (tile * step.step))))
         else:
             out.append((None, _work(plan, step, {}) * (1 / tile)))

@@ -21,6 +21,7 @@ from einfuse.codegen.cpu.schedule import Node, arrange, kept, settle
 from einfuse.codegen.cpu.text import Extent, Scope, Text
 from einfuse.codegen.order import largest_last
 from einfuse.codegen.plan import Arg, Coordinate, Fold, KernelPlan, Region, Store, operations, reads, table_ranks
+from einfuse.codegen.rows import row_products
 from einfuse.codegen.steady import steady
 
 THREAD = 4e6  # operations that are worth a thread: waking one takes as long as a tenth of them
@@ -32,7 +33,7 @@ class KernelPrinter:
     def __init__(self, plan: KernelPlan, keeps: bool) -> None:
         plan, self.kept = keep(plan) if keeps else (plan, ())
         self.plan = prune(plan)
-        self.text, self.scope = Text(), Scope(narrow=paired(plan), tile=plan.tile.rank if plan.tile else "")
+        self.text, self.scope = Text(), Scope(narrow=paired(plan), row_products=frozenset(row_products(plan)))
         self.tensors = {t.name: t for t in plan.tensors} | {k.tensor: Arg(k.tensor, 2, plan.compute, True) for k in self.kept}
         self.dependence = Dependence(self.plan)
         self.tables = table_ranks(self.plan)

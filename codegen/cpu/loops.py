@@ -173,16 +173,15 @@ class NestPrinter:
     def reduce_lanes(self, op: Reduce, fn: str, identity: str) -> None:
         """Along the vectorised rank: an accumulator of lanes, folded when the row ends.
 
-        A sum of products that is taken once a row is added up in the order of a matrix product. So is what it is subtracted from where
-        a row has one live key, or one that outweighs the others: their difference is then exactly 0, as the gradient is.
+        What `codegen.rows` names is added up in the order of a matrix product.
         """
         acc = self.outer_name(f"{op.out.name}_lanes")
         kind = TYPES[op.out.dtype][1]
         outer = self.before[-2] if len(self.nest.dims) > 1 else self.outside
         end = self.after[-2] if len(self.nest.dims) > 1 else self.done
         value, extent, at = self.ref(op.arg), self.scope.extents[op.rank], self.at[op.rank]
-        factors = self.factors.get(op.arg.name) if op.out.dims == (self.scope.tile,) and fn == "sum" else None
-        if factors is not None and factors[0] != factors[1] and not extent.counted:
+        factors = self.factors.get(op.arg.name) if op.out.name in self.scope.row_products else None
+        if factors is not None and not extent.counted:
             a, b = map(spread, factors)
             outer.append(f"T {acc} = 0;")
             self.before[-1].append(f"{acc} = in_order<{extent.most}>({acc}, {a}, {b}, {at});")

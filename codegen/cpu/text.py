@@ -61,7 +61,7 @@ class Scope:
     recipes: dict[str, Op] = field(default_factory=dict)
     extents: dict[str, Extent] = field(default_factory=dict)
     narrow: bool = False  # products may take their operands in bf16
-    tile: str = ""  # the rank of the tile, if there is one
+    row_products: frozenset[str] = frozenset()  # the sums of `codegen.rows`
 
     def inner(self) -> Scope:
         return Scope(
@@ -72,7 +72,7 @@ class Scope:
             dict(self.recipes),
             dict(self.extents),
             self.narrow,
-            self.tile,
+            self.row_products,
         )
 
 

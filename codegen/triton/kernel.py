@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from einfuse.codegen.order import largest_last
-from einfuse.codegen.plan import Block, Fold, KernelPlan, Load, Phase, operations
+from einfuse.codegen.plan import Block, Fold, KernelPlan, Load, Phase, operations, table_ranks
 from einfuse.codegen.triton.body import Body, Ref, number
 from einfuse.codegen.triton.layout import Layout
 from einfuse.codegen.triton.memory import widened
@@ -88,7 +88,7 @@ class Kernel:
         for t in tensors:
             view = ".view(torch.uint8)" if t.storage == "bool" else ""
             self.argument(f"tensor {t.name}", f"{t.name}_ptr", f'tensors["{t.name}"]{view}')
-        tabulated = dict.fromkeys(s.rank for s in plan.steps if isinstance(s, Fold) and s.tabulated)
+        tabulated = table_ranks(plan)
         for rank in tabulated:
             for table in (f"{rank}_count", f"{rank}_block"):
                 self.argument(f"tensor {table}", f"{table}_ptr", f'tensors["{table}"]')

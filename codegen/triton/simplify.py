@@ -6,25 +6,24 @@
 One multiply-add and one exp2 an element remain, because the product with m is a row's. Where s is itself c * y with a scalar c,
 ``exp_difference(y, m, c)`` is printed exp2(y * (c * log2e) - ...). Equal up to rounding.
 
-    before   t = x * y ; r = sum[e] t                   x[i, e], y[i, e], r[i], i the tile's rank, outside of loops
+    before   t = x * y ; r = sum[e] t                   the sums that `codegen.rows` names, which ``tl.sum`` adds up in another order
     after    r = dot[e](x, y)                           where matrix products are exact (fp32)
-
-A matrix product may add up in another order than ``tl.sum``; what is subtracted from r in a loop is one. Where a row has one live key, or
-one that outweighs the others, both are the same sum: added up alike, their difference is exactly 0, as the gradient is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from einfuse.codegen.plan import Dot, Fold, KernelPlan, Map, Op, Phase, Reduce, Region, live, reads
+from einfuse.codegen.plan import Dot, Fold, KernelPlan, Map, Op, Phase, Reduce, Region, Value, live, reads
+from einfuse.codegen.rows import row_products
 
 EXP_DIFFERENCE = "exp_difference"
 
 
 def simplify(plan: KernelPlan) -> KernelPlan:
-    steps = tuple(_fold(s) if isinstance(s, Fold) else _row_products(_exponentials(s), plan) for s in plan.steps)
+    sums = row_products(plan) if plan.narrow == "f32" else {}
+    steps = tuple(_fold(s) if isinstance(s, Fold) else _row_products(_exponentials(s), sums) for s in plan.steps)
     kept: list[Region | Fold] = []
     wanted: set[str] = set()
     for step in reversed(steps):  # backwards: what a step defines is wanted if a later one reads it
@@ -58,19 +57,11 @@ def _exponentials(region: Region) -> Region:
     return tuple(map(rewritten, region))
 
 
-def _row_products(region: Region, plan: KernelPlan) -> Region:
-    if plan.tile is None or plan.narrow != "f32":
-        return region
-    rows, features = (plan.tile.rank,), {f.rank for f in plan.features}
-    made = {op.out.name: op for op in region if isinstance(op, Map) and op.fn == "*"}
-
+def _row_products(region: Region, factors: Mapping[str, tuple[Value, Value]]) -> Region:
     def rewritten(op: Op) -> Op:
-        sums = isinstance(op, Reduce) and op.fn == "sum" and op.out.dims == rows and op.rank in features
-        if not isinstance(op, Reduce) or not sums or op.arg.name not in made:
+        if not isinstance(op, Reduce) or op.out.name not in factors:
             return op
-        a, b = made[op.arg.name].args
-        alike = a.dims == b.dims == op.arg.dims and a.dtype == b.dtype == "float"
-        return Dot(op.out, a, b, op.rank, narrow=False) if alike and a != b else op
+        return Dot(op.out, *factors[op.out.name], op.rank, narrow=False)
 
     return tuple(map(rewritten, region))
 
