@@ -25,6 +25,7 @@ from einfuse.runtime.pairs import Pairs
 from einfuse.runtime.scatter import accumulate
 from einfuse.runtime.tiles import Variant
 from einfuse.runtime.unchanged import Unchanged
+from einfuse.runtime.walks import Chosen, Walks
 
 Step = tuple[Cascade, tuple[Gradient, ...]]
 """A cascade of a backward, and the gradients it gives."""
@@ -59,9 +60,11 @@ class Program:
     backwards: dict[tuple[str, ...], Backward] = field(default_factory=dict)
     dense: dict[tuple[object, ...], Pairs | None] = field(default_factory=dict)
     savings: dict[tuple[str, ...], Cascade] = field(default_factory=dict)
+    walks: Walks = field(init=False)
     _halves: list[split.Halves | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.walks = Walks(self.strict)
         tensors = {t.name for t in self.cascade.inputs if not t.param}
         self.suspects = tuple((x, tuple(sorted(x.tables & tensors))) for x in ranges.suspects(self.cascade))
 
@@ -148,10 +151,45 @@ class Program:
         numbers: Mapping[str, Scalar],
         sizes: Mapping[str, int],
         backend: Backend,
+    ) -> Ready:
+        """The kernel of one cascade for tensors like these: tile by tile, or by lists of pairs where that is less work."""
+        chosen = self.walked(cascade, tensors, numbers, sizes, backend)
+        if chosen is None:
+            return self._launch(cascade, tensors, numbers, sizes, backend)
+        given = {**tensors, **chosen.tables}
+        run = self._launch(chosen.cascade, given, numbers, {**sizes, **chosen.sizes}, backend, chosen.key)
+        return lambda tensors: run({**tensors, **chosen.tables})
+
+    def walked(
+        self,
+        cascade: Cascade,
+        tensors: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        backend: Backend,
+    ) -> Chosen | None:
+        """The lists by which a launch of a cascade walks its pairs, None where it takes tiles."""
+        pair = self.walks.pair(cascade)
+        if pair is None:
+            return None
+        storage = {t.name: STORAGE[tensors[t.name].dtype] for t in cascade.inputs if not t.param}
+        static = static_sizes(cascade, sizes)
+        start = self.variant(cascade, storage, numbers, sizes, backend).start
+        ladder = tilings(cascade, storage, static, backend, self._is_backward(cascade))
+        return self.walks.choose(pair, tensors, numbers, sizes, ladder[start])
+
+    def _launch(
+        self,
+        cascade: Cascade,
+        tensors: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        backend: Backend,
+        walk: str = "",
     ) -> Launch:
-        """The kernel of one cascade for tensors like these. One that spills registers is right but slow: the next call gets smaller tiles."""
+        """One kernel. One that spills registers is right but slow: the next call gets smaller tiles."""
         storage = storage_of(cascade, tensors)
-        variant = self.variant(cascade, storage, numbers, sizes, backend)
+        variant = replace(self.variant(cascade, storage, numbers, sizes, backend), walk=walk)
 
         def smaller(built: Built) -> Built | None:
             static = static_sizes(cascade, sizes)
@@ -164,7 +202,7 @@ class Program:
         return Launch(self.build(cascade, storage, sizes, backend, variant), numbers, sizes, smaller)
 
     def _is_backward(self, cascade: Cascade) -> bool:
-        return cascade.inputs != self.cascade.inputs
+        return not set(self.cascade.outs) <= set(cascade.outs)
 
     def _build(
         self, cascade: Cascade, storage: Mapping[str, Storage], static: dict[str, int], backend: Backend, variant: Variant
@@ -252,7 +290,7 @@ class Program:
         steps = list(self.backward_of(wanted).cascades)
         while steps:
             (cascade, parts), *steps = steps
-            both = self._both((cascade, parts), steps[0], env, sizes, backend) if steps else None
+            both = self._both((cascade, parts), steps[0], env, numbers, sizes, backend) if steps else None
             if both:
                 built, outs = both
                 (other, more), *steps = steps
@@ -291,13 +329,21 @@ class Program:
         return self.dense[key]
 
     def _both(
-        self, rows: Step, columns: Step, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int], backend: Backend
+        self,
+        rows: Step,
+        columns: Step,
+        env: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        backend: Backend,
     ) -> tuple[Built, dict[str, torch.Tensor]] | None:
         """Two steps of a backward as one kernel, and its outputs (those of the first hold zeros, to be added to), where that is possible."""
         (first, parts), (second, more) = rows, columns
         if not backend.merges(math.prod(extent_of(first, r, sizes) for r in first.over)):
             return None
         if any(t.name in first.outs for t in second.inputs) or any(self._pairs(*step, env) for step in (rows, columns)):
+            return None
+        if any(self.walked(c, env, numbers, sizes, backend) for c in (first, second)):
             return None
         given = {t.name: STORAGE[env[t.name].dtype] for c in (first, second) for t in c.inputs if not t.param}
         static = {**static_sizes(first, sizes), **static_sizes(second, sizes)}
