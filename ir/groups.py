@@ -219,9 +219,7 @@ def _table(lists: Sequence[Ints], missing: int | None) -> Ints32:
     return out
 
 
-def _tests(
-    digits: Sequence[Digit], parts: Sequence[_Parts], cuts: Sequence[_Cut], rows: Ints32, columns: Ints32
-) -> list[Test]:
+def _tests(digits: Sequence[Digit], parts: Sequence[_Parts], cuts: Sequence[_Cut], rows: Ints32, columns: Ints32) -> list[Test]:
     """What is left to be asked of the pairs of a group: one test for all digits whose parts are apart, one for each other."""
     left = [(d, p) for d, p, c in zip(digits, parts, cuts, strict=True) if not p.told(c)]
     whole = [(d, p) for d, p in left if p.apart]

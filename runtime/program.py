@@ -169,14 +169,13 @@ class Program:
         backend: Backend,
     ) -> Chosen | None:
         """The lists by which a launch of a cascade walks its pairs, None where it takes tiles."""
-        pair = self.walks.pair(cascade)
-        if pair is None:
-            return None
+        if self.walks.pair(cascade) is None:
+            return None  # soon said of most
         storage = {t.name: STORAGE[tensors[t.name].dtype] for t in cascade.inputs if not t.param}
         static = static_sizes(cascade, sizes)
         start = self.variant(cascade, storage, numbers, sizes, backend).start
         ladder = tilings(cascade, storage, static, backend, self._is_backward(cascade))
-        return self.walks.choose(pair, tensors, numbers, sizes, ladder[start])
+        return self.walks.choose(cascade, tensors, numbers, sizes, ladder[start])
 
     def _launch(
         self,

@@ -37,6 +37,11 @@ class Chosen:
     groups: Groups
     before: float
 
+    def __str__(self) -> str:
+        groups, rows, columns = self.shape
+        share = 100 * self.groups.work / self.before
+        return f"walked by lists: {groups} groups of {rows} rows and {columns} columns, {share:.2g} % of the work of tiles"
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Groups, rows and columns of each."""
@@ -60,14 +65,17 @@ class Walks:
 
     def choose(
         self,
-        pair: walk.Pair,
+        cascade: Cascade,
         tensors: Mapping[str, torch.Tensor],
         numbers: Mapping[str, Scalar],
         sizes: Mapping[str, int],
         tiling: tuple[int, int],
     ) -> Chosen | None:
         """The lists for a launch, None where tiles of ``tiling`` are as good."""
-        name = (pair.cascade.name, pair.cascade.outs)
+        pair = self.pair(cascade)
+        if pair is None:
+            return None
+        name = (cascade.name, cascade.outs)
         device = next(iter(tensors.values())).device
         key = (*name, tiling, device, *sorted(sizes.items()), *sorted(numbers.items()))
         if key not in self.chosen:

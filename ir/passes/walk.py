@@ -1,6 +1,6 @@
 """The order in which a kernel walks queries and keys, given by lists: group after group of rows, each with the columns it goes with.
 
-    over b, h                                        over i_group, b, h
+    over b, h                                        over b, h, i_group
     rank i: query = Nq                               rank i: query = 49
     rank j: key = Nk                                 rank j: key = 49
     in q[b, h, Nq, d]                        ->      in q[b, h, Nq, d] ; in i_at[i_groups, 49]: int ; in j_at[i_groups, 49]: int
@@ -105,7 +105,7 @@ def run(found: Pair, said: tuple[Expr, ...], rows: int, columns: int | None, tes
     walked = replace(
         c,
         name=f"{c.name}_walk",
-        over=(group, *c.over),
+        over=(*c.over, group),
         ranks=(Rank(group, "batch", groups), *(replace(r, size=sized.get(r.name, r.size)) for r in c.ranks)),
         inputs=(*c.inputs, *tables),
         body=tuple(body),
