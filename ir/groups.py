@@ -14,6 +14,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +57,8 @@ class Groups:
 
     @property
     def work(self) -> float:
-        return work(*self.rows.shape, self.columns.shape[1])
+        groups, rows = self.rows.shape
+        return work(groups, rows, self.columns.shape[1])
 
 
 def work(groups: int, rows: int, columns: int) -> float:
@@ -115,8 +117,7 @@ class _Parts:
     def of(digit: Digit) -> _Parts | None:
         if digit.live is None:
             one, other = np.zeros(digit.rows, np.int64), np.zeros(digit.columns, np.int64)
-            rows = (np.arange(digit.rows),)
-            return _Parts(digit, rows, one, other, np.arange(digit.columns), one, one + digit.columns)
+            return _Parts(digit, (np.arange(digit.rows),), one, other, np.arange(digit.columns), one, one + digit.columns)
         live = digit.live
         part, column = _connected(live)
         order = np.lexsort((np.arange(digit.columns), column))
@@ -238,9 +239,10 @@ def _tests(digits: Sequence[Digit], parts: Sequence[_Parts], cuts: Sequence[_Cut
     ]
 
 
-def _of(d: Digit, positions: Ints32, side: str, table: Ints) -> Ints:
+def _of(d: Digit, positions: Ints32, side: Literal["rows", "columns"], table: Ints) -> Ints:
     """What a table of a digit's values says of positions."""
-    return table[np.maximum(positions, 0) // d.weight % getattr(d, side)]
+    radix = d.rows if side == "rows" else d.columns
+    return np.asarray(table[np.maximum(positions, 0) // d.weight % radix])
 
 
 def _scale(whole: Sequence[tuple[Digit, _Parts]], n: int) -> int:

@@ -155,9 +155,9 @@ class Program:
         """The kernel of one cascade for tensors like these: tile by tile, or by lists of pairs where that is less work."""
         chosen = self.walked(cascade, tensors, numbers, sizes, backend)
         if chosen is None:
-            return self._launch(cascade, tensors, numbers, sizes, backend)
+            return self._tiled(cascade, tensors, numbers, sizes, backend)
         given = {**tensors, **chosen.tables}
-        run = self._launch(chosen.cascade, given, numbers, {**sizes, **chosen.sizes}, backend, chosen.key)
+        run = self._tiled(chosen.cascade, given, numbers, {**sizes, **chosen.sizes}, backend, chosen.key)
         return lambda tensors: run({**tensors, **chosen.tables})
 
     def walked(
@@ -177,7 +177,7 @@ class Program:
         ladder = tilings(cascade, storage, static, backend, self._is_backward(cascade))
         return self.walks.choose(cascade, tensors, numbers, sizes, ladder[start])
 
-    def _launch(
+    def _tiled(
         self,
         cascade: Cascade,
         tensors: Mapping[str, torch.Tensor],
@@ -291,11 +291,9 @@ class Program:
             (cascade, parts), *steps = steps
             both = self._both((cascade, parts), steps[0], env, numbers, sizes, backend) if steps else None
             if both:
-                built, outs = both
+                run, outs = both
                 (other, more), *steps = steps
-                Launch(built, numbers, sizes)(
-                    {t.name: env[t.name] for c in (cascade, other) for t in c.inputs if not t.param} | outs
-                )
+                run({t.name: env[t.name] for c in (cascade, other) for t in c.inputs if not t.param} | outs)
                 done = [(cascade, p) for p in parts] + [(other, p) for p in more]
             else:
                 pairs = self._pairs(cascade, parts, env)
@@ -335,35 +333,51 @@ class Program:
         numbers: Mapping[str, Scalar],
         sizes: Mapping[str, int],
         backend: Backend,
-    ) -> tuple[Built, dict[str, torch.Tensor]] | None:
+    ) -> tuple[Ready, dict[str, torch.Tensor]] | None:
         """Two steps of a backward as one kernel, and its outputs (those of the first hold zeros, to be added to), where that is possible."""
         (first, parts), (second, more) = rows, columns
-        if not backend.merges(math.prod(extent_of(first, r, sizes) for r in first.over)):
-            return None
         if any(t.name in first.outs for t in second.inputs) or any(self._pairs(*step, env) for step in (rows, columns)):
             return None
-        if any(self.walked(c, env, numbers, sizes, backend) for c in (first, second)):
+        chosen = [self.walked(c, env, numbers, sizes, backend) for c in (first, second)]
+        lists, cascades, extents = dict[str, torch.Tensor](), (first, second), dict(sizes)
+        if any(chosen):
+            turned = self.walks.over_columns(chosen[0], first, second) if chosen[0] and chosen[1] else None
+            if turned is None or chosen[0] is None:
+                return None
+            lists, cascades, extents = dict(turned.tables), (chosen[0].cascade, turned.cascade), {**sizes, **turned.sizes}
+        if not backend.merges(math.prod(extent_of(cascades[0], r, extents) for r in cascades[0].over)):
             return None
-        given = {t.name: STORAGE[env[t.name].dtype] for c in (first, second) for t in c.inputs if not t.param}
-        static = {**static_sizes(first, sizes), **static_sizes(second, sizes)}
-        key = (first.name, *kernel_key(second, given, static, backend))
+        a, b = cascades
+        known = {**env, **lists}
+        given = {t.name: STORAGE[known[t.name].dtype] for c in cascades for t in c.inputs if not t.param}
+        static = {**static_sizes(a, extents), **static_sizes(b, extents)}
+        small = self.variant(b, given, numbers, extents, backend).small
+        key = (a.name, a.ranks, a.inputs, small, *kernel_key(b, given, static, backend))
         if key in self.pairs and self.pairs[key] is None:
             return None
         outs = self._allocate_parts(first, parts, env, sizes, added=True) | self._allocate_parts(second, more, env, sizes)
         if not all(x.numel() for x in outs.values()):
             return None
         if key not in self.pairs:
-            known = {**env, **outs}
-            stored = {**storage_of(first, known), **storage_of(second, known)}
-            self.pairs[key] = self._build_both(first, second, stored, static, backend)
+            stored = given | {n: STORAGE[x.dtype] for n, x in outs.items()}
+            self.pairs[key] = self._build_both(a, b, stored, static, backend, dict(small))
         built = self.pairs[key]
-        return (built, outs) if built else None
+        if built is None:
+            return None
+        launch = Launch(built, numbers, extents)
+        return (lambda tensors: launch({**tensors, **lists})), outs
 
     def _build_both(
-        self, first: Cascade, second: Cascade, storage: Mapping[str, Storage], static: dict[str, int], backend: Backend
+        self,
+        first: Cascade,
+        second: Cascade,
+        storage: Mapping[str, Storage],
+        static: dict[str, int],
+        backend: Backend,
+        small: Mapping[str, int],
     ) -> Built | None:
         block, step = tilings(second, storage, static, backend, True)[0]
-        stored, sizes = sorted(storage.items()), sorted(static.items())
+        stored, sizes = sorted(storage.items()), (sorted(static.items()), sorted(small.items()))
         name = cache.key("pair", show(first), show(second), stored, sizes, backend.name, block, step, self.strict)
 
         def make() -> tuple[Cascade, KernelPlan, str] | None:
@@ -372,7 +386,8 @@ class Program:
             if masks[0] != masks[1]:
                 return None  # they do not walk the same pairs
             own = [{n: storage[n] for n in ({t.name for t in c.inputs} | {*c.outs}) & storage.keys()} for c in (first, second)]
-            rows, columns = (lower(c, kinds, static) for c, kinds in zip(scheduled, own, strict=True))
+            plans = (lower(c, kinds, static) for c, kinds in zip(scheduled, own, strict=True))
+            rows, columns = (backend.prepared(p, small) for p in plans)
             plan = backend.merge(rows, columns)
             return (scheduled[1], plan, backend.emit(plan)) if plan else None
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
-from einfuse.ir import Cascade, Fold, Scalar
+from einfuse.ir import Cascade, Expr, Fold, Scalar
 from einfuse.ir.digits import related
 from einfuse.ir.groups import CARRIED, LOADED, Groups, grouped
 from einfuse.ir.passes import walk
@@ -30,12 +30,17 @@ MOST_ROWS = 64
 class Chosen:
     """The cascade over groups, what it takes besides, and the work that it and tiles would be (in pairs, for one ambient point)."""
 
-    cascade: Cascade
+    made: walk.Walked
+    said: tuple[Expr, ...]
     key: str
     tables: Mapping[str, torch.Tensor]
     sizes: Mapping[str, int]
     groups: Groups
     before: float
+
+    @property
+    def cascade(self) -> Cascade:
+        return self.made.cascade
 
     def __str__(self) -> str:
         groups, rows, columns = self.shape
@@ -50,11 +55,13 @@ class Chosen:
 
 @dataclass(slots=True)
 class Walks:
-    """The choices of one program, made once for each cascade, sizes, numbers and device."""
+    """The choices of one program, made once for each cascade, sizes, numbers and device. Fewer rows than ``fewest`` keep tiles."""
 
     strict: bool = False
+    fewest: int = FEWEST
     pairs: dict[tuple[object, ...], walk.Pair | None] = field(default_factory=dict)
     chosen: dict[tuple[object, ...], Chosen | None] = field(default_factory=dict)
+    turned: dict[tuple[object, ...], Chosen | None] = field(default_factory=dict)
 
     def pair(self, cascade: Cascade) -> walk.Pair | None:
         """What lists could say of a cascade of the program."""
@@ -82,6 +89,14 @@ class Walks:
             self.chosen[key] = self._chosen(pair, tensors, numbers, sizes, tiling)
         return self.chosen[key]
 
+    def over_columns(self, first: Chosen, rows: Cascade, columns: Cascade) -> Chosen | None:
+        """The cascade ``columns``, whose own rows are the columns of ``rows``, over the lists of that one; None where one is listed twice."""
+        key = (columns.name, columns.outs, id(first))
+        if key not in self.turned:
+            mine, theirs = self.pair(rows), self.pair(columns)
+            self.turned[key] = _turned(first, mine, theirs) if mine and theirs else None
+        return self.turned[key]
+
     def _chosen(
         self,
         pair: walk.Pair,
@@ -91,7 +106,7 @@ class Walks:
         tiling: tuple[int, int],
     ) -> Chosen | None:
         rows, columns = ((r, extent_of(pair.cascade, r, sizes)) for r in (pair.rows, pair.columns))
-        if rows[1] < FEWEST or not columns[1]:
+        if rows[1] < self.fewest or not columns[1]:
             return None
         found = related([numeric(c, sizes, numbers) for c in pair.conditions], rows, columns)
         if found is None:
@@ -106,7 +121,7 @@ class Walks:
         device = next(iter(tensors.values())).device
         tables = {n: torch.from_numpy(x).to(device) for n, x in listed(made, groups).items()}
         more = {made.groups: len(groups.rows)} | ({made.columns: wide} if made.columns else {})
-        return Chosen(made.cascade, cache.key("walk", show(made.cascade)), tables, more, groups, before)
+        return Chosen(made, said, cache.key("walk", show(made.cascade)), tables, more, groups, before)
 
     def _tiled(
         self,
@@ -129,6 +144,17 @@ class Walks:
             live = found.live_fraction * found.kind.shape[-2] * found.kind.shape[-1]
             work.append(live * fold.step * (block + LOADED + CARRIED * block / fold.step))
         return max(work)
+
+
+def _turned(first: Chosen, rows: walk.Pair, columns: walk.Pair) -> Chosen | None:
+    groups, sides = first.groups, (rows.rows, rows.columns)
+    once = all(len(np.unique(x)) == x.size for x in (groups.rows, groups.columns))
+    if not once or sides != (columns.columns, columns.rows) or not set(first.said) <= set(columns.conditions):
+        return None
+    wide = None if first.made.columns else groups.columns.shape[1]
+    made = walk.run(columns, first.said, groups.rows.shape[1], wide, len(groups.tests), sides)
+    same = replace(made, cascade=first.cascade) == first.made
+    return replace(first, made=made, key=cache.key("walk", show(made.cascade))) if same else None
 
 
 def listed(made: walk.Walked, groups: Groups) -> dict[str, np.ndarray]:

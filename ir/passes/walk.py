@@ -74,33 +74,37 @@ def _own(x: Einsum, ranks: dict[str, tuple[str, ...]]) -> bool:
     return all(e.args == tuple(map(ex.index, ranks[e.name])) for e in every)
 
 
-def run(found: Pair, said: tuple[Expr, ...], rows: int, columns: int | None, tests: int) -> Walked:
+def run(
+    found: Pair, said: tuple[Expr, ...], rows: int, columns: int | None, tests: int, sides: tuple[str, str] | None = None
+) -> Walked:
     """The cascade over groups of ``rows`` rows and ``columns`` columns (None: known at launch), without the conditions ``said``.
 
-    ``tests`` of the groups take their place.
+    ``tests`` of the groups take their place. ``sides`` are the ranks of the groups' rows and columns, unless they are those of the
+    cascade itself: each row of it must then be listed once.
     """
     c = found.cascade
+    sides = sides or (found.rows, found.columns)
     taken = {x.target for x in c.body if isinstance(x, Einsum)} | {t.name for t in c.inputs} | {r.name for r in c.ranks}
     taken |= {e.name for t in c.inputs for a in t.axes for e in ex.walk(a) if e.op == "size"}
     taken |= {r.size for r in c.ranks if isinstance(r.size, str)}
-    group, groups, wide = (fresh(f"{found.rows}_{n}", taken) for n in ("group", "groups", "columns"))
-    at = {r: fresh(f"{r}_at", taken) for r in (found.rows, found.columns)}
+    group, groups, wide = (fresh(f"{sides[0]}_{n}", taken) for n in ("group", "groups", "columns"))
+    at = {r: fresh(f"{r}_at", taken) for r in sides}
     named = tuple(
         (
-            fresh(f"{found.rows}_lo_{n}", taken),
-            fresh(f"{found.rows}_hi_{n}", taken),
-            fresh(f"{found.columns}_at_{n}", taken),
+            fresh(f"{sides[0]}_lo_{n}", taken),
+            fresh(f"{sides[0]}_hi_{n}", taken),
+            fresh(f"{sides[1]}_at_{n}", taken),
         )
         for n in range(tests)
     )
     lists = {r: ex.load(at[r], ex.index(group), ex.index(r)) for r in at}
-    sized = {found.rows: rows, found.columns: wide if columns is None else columns}
-    walk = _Walk({x.target for x in c.body if isinstance(x, Einsum)}, lists, frozenset(said), _tests(found, group, named))
+    sized = {sides[0]: rows, sides[1]: wide if columns is None else columns}
+    walk = _Walk({x.target for x in c.body if isinstance(x, Einsum)}, lists, frozenset(said), _tests(sides, group, named))
     body: list[Statement] = [replace(x, map=walk(x.map), mask=walk.mask(x.mask)) for x in c.body if isinstance(x, Einsum)]
     tables = [Tensor(at[r], (ex.size(groups), ex.size(sized[r])), "int") for r in at]
     for lo, hi, place in named:
-        tables += [Tensor(n, (ex.size(groups), ex.size(sized[found.rows])), "int") for n in (lo, hi)]
-        tables += [Tensor(place, (ex.size(groups), ex.size(sized[found.columns])), "int")]
+        tables += [Tensor(n, (ex.size(groups), ex.size(sized[sides[0]])), "int") for n in (lo, hi)]
+        tables += [Tensor(place, (ex.size(groups), ex.size(sized[sides[1]])), "int")]
     ranks = {x.target: x.ranks for x in c.body if isinstance(x, Einsum)}
     walked = replace(
         c,
@@ -111,14 +115,14 @@ def run(found: Pair, said: tuple[Expr, ...], rows: int, columns: int | None, tes
         body=tuple(body),
         places=tuple(_place(c, n, (*c.over, *ranks[n]), lists) for n in c.outs),
     )
-    return Walked(walked, groups, None if columns is not None else wide, at[found.rows], at[found.columns], named)
+    return Walked(walked, groups, None if columns is not None else wide, at[sides[0]], at[sides[1]], named)
 
 
-def _tests(found: Pair, group: str, named: tuple[tuple[str, str, str], ...]) -> tuple[Expr, ...]:
+def _tests(sides: tuple[str, str], group: str, named: tuple[tuple[str, str, str], ...]) -> tuple[Expr, ...]:
     out: list[Expr] = []
     for lo, hi, at in named:
-        here = ex.load(at, ex.index(group), ex.index(found.columns))
-        low, high = (ex.load(n, ex.index(group), ex.index(found.rows)) for n in (lo, hi))
+        here = ex.load(at, ex.index(group), ex.index(sides[1]))
+        low, high = (ex.load(n, ex.index(group), ex.index(sides[0])) for n in (lo, hi))
         out += [ex.call("<=", low, here), ex.call("<", here, high)]
     return tuple(out)
 
