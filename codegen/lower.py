@@ -205,7 +205,7 @@ class _Lowering:
             # one reciprocal a row instead of a division an element, but not by a largest value: where that stands, the quotient is 1
             return self._map("*", args[0], self._map("/", self._const(1.0), args[1]), name=name)
         dims = self._dims(args)
-        out = self._emit((fn, *args), args, lambda n: kp.Map(Value(n, dims, dtype), fn, args), name)
+        out = self._emit((fn, *args), args, lambda n: kp.Map(Value(n, dims, dtype), fn, args, name != "t"), name)
         if dims and (fn in ("max", "min") or (fn in ("stop", "copy") and args[0].name in self.extrema)):
             self.extrema.add(out.name)
         return out

@@ -398,8 +398,10 @@ class _Interpreter:
         else:
             data, indexes = self.inputs[e.name], list(e.args)
             base = (0,) * data.ndim
-        if span is not None and all(a.op == "index" for a in indexes) and len({a.name for a in indexes}) == len(indexes):
-            return self._slice(data, [a.name for a in indexes], base, span)
+        ranks = [a.name for a in indexes if a.op == "index"]
+        if span is not None and len(set(ranks)) == len(indexes):
+            if all(span[r][1] - o <= n for r, o, n in zip(ranks, base, data.shape, strict=True)):
+                return self._slice(data, ranks, base, span)
         blocks = [self._value(a, env, coordinate, span, new) for a in indexes]
         dims = self._sorted([d for b in blocks for d in b.dims])
         if not blocks:

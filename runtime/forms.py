@@ -98,7 +98,11 @@ class Forms:
         if not self.found.widths:  # a feature of the keys for every feature of the state, as wide as they are
             return None
         rank = self.found.rank(sizes)
-        return f"its weights have {self.found.show()} = {rank} features, and a state holds at most {FEATURES}" if rank > FEATURES else None
+        return (
+            f"its weights have {self.found.show()} = {rank} features, and a state holds at most {FEATURES}"
+            if rank > FEATURES
+            else None
+        )
 
     def linear(self, sizes: Mapping[str, int]) -> Attention:
         """The linear form for these sizes. Raises SpecError where there is none."""
