@@ -30,10 +30,10 @@ from einfuse.ir import (
 from einfuse.ir import index as coordinate
 from einfuse.ir import size as size_of
 from einfuse.ir.expr import factors, indices, names, product, reads, walk
-from einfuse.ir.interpret import is_let
 from einfuse.ir.passes.classify_score import operands
 from einfuse.ir.passes.schedule import feature_ranks
 from einfuse.ir.rewrite import fresh, within_axis
+from einfuse.ir.statements import is_let
 from einfuse.ir.text import show_body
 
 
