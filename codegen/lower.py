@@ -30,10 +30,10 @@ from einfuse.ir import (
 from einfuse.ir import index as coordinate
 from einfuse.ir import size as size_of
 from einfuse.ir.expr import factors, indices, names, product, reads, walk
-from einfuse.ir.interpret import is_let
 from einfuse.ir.passes.classify_score import operands
 from einfuse.ir.passes.schedule import feature_ranks
 from einfuse.ir.rewrite import fresh, within_axis
+from einfuse.ir.statements import is_let
 from einfuse.ir.text import show_body
 
 
@@ -209,7 +209,7 @@ class _Lowering:
             # one reciprocal a row instead of a division an element, but not by a largest value: where that stands, the quotient is 1
             return self._map("*", args[0], self._map("/", self._const(1.0), args[1]), name=name)
         dims = self._dims(args)
-        out = self._emit((fn, *args), args, lambda n: kp.Map(Value(n, dims, dtype), fn, args), name)
+        out = self._emit((fn, *args), args, lambda n: kp.Map(Value(n, dims, dtype), fn, args, name != "t"), name)
         if dims and (fn in ("max", "min") or (fn in ("stop", "copy") and args[0].name in self.extrema)):
             self.extrema.add(out.name)
         return out

@@ -14,8 +14,9 @@ import torch
 
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
-from einfuse.ir.interpret import interpret, is_let
+from einfuse.ir.interpret import interpret
 from einfuse.ir.nodes import RANK_KINDS, Cascade, DType, Einsum, Expr, Fold, Scalar, Span, State
+from einfuse.ir.statements import is_let
 
 Stage = Literal["built", "canonical", "fused", "scheduled"]
 

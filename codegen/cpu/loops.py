@@ -121,21 +121,24 @@ class NestPrinter:
                 return self.coordinate(out, rank)
             case Load(out=out):
                 return self.define(out, access.load(self, op))
-            case Map(out=out, fn=fn, args=args):
+            case Map(out=out, fn=fn, args=args, named=named):
                 refs = [self.ref(a) for a in args]
                 ref = self.contracted(fn, args, refs) or applied(fn, refs, out.dtype)
                 if fn == "*" and ref.vector and all(r.dtype == "float" for r in refs):
-                    self.factors[out.name] = refs
+                    if named:
+                        ref = Ref(f"as_rounded({ref.text})", ref.dtype, True)
+                    else:
+                        self.factors[out.name] = refs
                 if self.is_vector(out.dims) and not ref.vector:
                     ref = Ref(spread(ref), ref.dtype, True)
                 return self.define(out, ref)
         raise AssertionError(f"{type(op).__name__} has no place in a loop nest")
 
     def contracted(self, fn: str, args: tuple[Value, ...], refs: list[Ref]) -> Ref | None:
-        """A product and the sum that reads it, rounded once.
+        """A product and the sum that reads it, rounded once; but a product that is a statement is rounded for all who read it.
 
         Left to the compiler, that would depend on what else reads the product: a backward would compute scores that differ from
-        its forward's, and weights that do not add up to the statistics it reads.
+        its forward's, and weights that do not add up to the statistics it reads. And a score minus the largest one is 0 there.
         """
         n = next((n for n, a in enumerate(args) if a.name in self.factors), None)
         if fn not in ("+", "-") or n is None or refs[1 - n].dtype != "float" or args[0] == args[1]:
@@ -180,17 +183,21 @@ class NestPrinter:
         outer = self.before[-2] if len(self.nest.dims) > 1 else self.outside
         end = self.after[-2] if len(self.nest.dims) > 1 else self.done
         value, extent, at = self.ref(op.arg), self.scope.extents[op.rank], self.at[op.rank]
-        factors = self.factors.get(op.arg.name) if op.out.name in self.scope.row_products else None
-        if factors is not None and not extent.counted:
+        factors = self.factors.get(op.arg.name)
+        if factors is not None and op.out.name in self.scope.row_products and not extent.counted:
             a, b = map(spread, factors)
             outer.append(f"T {acc} = 0;")
             self.before[-1].append(f"{acc} = in_order<{extent.most}>({acc}, {a}, {b}, {at});")
             total = acc
         else:
             outer.append(f"{kind} {acc} = spread({identity});")
-            known = f"below({{}}, {at}, {extent.count}, " if extent.counted else f"within<{extent.most}>({{}}, {at}, "
-            lanes = f"{known.format(spread(value))}spread({identity}))"
-            self.before[-1].append(f"{acc} = {_COMBINE[fn].format(acc, lanes)};")
+            known = f"below({{}}, {at}, {extent.count}, {{}})" if extent.counted else f"within<{extent.most}>({{}}, {at}, {{}})"
+            if factors is not None and fn == "sum":
+                a, b = map(spread, factors)
+                step = known.format(f"multiply_add({a}, {b}, {acc})", acc)
+            else:
+                step = _COMBINE[fn].format(acc, known.format(spread(value), f"spread({identity})"))
+            self.before[-1].append(f"{acc} = {step};")
             total = f"{fn}_of({acc})"
         if not op.out.dims:
             name = self.outer_name(op.out.name)

@@ -54,6 +54,7 @@ INLINE VI bits_int(V x) { VI y; __builtin_memcpy(&y, &x, sizeof y); return y; }
 #define HIDDEN(x)
 #endif
 INLINE V multiply_add(V a, V b, V c) { HIDDEN(a); return a * b + c; }
+INLINE V as_rounded(V x) { HIDDEN(x); return x; }  // a product that no sum may take in
 
 INLINE V maximum(V a, V b) { return a > b ? a : b; }
 INLINE VI maximum(VI a, VI b) { return a > b ? a : b; }

@@ -82,6 +82,8 @@ def crossing(
     if found is None:
         return Crossing(linear_form(attention))
     sizes = example_sizes(attention.cascade, Shape(*shape, (64, 64), 1)) | given
+    if (reason := attention.forms.crowd(sizes)) is not None:
+        return Crossing(f"none at this width: {reason}", found.rank(sizes))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     length = attention.forms.crossover(sizes, dtype, device, backward)
     measured = not attention.forms.unmeasured(sizes, dtype, device, backward)
