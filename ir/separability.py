@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,7 +115,11 @@ class Atoms:
             return sp.Rational(str(e.value)) if not isinstance(e.value, bool) else sp.true if e.value else sp.false
         if e.op not in ex.LEAVES and any(x in self.statistics for x in ex.walk(e)):
             if e.op == "select" and not any(x in self.statistics for x in ex.walk(e.args[0])):
-                raise KeyError("a choice by a condition without statistics: one symbol would have to be number and truth value")
+                if e.args[2] != ex.ZERO:
+                    raise KeyError(
+                        "a choice by a condition without statistics: one symbol would have to be number and truth value"
+                    )
+                return self.symbol(indicator(e.args[0])) * self.to_sympy(e.args[1])
             return _table()[e.op](*map(self.to_sympy, e.args))
         return sp.exp(self.to_sympy(e.args[0])) if e.op == "exp" else self.symbol(e)
 
@@ -123,6 +127,15 @@ class Atoms:
         """Back to the IR; ``primes`` maps the symbols of re-based statistics."""
         back = {s: e for e, s in self.symbols.items()} | dict(primes or {})
         return _to_expr(z, back)
+
+
+def indicator(condition: Expr) -> Expr:
+    """1 where the condition holds, else 0."""
+    return ex.call("select", condition, ex.ONE, ex.ZERO)
+
+
+def is_indicator(e: Expr | None) -> bool:
+    return e is not None and e.op == "select" and e.args[1:] == (ex.ONE, ex.ZERO)
 
 
 def _to_expr(z: Any, back: Mapping[Any, Expr]) -> Expr:
@@ -145,6 +158,9 @@ def _to_expr(z: Any, back: Mapping[Any, Expr]) -> Expr:
         if ratio is not None:
             power, rest = ratio
             return ex.call("*", _to_expr(rest, back), power(back)) if rest != 1 else power(back)
+        choice = next((a for a in z.args if is_indicator(back.get(a))), None)
+        if choice is not None:  # where the condition fails, the rest may be anything
+            return replace(back[choice], args=(back[choice].args[0], _to_expr(z / choice, back), ex.ZERO))
         under = [1 / a for a in z.args if a.is_Pow and a.exp.is_negative]
         over = [a for a in z.args if not (a.is_Pow and a.exp.is_negative)]
         out = ex.product(*(_to_expr(a, back) for a in over))

@@ -10,11 +10,13 @@
 A pointwise statement that reads a statistic of the folded rank and spans that rank is written into its readers, so that
 `online_fuse` sees the whole map; so is one without a sequence rank (its gradient is then a sum over rows of an input's, not a
 statement that all rows must wait for). Every other one stays, under its own name. Statements that no output needs are dropped.
-What the ``where`` of a reduction says of features becomes part of its map: loops and tiles know sequence ranks alone.
+What the ``where`` of a reduction says of features, or of values that are computed along a folded rank, becomes part of its map: loops and
+tiles know nothing but positions, inputs, and what is computed before them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from einfuse.ir import expr as ex
@@ -43,45 +45,58 @@ def run(cascade: Cascade) -> Cascade:
     folded = set(fold_ranks(cascade))
     sequence = {r.name for r in cascade.ranks if r.kind not in ("feature", "state")} - set(cascade.over)
     statistics: set[str] = set()  # reductions over a folded rank and what is computed from them
+    late: set[str] = set()  # those, and what is computed along a folded rank: no loop can ask for their values
     inlined: dict[str, Einsum] = {}
     body: list[Statement] = []
     for x in cascade.body:
         assert not isinstance(x, Fold), "canonicalise runs before folds exist"
-        x = replace(x, map=_inline(x.map, inlined))
+        x = replace(x, map=_inline(x.map, inlined), mask=None if x.mask is None else _inline(x.mask, inlined))
+        x = _unmasked(x, lambda p: bool(ex.reads(p) & late), x.target in cascade.outs)
         if sum(1 for _ in ex.walk(x.map)) > MAX_NODES:
             raise SpecError(
                 f"the definition of {x.target} grows beyond {MAX_NODES} operations", x.loc, "split it into reductions"
             )
         if folded & set(x.over) or ex.reads(x.map) & statistics:
             statistics.add(x.target)
+        if x.target in statistics or folded & set(x.ranks):
+            late.add(x.target)
         pair = x.target in statistics and bool(folded & set(x.ranks))
         if not x.red and (pair or not sequence & set(x.ranks)) and x.target not in cascade.outs:
             inlined[x.target] = x
         else:
             body.append(x)
     features = {r.name for r in cascade.ranks if r.kind in ("feature", "state")} - set(cascade.over)
-    out = prune(replace(cascade, body=tuple(_unmasked(x, features) for x in body)))
+    out = prune(replace(cascade, body=tuple(_of_positions(x, features) for x in body)))
     return cascade if out == cascade else out
 
 
-def _unmasked(x: Statement, features: set[str]) -> Statement:
-    """A reduction whose condition mentions no feature: those that do are choices of its map."""
+def _of_positions(x: Statement, features: set[str]) -> Statement:
+    """A reduction whose condition mentions no feature."""
     assert isinstance(x, Einsum), "canonicalise runs before folds exist"
-    of_features = [p for p in ex.conjuncts(x.mask) if ex.indices(p) & features]
-    if not x.red or x.red == "solve" or not of_features:
+    return _unmasked(x, lambda p: bool(ex.indices(p) & features), False) if x.red else x
+
+
+def _unmasked(x: Einsum, chooses: Callable[[Expr], bool], read: bool) -> Einsum:
+    """The statement without the parts of its condition that ``chooses`` names: they are choices of its map.
+
+    A point of a pointwise statement that does not exist is not looked at, unless it is ``read`` as an output: its readers have the
+    condition as well.
+    """
+    choices = [p for p in ex.conjuncts(x.mask) if chooses(p)]
+    if x.red == "solve" or not choices:
         return x
-    mask = ex.conjunction(*(p for p in ex.conjuncts(x.mask) if p not in of_features))
+    mask = ex.conjunction(*(p for p in ex.conjuncts(x.mask) if p not in choices))
     e = x.map
-    for p in of_features:
-        e = _chosen(p, e, ex.indices(p) & features, x.red)
+    for p in choices if x.red or read else ():
+        e = _chosen(p, e, chooses, x.red)
     return replace(x, map=e, mask=mask)
 
 
-def _chosen(p: Expr, e: Expr, features: set[str], red: str) -> Expr:
-    """``e`` where ``p`` holds, else what the reducer ignores; of a product the factor that has the features chooses, the rest stay."""
+def _chosen(p: Expr, e: Expr, chooses: Callable[[Expr], bool], red: str | None) -> Expr:
+    """``e`` where ``p`` holds, else what the reducer ignores; of a product the factor that is like the condition, the rest stay."""
     parts = list(ex.factors(e)) if red == "sum" else [e]
-    n = next((n for n, f in enumerate(parts) if ex.indices(f) & features), 0)
-    parts[n] = ex.call("select", p, parts[n], ex.const(ex.MONOIDS[red]))
+    n = next((n for n, f in enumerate(parts) if chooses(f)), 0)
+    parts[n] = ex.call("select", p, parts[n], ex.const(ex.MONOIDS[red] if red else 0.0))
     return ex.product(*parts)
 
 
