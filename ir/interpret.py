@@ -77,9 +77,15 @@ class _Interpreter(Evaluator):
         return {name: self._as_written(name, out) for name, out in whole.items()}
 
     def _as_written(self, name: str, out: Tensor) -> Tensor:
-        """Axes in the order of the spec: the ambient ranks, then the statement's own."""
+        """Axes in the order of the spec: the ambient ranks, then the statement's own; or wherever the output lies."""
         wanted = (*self.cascade.over, *self.ranks_of(name))
         held = self.in_order(wanted)
+        place = self.cascade.place(name)
+        if place is not None:
+            span = {r: (0, n) for r, n in self.extent.items()}
+            shape = [int(self.dense(a, {}, span).data) for a in place.axes]
+            at = tuple(self.expanded(self.dense(e, {}, span), held, span) for e in place.index)
+            return torch.zeros(shape, dtype=out.dtype, device=self.device).index_put(at, out)
         return out if wanted == held else out.permute([held.index(d) for d in wanted])
 
     def _folds(self) -> list[Fold]:
