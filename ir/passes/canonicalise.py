@@ -11,7 +11,7 @@ A pointwise statement that reads a statistic of the folded rank and spans that r
 `online_fuse` sees the whole map; so is one without a sequence rank (its gradient is then a sum over rows of an input's, not a
 statement that all rows must wait for). Every other one stays, under its own name. Statements that no output needs are dropped.
 What the ``where`` of a reduction says of features becomes part of its map: loops and tiles know sequence ranks alone. So does what it
-says of computed pairs: those are known only inside the fold.
+says of computed pairs: those are known only inside the fold. A reduction over several features becomes one inside the other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Statement
 from einfuse.ir.passes import infer_space
-from einfuse.ir.rewrite import prune
+from einfuse.ir.rewrite import fresh, prune
 
 MAX_NODES = 20_000
 
@@ -62,8 +62,29 @@ def run(cascade: Cascade) -> Cascade:
             body.append(x)
     features = {r.name for r in cascade.ranks if r.kind in ("feature", "state")} - set(cascade.over)
     pairs = {x.target for x in body if isinstance(x, Einsum) and folded & set(x.ranks)}
-    out = prune(replace(cascade, body=tuple(_unmasked(x, features, pairs, folded, cascade.outs) for x in body)))
+    body = [_unmasked(x, features, pairs, folded, cascade.outs) for x in body]
+    out = prune(_nested(replace(cascade, body=tuple(body)), features))
     return cascade if out == cascade else out
+
+
+def _nested(cascade: Cascade, features: set[str]) -> Cascade:
+    """Reductions over one feature at a time: of a sum of products, only the factors that have the feature are summed over it first."""
+    taken = {t.name for t in cascade.inputs} | {x.target for x in cascade.body if isinstance(x, Einsum)}
+    own = [r.name for r in cascade.ranks if r.name not in cascade.over]
+    body: list[Statement] = []
+    for x in cascade.body:
+        assert isinstance(x, Einsum), "canonicalise runs before folds exist"
+        e, over = x.map, [r for r in x.over if r in features]
+        for rank in over[:-1] if x.red not in (None, "solve") else ():
+            parts = list(ex.factors(e)) if x.red == "sum" else [e]
+            mine = [p for p in parts if rank in ex.indices(p)] or parts
+            inner = ex.product(*mine)
+            ranks = tuple(r for r in own if r in ex.indices(inner) and r != rank)
+            name = fresh(f"{x.target}_{rank}", taken)
+            body.append(Einsum(name, ranks, x.red, (rank,), inner, None, x.loc))
+            e = ex.product(ex.at(name, ranks), *(p for p in parts if p not in mine)) if x.red == "sum" else ex.at(name, ranks)
+        body.append(replace(x, map=e, over=tuple(r for r in x.over if r not in over[:-1])) if len(over) > 1 else x)
+    return replace(cascade, body=tuple(body))
 
 
 def _reads(x: Einsum) -> set[str]:

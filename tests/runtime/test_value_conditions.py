@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import einfuse
+from einfuse.ir import SpecError
 
 HEAD = """attention conditions over b {
   rank i: query; rank j: key; rank d, e: feature
@@ -92,3 +93,61 @@ def test_outputs_over_pairs_are_zero_where_the_condition_fails() -> None:
     product = q @ k.mT
     torch.testing.assert_close(s, product.relu() * 2)
     torch.testing.assert_close(n, (product >= 0).sum(-1).float())
+
+
+def test_rows_without_keys_where_heads_are_held_whole() -> None:
+    text = """attention groups over b {
+  rank g: head = G; rank i: query; rank j: key; rank d, e: feature
+  in q[b, g, i, d]
+  in k[b, j, d]
+  in v[b, j, e]
+  s = sum[d](q * k) where j + 3 <= i
+  o[g, i, e] = sum[j](softmax[j](s) * v)
+  out o
+}"""
+    q, k, v = torch.randn(2, 3, 9, 4), torch.randn(2, 9, 4), torch.randn(2, 9, 5)
+    found = einfuse.compile(text, backend="torch")(q, k, v)
+    assert isinstance(found, Tensor)
+    live = torch.ones(9, 9).tril(-3).bool()
+    weights = torch.where(live, (q @ k[:, None].mT).masked_fill(~live, -1e30).softmax(-1), 0)
+    torch.testing.assert_close(found, weights @ v[:, None])
+
+
+def test_one_reduction_over_two_features_is_two() -> None:
+    """A bilinear score: the map of the queries is summed first, then it meets the keys."""
+    text = """attention bilinear over b {
+  rank i: query; rank j: key; rank d, c, e: feature
+  in q[b, i, d]
+  in k[b, j, c]
+  in v[b, j, e]
+  in w[d, c]
+  s = sum[d, c](q * w * k)
+  m[i] = max[d, c](w * q - c)
+  o[i, e] = sum[j](softmax[j](s) * v) + m
+  out o
+}"""
+    attention = einfuse.compile(text, backend="torch")
+    q, k, v, w = (torch.randn(n, dtype=torch.float64).requires_grad_() for n in ((2, 9, 4), (2, 7, 3), (2, 7, 5), (4, 3)))
+    found = attention(q, k, v, w)
+    assert isinstance(found, Tensor)
+    most = (w * q[..., None] - torch.arange(3)).amax((-2, -1))
+    truth = (q @ w @ k.mT).softmax(-1) @ v + most[..., None]
+    torch.testing.assert_close(found, truth)
+    for a, b in zip(*(torch.autograd.grad(o.square().sum(), (q, k, v, w)) for o in (found, truth)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_what_would_be_held_along_a_rank_in_steps_is_refused() -> None:
+    text = """attention held over b {
+  rank i: query; rank j: key; rank r: key = R
+  in u[b, i, r]
+  in p[b, j, r]
+  shared = sum[r](u * p)
+  o[i] = max[j](shared)
+  out o
+}"""
+    with pytest.raises(
+        SpecError, match="shared has to be held for every j, along which other reductions go in steps"
+    ) as caught:
+        einfuse.compile(text, backend="torch")(torch.randn(1, 5, 4), torch.randn(1, 6, 4))
+    assert "feature rank" in str(caught.value.hint)
