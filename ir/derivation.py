@@ -67,9 +67,8 @@ def count_passes(cascade: Cascade, rank: str) -> int:
     most = 0
     for x in cascade.body:
         assert isinstance(x, Einsum), "passes are counted before fusing"
-        level[x.target] = max((level.get(n, 0) for n in ex.reads(x.map) | ex.reads(x.mask)), default=0) + (
-            1 if reduces(x, rank) else 0
-        )
+        reads = ex.reads(x.map) | ex.reads(x.mask)
+        level[x.target] = max((level.get(n, 0) for n in reads), default=0) + (1 if reduces(x, rank) else 0)
         if rank in (*x.ranks, *x.over):
             most = max(most, level[x.target])
     return most
@@ -198,7 +197,9 @@ class _Deriver:
         shifted = {e.name for e in ex.walk(inner) if e.op == "load" and e.name in self.by_name and e not in self.statistic}
         shifted |= set().union(*(self.behind.get(n, set()) for n in ex.reads(x.map)))
         level = self.out.level
-        lowest = max([level[n] for n in (*deps, *self._statistics_in(post))] + [level[n] + 1 for n in shifted] + [1])
+        lowest = max(
+            [level[n] for n in (*deps, *self._statistics_in(post))] + [level[n] + 1 for n in shifted | self._asked(x)] + [1]
+        )
         deps = [d for d in deps if level[d] == lowest]  # the others are complete: constants of the row
         self._start({ex.at(d, self.by_name[d].ranks): d for d in deps})
         try:
@@ -220,6 +221,11 @@ class _Deriver:
         for d in sorted(live, key=lambda d: self._turn(f, d)):
             accumulators = [new for old in accumulators for new in self._resolve(x, d, *old, additive)]
         return lowest, tuple(a for _, a in accumulators)
+
+    def _asked(self, x: Einsum) -> set[str]:
+        """The statistics that the condition of a reduction needs: which points exist must be known before the fold."""
+        reads = ex.reads(x.mask)
+        return (reads & self.by_name.keys()).union(*(self.behind.get(n, set()) for n in reads))
 
     def _start(self, statistics: dict[Expr, str]) -> None:
         """Symbols and samples for one reduction."""

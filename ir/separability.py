@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,27 +115,22 @@ class Atoms:
             return sp.Rational(str(e.value)) if not isinstance(e.value, bool) else sp.true if e.value else sp.false
         if e.op not in ex.LEAVES and any(x in self.statistics for x in ex.walk(e)):
             if e.op == "select" and not any(x in self.statistics for x in ex.walk(e.args[0])):
-                if e.args[2] != ex.ZERO:
-                    raise KeyError(
-                        "a choice by a condition without statistics: one symbol would have to be number and truth value"
-                    )
-                return self.symbol(indicator(e.args[0])) * self.to_sympy(e.args[1])
+                return self._chosen(*e.args)
             return _table()[e.op](*map(self.to_sympy, e.args))
         return sp.exp(self.to_sympy(e.args[0])) if e.op == "exp" else self.symbol(e)
+
+    def _chosen(self, condition: Expr, a: Expr, b: Expr) -> Any:
+        """A choice by a condition without statistics: a factor 1 or 0, where one of the sides is 0."""
+        zero, one = ex.const(0.0), ex.ONE
+        for value, other, factor in ((a, b, (one, zero)), (b, a, (zero, one))):
+            if other.op == "const" and other.value == 0:
+                return self.symbol(ex.call("select", condition, *factor)) * self.to_sympy(value)
+        raise KeyError("a choice by a condition without statistics: one symbol would have to be number and truth value")
 
     def to_expr(self, z: Any, primes: Mapping[Any, Expr] | None = None) -> Expr:
         """Back to the IR; ``primes`` maps the symbols of re-based statistics."""
         back = {s: e for e, s in self.symbols.items()} | dict(primes or {})
         return _to_expr(z, back)
-
-
-def indicator(condition: Expr) -> Expr:
-    """1 where the condition holds, else 0."""
-    return ex.call("select", condition, ex.ONE, ex.ZERO)
-
-
-def is_indicator(e: Expr | None) -> bool:
-    return e is not None and e.op == "select" and e.args[1:] == (ex.ONE, ex.ZERO)
 
 
 def _to_expr(z: Any, back: Mapping[Any, Expr]) -> Expr:
@@ -158,12 +153,9 @@ def _to_expr(z: Any, back: Mapping[Any, Expr]) -> Expr:
         if ratio is not None:
             power, rest = ratio
             return ex.call("*", _to_expr(rest, back), power(back)) if rest != 1 else power(back)
-        choice = next((a for a in z.args if is_indicator(back.get(a))), None)
-        if choice is not None:  # where the condition fails, the rest may be anything
-            return replace(back[choice], args=(back[choice].args[0], _to_expr(z / choice, back), ex.ZERO))
         under = [1 / a for a in z.args if a.is_Pow and a.exp.is_negative]
         over = [a for a in z.args if not (a.is_Pow and a.exp.is_negative)]
-        out = ex.product(*(_to_expr(a, back) for a in over))
+        out = _product([_to_expr(a, back) for a in over])
         return ex.call("/", out, ex.product(*(_to_expr(a, back) for a in under))) if under else out
     if z.is_Pow:
         if z.exp.is_negative:
@@ -184,6 +176,19 @@ def _to_expr(z: Any, back: Mapping[Any, Expr]) -> Expr:
         raise NotSeparable(f"no IR for {z.func}")
     args = [_to_expr(a, back) for a in z.args]
     return functools.reduce(functools.partial(ex.call, known[z.func]), args) if len(args) > 1 else ex.call(known[z.func], *args)
+
+
+def _product(factors: list[Expr]) -> Expr:
+    """A product in which a factor 1 or 0 chooses what is computed beside it: that may not be finite where it is not wanted."""
+    choices = [f for f in factors if f.op == "select" and f.args[1:] in ((ex.ONE, ex.const(0.0)), (ex.const(0.0), ex.ONE))]
+    rest = [f for f in factors if f not in choices]
+    computed = [f for f in rest if f.op != "load"] or rest
+    if not choices or not computed:
+        return ex.product(*factors)
+    out = ex.product(*computed)
+    for c in choices:
+        out = ex.call("select", c.args[0], *((out, ex.const(0.0)) if c.args[1] == ex.ONE else (ex.const(0.0), out)))
+    return ex.product(out, *(f for f in rest if f not in computed))
 
 
 def _ratio(z: Any) -> tuple[Callable[[Mapping[Any, Expr]], Expr], Any] | None:
