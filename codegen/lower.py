@@ -378,8 +378,21 @@ class _Lowering:
 
     # -- folds -----------------------------------------------------------------------------------------------------------------
 
+    def _held(self, states: list[State]) -> None:
+        """Raises SpecError for a state with a rank that the kernel walks along elsewhere: one block of it is never there at once."""
+        looped = {f.rank for f in self.cascade.body if isinstance(f, Fold)}
+        for y in states:
+            for rank in y.ranks:
+                if rank in looped:
+                    raise SpecError(
+                        f"{y.target} has to be held for every {rank}, along which other reductions go in steps",
+                        y.loc,
+                        f"declare {rank} as a feature rank (held whole), or give {y.target} as an input",
+                    )
+
     def _fold(self, f: Fold, outer: _Scope) -> kp.Fold:
         states = [y for y in f.body if isinstance(y, State)]
+        self._held(states)
         for y in states:
             self._define(y.target, y.ranks, Value(self._fresh(y.target), tuple(r for r in self.order if r in y.ranks), "float"))
         olds = {y.target: self.env[y.target] for y in states}
@@ -483,7 +496,8 @@ class _Lowering:
         if mask is not None:
             weight = self._masked(weight if weight is not None else self._const(1.0), mask, 0.0)
             if f.rank in vectors.dims and vectors.name not in self.loaded:  # 0 * (whatever the padding computes) must be 0
-                inside = self._map("<", self._coordinate(f.rank), self._size_of(f.rank), name="inside")
+                inside = mask if set(mask.dims) <= set(vectors.dims) else None  # and so must what an empty row computes
+                inside = inside or self._map("<", self._coordinate(f.rank), self._size_of(f.rank), name="inside")
                 vectors = self._masked(vectors, inside, 0.0)
         matrix = weight is not None and len(weight.dims) == 2 and f.rank in weight.dims
         if matrix and len(vectors.dims) == 2 and f.rank in vectors.dims:

@@ -67,7 +67,8 @@ def count_passes(cascade: Cascade, rank: str) -> int:
     most = 0
     for x in cascade.body:
         assert isinstance(x, Einsum), "passes are counted before fusing"
-        level[x.target] = max((level.get(n, 0) for n in ex.reads(x.map)), default=0) + (1 if reduces(x, rank) else 0)
+        reads = ex.reads(x.map) | ex.reads(x.mask)
+        level[x.target] = max((level.get(n, 0) for n in reads), default=0) + (1 if reduces(x, rank) else 0)
         if rank in (*x.ranks, *x.over):
             most = max(most, level[x.target])
     return most
@@ -156,13 +157,28 @@ class _Deriver:
 
     def _without_free_factors(self, x: Einsum) -> tuple[Expr, Expr]:
         """Splits ``map`` into what depends on the rank and what leaves the sum. Pure order statistics stay: they bound the sum."""
-        over, under = ex.quotient(x.map)
+        over, under = self._opened(x.map)
         free = {True: [f for f in over if self._leaves(f)], False: [f for f in under if self._leaves(f)]}
         inner = ex.product(*(f for f in over if f not in free[True]))
         below = [f for f in under if f not in free[False]]
         inner = ex.call("/", inner, ex.product(*below)) if below else inner
         post = ex.product(*free[True])
         return inner, ex.call("/", post, ex.product(*free[False])) if free[False] else post
+
+    def _opened(self, e: Expr) -> tuple[list[Expr], list[Expr]]:
+        """The factors of a numerator and of a denominator; what may leave the sum stands outside of choices between it and nothing."""
+        over, under = list[Expr](), list[Expr]()
+        parts, below = ex.quotient(e)
+        for f in parts:
+            if f.op != "select" or f.args[2] != ex.ZERO:
+                over.append(f)
+                continue
+            inside = self._opened(f.args[1])
+            stay = [[g for g in side if not self._leaves(g)] for side in inside]
+            over += [g for g in inside[0] if g not in stay[0]]
+            under += [g for g in inside[1] if g not in stay[1]]
+            over.append(ex.call("select", f.args[0], ex.fraction(*stay), f.args[2]))
+        return over, [*under, *below]
 
     def _leaves(self, factor: Expr) -> bool:
         if self._on_rank(factor):
@@ -181,7 +197,9 @@ class _Deriver:
         shifted = {e.name for e in ex.walk(inner) if e.op == "load" and e.name in self.by_name and e not in self.statistic}
         shifted |= set().union(*(self.behind.get(n, set()) for n in ex.reads(x.map)))
         level = self.out.level
-        lowest = max([level[n] for n in (*deps, *self._statistics_in(post))] + [level[n] + 1 for n in shifted] + [1])
+        lowest = max(
+            [level[n] for n in (*deps, *self._statistics_in(post))] + [level[n] + 1 for n in shifted | self._asked(x)] + [1]
+        )
         deps = [d for d in deps if level[d] == lowest]  # the others are complete: constants of the row
         self._start({ex.at(d, self.by_name[d].ranks): d for d in deps})
         try:
@@ -203,6 +221,11 @@ class _Deriver:
         for d in sorted(live, key=lambda d: self._turn(f, d)):
             accumulators = [new for old in accumulators for new in self._resolve(x, d, *old, additive)]
         return lowest, tuple(a for _, a in accumulators)
+
+    def _asked(self, x: Einsum) -> set[str]:
+        """The statistics that the condition of a reduction needs: which points exist must be known before the fold."""
+        reads = ex.reads(x.mask)
+        return (reads & self.by_name.keys()).union(*(self.behind.get(n, set()) for n in reads))
 
     def _start(self, statistics: dict[Expr, str]) -> None:
         """Symbols and samples for one reduction."""

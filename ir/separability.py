@@ -115,9 +115,17 @@ class Atoms:
             return sp.Rational(str(e.value)) if not isinstance(e.value, bool) else sp.true if e.value else sp.false
         if e.op not in ex.LEAVES and any(x in self.statistics for x in ex.walk(e)):
             if e.op == "select" and not any(x in self.statistics for x in ex.walk(e.args[0])):
-                raise KeyError("a choice by a condition without statistics: one symbol would have to be number and truth value")
+                return self._chosen(*e.args)
             return _table()[e.op](*map(self.to_sympy, e.args))
         return sp.exp(self.to_sympy(e.args[0])) if e.op == "exp" else self.symbol(e)
+
+    def _chosen(self, condition: Expr, a: Expr, b: Expr) -> Any:
+        """A choice by a condition without statistics: a factor 1 or 0, where one of the sides is 0."""
+        zero, one = ex.const(0.0), ex.ONE
+        for value, other, factor in ((a, b, (one, zero)), (b, a, (zero, one))):
+            if other.op == "const" and other.value == 0:
+                return self.symbol(ex.call("select", condition, *factor)) * self.to_sympy(value)
+        raise KeyError("a choice by a condition without statistics: one symbol would have to be number and truth value")
 
     def to_expr(self, z: Any, primes: Mapping[Any, Expr] | None = None) -> Expr:
         """Back to the IR; ``primes`` maps the symbols of re-based statistics."""
@@ -147,7 +155,7 @@ def _to_expr(z: Any, back: Mapping[Any, Expr]) -> Expr:
             return ex.call("*", _to_expr(rest, back), power(back)) if rest != 1 else power(back)
         under = [1 / a for a in z.args if a.is_Pow and a.exp.is_negative]
         over = [a for a in z.args if not (a.is_Pow and a.exp.is_negative)]
-        out = ex.product(*(_to_expr(a, back) for a in over))
+        out = _product([_to_expr(a, back) for a in over])
         return ex.call("/", out, ex.product(*(_to_expr(a, back) for a in under))) if under else out
     if z.is_Pow:
         if z.exp.is_negative:
@@ -168,6 +176,19 @@ def _to_expr(z: Any, back: Mapping[Any, Expr]) -> Expr:
         raise NotSeparable(f"no IR for {z.func}")
     args = [_to_expr(a, back) for a in z.args]
     return functools.reduce(functools.partial(ex.call, known[z.func]), args) if len(args) > 1 else ex.call(known[z.func], *args)
+
+
+def _product(factors: list[Expr]) -> Expr:
+    """A product in which a factor 1 or 0 chooses what is computed beside it: that may not be finite where it is not wanted."""
+    choices = [f for f in factors if f.op == "select" and f.args[1:] in ((ex.ONE, ex.const(0.0)), (ex.const(0.0), ex.ONE))]
+    rest = [f for f in factors if f not in choices]
+    computed = [f for f in rest if f.op != "load"] or rest
+    if not choices or not computed:
+        return ex.product(*factors)
+    out = ex.product(*computed)
+    for c in choices:
+        out = ex.call("select", c.args[0], *((out, ex.const(0.0)) if c.args[1] == ex.ONE else (ex.const(0.0), out)))
+    return ex.product(out, *(f for f in rest if f not in computed))
 
 
 def _ratio(z: Any) -> tuple[Callable[[Mapping[Any, Expr]], Expr], Any] | None:

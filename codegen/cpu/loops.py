@@ -44,7 +44,21 @@ class NestPrinter:
                 if op.out.name in self.kept:
                     writes += self.written(op.out, ref)
         self.before[-1] += writes
+        self.notes()
         self.emit()
+
+    def notes(self) -> None:
+        """Where the mask of the body is alive; zeros where it is not."""
+        nest, scope = self.nest, self.scope
+        m, n = (scope.extents[r].count for r in nest.dims[-2:]) if len(nest.dims) > 1 else ("", "")
+        if nest.seen is not None:
+            x, y = (self.at[r] for r in nest.dims)
+            self.outside.append(f"{scope.alive}.clear();")
+            self.before[-1].append(f"{scope.alive}.see({x}, {y}, {spread(self.ref(nest.seen))});")
+            self.done.append(f"{scope.alive}.find({m}, {n}, {scope.streamed or 'false'});")
+        for v in nest.cleared:
+            place = scope.places[v.name]
+            self.done.append(f"clear_outside({place.pointer}, {place.row}, {m}, {n}, {scope.alive});")
 
     def emit(self) -> None:
         text, nest = self.text, self.nest
@@ -52,8 +66,13 @@ class NestPrinter:
             text.line(line)
         for level, rank in enumerate(nest.dims):
             at, count = self.at[rank], self.scope.extents[rank].count
-            step = f"{at} += W" if level == len(nest.dims) - 1 else f"++{at}"
-            text.line(f"for (long {at} = 0; {at} < {count}; {step}) {{")
+            last = level == len(nest.dims) - 1
+            start, step = "0", f"{at} += W" if last else f"++{at}"
+            if nest.limited and last:
+                ends = self.names.fresh("ends")
+                text.line(f"const Ends {ends} = {self.scope.alive}.rows[{self.at[nest.dims[0]]} / ROWS];")
+                start, count = f"{ends}.first", f"{ends}.last"
+            text.line(f"for (long {at} = {start}; {at} < {count}; {step}) {{")
             text.indent += 1
             for line in self.before[level]:
                 text.line(line)

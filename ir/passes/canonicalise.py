@@ -10,18 +10,20 @@
 A pointwise statement that reads a statistic of the folded rank and spans that rank is written into its readers, so that
 `online_fuse` sees the whole map; so is one without a sequence rank (its gradient is then a sum over rows of an input's, not a
 statement that all rows must wait for). Every other one stays, under its own name. Statements that no output needs are dropped.
-What the ``where`` of a reduction says of features becomes part of its map: loops and tiles know sequence ranks alone.
+What the ``where`` of a reduction says of features becomes part of its map: loops and tiles know sequence ranks alone. So does what it
+says of computed pairs: those are known only inside the fold. A reduction over several features becomes one inside the other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Statement
 from einfuse.ir.passes import infer_space
-from einfuse.ir.rewrite import prune
+from einfuse.ir.rewrite import fresh, prune
 
 MAX_NODES = 20_000
 
@@ -47,12 +49,12 @@ def run(cascade: Cascade) -> Cascade:
     body: list[Statement] = []
     for x in cascade.body:
         assert not isinstance(x, Fold), "canonicalise runs before folds exist"
-        x = replace(x, map=_inline(x.map, inlined))
+        x = replace(x, map=_inline(x.map, inlined), mask=None if x.mask is None else _inline(x.mask, inlined))
         if sum(1 for _ in ex.walk(x.map)) > MAX_NODES:
             raise SpecError(
                 f"the definition of {x.target} grows beyond {MAX_NODES} operations", x.loc, "split it into reductions"
             )
-        if folded & set(x.over) or ex.reads(x.map) & statistics:
+        if folded & set(x.over) or (ex.reads(x.map) | ex.reads(x.mask)) & statistics:
             statistics.add(x.target)
         pair = x.target in statistics and bool(folded & set(x.ranks))
         if not x.red and (pair or not sequence & set(x.ranks)) and x.target not in cascade.outs:
@@ -60,28 +62,55 @@ def run(cascade: Cascade) -> Cascade:
         else:
             body.append(x)
     features = {r.name for r in cascade.ranks if r.kind in ("feature", "state")} - set(cascade.over)
-    out = prune(replace(cascade, body=tuple(_unmasked(x, features) for x in body)))
+    pairs = {x.target for x in body if isinstance(x, Einsum) and folded & set(x.ranks)}
+    body = [_unmasked(x, features, pairs, folded, cascade.outs) for x in body]
+    out = prune(_nested(replace(cascade, body=tuple(body)), features))
     return cascade if out == cascade else out
 
 
-def _unmasked(x: Statement, features: set[str]) -> Statement:
-    """A reduction whose condition mentions no feature: those that do are choices of its map."""
+def _nested(cascade: Cascade, features: set[str]) -> Cascade:
+    """Reductions over one feature at a time: of a sum of products, only the factors that have the feature are summed over it first."""
+    taken = {t.name for t in cascade.inputs} | {x.target for x in cascade.body if isinstance(x, Einsum)}
+    own = [r.name for r in cascade.ranks if r.name not in cascade.over]
+    body: list[Statement] = []
+    for x in cascade.body:
+        assert isinstance(x, Einsum), "canonicalise runs before folds exist"
+        e, over = x.map, [r for r in x.over if r in features]
+        for rank in over[:-1] if x.red not in (None, "solve") else ():
+            parts = list(ex.factors(e)) if x.red == "sum" else [e]
+            mine = [p for p in parts if rank in ex.indices(p)] or parts
+            inner = ex.product(*mine)
+            ranks = tuple(r for r in own if r in ex.indices(inner) and r != rank)
+            name = fresh(f"{x.target}_{rank}", taken)
+            body.append(Einsum(name, ranks, x.red, (rank,), inner, None, x.loc))
+            e = ex.product(ex.at(name, ranks), *(p for p in parts if p not in mine)) if x.red == "sum" else ex.at(name, ranks)
+        body.append(replace(x, map=e, over=tuple(r for r in x.over if r not in over[:-1])) if len(over) > 1 else x)
+    return replace(cascade, body=tuple(body))
+
+
+def _unmasked(x: Statement, features: set[str], pairs: set[str], folded: set[str], outs: tuple[str, ...]) -> Statement:
+    """A statement whose condition mentions neither features nor computed pairs: of a reduction, those that do are choices of its map;
+    what a fold computes on the way needs none, as what reads it has the condition too."""
     assert isinstance(x, Einsum), "canonicalise runs before folds exist"
-    of_features = [p for p in ex.conjuncts(x.mask) if ex.indices(p) & features]
-    if not x.red or x.red == "solve" or not of_features:
+    of_features = [p for p in ex.conjuncts(x.mask) if ex.indices(p) & features] if x.red else []
+    of_pairs = [p for p in ex.conjuncts(x.mask) if ex.reads(p) & pairs]
+    inside = not folded & set(x.over) and x.target not in outs
+    if x.red == "solve" or not (of_features or of_pairs):
         return x
-    mask = ex.conjunction(*(p for p in ex.conjuncts(x.mask) if p not in of_features))
+    mask = ex.conjunction(*(p for p in ex.conjuncts(x.mask) if p not in (*of_features, *of_pairs)))
     e = x.map
-    for p in of_features:
-        e = _chosen(p, e, ex.indices(p) & features, x.red)
+    for p in dict.fromkeys((*of_features, *(() if inside else of_pairs))):
+        mine = ex.indices(p) & features
+        e = _chosen(p, e, lambda f, mine=mine: bool(ex.indices(f) & mine or ex.reads(f) & pairs), x.red)  # type: ignore[misc]
     return replace(x, map=e, mask=mask)
 
 
-def _chosen(p: Expr, e: Expr, features: set[str], red: str) -> Expr:
-    """``e`` where ``p`` holds, else what the reducer ignores; of a product the factor that has the features chooses, the rest stay."""
+def _chosen(p: Expr, e: Expr, alike: Callable[[Expr], bool], red: str | None) -> Expr:
+    """``e`` where ``p`` holds, else what the reducer ignores (0 without one: so are points stored that do not exist); of a product the first
+    factor that is like the condition, the rest stay."""
     parts = list(ex.factors(e)) if red == "sum" else [e]
-    n = next((n for n, f in enumerate(parts) if ex.indices(f) & features), 0)
-    parts[n] = ex.call("select", p, parts[n], ex.const(ex.MONOIDS[red]))
+    n = next((n for n, f in enumerate(parts) if alike(f)), 0)
+    parts[n] = ex.call("select", p, parts[n], ex.const(ex.MONOIDS[red] if red else 0.0))
     return ex.product(*parts)
 
 

@@ -158,12 +158,12 @@ class _Surgeon:
 
     def _block_local(self, states: list[Einsum | State]) -> list[Einsum | State]:
         """The statements over the folded rank that the states read, in order."""
-        needed = {n for y in states for n in ex.reads(y.map)}
+        needed = {n for y in states for n in (ex.reads(y.map) if isinstance(y, State) else _all_reads(y))}
         out: list[Einsum | State] = []
         for x in reversed([x for x in self.einsums.values() if self.rank in x.ranks]):
             if x.target in needed:
                 out.append(x)
-                needed |= ex.reads(x.map)
+                needed |= _all_reads(x)
         return out[::-1]
 
     def _states(self, x: Einsum) -> tuple[list[State], Expr | None]:

@@ -1,0 +1,153 @@
+"""Conditions on what was computed: on pairs, on statistics of the row, on both; beside formulas in plain torch, values and gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import einfuse
+from einfuse.ir import SpecError
+
+HEAD = """attention conditions over b {
+  rank i: query; rank j: key; rank d, e: feature
+  in q[b, i, d]
+  in k[b, j, d]
+  in v[b, j, e]
+  in g[b, i, j]
+"""
+END = """
+  o[i, e] = sum[j](softmax[j](s) * v)
+  out o
+}"""
+Formula = Callable[[Tensor, Tensor], Tensor]
+CASES: dict[str, tuple[str, Formula]] = {
+    "pairs": ("w = g * 2\n  s = sum[d](q * k) where w >= 0", lambda s, g: g * 2 >= 0),
+    "a statistic of another input": (
+        "t = mean[j](g)\n  s = sum[d](q * k) where g >= t",
+        lambda s, g: g >= g.mean(-1, keepdim=True),
+    ),
+    "the scores themselves": ("u = sum[d](q * k)\n  s = u where u >= mean[j](u)", lambda s, g: s >= s.mean(-1, keepdim=True)),
+    "with positions": (
+        "u = sum[d](q * k)\n  s = u where u + g >= 0 and j <= i",
+        lambda s, g: (s + g >= 0) & torch.ones_like(g).tril().bool(),
+    ),
+}
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, g: Tensor, live: Formula) -> Tensor:
+    s = q @ k.mT
+    seen = live(s.detach(), g)
+    weights = s.masked_fill(~seen, -math.inf).softmax(-1)
+    return torch.where(seen.any(-1, keepdim=True), weights, 0) @ v
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_conditions_on_values(name: str) -> None:
+    text, live = CASES[name]
+    attention = einfuse.compile(HEAD + "  " + text + END, backend="torch")
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(2, 90, 6, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3))
+    g = torch.randn(2, 90, 90, generator=generator, dtype=torch.float64)
+    found, truth = attention(q, k, v, g), attend(q, k, v, g, live)
+    assert isinstance(found, Tensor)
+    torch.testing.assert_close(found, truth)
+    for a, b in zip(*(torch.autograd.grad(o.square().sum(), (q, k, v)) for o in (found, truth)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_what_is_left_out_may_be_large_and_rows_may_be_empty(backend: str) -> None:
+    """Scores that are not chosen lie far above the others (their exponentials overflow), and come first; some rows choose nothing."""
+    attention = einfuse.compile(HEAD + "  w = g * 2\n  s = sum[d](q * k) where w >= 0" + END, backend=backend)  # type: ignore[arg-type]
+    assert attention.passes()[0].after == 1
+    q, k, v = (torch.randn(1, 200, 8) for _ in range(3))
+    q[..., 0], k[..., 0] = 20, 20
+    k[:, 150:, 0] = -20
+    g = torch.randn(1, 200, 200)
+    g[..., :150], g[:, 7] = -1, -1
+    x = [t.requires_grad_() for t in (q, k, v)]
+    found, truth = attention(*x, g), attend(*(t.double() for t in x), g.double(), lambda s, g: g >= 0)
+    assert isinstance(found, Tensor)
+    assert found[:, 7].abs().max() == 0
+    torch.testing.assert_close(found.double(), truth, rtol=1e-3, atol=1e-3)
+    for a, b in zip(*(torch.autograd.grad(o.sum(), x) for o in (found, truth)), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-3 * b.abs().max().item())
+
+
+def test_outputs_over_pairs_are_zero_where_the_condition_fails() -> None:
+    text = """attention pairs over b {
+  rank i: query; rank j: key; rank d: feature
+  in q[b, i, d]
+  in k[b, j, d]
+  u = sum[d](q * k)
+  s = u * 2 where u >= 0
+  n[i] = count[j](s)
+  out s, n
+}"""
+    q, k = torch.randn(2, 7, 4), torch.randn(2, 11, 4)
+    s, n = einfuse.compile(text, backend="torch")(q, k)
+    product = q @ k.mT
+    torch.testing.assert_close(s, product.relu() * 2)
+    torch.testing.assert_close(n, (product >= 0).sum(-1).float())
+
+
+def test_rows_without_keys_where_heads_are_held_whole() -> None:
+    text = """attention groups over b {
+  rank g: head = G; rank i: query; rank j: key; rank d, e: feature
+  in q[b, g, i, d]
+  in k[b, j, d]
+  in v[b, j, e]
+  s = sum[d](q * k) where j + 3 <= i
+  o[g, i, e] = sum[j](softmax[j](s) * v)
+  out o
+}"""
+    q, k, v = torch.randn(2, 3, 9, 4), torch.randn(2, 9, 4), torch.randn(2, 9, 5)
+    found = einfuse.compile(text, backend="torch")(q, k, v)
+    assert isinstance(found, Tensor)
+    live = torch.ones(9, 9).tril(-3).bool()
+    weights = torch.where(live, (q @ k[:, None].mT).masked_fill(~live, -1e30).softmax(-1), 0)
+    torch.testing.assert_close(found, weights @ v[:, None])
+
+
+def test_one_reduction_over_two_features_is_two() -> None:
+    """A bilinear score: the map of the queries is summed first, then it meets the keys."""
+    text = """attention bilinear over b {
+  rank i: query; rank j: key; rank d, c, e: feature
+  in q[b, i, d]
+  in k[b, j, c]
+  in v[b, j, e]
+  in w[d, c]
+  s = sum[d, c](q * w * k)
+  m[i] = max[d, c](w * q - c)
+  o[i, e] = sum[j](softmax[j](s) * v) + m
+  out o
+}"""
+    attention = einfuse.compile(text, backend="torch")
+    q, k, v, w = (torch.randn(n, dtype=torch.float64).requires_grad_() for n in ((2, 9, 4), (2, 7, 3), (2, 7, 5), (4, 3)))
+    found = attention(q, k, v, w)
+    assert isinstance(found, Tensor)
+    most = (w * q[..., None] - torch.arange(3)).amax((-2, -1))
+    truth = (q @ w @ k.mT).softmax(-1) @ v + most[..., None]
+    torch.testing.assert_close(found, truth)
+    for a, b in zip(*(torch.autograd.grad(o.square().sum(), (q, k, v, w)) for o in (found, truth)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_what_would_be_held_along_a_rank_in_steps_is_refused() -> None:
+    text = """attention held over b {
+  rank i: query; rank j: key; rank r: key = R
+  in u[b, i, r]
+  in p[b, j, r]
+  shared = sum[r](u * p)
+  o[i] = max[j](shared)
+  out o
+}"""
+    with pytest.raises(
+        SpecError, match="shared has to be held for every j, along which other reductions go in steps"
+    ) as caught:
+        einfuse.compile(text, backend="torch")(torch.randn(1, 5, 4), torch.randn(1, 6, 4))
+    assert "feature rank" in str(caught.value.hint)
