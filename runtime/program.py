@@ -110,37 +110,6 @@ class Program:
             self.savings[wanted] = replace(self.canonical(), outs=outs)
         return self.savings[wanted]
 
-    def build(
-        self,
-        cascade: Cascade,
-        storage: Mapping[str, Storage],
-        sizes: Mapping[str, int],
-        backend: Backend,
-        variant: Variant = Variant(),  # noqa: B008  # an immutable default
-    ) -> Built:
-        """The kernel of one cascade (this program's own, or one of its backward's)."""
-        static = static_sizes(cascade, sizes)
-        key = (*kernel_key(cascade, storage, static, backend), variant)
-        if key not in self.built:
-            self.built[key] = self._build(cascade, storage, static, backend, variant)
-        return self.built[key]
-
-    def variant(
-        self,
-        cascade: Cascade,
-        storage: Mapping[str, Storage],
-        numbers: Mapping[str, Scalar],
-        sizes: Mapping[str, int],
-        backend: Backend,
-    ) -> Variant:
-        """The kernel that suits the cascade's masks at about these sizes and at these host numbers."""
-        static, about = static_sizes(cascade, sizes), tiles.rounded(sizes)
-        key = (*kernel_key(cascade, storage, static, backend), *sorted(about.items()), *sorted(numbers.items()))
-        if key not in self.variants:
-            ladder = tilings(cascade, storage, static, backend, self._is_backward(cascade))
-            self.variants[key] = tiles.variant(cascade, ladder, numbers, about, self.strict)
-        return self.variants[key]
-
     def ready(
         self,
         cascade: Cascade,
@@ -149,19 +118,29 @@ class Program:
         sizes: Mapping[str, int],
         backend: Backend,
     ) -> Launch:
-        """The kernel of one cascade for tensors like these. One that spills registers is right but slow: the next call gets smaller tiles."""
-        storage = storage_of(cascade, tensors)
-        variant = self.variant(cascade, storage, numbers, sizes, backend)
+        """The kernel of one cascade for tensors like these: that which suits its masks at about these sizes and at these host numbers.
+
+        One that spills registers is right but slow: the next call gets smaller tiles.
+        """
+        storage, static, about = storage_of(cascade, tensors), static_sizes(cascade, sizes), tiles.rounded(sizes)
+        key = kernel_key(cascade, storage, static, backend)
+        here = (*key, *sorted(about.items()), *sorted(numbers.items()))
+        if here not in self.variants:
+            ladder = tilings(cascade, storage, static, backend, self._is_backward(cascade))
+            self.variants[here] = tiles.variant(cascade, ladder, numbers, about, self.strict)
+        variant = self.variants[here]
+        which = (*key, variant)
 
         def smaller(built: Built) -> Built | None:
-            static = static_sizes(cascade, sizes)
             if built.rung + 1 >= len(tilings(cascade, storage, static, backend, self._is_backward(cascade))):
                 return None
             made = self._build(cascade, storage, static, backend, replace(variant, start=built.rung + 1))
-            self.built[*kernel_key(cascade, storage, static, backend), variant] = made
+            self.built[which] = made
             return made
 
-        return Launch(self.build(cascade, storage, sizes, backend, variant), numbers, sizes, smaller)
+        if which not in self.built:
+            self.built[which] = self._build(cascade, storage, static, backend, variant)
+        return Launch(self.built[which], numbers, sizes, smaller)
 
     def _is_backward(self, cascade: Cascade) -> bool:
         return cascade.inputs != self.cascade.inputs
