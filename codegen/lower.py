@@ -30,10 +30,10 @@ from einfuse.ir import (
 from einfuse.ir import index as coordinate
 from einfuse.ir import size as size_of
 from einfuse.ir.expr import factors, indices, names, product, reads, walk
-from einfuse.ir.interpret import is_let
 from einfuse.ir.passes.classify_score import operands
 from einfuse.ir.passes.schedule import feature_ranks
 from einfuse.ir.rewrite import fresh, within_axis
+from einfuse.ir.statements import is_let
 from einfuse.ir.text import show_body
 
 
@@ -129,7 +129,7 @@ class _Lowering:
         tensors = [
             kp.Arg(t.name, len(t.axes), self.storage[t.name]) for t in c.inputs if not t.param and t.name in _loaded(steps)
         ]
-        tensors += [kp.Arg(n, len(c.over) + len(self.ranks[n]), self.storage[n], out=True) for n in c.outs]
+        tensors += [kp.Arg(n, self._axes_of(n), self.storage[n], out=True) for n in c.outs]
         tile = None
         if c.tile:
             rank, block = c.tile[0]
@@ -151,6 +151,10 @@ class _Lowering:
             compute=self.compute,  # type: ignore[arg-type]
             narrow=narrow,  # type: ignore[arg-type]
         )
+
+    def _axes_of(self, out: str) -> int:
+        place = self.cascade.place(out)
+        return len(self.cascade.over) + len(self.ranks[out]) if place is None else len(place.axes)
 
     def _feature_size(self, rank: str) -> int:
         n = self.cascade.rank(rank).size
@@ -205,7 +209,7 @@ class _Lowering:
             # one reciprocal a row instead of a division an element, but not by a largest value: where that stands, the quotient is 1
             return self._map("*", args[0], self._map("/", self._const(1.0), args[1]), name=name)
         dims = self._dims(args)
-        out = self._emit((fn, *args), args, lambda n: kp.Map(Value(n, dims, dtype), fn, args), name)
+        out = self._emit((fn, *args), args, lambda n: kp.Map(Value(n, dims, dtype), fn, args, name != "t"), name)
         if dims and (fn in ("max", "min") or (fn in ("stop", "copy") and args[0].name in self.extrema)):
             self.extrema.add(out.name)
         return out
@@ -291,7 +295,12 @@ class _Lowering:
         self.env[target], self.ranks[target] = value, ranks
 
     def _store(self, target: str, ranks: tuple[str, ...], value: Value) -> None:
-        index = tuple(self._coordinate(r) for r in (*self.cascade.over, *ranks))
+        place = self.cascade.place(target)
+        index = (
+            tuple(self._coordinate(r) for r in (*self.cascade.over, *ranks))
+            if place is None
+            else tuple(self._value(e, {}) for e in place.index)
+        )
         self.scope.ops.append(kp.Store(target, index, value))
 
     def _einsum(self, x: Einsum) -> Value:

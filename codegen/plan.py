@@ -94,11 +94,16 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """A scalar function of `ir.FUNCTIONS` at every point, operands broadcast by rank name; ``copy`` is the identity."""
+    """A scalar function of `ir.FUNCTIONS` at every point, operands broadcast by rank name; ``copy`` is the identity.
+
+    ``named``: it is the value of a statement of the cascade. All kernels of an attention compute that alike, to the last bit where the
+    machine's language lets them: a backward reads statistics that its forward made of such values.
+    """
 
     out: Value
     fn: str
     args: tuple[Value, ...]
+    named: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from einfuse.codegen.cost import operation, weighted
 from einfuse.codegen.plan import Coordinate, Fold, KernelPlan, Load, Op, Region, Store, reads
 
+LITTLE = 1 / 64
+"""Work of this share of all, and less, is not worth an order: points that lie together run one after the other."""
+
 
 @dataclass(frozen=True, slots=True)
 class Steady:
-    """The ambient ranks that each value follows, and by rank the work that its steps make anew and those of others do not."""
+    """The ambient ranks that each value follows, and by rank the work that its steps make anew and those of others do not (0 for little)."""
 
     follows: Mapping[str, frozenset[str]]
     cost: Mapping[str, float]
@@ -45,12 +48,13 @@ class _Analysis:
 
     def found(self) -> Steady:
         ambient = [b.rank for b in self.plan.ambient]
-        cost = dict.fromkeys(ambient, 0.0)
+        cost, every = dict.fromkeys(ambient, 0.0), 0.0
         for step in self.plan.steps:
             assert not isinstance(step, Fold), "a plan without folds"
             for rank, more in self.region(step, frozenset(ambient)).items():
                 cost[rank] += more
-        return Steady(self.follows, cost)
+            every += sum(weighted(operation(op, self.blocks)) for op in step)
+        return Steady(self.follows, {r: c if c > every * LITTLE else 0.0 for r, c in cost.items()})
 
     def region(self, region: Region, every: frozenset[str]) -> dict[str, float]:
         """Learns a region; gives what a step along each rank makes anew, of what does not follow all of them anyway."""

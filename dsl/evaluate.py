@@ -239,7 +239,9 @@ class Evaluator:
             return Reducer(self).value(e)
         if e.where is not None:
             raise self.fault(
-                f"a `where` stands inside a reducer; `{name}` is none", e.where, f"reducers: {', '.join(REDUCERS)}"
+                f"a `where` stands inside a reducer; `{name}` is none",
+                e.where,
+                f"reducers: {', '.join(REDUCERS)}; or give what is in here a name: `t = ... where ...`, then `{name}(t)`",
             )
         found = self.definitions.find(name)
         if found is not None:

@@ -47,7 +47,9 @@ class Reducer:
         for r, node in zip(over, e.ranks or (), strict=True):
             if r not in occurring:
                 raise self.at.fault(
-                    f"the rank `{r}` does not occur in what is reduced over it", node, f"the number of its points is size({r})"
+                    f"the rank `{r}` does not occur in what is reduced over it",
+                    node,
+                    f"the number of its points is size({r}), of those where a condition holds count[{r}](condition)",
                 )
         self.at.reduced |= set(over)
         if name == "count":

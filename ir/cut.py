@@ -20,7 +20,7 @@ from einfuse.ir import expr as ex
 from einfuse.ir import recurrence
 from einfuse.ir.errors import EinfuseError
 from einfuse.ir.expr import call
-from einfuse.ir.interpret import TORCH
+from einfuse.ir.meaning import TORCH
 from einfuse.ir.nodes import Cascade, DType, Einsum, Expr
 from einfuse.ir.separability import matrix_rank, nonnegative
 from einfuse.ir.text import show_expr

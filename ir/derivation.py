@@ -157,13 +157,28 @@ class _Deriver:
 
     def _without_free_factors(self, x: Einsum) -> tuple[Expr, Expr]:
         """Splits ``map`` into what depends on the rank and what leaves the sum. Pure order statistics stay: they bound the sum."""
-        over, under = ex.quotient(x.map)
+        over, under = self._opened(x.map)
         free = {True: [f for f in over if self._leaves(f)], False: [f for f in under if self._leaves(f)]}
         inner = ex.product(*(f for f in over if f not in free[True]))
         below = [f for f in under if f not in free[False]]
         inner = ex.call("/", inner, ex.product(*below)) if below else inner
         post = ex.product(*free[True])
         return inner, ex.call("/", post, ex.product(*free[False])) if free[False] else post
+
+    def _opened(self, e: Expr) -> tuple[list[Expr], list[Expr]]:
+        """The factors of a numerator and of a denominator; what may leave the sum stands outside of choices between it and nothing."""
+        over, under = list[Expr](), list[Expr]()
+        parts, below = ex.quotient(e)
+        for f in parts:
+            if f.op != "select" or f.args[2] != ex.ZERO:
+                over.append(f)
+                continue
+            inside = self._opened(f.args[1])
+            stay = [[g for g in side if not self._leaves(g)] for side in inside]
+            over += [g for g in inside[0] if g not in stay[0]]
+            under += [g for g in inside[1] if g not in stay[1]]
+            over.append(ex.call("select", f.args[0], ex.fraction(*stay), f.args[2]))
+        return over, [*under, *below]
 
     def _leaves(self, factor: Expr) -> bool:
         if self._on_rank(factor):

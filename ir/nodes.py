@@ -2,7 +2,7 @@
 
 A *cascade* is a list of extended Einsums over named ranks (FuseMax, MICRO 2024; EDGE, arXiv 2404.11591)::
 
-    cascade := over ranks inputs body outs tile
+    cascade := over ranks inputs body outs [places] tile
     body    := (einsum | fold)*
     einsum  := target[ranks] = [red[over]] map [where mask]
     fold    := fold rank [with ranks] [count rank] [step] [reverse] [ranges] [split] [where mask] { (einsum | state)* }
@@ -174,6 +174,18 @@ Statement = Einsum | Fold
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where an output lies, if not at the coordinates of its own ranks: a tensor of these ``axes``, written at ``index``, one each.
+
+    Points with one place hold one value; a place that no point has holds 0.
+    """
+
+    name: str
+    axes: tuple[Expr, ...]
+    index: tuple[Expr, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Cascade:
     """A whole computation; one program instance runs per point of ``over`` and tile of the ranks in ``tile``."""
 
@@ -184,6 +196,7 @@ class Cascade:
     body: tuple[Statement, ...]
     outs: tuple[str, ...]
     tile: tuple[tuple[str, int], ...] = ()
+    places: tuple[Place, ...] = ()
     doc: str = field(default="", compare=False)
     loc: Span | None = _loc()
 
@@ -192,3 +205,7 @@ class Cascade:
 
     def input(self, name: str) -> Tensor:
         return next(t for t in self.inputs if t.name == name)
+
+    def place(self, name: str) -> Place | None:
+        """Where an output lies, None for one at its own coordinates."""
+        return next((p for p in self.places if p.name == name), None)

@@ -358,8 +358,8 @@ def proven(lhs: Any, rhs: Any) -> bool:
     """Does sympy see that the two are the same function? (False means: it did not.)"""
     if sp.expand(_absorbed(lhs) - _absorbed(rhs)) == 0:
         return True  # most corrections: a hundred times cheaper than to simplify
-    difference = lhs - rhs
-    return bool(sp.count_ops(difference) < 120 and sp.simplify(difference) == 0)
+    difference = sp.powsimp(lhs - rhs, combine="base")  # (a / b)^p (b / c)^p meet
+    return bool(difference == 0 or (sp.count_ops(difference) < 120 and sp.simplify(difference) == 0))
 
 
 def _absorbed(e: Any) -> Any:

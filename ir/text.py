@@ -7,11 +7,12 @@ own, and folds, states and carries can be written down. ``X'[i]`` is the re-base
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Range, Rank, Span, State, Tensor
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Place, Range, Rank, Span, State, Tensor
 
 if TYPE_CHECKING:
     from lark import Lark, Token
@@ -83,7 +84,15 @@ def show(c: Cascade) -> str:
         default = "" if t.default is None else f" = {show_expr(ex.const(t.default))}"
         out.append(f"  {'param' if t.param else 'in'} {t.name}{axes}: {t.dtype}{default}")
     out += [f"  tile {rank} {block}" for rank, block in c.tile]
-    return "\n".join([*out, show_body(c), f"  out {', '.join(c.outs)}", "}"])
+    return "\n".join([*out, show_body(c), f"  out {', '.join(_out(c, n) for n in c.outs)}", "}"])
+
+
+def _out(c: Cascade, name: str) -> str:
+    place = c.place(name)
+    if place is None:
+        return name
+    axes, index = (", ".join(map(show_expr, x)) for x in (place.axes, place.index))
+    return f"{name}[{axes}] at [{index}]"
 
 
 GRAMMAR = r"""
@@ -93,7 +102,8 @@ rank: "rank" NAME ":" NAME "=" (NAME | INT)
 input: "in" NAME "[" [exprs] "]" ":" NAME
 param: "param" NAME ":" NAME ["=" expr]
 tile: "tile" NAME INT
-out: "out" names
+out: "out" placed ("," placed)*
+placed: NAME ["[" [exprs] "]" "at" "[" [exprs] "]"]
 einsum: NAME "[" [names] "]" "=" [RED "[" names "]"] expr [where]
 state: "state" NAME "[" [names] "]" "=" (RED | SET) expr ["carry" expr] ["from" expr]
 fold: "fold" NAME [with_] [count] [step] [REVERSE] range* [TABULATED] [split] [where] "{" (einsum | state)* "}"
@@ -208,8 +218,12 @@ class _Build:
     def tile(self, c: list[Token]) -> tuple[str, str, int]:
         return ("tile", str(c[0]), int(c[1]))
 
-    def out(self, c: list) -> tuple[str, tuple[str, ...]]:  # type: ignore[type-arg]
-        return ("out", c[0])
+    def placed(self, c: list) -> tuple[str, Place | None]:  # type: ignore[type-arg]
+        name = str(c[0])
+        return name, None if c[1] is None else Place(name, c[1], c[2] or ())
+
+    def out(self, c: list) -> tuple[str, tuple[tuple[str, Place | None], ...]]:  # type: ignore[type-arg]
+        return ("out", tuple(c))
 
     def where(self, c: list[Expr]) -> Expr:
         return c[0]
@@ -254,7 +268,7 @@ class _Build:
     def start(self, c: list) -> Cascade:  # type: ignore[type-arg]
         items = c[2:]
         tagged = [x for x in items if isinstance(x, tuple)]
-        outs = tuple(n for x in tagged if x[0] == "out" for n in x[1])
+        outs = [n for x in tagged if x[0] == "out" for n in x[1]]
         tile = tuple((x[1], x[2]) for x in tagged if x[0] == "tile")
         return Cascade(
             str(c[0]),
@@ -262,8 +276,9 @@ class _Build:
             tuple(x for x in items if isinstance(x, Rank)),
             tuple(x for x in items if isinstance(x, Tensor)),
             tuple(x for x in items if isinstance(x, Einsum | Fold)),
-            outs,
+            tuple(n for n, _ in outs),
             tile,
+            tuple(p for _, p in outs if p is not None),
         )
 
 
@@ -298,4 +313,5 @@ def _resolve(c: Cascade) -> Cascade:
         new = coordinate(e)
         return new if new is not None else Expr(e.op, tuple(map(replace_all, e.args)), e.value) if e.args else e
 
-    return map_expressions(c, replace_all)
+    places = tuple(Place(p.name, p.axes, tuple(map(replace_all, p.index))) for p in c.places)
+    return replace(map_expressions(c, replace_all), places=places)

@@ -101,9 +101,9 @@ def classify(
     shape = (*(ambient[r] for r in ranks), -(-n // block), -(-m // step))
     kind = np.full(shape, FULL, np.int8)
     if mask is not None and kind.size:
-        numeric = _numeric(mask, sizes, params)
+        fixed = numeric(mask, sizes, params)
         flat = kind.reshape(-1, *shape[-2:])
-        analysis = _Analysis(numeric, tables)
+        analysis = _Analysis(fixed, tables)
         points = [np.asarray(x).reshape(-1) for x in np.indices(shape[:-2])]
         tiles = {rows[0]: _spans(n, block), columns[0]: _spans(m, step)}
         for a, r in _chunks(*flat.shape):
@@ -126,7 +126,7 @@ def at_points(
     tables: Mapping[str, npt.NDArray[np.generic]],
 ) -> npt.NDArray[np.int8]:
     """What is known of a mask at single points, arrays of coordinates by rank: FULL where it holds, EMPTY where not, PARTIAL: not known."""
-    found = _Analysis(_numeric(mask, sizes, params), tables).kinds({r: interval(x) for r, x in points.items()})
+    found = _Analysis(numeric(mask, sizes, params), tables).kinds({r: interval(x) for r, x in points.items()})
     return np.broadcast_to(found, np.broadcast_shapes(*(x.shape for x in points.values())))
 
 
@@ -145,7 +145,7 @@ def _chunks(points: int, rows: int, columns: int) -> Iterator[tuple[slice, slice
             yield slice(a, a + depth), slice(r, r + height)
 
 
-def _numeric(mask: Expr, sizes: Mapping[str, int], params: Mapping[str, Scalar]) -> Expr:
+def numeric(mask: Expr, sizes: Mapping[str, int], params: Mapping[str, Scalar]) -> Expr:
     """The mask with the numbers of a launch in place of sizes and host numbers."""
 
     def value(e: Expr) -> Expr | None:

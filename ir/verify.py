@@ -14,8 +14,9 @@ import torch
 
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
-from einfuse.ir.interpret import interpret, is_let
+from einfuse.ir.interpret import interpret
 from einfuse.ir.nodes import RANK_KINDS, Cascade, DType, Einsum, Expr, Fold, Scalar, Span, State
+from einfuse.ir.statements import is_let
 
 Stage = Literal["built", "canonical", "fused", "scheduled"]
 
@@ -58,6 +59,12 @@ class _Verifier:
                 self._einsum(x)
         for name in c.outs:
             _require(name in self.local, "V12", f"the output {name} is not defined", c.loc)
+        for p in c.places:
+            _require(p.name in c.outs, "V12", f"{p.name} has a place, but is no output", c.loc)
+            _require(len(p.axes) == len(p.index), "V12", f"the place of {p.name} has not one index for every axis", c.loc)
+            for e in p.index:
+                kind = self._check(e, {*c.over, *self.local[p.name]}, c.loc)
+                _require(kind == "int", "V11", f"an index of {p.name} is not an integer", c.loc)
 
     def _einsum(self, x: Einsum, fold: Fold | None = None) -> None:
         _require(x.target not in self.local and x.target not in self.arity, "V2", f"{x.target} is assigned twice", x.loc)

@@ -249,6 +249,7 @@ class Attention:
             found: Output = packed.nested(self, tensors, numbers, functools.partial(Attention.reference, dtype=dtype))
             return found
         sizes: Mapping[str, int] = binding.sizes(self.cascade, tensors)  # type: ignore[assignment]
+        self.program.check_ranges(tensors, numbers, sizes)
         outs = interpret(self.cascade, {**tensors, **numbers}, sizes, dtype)
         return next(iter(outs.values())) if len(outs) == 1 else tuple(outs[n] for n in self.cascade.outs)
 

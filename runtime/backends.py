@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from einfuse.codegen import KernelPlan, Storage, hold
+from einfuse.codegen import KernelPlan, Storage, both, hold
 from einfuse.ir import EinfuseError, Scalar
 
 Kernel = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], int | None]
@@ -31,8 +31,8 @@ class Backend(Protocol):
     ``prepared`` is the plan as it will be printed: with ranks that fit into a block held whole where that pays;
     ``small`` says of sizes that are known at launch only how large they are at most.
 
-    ``merge`` makes one plan of two that walk the same pairs, the first by rows, where it can; ``merges`` says whether that pays for
-    so many ambient points. ``workers`` says how many tiles run at once.
+    ``merge`` makes one plan of two (prepared) ones that walk the same pairs, the first by rows, where it can; ``merges`` says whether
+    that pays for so many ambient points. ``workers`` says how many tiles run at once.
     """
 
     @property
@@ -92,7 +92,7 @@ class CpuBackend:
     def merge(self, rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None:
         from einfuse.codegen import cpu
 
-        return cpu.merge(rows, columns)
+        return both(rows, columns) or cpu.merge(rows, columns)
 
 
 @dataclass(frozen=True, slots=True)

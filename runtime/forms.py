@@ -33,6 +33,8 @@ STATE = 2**15
 """Numbers that the states of a scan may hold for one program of a GPU: they stay on chip."""
 FEW = 32
 """Keys that no state is worth summing for; neither are a quarter as many as there are features. (No plan is made to find that out.)"""
+FEATURES = 2**13
+"""Features beyond which there is no linear form: no sequence is long enough for it, and no kernel holds a block of them."""
 DENSE = 2**33
 """Bytes that the gradient of a flat rank may need: one number for every point and coordinate."""
 
@@ -88,7 +90,19 @@ class Forms:
         rows, columns = (extent_of(c, r, sizes) for r in (self.found.row, self.found.column))
         if self.found.causal and rows != columns:
             return f"a scan goes along queries and keys together, found {rows} queries and {columns} keys"
-        return None
+        return self.crowd(sizes)
+
+    def crowd(self, sizes: Mapping[str, int]) -> str | None:
+        """Why there is no linear form at these widths, whatever the lengths: too high a rank of the weights. None where there is one."""
+        assert self.found is not None, "asked of weights that factor"
+        if not self.found.widths:  # a feature of the keys for every feature of the state, as wide as they are
+            return None
+        rank = self.found.rank(sizes)
+        return (
+            f"its weights have {self.found.show()} = {rank} features, and a state holds at most {FEATURES}"
+            if rank > FEATURES
+            else None
+        )
 
     def linear(self, sizes: Mapping[str, int]) -> Attention:
         """The linear form for these sizes. Raises SpecError where there is none."""
@@ -98,8 +112,13 @@ class Forms:
         return self.build(sizes)
 
     def build(self, widths: Mapping[str, int], points: bool = False) -> Attention:
-        """The linear form for these widths (those that it is written for), built once; ``points``: a scan that goes point by point."""
+        """The linear form for these widths (those that it is written for), built once; ``points``: a scan that goes point by point.
+
+        Raises SpecError where it would have more than `FEATURES` features.
+        """
         assert self.found is not None, "only a linear form is built"
+        if (reason := self.crowd(widths)) is not None:
+            raise SpecError(f"{self.quadratic.name} has no linear form: {reason}", self.quadratic.cascade.loc)
         key = (points, *(widths[n] for n in sorted(self.found.widths)))
         if key not in self.linears:
             if torch.compiler.is_compiling():

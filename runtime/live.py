@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,6 +16,7 @@ from einfuse.runtime.backends import choose
 from einfuse.runtime.launch import fold_tiles
 from einfuse.runtime.program import static_sizes, tiled, tilings
 from einfuse.runtime.scan import ScanProgram
+from einfuse.runtime.walks import Chosen
 
 
 def without_masks(attention: Attention) -> Attention | None:
@@ -26,11 +28,32 @@ def without_masks(attention: Attention) -> Attention | None:
     return Attention(whole, attention.backend, attention.strict)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Visited:
+    """One fold of a forward kernel, its tiles under its mask, and the lists that pairs are walked by, where they are."""
+
+    fold: Fold
+    tiles: TileMap
+    pairs: int
+    """All pairs of rows and columns of an ambient point."""
+    chosen: Chosen | None = None
+
+    @property
+    def share(self) -> float:
+        """Of all pairs, those that are visited."""
+        return self.tiles.live_fraction if self.chosen is None else math.prod(self.chosen.shape) / max(1, self.pairs)
+
+
 def forward_tiles(attention: Attention, inputs: Mapping[str, torch.Tensor | Scalar]) -> Iterator[tuple[Fold, TileMap]]:
     """The folds of the forward kernels of a call with these arguments, and the tiles of each under its mask.
 
-    Tiles are those of the back end that the call would take; nothing is run.
+    Tiles are those of the back end that the call would take, or the groups of its lists; nothing is run.
     """
+    return ((x.fold, x.tiles) for x in visited(attention, inputs))
+
+
+def visited(attention: Attention, inputs: Mapping[str, torch.Tensor | Scalar]) -> Iterator[Visited]:
+    """What the forward kernels of a call with these arguments visit, fold by fold. Nothing is run."""
     if isinstance(attention.program, ScanProgram):
         return  # a scan visits every block
     tensors, numbers = binding.arguments(attention.cascade, (), inputs)
@@ -42,9 +65,19 @@ def forward_tiles(attention: Attention, inputs: Mapping[str, torch.Tensor | Scal
         static = static_sizes(stage.cascade, sizes)
         ladder = tilings(stage.cascade, storage, static, backend, False)
         ladder = ladder[tiles.first(stage.cascade, ladder, numbers, tiles.rounded(sizes), attention.strict) :]
-        scheduled, _, _ = tiled(stage.cascade, storage, static, backend, ladder, attention.strict)
+        known = {t.name: tensors.get(t.name, next(iter(tensors.values()))) for t in stage.cascade.inputs if not t.param}
+        chosen = stage.program.walks.choose(stage.cascade, known, numbers, sizes, ladder[0])
+        cascade = stage.cascade
+        if chosen is not None:
+            cascade, known, here = chosen.cascade, {**known, **chosen.tables}, {**sizes, **chosen.sizes}
+            storage |= dict.fromkeys(chosen.tables, "i32")
+        else:
+            here = dict(sizes)
+        scheduled, _, _ = tiled(cascade, storage, static, backend, ladder, attention.strict)
         for fold in (x for x in scheduled.body if isinstance(x, Fold) and scheduled.tile):
-            yield fold, fold_tiles(scheduled, fold, tensors, numbers, sizes)
+            ranks = (scheduled.tile[0][0], fold.rank)
+            pairs = math.prod(binding.extent_of(stage.cascade, r, sizes) for r in ranks)
+            yield Visited(fold, fold_tiles(scheduled, fold, known, numbers, here), pairs, chosen)
 
 
 def _storage(cascade: Cascade, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, Storage]:
@@ -55,12 +88,11 @@ def _storage(cascade: Cascade, tensors: Mapping[str, torch.Tensor], dtype: torch
 
 
 def live_share(attention: Attention, inputs: Mapping[str, torch.Tensor | Scalar]) -> float:
-    """The share of tiles that the forward kernels of a call have to visit, all folds together.
+    """The share of all pairs that the forward kernels of a call have to visit, all folds together.
 
-    A tile counts where the analysis of its mask does not prove it empty.
+    Those of a tile count where the analysis of its mask does not prove it empty, those of lists by the groups that they are in.
     """
     live, every = 0.0, 0
-    for _, found in forward_tiles(attention, inputs):
-        tiles = found.kind.shape[-2] * found.kind.shape[-1]
-        live, every = live + found.live_fraction * tiles, every + tiles
+    for x in visited(attention, inputs):
+        live, every = live + x.share * x.pairs, every + x.pairs
     return live / every if every else 1.0

@@ -25,6 +25,7 @@ from einfuse.runtime.pairs import Pairs
 from einfuse.runtime.scatter import accumulate
 from einfuse.runtime.tiles import Variant
 from einfuse.runtime.unchanged import Unchanged
+from einfuse.runtime.walks import Chosen, Walks
 
 Step = tuple[Cascade, tuple[Gradient, ...]]
 """A cascade of a backward, and the gradients it gives."""
@@ -59,9 +60,11 @@ class Program:
     backwards: dict[tuple[str, ...], Backward] = field(default_factory=dict)
     dense: dict[tuple[object, ...], Pairs | None] = field(default_factory=dict)
     savings: dict[tuple[str, ...], Cascade] = field(default_factory=dict)
+    walks: Walks = field(init=False)
     _halves: list[split.Halves | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.walks = Walks(self.strict)
         tensors = {t.name for t in self.cascade.inputs if not t.param}
         self.suspects = tuple((x, tuple(sorted(x.tables & tensors))) for x in ranges.suspects(self.cascade))
 
@@ -148,10 +151,44 @@ class Program:
         numbers: Mapping[str, Scalar],
         sizes: Mapping[str, int],
         backend: Backend,
+    ) -> Ready:
+        """The kernel of one cascade for tensors like these: tile by tile, or by lists of pairs where that is less work."""
+        chosen = self.walked(cascade, tensors, numbers, sizes, backend)
+        if chosen is None:
+            return self._tiled(cascade, tensors, numbers, sizes, backend)
+        given = {**tensors, **chosen.tables}
+        run = self._tiled(chosen.cascade, given, numbers, {**sizes, **chosen.sizes}, backend, chosen.key)
+        return lambda tensors: run({**tensors, **chosen.tables})
+
+    def walked(
+        self,
+        cascade: Cascade,
+        tensors: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        backend: Backend,
+    ) -> Chosen | None:
+        """The lists by which a launch of a cascade walks its pairs, None where it takes tiles."""
+        if self.walks.pair(cascade) is None:
+            return None  # soon said of most
+        storage = {t.name: STORAGE[tensors[t.name].dtype] for t in cascade.inputs if not t.param}
+        static = static_sizes(cascade, sizes)
+        start = self.variant(cascade, storage, numbers, sizes, backend).start
+        ladder = tilings(cascade, storage, static, backend, self._is_backward(cascade))
+        return self.walks.choose(cascade, tensors, numbers, sizes, ladder[start])
+
+    def _tiled(
+        self,
+        cascade: Cascade,
+        tensors: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        backend: Backend,
+        walk: str = "",
     ) -> Launch:
-        """The kernel of one cascade for tensors like these. One that spills registers is right but slow: the next call gets smaller tiles."""
+        """One kernel. One that spills registers is right but slow: the next call gets smaller tiles."""
         storage = storage_of(cascade, tensors)
-        variant = self.variant(cascade, storage, numbers, sizes, backend)
+        variant = replace(self.variant(cascade, storage, numbers, sizes, backend), walk=walk)
 
         def smaller(built: Built) -> Built | None:
             static = static_sizes(cascade, sizes)
@@ -164,7 +201,7 @@ class Program:
         return Launch(self.build(cascade, storage, sizes, backend, variant), numbers, sizes, smaller)
 
     def _is_backward(self, cascade: Cascade) -> bool:
-        return cascade.inputs != self.cascade.inputs
+        return not set(self.cascade.outs) <= set(cascade.outs)
 
     def _build(
         self, cascade: Cascade, storage: Mapping[str, Storage], static: dict[str, int], backend: Backend, variant: Variant
@@ -252,13 +289,11 @@ class Program:
         steps = list(self.backward_of(wanted).cascades)
         while steps:
             (cascade, parts), *steps = steps
-            both = self._both((cascade, parts), steps[0], env, sizes, backend) if steps else None
+            both = self._both((cascade, parts), steps[0], env, numbers, sizes, backend) if steps else None
             if both:
-                built, outs = both
+                run, outs = both
                 (other, more), *steps = steps
-                Launch(built, numbers, sizes)(
-                    {t.name: env[t.name] for c in (cascade, other) for t in c.inputs if not t.param} | outs
-                )
+                run({t.name: env[t.name] for c in (cascade, other) for t in c.inputs if not t.param} | outs)
                 done = [(cascade, p) for p in parts] + [(other, p) for p in more]
             else:
                 pairs = self._pairs(cascade, parts, env)
@@ -291,34 +326,58 @@ class Program:
         return self.dense[key]
 
     def _both(
-        self, rows: Step, columns: Step, env: Mapping[str, torch.Tensor], sizes: Mapping[str, int], backend: Backend
-    ) -> tuple[Built, dict[str, torch.Tensor]] | None:
+        self,
+        rows: Step,
+        columns: Step,
+        env: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        backend: Backend,
+    ) -> tuple[Ready, dict[str, torch.Tensor]] | None:
         """Two steps of a backward as one kernel, and its outputs (those of the first hold zeros, to be added to), where that is possible."""
         (first, parts), (second, more) = rows, columns
-        if not backend.merges(math.prod(extent_of(first, r, sizes) for r in first.over)):
-            return None
         if any(t.name in first.outs for t in second.inputs) or any(self._pairs(*step, env) for step in (rows, columns)):
             return None
-        given = {t.name: STORAGE[env[t.name].dtype] for c in (first, second) for t in c.inputs if not t.param}
-        static = {**static_sizes(first, sizes), **static_sizes(second, sizes)}
-        key = (first.name, *kernel_key(second, given, static, backend))
+        chosen = [self.walked(c, env, numbers, sizes, backend) for c in (first, second)]
+        lists, cascades, extents = dict[str, torch.Tensor](), (first, second), dict(sizes)
+        if any(chosen):
+            turned = self.walks.over_columns(chosen[0], first, second) if chosen[0] and chosen[1] else None
+            if turned is None or chosen[0] is None:
+                return None
+            lists, cascades, extents = dict(turned.tables), (chosen[0].cascade, turned.cascade), {**sizes, **turned.sizes}
+        if not backend.merges(math.prod(extent_of(cascades[0], r, extents) for r in cascades[0].over)):
+            return None
+        a, b = cascades
+        known = {**env, **lists}
+        given = {t.name: STORAGE[known[t.name].dtype] for c in cascades for t in c.inputs if not t.param}
+        static = {**static_sizes(a, extents), **static_sizes(b, extents)}
+        small = self.variant(b, given, numbers, extents, backend).small
+        key = (a.name, a.ranks, a.inputs, small, *kernel_key(b, given, static, backend))
         if key in self.pairs and self.pairs[key] is None:
             return None
         outs = self._allocate_parts(first, parts, env, sizes, added=True) | self._allocate_parts(second, more, env, sizes)
         if not all(x.numel() for x in outs.values()):
             return None
         if key not in self.pairs:
-            known = {**env, **outs}
-            stored = {**storage_of(first, known), **storage_of(second, known)}
-            self.pairs[key] = self._build_both(first, second, stored, static, backend)
+            stored = given | {n: STORAGE[x.dtype] for n, x in outs.items()}
+            self.pairs[key] = self._build_both(a, b, stored, static, backend, dict(small))
         built = self.pairs[key]
-        return (built, outs) if built else None
+        if built is None:
+            return None
+        launch = Launch(built, numbers, extents)
+        return (lambda tensors: launch({**tensors, **lists})), outs
 
     def _build_both(
-        self, first: Cascade, second: Cascade, storage: Mapping[str, Storage], static: dict[str, int], backend: Backend
+        self,
+        first: Cascade,
+        second: Cascade,
+        storage: Mapping[str, Storage],
+        static: dict[str, int],
+        backend: Backend,
+        small: Mapping[str, int],
     ) -> Built | None:
         block, step = tilings(second, storage, static, backend, True)[0]
-        stored, sizes = sorted(storage.items()), sorted(static.items())
+        stored, sizes = sorted(storage.items()), (sorted(static.items()), sorted(small.items()))
         name = cache.key("pair", show(first), show(second), stored, sizes, backend.name, block, step, self.strict)
 
         def make() -> tuple[Cascade, KernelPlan, str] | None:
@@ -327,7 +386,8 @@ class Program:
             if masks[0] != masks[1]:
                 return None  # they do not walk the same pairs
             own = [{n: storage[n] for n in ({t.name for t in c.inputs} | {*c.outs}) & storage.keys()} for c in (first, second)]
-            rows, columns = (lower(c, kinds, static) for c, kinds in zip(scheduled, own, strict=True))
+            plans = (lower(c, kinds, static) for c, kinds in zip(scheduled, own, strict=True))
+            rows, columns = (backend.prepared(p, small) for p in plans)
             plan = backend.merge(rows, columns)
             return (scheduled[1], plan, backend.emit(plan)) if plan else None
 

@@ -107,10 +107,12 @@ def first(cascade: Cascade, ladder: Tilings, numbers: Mapping[str, Scalar], size
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """Which kernel of a cascade: the place of its tiling among the back end's, and the most that sizes are which are small."""
+    """Which kernel of a cascade: the place of its tiling among the back end's, the most that sizes are which are small, and the form of
+    its lists where it walks its pairs by such."""
 
     start: int = 0
     small: tuple[tuple[str, int], ...] = ()
+    walk: str = ""
 
 
 def variant(

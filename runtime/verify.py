@@ -14,7 +14,6 @@ from einfuse.ir.expr import FUNCTIONS
 from einfuse.runtime import binding
 from einfuse.runtime.attention import Attention, Output
 from einfuse.runtime.backends import BackendName, interpret_triton
-from einfuse.runtime.forms import FormName
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -83,7 +82,7 @@ def verify(
     if "triton" in backends:
         interpret_triton()
     rows: list[Row] = []
-    for one in _forms(attention):
+    for one in _forms(attention, shape or Shape()):
         inside = _together(one, shape or Shape())
         name = attention.name if one.form == "quadratic" else f"{attention.name} (linear)"
         for dtype in dtypes:
@@ -100,12 +99,16 @@ def verify(
     return Certificate(tuple(rows))
 
 
-def _forms(attention: Attention) -> list[Attention]:
-    """The attention in every form that a call may choose."""
+def _forms(attention: Attention, shape: Shape) -> list[Attention]:
+    """The attention in every form that a call at this shape may choose."""
     if attention.form != "auto":
         return [attention]
-    both: tuple[FormName, ...] = ("quadratic", "linear") if attention.forms.found is not None else ("quadratic",)
-    return [attention.with_form(f) for f in both]
+    quadratic = attention.with_form("quadratic")
+    if attention.forms.found is None:
+        return [quadratic]
+    linear = attention.with_form("linear")
+    sizes = example_sizes(attention.cascade, _together(linear, shape))
+    return [quadratic, linear] if attention.forms.fits(sizes) is None else [quadratic]
 
 
 def _together(attention: Attention, shape: Shape) -> Shape:

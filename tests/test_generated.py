@@ -137,6 +137,19 @@ DERIVED = {
   o[i, e] = z + 1 where i < 3 and e > 1
   out o
 }""",
+    "a condition on scores and their mean": """  s = sum[d](q * k) where j <= i
+  mu = sum[j](s) / (i + 1)
+  t = s where s >= mu
+  o[i, e] = sum[j](softmax[j](t) * v)
+  out o
+}""",
+    "conditions on what is computed of keys, of queries and of both": """  n[j] = sum[d](k * k)
+  p = softmax[j](sum[d](q * k)) where n > 1
+  top = max[j](p)
+  w[i, j] = p where p > 0.1 and top < 0.9
+  o[i, e] = sum[j](w * v)
+  out o, w
+}""",
     "an output of its own rank under a condition": """  kk[j] = sum[d](k * k) + 1 where j > 1
   o[i, e] = sum[j](softmax[j](sum[d](q * k)) * v)
   out o, kk

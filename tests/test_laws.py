@@ -112,6 +112,27 @@ def test_a_weight_that_is_one_whatever_the_score_has_no_gradient(backend: Backen
     assert dq[:, :, 1:].abs().amin(-1).max() > 0
 
 
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_a_score_minus_the_least_one_is_exactly_zero(backend: BackendName) -> None:
+    """One key: its weight is tanh 0, and whatever rounds s on the way to the minimum must round it on the way to the weight."""
+    text = """attention above_least over b, h {
+      rank i: query; rank j: key; rank d, e: feature
+      in q[b, h, i, d]
+      in k[b, h, j, d]
+      in v[b, h, j, e]
+      s = sum[d](q * k) / sqrt(3 * D) where j <= i
+      o[i, e] = sum[j](tanh(1000 * (s - min[j](s))) * v)
+      out o
+    }"""
+    q, k, v = (x.requires_grad_() for x in qkv())
+    out = einfuse.compile(text, form="quadratic").with_backend(backend)(q, k, v)
+    assert isinstance(out, torch.Tensor)
+    assert not out[:, :, 0].any()
+    only_first = torch.zeros_like(out)
+    only_first[:, :, 0] = 1
+    assert not any(g.any() for g in torch.autograd.grad(out, [q, k, v], only_first))
+
+
 @pytest.mark.parametrize("scale", [1e2, 1e4])
 def test_large_scores_stay_finite(scale: float) -> None:
     q, k, v = qkv()

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from einfuse.codegen.cpu import forms
+from einfuse.codegen.cpu.alive import Mask, limited, mask, noted
 from einfuse.codegen.cpu.buffers import Assignment, assign, stores
 from einfuse.codegen.cpu.forms import FORMS, Form, operands
 from einfuse.codegen.cpu.functions import Ref, number
@@ -15,7 +16,8 @@ from einfuse.codegen.cpu.packed import PackPrinter
 from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
 from einfuse.codegen.cpu.schedule import Nest, Node, Product, arrange, kept, node_reads, settle
 from einfuse.codegen.cpu.text import Extent, Place, Scope, Streamed, Text
-from einfuse.codegen.plan import Arg, Coordinate, Dot, Fold, KernelPlan, Load, Map, Op, Phase, Region, Store, Value
+from einfuse.codegen.plan import Arg, Const, Coordinate, Dot, Fold, KernelPlan, Load, Map, Op, Phase, Region, Store, Value
+from einfuse.ir import Scalar
 
 
 @dataclass(slots=True)
@@ -89,7 +91,12 @@ class FoldPrinter:
         common = {n for n, op in free.items() if shared(op, facts, rank)}
         rest = [op for op in region if isinstance(op, Store) or op.out.name not in common]
         coordinates = {n: op for n, op in self.scope.recipes.items() if isinstance(op, Coordinate)}
-        nodes, read = settle(arrange(rest, order), {**coordinates, **all_ops}, {u.name for u in updates})
+        found = None if phase.label == "full" else self.mask(rest, updates)
+        arranged = arrange(rest, order)
+        nodes, read = settle(
+            noted(arranged, found.live) if found else arranged, {**coordinates, **all_ops}, {u.name for u in updates}
+        )
+        nodes = limited(nodes, found) if found else nodes
         packed = {n: self.packing.add(all_ops[n].out, free) for n in sorted(read & common)}
         uses = _uses(nodes, updates, self.scope.narrow)
         for name, value in packed.items():
@@ -97,6 +104,19 @@ class FoldPrinter:
         buffers = assign(nodes, self.fold.states, updates)
         mine: dict[str, Op] = {n: op for n, op in all_ops.items() if isinstance(op, Coordinate)}
         return _Body(nodes, updates, buffers, packed, phase.label == "full", mine, uses)
+
+    def mask(self, ops: Sequence[Op], updates: tuple[Value, ...]) -> Mask | None:
+        """The mask over tile and fold whose dead points the body may skip."""
+        tile = self.plan.tile
+        if tile is None:
+            return None
+        scalars = self.scope.scalars
+        own = {op.out.name: op.value for op in ops if isinstance(op, Const)}
+
+        def constant(v: Value) -> Scalar | None:
+            return own[v.name] if v.name in own else scalars[v.name].literal if v.name in scalars else None
+
+        return mask(ops, (tile.rank, self.fold.rank), updates, constant)
 
     def normal(self, phase: Phase) -> tuple[Region, tuple[Value, ...]]:
         """The body with every update a value of its own, shaped like the state; products accumulate onto blocks of their shape."""
@@ -156,6 +176,7 @@ class FoldPrinter:
             text.line(f"const long {count} = {fold.step if body.full else f'minimum({fold.step}L, {end} - {lo})'};")
             self.bring(body, scope, lo, count)
             self.places(body, scope)
+            self.alive(body, scope)
             print_nodes(text, scope, body.nodes, self.tensors)
             self.finish(body, scope)
 
@@ -211,6 +232,18 @@ class FoldPrinter:
                     key = (v.dims, v.dtype == "float", body.buffers.slot[v.name], self.fold.step)
                     pointer = self.pooled(key, f"block_{'_'.join(v.dims)}", element_of(v), block_size(scope, v.dims))
                     scope.places[v.name] = local_place(scope, v, pointer)
+
+    def alive(self, body: _Body, scope: Scope) -> None:
+        """Where what the body notes about its mask is held."""
+        seen = next((node.seen for node in body.nodes if isinstance(node, Nest) and node.seen), None)
+        if seen is None:
+            return
+        key = ("alive", seen.dims, self.fold.step)
+        if key not in self.text.pool:
+            self.text.pool[key] = self.text.unique(f"alive_{'_'.join(seen.dims)}")
+            most = ", ".join(str(scope.extents[d].most) for d in seen.dims)
+            self.text.buffers.append(f"Alive<{most}> {self.text.pool[key]};")
+        scope.alive, scope.streamed = self.text.pool[key], self.packs.streamed
 
     def pooled(self, key: tuple[object, ...], name: str, element: str, count: str) -> str:
         """The buffer of a key, shared by the bodies of all folds."""

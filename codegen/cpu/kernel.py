@@ -19,6 +19,7 @@ from einfuse.codegen.cpu.region import block_size, element_of, local_place, prin
 from einfuse.codegen.cpu.repeats import Repeats
 from einfuse.codegen.cpu.schedule import Node, arrange, kept, settle
 from einfuse.codegen.cpu.text import Extent, Scope, Text
+from einfuse.codegen.exponentials import powers
 from einfuse.codegen.order import largest_last
 from einfuse.codegen.plan import Arg, Coordinate, Fold, KernelPlan, Region, Store, operations, reads, table_ranks
 from einfuse.codegen.rows import row_products
@@ -32,7 +33,7 @@ class KernelPrinter:
 
     def __init__(self, plan: KernelPlan, keeps: bool) -> None:
         plan, self.kept = keep(plan) if keeps else (plan, ())
-        self.plan = prune(plan)
+        self.plan = prune(powers(plan) if plan.compute == "f32" else plan)  # in double precision exp is not slower than exp2
         self.text, self.scope = Text(), Scope(narrow=paired(plan), row_products=frozenset(row_products(plan)))
         self.tensors = {t.name: t for t in plan.tensors} | {k.tensor: Arg(k.tensor, 2, plan.compute, True) for k in self.kept}
         self.dependence = Dependence(self.plan)

@@ -44,7 +44,21 @@ class NestPrinter:
                 if op.out.name in self.kept:
                     writes += self.written(op.out, ref)
         self.before[-1] += writes
+        self.notes()
         self.emit()
+
+    def notes(self) -> None:
+        """Where the mask of the body is alive; zeros where it is not."""
+        nest, scope = self.nest, self.scope
+        m, n = (scope.extents[r].count for r in nest.dims[-2:]) if len(nest.dims) > 1 else ("", "")
+        if nest.seen is not None:
+            x, y = (self.at[r] for r in nest.dims)
+            self.outside.append(f"{scope.alive}.clear();")
+            self.before[-1].append(f"{scope.alive}.see({x}, {y}, {spread(self.ref(nest.seen))});")
+            self.done.append(f"{scope.alive}.find({m}, {n}, {scope.streamed or 'false'});")
+        for v in nest.cleared:
+            place = scope.places[v.name]
+            self.done.append(f"clear_outside({place.pointer}, {place.row}, {m}, {n}, {scope.alive});")
 
     def emit(self) -> None:
         text, nest = self.text, self.nest
@@ -52,8 +66,13 @@ class NestPrinter:
             text.line(line)
         for level, rank in enumerate(nest.dims):
             at, count = self.at[rank], self.scope.extents[rank].count
-            step = f"{at} += W" if level == len(nest.dims) - 1 else f"++{at}"
-            text.line(f"for (long {at} = 0; {at} < {count}; {step}) {{")
+            last = level == len(nest.dims) - 1
+            start, step = "0", f"{at} += W" if last else f"++{at}"
+            if nest.limited and last:
+                ends = self.names.fresh("ends")
+                text.line(f"const Ends {ends} = {self.scope.alive}.rows[{self.at[nest.dims[0]]} / ROWS];")
+                start, count = f"{ends}.first", f"{ends}.last"
+            text.line(f"for (long {at} = {start}; {at} < {count}; {step}) {{")
             text.indent += 1
             for line in self.before[level]:
                 text.line(line)
@@ -121,21 +140,24 @@ class NestPrinter:
                 return self.coordinate(out, rank)
             case Load(out=out):
                 return self.define(out, access.load(self, op))
-            case Map(out=out, fn=fn, args=args):
+            case Map(out=out, fn=fn, args=args, named=named):
                 refs = [self.ref(a) for a in args]
                 ref = self.contracted(fn, args, refs) or applied(fn, refs, out.dtype)
                 if fn == "*" and ref.vector and all(r.dtype == "float" for r in refs):
-                    self.factors[out.name] = refs
+                    if named:
+                        ref = Ref(f"as_rounded({ref.text})", ref.dtype, True)
+                    else:
+                        self.factors[out.name] = refs
                 if self.is_vector(out.dims) and not ref.vector:
                     ref = Ref(spread(ref), ref.dtype, True)
                 return self.define(out, ref)
         raise AssertionError(f"{type(op).__name__} has no place in a loop nest")
 
     def contracted(self, fn: str, args: tuple[Value, ...], refs: list[Ref]) -> Ref | None:
-        """A product and the sum that reads it, rounded once.
+        """A product and the sum that reads it, rounded once; but a product that is a statement is rounded for all who read it.
 
         Left to the compiler, that would depend on what else reads the product: a backward would compute scores that differ from
-        its forward's, and weights that do not add up to the statistics it reads.
+        its forward's, and weights that do not add up to the statistics it reads. And a score minus the largest one is 0 there.
         """
         n = next((n for n, a in enumerate(args) if a.name in self.factors), None)
         if fn not in ("+", "-") or n is None or refs[1 - n].dtype != "float" or args[0] == args[1]:
@@ -180,17 +202,21 @@ class NestPrinter:
         outer = self.before[-2] if len(self.nest.dims) > 1 else self.outside
         end = self.after[-2] if len(self.nest.dims) > 1 else self.done
         value, extent, at = self.ref(op.arg), self.scope.extents[op.rank], self.at[op.rank]
-        factors = self.factors.get(op.arg.name) if op.out.name in self.scope.row_products else None
-        if factors is not None and not extent.counted:
+        factors = self.factors.get(op.arg.name)
+        if factors is not None and op.out.name in self.scope.row_products and not extent.counted:
             a, b = map(spread, factors)
             outer.append(f"T {acc} = 0;")
             self.before[-1].append(f"{acc} = in_order<{extent.most}>({acc}, {a}, {b}, {at});")
             total = acc
         else:
             outer.append(f"{kind} {acc} = spread({identity});")
-            known = f"below({{}}, {at}, {extent.count}, " if extent.counted else f"within<{extent.most}>({{}}, {at}, "
-            lanes = f"{known.format(spread(value))}spread({identity}))"
-            self.before[-1].append(f"{acc} = {_COMBINE[fn].format(acc, lanes)};")
+            known = f"below({{}}, {at}, {extent.count}, {{}})" if extent.counted else f"within<{extent.most}>({{}}, {at}, {{}})"
+            if factors is not None and fn == "sum":
+                a, b = map(spread, factors)
+                step = known.format(f"multiply_add({a}, {b}, {acc})", acc)
+            else:
+                step = _COMBINE[fn].format(acc, known.format(spread(value), f"spread({identity})"))
+            self.before[-1].append(f"{acc} = {step};")
             total = f"{fn}_of({acc})"
         if not op.out.dims:
             name = self.outer_name(op.out.name)

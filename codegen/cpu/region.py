@@ -8,9 +8,9 @@ from einfuse.codegen.cpu import access
 from einfuse.codegen.cpu.forms import PAIRED, operands, place, wanted
 from einfuse.codegen.cpu.functions import Ref, applied, literal
 from einfuse.codegen.cpu.loops import TYPES, NestPrinter
-from einfuse.codegen.cpu.schedule import Nest, Node, Single
+from einfuse.codegen.cpu.schedule import Nest, Node, Product, Single
 from einfuse.codegen.cpu.text import Place, Scope, Text
-from einfuse.codegen.plan import Arg, Const, Coordinate, Dot, Load, Map, Op, Param, Size, Store, Value
+from einfuse.codegen.plan import Arg, Const, Coordinate, Load, Map, Op, Param, Size, Store, Value
 
 
 def print_nodes(text: Text, scope: Scope, nodes: Sequence[Node], tensors: Mapping[str, Arg]) -> None:
@@ -21,7 +21,7 @@ def print_nodes(text: Text, scope: Scope, nodes: Sequence[Node], tensors: Mappin
         elif isinstance(node, Nest):
             NestPrinter(text, scope, node, tensors).printed()
         else:
-            product(text, scope, node.op)
+            product(text, scope, node)
 
 
 def single(text: Text, scope: Scope, op: Op, tensors: Mapping[str, Arg]) -> None:
@@ -58,8 +58,9 @@ def _scalar(scope: Scope, op: Op, tensors: Mapping[str, Arg]) -> Ref:
     raise AssertionError(f"{type(op).__name__} is not an operation on scalars")
 
 
-def product(text: Text, scope: Scope, op: Dot) -> None:
+def product(text: Text, scope: Scope, node: Product) -> None:
     """A matrix product: rows along the first rank of the result, vectors along the second."""
+    op = node.op
     a, b, x, y = operands(op)
     left_form, right_form = wanted(op, scope.narrow)
     left, right, out = place(text, scope, a, left_form), place(text, scope, b, right_form), scope.places[op.out.name]
@@ -69,7 +70,15 @@ def product(text: Text, scope: Scope, op: Dot) -> None:
     whole = f"pairs({terms})" if left_form in PAIRED else terms
     text.line(f"// {op.out.name}[{x}, {y}] = {'' if op.acc is None else op.acc.name + ' + '}sum[{op.rank}] {a.name} * {b.name}")
     result = f"{out.pointer}, {out.row}, {acc}, {left.pointer}, {steps[x]}"
-    call = f"matmul({result}, {steps[op.rank]}, {right.pointer}, {right.row}, {m}, {n}, {whole});"
+    given = f"{result}, {steps[op.rank]}, {right.pointer}, {right.row}, {m}"
+    match node.limit:
+        case "columns":
+            call = f"matmul_columns({given}, {whole}, {scope.alive}.rows);"
+        case "terms" | "turned terms":
+            ends = "rows" if node.limit == "terms" else "columns"
+            call = f"matmul_terms<{2 if left_form in PAIRED else 1}>({given}, {n}, {scope.alive}.{ends});"
+        case _:
+            call = f"matmul({given}, {n}, {whole});"
     if b.name in scope.there and steps[op.rank] == "1":
         streamed = scope.there[b.name]
         form = f"dots({{}}, {whole}, {{}});" if "turned" in right_form else f"sums({{}}, {terms}, {{}});"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from einfuse.codegen.cpu.dataflow import domain
 from einfuse.codegen.plan import Coordinate, Dot, Map, Op, Reduce, Store, Value, reads
@@ -23,13 +24,24 @@ class Single:
     op: Op
 
 
+Limit = Literal["", "columns", "terms", "turned terms"]
+"""What a product leaves out where a mask is false (see `alive`): columns of its result, or terms of its sum, whose left operand lies
+by rows or by terms."""
+
+
 @dataclass(frozen=True, slots=True)
 class Nest:
-    """Operations in one loop nest over ``dims``, the last of them in vectors; ``kept`` are written to buffers (or scalars)."""
+    """Operations in one loop nest over ``dims``, the last of them in vectors; ``kept`` are written to buffers (or scalars).
+
+    ``seen``: the nest notes where this truth value is alive; ``limited``: it runs only there, and ``cleared`` are 0 elsewhere.
+    """
 
     dims: tuple[str, ...]
     ops: tuple[Op, ...]
     kept: tuple[Value, ...] = ()
+    seen: Value | None = None
+    limited: bool = False
+    cleared: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +49,7 @@ class Product:
     """A matrix product."""
 
     op: Dot
+    limit: Limit = ""
 
 
 Node = Single | Nest | Product
@@ -112,7 +125,7 @@ def settle(nodes: Sequence[Node], recipes: Mapping[str, Op], wanted: set[str]) -
 
 def _nest(node: Nest, recipes: Mapping[str, Op], read: set[str]) -> Nest | None:
     own = {op.out.name: op for op in node.ops if not isinstance(op, Store | Reduce)}
-    roots = [op for op in node.ops if isinstance(op, Store) or op.out.name in read]
+    roots = [op for op in node.ops if isinstance(op, Store) or op.out.name in read or op.out == node.seen]
     ops: list[Op] = []
     seen: set[str] = set()
     needed: set[str] = set()
@@ -140,10 +153,11 @@ def _nest(node: Nest, recipes: Mapping[str, Op], read: set[str]) -> Nest | None:
         elif root.out.name not in seen:
             seen.add(root.out.name)
             visit(root)
-    kept = tuple(op.out for op in roots if not isinstance(op, Store | Coordinate))
+    kept = tuple(op.out for op in roots if not isinstance(op, Store | Coordinate) and op.out.name in read)
     ops = [op for op in ops if not isinstance(op, Coordinate) or op.out.dims]
     read |= needed
-    return Nest(node.dims, tuple(ops), kept) if kept or any(isinstance(op, Store) for op in ops) else None
+    needed_here = kept or node.seen or any(isinstance(op, Store) for op in ops)
+    return Nest(node.dims, tuple(ops), kept, node.seen) if needed_here else None
 
 
 def _repeated(v: Value, dims: tuple[str, ...], recipes: Mapping[str, Op]) -> bool:
@@ -153,6 +167,8 @@ def _repeated(v: Value, dims: tuple[str, ...], recipes: Mapping[str, Op]) -> boo
         return True
     if not isinstance(op, Map) or op.fn not in CHEAP:
         return False
+    if [a.dims for a in op.args if a.dims] == [v.dims]:
+        return True  # one step from another block: that one is kept instead, if any
     return _cost(v, recipes) <= (8 if v.dtype == "bool" else 6 if v.dims == dims else 2)
 
 

@@ -21,6 +21,7 @@ def emit(plan: KernelPlan, keeps: bool = True) -> str:
         "memory",
         *(["pairs"] if paired(plan) else []),
         "matmul",
+        "alive",
         "stream",
         "runtime",
     ]

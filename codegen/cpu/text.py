@@ -60,6 +60,8 @@ class Scope:
     there: dict[str, Streamed] = field(default_factory=dict)  # right operands that may be read from the caller
     recipes: dict[str, Op] = field(default_factory=dict)
     extents: dict[str, Extent] = field(default_factory=dict)
+    alive: str = ""  # where the mask of the body is alive (`alive.h`)
+    streamed: str = ""  # when operands are read where the caller holds them
     narrow: bool = False  # products may take their operands in bf16
     row_products: frozenset[str] = frozenset()  # the sums of `codegen.rows`
 
@@ -71,6 +73,8 @@ class Scope:
             dict(self.there),
             dict(self.recipes),
             dict(self.extents),
+            self.alive,
+            self.streamed,
             self.narrow,
             self.row_products,
         )

@@ -54,6 +54,7 @@ INLINE VI bits_int(V x) { VI y; __builtin_memcpy(&y, &x, sizeof y); return y; }
 #define HIDDEN(x)
 #endif
 INLINE V multiply_add(V a, V b, V c) { HIDDEN(a); return a * b + c; }
+INLINE V as_rounded(V x) { HIDDEN(x); return x; }  // a product that no sum may take in
 
 INLINE V maximum(V a, V b) { return a > b ? a : b; }
 INLINE VI maximum(VI a, VI b) { return a > b ? a : b; }
@@ -112,6 +113,14 @@ INLINE long max_of(VI x) { return folded(x, [](VI a, VI b) { return maximum(a, b
 INLINE T min_of(V x) { return folded(x, [](V a, V b) { return minimum(a, b); })[0]; }
 INLINE long min_of(VI x) { return folded(x, [](VI a, VI b) { return minimum(a, b); })[0]; }
 INLINE bool any_of(VI x) { return folded(x, [](VI a, VI b) { return a | b; })[0] != 0; }
+#if defined(__AVX512F__) && !defined(__clang__)
+INLINE bool some(VI x) {
+  typedef int word __attribute__((vector_size(64)));
+  return __builtin_ia32_ptestmd512((word)x, (word)x, 0xffff) != 0;
+}
+#else
+INLINE bool some(VI x) { return any_of(x); }
+#endif
 
 #if defined(__OPTIMIZE__) && (defined(__FMA__) || defined(__aarch64__))  // as the compiler contracts vectors
 INLINE float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }

@@ -50,11 +50,27 @@ INLINE V exponential(V x) {
   const V r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   return times_power(exponential_core(r), n);
 }
+#if defined(__AVX512DQ__)
+// 2^(x - floor(x)) * 2^floor(x). What takes the floor off gives 0 for an infinite x, and what scales by a power takes the floor itself:
+// nothing has to be cut off. The polynomial is the one of its degree with the smallest largest relative error (2.1e-9) on [0, 1).
+INLINE V exponential2(V x) {
+  V r;
+  asm("vreduceps $1, %1, %0" : "=v"(r) : "v"(x));
+  V p = spread(2.15659718e-4f);
+  p = p * r + 1.24822895e-3f;
+  p = p * r + 9.67377517e-3f;
+  p = p * r + 5.54861836e-2f;
+  p = p * r + 2.40229085e-1f;
+  p = p * r + 6.93147063e-1f;
+  return times_power(p * r + 1.f, x);
+}
+#else
 INLINE V exponential2(V x) {
   x = at_most(129.f, at_least(-151.f, x));
   const V n = nearest(x);
   return times_power(exponential_core((x - n) * 0.693147180559945309f), n);
 }
+#endif
 
 // top / (u + lost) for 1 <= u < 2^64, rounded nearly once: with what the sum u before it, the reciprocal and the product lose.
 INLINE V quotient(V top, V u, V lost) {
@@ -103,6 +119,30 @@ INLINE V logarithm1p(V x) {
   const V u = 1.f + x, y = logarithm(u), lost = (x - (u - 1.f)) / u;
   return select((VI)(u == 0.f) | (VI)(x == __builtin_inff()), y, y + lost);
 }
+INLINE V signed_as(V magnitude, V x) { return bits_real(bits_int(magnitude) | (bits_int(x) & (VI{} + (I)0x80000000))); }
+#if defined(__AVX512F__)
+// A polynomial of degree 7 around the nearest of 16 points, n * 149 / 256: its coefficients are chosen lane by lane. The first is
+// tanh itself there, so that the sum is rounded as the result is; a number that reaches beyond the last point gives 1.
+constexpr T TANH[8][W] = {
+    {0.f, 0.524140239f, 0.822359443f, 0.940929294f, 0.981174827f, 0.994084179f, 0.998149216f, 0.999421775f, 0.999819458f, 0.999943614f, 0.999982417f, 0.999994516f, 0.999998271f, 0.999999464f, 0.999999821f, 0.99999994f},
+    {1.f, 0.725277066f, 0.323725015f, 0.114652008f, 0.0372959711f, 0.0117966142f, 0.00369811407f, 0.00115607865f, 0.000361088954f, 0.00011275147f, 3.52040915e-05f, 1.09913863e-05f, 3.43169108e-06f, 1.0714275e-06f, 3.34516102e-07f, 1.04441035e-07f},
+    {-1.07091154e-07f, -0.380151421f, -0.266224325f, -0.107873522f, -0.0365950726f, -0.0117236646f, -0.00368831842f, -0.00115159771f, -0.000364871579f, -0.000110923691f, -3.91603244e-05f, -1.35299078e-05f, -7.65649816e-07f, -9.18473802e-07f, 2.09370614e-06f, 1.44717774e-06f},
+    {-0.333326429f, -0.0425165296f, 0.111015856f, 0.0632903576f, 0.0234729461f, 0.00772528583f, 0.00245175022f, 0.000769389444f, 0.000240594993f, 7.51553089e-05f, 2.34680756e-05f, 7.32747276e-06f, 2.287798e-06f, 7.14284624e-07f, 2.23011568e-07f, 6.96273688e-08f},
+    {-0.000146964492f, 0.149139777f, -0.00235644542f, -0.0237811264f, -0.010795868f, -0.00386989396f, -0.00130942382f, -0.000503528805f, 6.48453124e-07f, -9.47754306e-05f, 0.000112546149f, 7.60696275e-05f, -8.48800773e-05f, -5.16115733e-06f, -7.63783828e-05f, -4.8768874e-05f},
+    {0.134743467f, -0.0475152023f, -0.027638495f, 0.00362643902f, 0.00363553385f, 0.00143421208f, 0.000478982052f, 0.000152616005f, 4.80418203e-05f, 1.5010477e-05f, 4.69573661e-06f, 1.46563184e-06f, 4.57111014e-07f, 1.42834082e-07f, 4.45720865e-08f, 1.39226071e-08f},
+    {-0.00651613111f, -0.0342366435f, 0.0158810541f, 0.00361420703f, -0.00104924326f, 0.000348864734f, 0.000572508608f, 0.000890525174f, -0.000966312888f, 0.000444739213f, -0.000978706405f, -0.000627385045f, 0.000658211822f, 3.77230172e-05f, 0.000599623949f, 0.000383160863f},
+    {-0.0413862392f, 0.0274244305f, -0.00382793858f, -0.00180996594f, -3.68827932e-05f, 0.000105138104f, 4.52299028e-05f, 1.56524584e-05f, 4.31364288e-06f, 1.51017878e-06f, 4.22253152e-07f, 1.37275151e-07f, 4.70248303e-08f, 1.38338923e-08f, 4.50499194e-09f, 1.36222755e-09f}};
+INLINE V hyperbolic_tangent(V x) {
+  const V a = at_most(9.02f, absolute(x));
+  const V big = a * (256.f / 149.f) + 12582912.f;  // the low bits of 1.5 * 2^23 + n are those of n
+  const V t = a - (big - 12582912.f) * (149.f / 256.f);
+  const VI n = bits_int(big) & (I)15;
+  V p = shuffled(load(TANH[7]), n);
+#pragma GCC unroll 8
+  for (int k = 6; k >= 0; --k) p = p * t + shuffled(load(TANH[k]), n);
+  return signed_as(p, x);
+}
+#else
 // e / (e + 2) with e = exp(2 |x|) - 1 = 2^n (exp(r) - 1) + (2^n - 1), which keeps the digits of small x; there -x is taken
 // instead, because e + 2 is rounded finer below 2.
 INLINE V hyperbolic_tangent(V x) {
@@ -112,9 +152,9 @@ INLINE V hyperbolic_tangent(V x) {
   const V scale = times_power(spread(1.f), n);
   const V e = exponential_tail(r) * scale + (scale - 1.f);
   const V u = e + 2.f, y = absolute(quotient(e, u, e - (u - 2.f)));
-  const VI sign_bit = VI{} + (I)0x80000000;
-  return bits_real(bits_int(y) | (bits_int(x) & sign_bit));
+  return signed_as(y, x);
 }
+#endif
 INLINE V logistic(V x) {
   const V e = exponential(-absolute(x)), top = select(x >= 0.f, spread(1.f), e);
   const V u = 1.f + e;

@@ -16,7 +16,7 @@ from einfuse.ir import MONOIDS, Cascade, Einsum, Expr, Fold, SpecError
 from einfuse.ir import State as IrState
 from einfuse.ir import index as coordinate
 from einfuse.ir.expr import indices, load, rename
-from einfuse.ir.interpret import equation
+from einfuse.ir.statements import equation
 from einfuse.ir.text import show_body
 
 

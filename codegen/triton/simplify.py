@@ -3,8 +3,7 @@
     before   x = s - m ; p = exp(x)                     s[i, j], m[i]
     after    p = exp_difference(s, m)                   printed  exp2(s * log2e - (m * log2e))
 
-One multiply-add and one exp2 an element remain, because the product with m is a row's. Where s is itself c * y with a scalar c,
-``exp_difference(y, m, c)`` is printed exp2(y * (c * log2e) - ...). Equal up to rounding.
+See `codegen.exponentials`; where s is itself c * y with a scalar c, ``exp_difference(y, m, c)`` is printed exp2(y * (c * log2e) - ...).
 
     before   t = x * y ; r = sum[e] t                   the sums that `codegen.rows` names, which ``tl.sum`` adds up in another order
     after    r = dot[e](x, y)                           where matrix products are exact (fp32)
@@ -15,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from einfuse.codegen.exponentials import difference
 from einfuse.codegen.plan import Dot, Fold, KernelPlan, Map, Op, Phase, Reduce, Region, Value, live, reads
 from einfuse.codegen.rows import row_products
 
@@ -41,18 +41,10 @@ def _exponentials(region: Region) -> Region:
     made = {op.out.name: op for op in region if isinstance(op, Map)}
 
     def rewritten(op: Op) -> Op:
-        difference = made.get(op.args[0].name) if isinstance(op, Map) and op.fn == "exp" else None
-        if not isinstance(op, Map) or difference is None or difference.fn != "-":
+        found = difference(op, made)
+        if found is None or not isinstance(op, Map):
             return op
-        a, b = difference.args
-        if "float" != a.dtype or b.dtype != "float" or not len(b.dims) < len(difference.out.dims):
-            return op
-        scaled = made.get(a.name)
-        if scaled is not None and scaled.fn == "*" and scaled.out.dims:
-            for y, c in (scaled.args, scaled.args[::-1]):
-                if y.dims == a.dims and not c.dims and y.dtype == c.dtype == "float":
-                    return Map(op.out, EXP_DIFFERENCE, (y, b, c))
-        return Map(op.out, EXP_DIFFERENCE, (a, b))
+        return Map(op.out, EXP_DIFFERENCE, tuple(v for v in found if v is not None))
 
     return tuple(map(rewritten, region))
 

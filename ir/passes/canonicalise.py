@@ -16,6 +16,7 @@ says of computed pairs: those are known only inside the fold. A reduction over s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from einfuse.ir import expr as ex
@@ -53,7 +54,7 @@ def run(cascade: Cascade) -> Cascade:
             raise SpecError(
                 f"the definition of {x.target} grows beyond {MAX_NODES} operations", x.loc, "split it into reductions"
             )
-        if folded & set(x.over) or _reads(x) & statistics:
+        if folded & set(x.over) or (ex.reads(x.map) | ex.reads(x.mask)) & statistics:
             statistics.add(x.target)
         pair = x.target in statistics and bool(folded & set(x.ranks))
         if not x.red and (pair or not sequence & set(x.ranks)) and x.target not in cascade.outs:
@@ -87,10 +88,6 @@ def _nested(cascade: Cascade, features: set[str]) -> Cascade:
     return replace(cascade, body=tuple(body))
 
 
-def _reads(x: Einsum) -> set[str]:
-    return ex.reads(x.map) | (ex.reads(x.mask) if x.mask is not None else set())
-
-
 def _unmasked(x: Statement, features: set[str], pairs: set[str], folded: set[str], outs: tuple[str, ...]) -> Statement:
     """A statement whose condition mentions neither features nor computed pairs: of a reduction, those that do are choices of its map;
     what a fold computes on the way needs none, as what reads it has the condition too."""
@@ -103,15 +100,16 @@ def _unmasked(x: Statement, features: set[str], pairs: set[str], folded: set[str
     mask = ex.conjunction(*(p for p in ex.conjuncts(x.mask) if p not in (*of_features, *of_pairs)))
     e = x.map
     for p in dict.fromkeys((*of_features, *(() if inside else of_pairs))):
-        e = _chosen(p, e, ex.indices(p) & features, x.red)
+        mine = ex.indices(p) & features
+        e = _chosen(p, e, lambda f, mine=mine: bool(ex.indices(f) & mine or ex.reads(f) & pairs), x.red)  # type: ignore[misc]
     return replace(x, map=e, mask=mask)
 
 
-def _chosen(p: Expr, e: Expr, features: set[str], red: str | None) -> Expr:
-    """``e`` where ``p`` holds, else what the reducer ignores (0 without one: so are points stored that do not exist); of a product the factor
-    that has the features chooses, the rest stay."""
+def _chosen(p: Expr, e: Expr, alike: Callable[[Expr], bool], red: str | None) -> Expr:
+    """``e`` where ``p`` holds, else what the reducer ignores (0 without one: so are points stored that do not exist); of a product the first
+    factor that is like the condition, the rest stay."""
     parts = list(ex.factors(e)) if red == "sum" else [e]
-    n = next((n for n, f in enumerate(parts) if ex.indices(f) & features), 0)
+    n = next((n for n, f in enumerate(parts) if alike(f)), 0)
     parts[n] = ex.call("select", p, parts[n], ex.const(ex.MONOIDS[red] if red else 0.0))
     return ex.product(*parts)
 

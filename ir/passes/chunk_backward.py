@@ -20,10 +20,10 @@ from einfuse.ir import expr as ex
 from einfuse.ir.derivative import derivative
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
-from einfuse.ir.interpret import equation, own_rank
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, State, Tensor
 from einfuse.ir.passes.differentiate import Gradient, adjoint
 from einfuse.ir.rewrite import fresh, prune
+from einfuse.ir.statements import equation, own_rank
 
 
 @dataclass(frozen=True, slots=True)

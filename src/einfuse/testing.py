@@ -100,7 +100,9 @@ def specs(draw: st.DrawFn) -> str:
     if cosine:
         body.insert(0, "  kn[j, d] = k / sqrt(sum[d](k * k) + 0.1)")
     body.append(f"  s[i, j] = {score}{where}")
-    late = draw(st.sampled_from(("", "", " where j % 2 == 0", " where j > i - 3")))
+    late = draw(
+        st.sampled_from(("", "", " where j % 2 == 0", " where j > i - 3", " where s > 0.2", " where s + 0.5 > max[j](s)"))
+    )
     body.append(f"  o[i, e] = sum[j](norm[j](s) * v{late})")
     if statistic:
         body.append("  z[i] = sum[j](sigmoid(s))")

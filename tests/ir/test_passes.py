@@ -144,3 +144,29 @@ def test_a_masked_point_is_never_seen() -> None:
     assert isinstance(v, torch.Tensor)
     v[:, :, 10] = torch.nan  # key 10 is in the future of all nine queries
     assert torch.isfinite(interpret(c, x, corpus.SIZES)["o"]).all()
+
+
+def test_a_choice_by_complete_statistics_is_carried_like_what_it_chooses() -> None:
+    """The keys above the mean score: one pass for the mean, one for the rest; where nothing is chosen yet, nothing is moved."""
+    spec = """attention above_mean over b, h {
+      rank i: query; rank j: key; rank d, e: feature
+      in q[b, h, i, d]
+      in k[b, h, j, d]
+      in v[b, h, j, e]
+      s = sum[d](q * k)
+      t = s where s >= sum[j](s) / size(j)
+      o[i, e] = sum[j](softmax[j](t) * v)
+      out o
+    }"""
+    cascade = einfuse.compile(spec).cascade
+    assert derivation.count_passes(cascade, "j") == 4
+    found = derivation.derive(canonicalise.run(cascade), "j")
+    assert found.passes == 2
+    assert {(d.reader, d.how, d.proof) for d in found.decisions if d.statistic == "m"} == {
+        ("p_sum", "carry", "proven"),
+        ("o", "carry", "proven"),
+    }
+    x = {"q": torch.randn(1, 2, 9, 3), "k": torch.randn(1, 2, 300, 3), "v": torch.randn(1, 2, 300, 4)}
+    sizes = {"B": 1, "H": 2, "Nq": 9, "Nk": 300, "D": 3, "E": 4}
+    fused = pipeline.run(cascade)
+    torch.testing.assert_close(interpret(fused, x, sizes), interpret(cascade, x, sizes), rtol=1e-12, atol=1e-12)

@@ -115,6 +115,20 @@ def test_without_a_linear_form_none_can_be_asked_for() -> None:
     assert "max over j" in str(attention.forms.obstacle)
 
 
+def test_a_rank_that_no_kernel_holds_has_no_linear_form() -> None:
+    text = TEXT.format(mask="where j <= i", p="s ^ 4")
+    attention, x = einfuse.compile(text, backend="torch"), torch.zeros(1, 2, 3, 24)
+    sizes = {"B": 1, "H": 2, "Nq": 3, "Nk": 3, "D": 24, "E": 24, "group": 1}
+    assert attention.forms.found is not None
+    assert attention.forms.fits(sizes | {"D": 8}) is None
+    assert "D * D * D * D = 331776 features" in str(attention.forms.fits(sizes))
+    assert attention.forms.choose(sizes | {"Nq": 10**7, "Nk": 10**7}, x, False) == "quadratic"
+    linear = attention.with_form("linear")
+    for call in (lambda: linear(x, x, x), lambda: linear.step(None, x, x, x)):
+        with pytest.raises(einfuse.SpecError, match="331776 features, and a state holds at most 8192"):
+            call()
+
+
 def test_a_scan_needs_as_many_keys_as_queries() -> None:
     text = CASES["scan"].replace("j <= i", "j <= i + Nk - Nq")
     x = drawn(einfuse.compile(text))

@@ -127,3 +127,26 @@ def test_a_guarded_mask_gives_what_the_cascade_says() -> None:
     found, truth = attention(*given, doc=doc), attention.reference(*given, doc=doc)
     assert isinstance(found, torch.Tensor)
     torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-5)
+
+
+def test_the_oracle_reports_what_kernels_report_and_reads_nothing_that_a_condition_excludes() -> None:
+    spec = """attention packed over b, h {
+      rank i: query; rank j: key; rank d, e: feature
+      in q[b, h, i, d]
+      in k[b, h, j, d]
+      in v[b, h, j, e]
+      in doc[b, N]: int
+      s = sum[d](q * k) / sqrt(D) where doc[b, i] == doc[b, j] and (j <= i)
+      o[i, e] = sum[j](softmax[j](s) * v)
+      out o
+    }"""
+    q, k, v = torch.randn(1, 1, 8, 4), torch.randn(1, 1, 12, 4), torch.randn(1, 1, 12, 4)
+    short = torch.arange(8)[None] // 3  # no key after the eighth is seen
+    attention = einfuse.compile(spec, backend="torch")
+    found, truth = attention(q, k, v, short), attention.reference(q, k, v, short)
+    assert isinstance(found, torch.Tensor)
+    torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-5)
+    open_ended = einfuse.compile(spec.replace("and (j <= i)", "or j <= i"), backend="torch")
+    for call in (open_ended, open_ended.reference):
+        with pytest.raises(ValueError, match=r"index 1 of doc is j = 8 at .*but the axis has 8 entries"):
+            call(q, k, v, short)

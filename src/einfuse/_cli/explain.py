@@ -39,14 +39,17 @@ def explain(args: argparse.Namespace) -> int:
     attention = inputs.attention(args.spec, args)
     form = crossing(attention, args.shape, getattr(torch, args.dtype), args.backward, dict(args.size))
     live, kernels = explained(attention, args.shape, getattr(torch, args.dtype), args.backward, dict(args.size))
+    walk = walked(attention, args.shape, kernels[0].plan)
     if args.json:
-        screen.report({**_json(attention, live, kernels), "linear": asdict(form)})
+        screen.report({**_json(attention, live, kernels), "walk": walk, "linear": asdict(form)})
         return 0
     console = screen.out()
     console.print(f"{attention.name}: " + "; ".join(f"{counted(r)} over {r.rank}" for r in attention.passes()))
     for score in attention.scores():
         console.print(_described(score))
     console.print(f"{100 * live:.4g} % of the tiles live; {state_bytes(kernels[0].plan)} bytes of state a row")
+    if walk:
+        console.print(f"{walk} (the kernels below are those of tiles)")
     shown = screen.table(
         "kernel", ">products", ">arithmetic", ">special", ">memory", *(f"on {d.name}" for d in DEVICES.values())
     )
@@ -79,6 +82,8 @@ def crossing(
     if found is None:
         return Crossing(linear_form(attention))
     sizes = example_sizes(attention.cascade, Shape(*shape, (64, 64), 1)) | given
+    if (reason := attention.forms.crowd(sizes)) is not None:
+        return Crossing(f"none at this width: {reason}", found.rank(sizes))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     length = attention.forms.crossover(sizes, dtype, device, backward)
     measured = not attention.forms.unmeasured(sizes, dtype, device, backward)
@@ -122,6 +127,12 @@ def explained(
         ranks = {s.rank: live for s in plan.steps if isinstance(s, Fold)}
         out.append(Explained(plan, cost(plan, sizes, shapes, ranks)))
     return live, out
+
+
+def walked(attention: einfuse.Attention, shape: tuple[int, int, int, int], plan: KernelPlan) -> str:
+    """The lists that pairs are walked by instead of the tiles of the forward kernel, in words; empty where they are not."""
+    step = next((s.step for s in plan.steps if isinstance(s, Fold)), 0)
+    return mapped(attention, shape, (plan.tile.block, step)).walk if step and plan.tile is not None else ""
 
 
 def _like(

@@ -28,6 +28,8 @@ class Mapped:
     sizes: Mapping[str, int]
     ranges: tuple[Range, ...]
     tiles: TileMap
+    walk: str
+    """The lists that a kernel walks by instead of tiles, in words; empty where it takes tiles."""
     values: Mapping[str, Scalar] = field(repr=False)
     tables: Mapping[str, np.ndarray] = field(repr=False)
 
@@ -89,4 +91,18 @@ def mapped(attention: einfuse.Attention, shape: tuple[int, int, int, int], tile:
     axes = (rows, extents[rows], tile[0]), (fold.rank, extents[fold.rank], tile[1])
     found = classify(fold.mask, *axes, sizes, values, tables, ambient)
     own = {**sizes, f"N{rows}": extents[rows]}
-    return Mapped(attention.name, fold.mask, rows, fold.rank, tile, own, fold.ranges, found, values, tables)
+    walk = _walk(attention, given, values, sizes, tile)
+    return Mapped(attention.name, fold.mask, rows, fold.rank, tile, own, fold.ranges, found, walk, values, tables)
+
+
+def _walk(
+    attention: einfuse.Attention,
+    given: Mapping[str, torch.Tensor | Scalar],
+    values: Mapping[str, Scalar],
+    sizes: Mapping[str, int],
+    tile: tuple[int, int],
+) -> str:
+    """The lists that a launch with such tiles would take instead."""
+    tensors = {n: x for n, x in given.items() if isinstance(x, torch.Tensor)}
+    chosen = attention.program.walks.choose(attention.cascade, tensors, values, sizes, tile) if tensors else None
+    return "" if chosen is None else str(chosen)

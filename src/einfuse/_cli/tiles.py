@@ -27,7 +27,7 @@ def tiles(args: argparse.Namespace) -> int:
     console = screen.out()
     console.print(f"{found.name}: tiles of {found.tile[0]} x {found.tile[1]}, {100 * found.tiles.live_fraction:.4g} % live")
     console.print(f"  where {'everything' if found.mask is None else show_expr(found.mask)}", soft_wrap=True)
-    for line in bounds(found):
+    for line in (*bounds(found), *([found.walk] if found.walk else [])):
         console.print(f"  {line}", soft_wrap=True)
     for at in points(found, args.limit):
         drawing(found, at)
@@ -76,6 +76,7 @@ def as_json(found: Mapped) -> screen.Json:
         "live_fraction": found.tiles.live_fraction,
         "bounds": list(found.bounds),
         "tabulated": not found.ranges,
+        "walk": found.walk,
         "spans": spans,
         "kind": found.tiles.kind.tolist(),
     }

@@ -8,7 +8,7 @@ from plans import Code
 
 from einfuse.codegen.plan import Arg, Block, Fold, KernelPlan, Map, Phase, State, Value
 from einfuse.ir import FUNCTIONS, MONOIDS
-from einfuse.ir.interpret import TORCH
+from einfuse.ir.meaning import TORCH
 
 pytestmark = pytest.mark.slow
 

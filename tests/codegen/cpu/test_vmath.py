@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import platform
 import subprocess
 from pathlib import Path
 
@@ -26,15 +27,27 @@ FUNCTIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def apply(tmp_path_factory):
-    """All functions in one library: ``apply(name, x)``."""
+@pytest.fixture(scope="module", params=[(), ("-mno-avx512f",)], ids=["machine", "narrower"])
+def apply(tmp_path_factory, request):
+    """All functions in one library: ``apply(name, x)``; built for this machine, and for one with half as wide vectors."""
+    if request.param and platform.machine() != "x86_64":
+        pytest.skip("the option is one of x86-64")
     text = "#include <cmath>\n#include <cstdint>\nusing T = float; using I = int32_t;\n"
     text += "".join(HEADERS[h].read_text() for h in ("vector", "vmath", "vmath_f32"))
     for name in FUNCTIONS:
         text += f'extern "C" void run_{name}(float* x, long n) {{ for (long k = 0; k < n; k += W) store(x + k, {name}(load(x + k))); }}\n'
     path: Path = tmp_path_factory.mktemp("vmath") / "vmath.so"
-    flags = ["-std=c++20", "-O2", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-w", "-shared", "-fPIC"]
+    flags = [
+        "-std=c++20",
+        "-O2",
+        "-march=native",
+        *request.param,
+        "-fno-math-errno",
+        "-ffp-contract=fast",
+        "-w",
+        "-shared",
+        "-fPIC",
+    ]
     subprocess.run([find_compiler(), *flags, "-x", "c++", "-", "-o", str(path)], input=text, text=True, check=True)
     library = ctypes.CDLL(str(path))
 

@@ -1,0 +1,100 @@
+"""Masks over an image walked by lists and by tiles, and windows that were cut out before: pairs visited and times, in one run.
+
+    python benchmarks/windows.py [--side N] [--batch B] [--heads H] [--width D] [--repeats K] [--threads T]
+
+Times are medians of calls in turns, forward and forward with backward. "visited" is what a forward computes of all pairs of an image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # einfuse need not be installed
+
+import torch
+
+import einfuse
+from einfuse.runtime.live import live_share
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One way to compute a pattern, its arguments, and the share of an image's pairs that it visits."""
+
+    name: str
+    attention: einfuse.Attention
+    tensors: Mapping[str, torch.Tensor]
+    visited: float
+
+    def forward(self) -> None:
+        with torch.no_grad():
+            self.attention(**self.tensors)
+
+    def both(self) -> None:
+        out = self.attention(**self.tensors)
+        assert isinstance(out, torch.Tensor), "one output"
+        torch.autograd.grad(out, [self.tensors[n] for n in "qkv"], torch.ones_like(out))
+
+
+def cases(args: argparse.Namespace, spec: str, **params: int) -> list[Case]:
+    """A mask over whole images, by lists and by tiles."""
+    n = args.side**2
+    image = {x: torch.randn(args.batch, args.heads, n, args.width, requires_grad=True) for x in "qkv"}
+    lists = einfuse.compile(spec, columns=args.side, **params)
+    tiles = einfuse.compile(spec, columns=args.side, strict=True, **params)  # strict: a program of its own
+    tiles.program.walks.fewest = sys.maxsize
+    return [Case(name, a, image, live_share(a, image)) for name, a in (("mask, lists", lists), ("mask, tiles", tiles))]
+
+
+def windows(args: argparse.Namespace, shift: int, side: int = 7) -> Case:
+    """The same windows as a rank, one batch element each, with the table of offsets that they have."""
+    across = args.side // side
+    cut = {x: torch.randn(args.batch, across**2, args.heads, side**2, args.width, requires_grad=True) for x in "qkv"}
+    attention = einfuse.compile("swin_window", side=side, down=across, across=across, shift=max(shift, 1), shifted=shift > 0)
+    table = torch.randn(args.heads, 2 * side - 1, 2 * side - 1)
+    return Case("windows cut out", attention, {**cut, "table": table}, 1 / across**2)
+
+
+def timed(runs: list[Callable[[], None]], repeats: int) -> list[float]:
+    """Median milliseconds of each, in turns."""
+    found: list[list[float]] = [[] for _ in runs]
+    for run in runs * 2:
+        run()
+    for _ in range(repeats):
+        for run, times in zip(runs, found, strict=True):
+            start = time.perf_counter()
+            run()
+            times.append(1e3 * (time.perf_counter() - start))
+    return list(map(median, found))
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    for name, default in (("side", 56), ("batch", 2), ("heads", 3), ("width", 32), ("repeats", 15), ("threads", 1)):
+        made.add_argument(f"--{name}", type=int, default=default, metavar="N", help="%(default)s unless given")
+    args = made.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    print(
+        f"{args.side} x {args.side} tokens, batch {args.batch}, {args.heads} heads of width {args.width}, {args.threads} thread(s)"
+    )
+    rows = {f"7 x 7, shift {s}": [windows(args, s), *cases(args, "swin", shift=s)] for s in (0, 3)}
+    rows["neighbourhood 7 x 7"] = cases(args, "neighbourhood_2d")
+    for title, found in rows.items():
+        forward, both = (timed([getattr(c, which) for c in found], args.repeats) for which in ("forward", "both"))
+        for case, a, b in zip(found, forward, both, strict=True):
+            pairs = case.visited * args.side**4
+            print(
+                f"{title:20} {case.name:16} {pairs / 1e6:>6.3f} M visited   {a:>7.2f} ms   with backward {b:>7.2f} ms",
+                flush=True,
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""Whether a kernel walks queries and keys by lists (`ir.passes.walk`): by the work of both ways, at the sizes and numbers of a launch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from einfuse.ir import Cascade, Expr, Fold, Scalar
+from einfuse.ir.digits import related
+from einfuse.ir.groups import CARRIED, LOADED, Groups, grouped
+from einfuse.ir.passes import walk
+from einfuse.ir.text import show
+from einfuse.ir.tiles import numeric
+from einfuse.runtime import cache, derived, tiles
+from einfuse.runtime.binding import extent_of
+from einfuse.runtime.launch import fold_tiles
+
+GAIN = 0.8
+"""Lists are taken where their work is at most this share of that of tiles: they are loaded, and make another kernel."""
+FEWEST = 128
+"""Rows from which on they are thought of."""
+MOST_ROWS = 64
+"""Rows of a group, and columns of one that is computed without a loop."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """The cascade over groups, what it takes besides, and the work that it and tiles would be (in pairs, for one ambient point)."""
+
+    made: walk.Walked
+    said: tuple[Expr, ...]
+    key: str
+    tables: Mapping[str, torch.Tensor]
+    sizes: Mapping[str, int]
+    groups: Groups
+    before: float
+
+    @property
+    def cascade(self) -> Cascade:
+        return self.made.cascade
+
+    def __str__(self) -> str:
+        groups, rows, columns = self.shape
+        share = 100 * self.groups.work / self.before
+        return f"walked by lists: {groups} groups of {rows} rows and {columns} columns, {share:.2g} % of the work of tiles"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Groups, rows and columns of each."""
+        return (*self.groups.rows.shape, self.groups.columns.shape[1])
+
+
+@dataclass(slots=True)
+class Walks:
+    """The choices of one program, made once for each cascade, sizes, numbers and device. Fewer rows than ``fewest`` keep tiles."""
+
+    strict: bool = False
+    fewest: int = FEWEST
+    pairs: dict[tuple[object, ...], walk.Pair | None] = field(default_factory=dict)
+    chosen: dict[tuple[object, ...], Chosen | None] = field(default_factory=dict)
+    turned: dict[tuple[object, ...], Chosen | None] = field(default_factory=dict)
+
+    def pair(self, cascade: Cascade) -> walk.Pair | None:
+        """What lists could say of a cascade of the program."""
+        name = (cascade.name, cascade.outs)
+        if name not in self.pairs:
+            self.pairs[name] = walk.pair(cascade)
+        return self.pairs[name]
+
+    def choose(
+        self,
+        cascade: Cascade,
+        tensors: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        tiling: tuple[int, int],
+    ) -> Chosen | None:
+        """The lists for a launch, None where tiles of ``tiling`` are as good."""
+        pair = self.pair(cascade)
+        if pair is None:
+            return None
+        name = (cascade.name, cascade.outs)
+        device = next(iter(tensors.values())).device
+        key = (*name, tiling, device, *sorted(sizes.items()), *sorted(numbers.items()))
+        if key not in self.chosen:
+            self.chosen[key] = self._chosen(pair, tensors, numbers, sizes, tiling)
+        return self.chosen[key]
+
+    def over_columns(self, first: Chosen, rows: Cascade, columns: Cascade) -> Chosen | None:
+        """The cascade ``columns``, whose own rows are the columns of ``rows``, over the lists of that one; None where one is listed twice."""
+        key = (columns.name, columns.outs, id(first))
+        if key not in self.turned:
+            mine, theirs = self.pair(rows), self.pair(columns)
+            self.turned[key] = _turned(first, mine, theirs) if mine and theirs else None
+        return self.turned[key]
+
+    def _chosen(
+        self,
+        pair: walk.Pair,
+        tensors: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        tiling: tuple[int, int],
+    ) -> Chosen | None:
+        rows, columns = ((r, extent_of(pair.cascade, r, sizes)) for r in (pair.rows, pair.columns))
+        if rows[1] < self.fewest or not columns[1]:
+            return None
+        found = related([numeric(c, sizes, numbers) for c in pair.conditions], rows, columns)
+        if found is None:
+            return None
+        before = self._tiled(pair.cascade, tensors, numbers, sizes, tiling)
+        groups = grouped(found.digits, (rows[1], columns[1]), MOST_ROWS, GAIN * before)
+        if groups is None:
+            return None
+        said = tuple(pair.conditions[n] for n in found.said)
+        wide = groups.columns.shape[1]
+        made = walk.run(pair, said, groups.rows.shape[1], wide if wide <= MOST_ROWS else None, len(groups.tests))
+        device = next(iter(tensors.values())).device
+        tables = {n: torch.from_numpy(x).to(device) for n, x in listed(made, groups).items()}
+        more = {made.groups: len(groups.rows)} | ({made.columns: wide} if made.columns else {})
+        return Chosen(made, said, cache.key("walk", show(made.cascade)), tables, more, groups, before)
+
+    def _tiled(
+        self,
+        cascade: Cascade,
+        tensors: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        tiling: tuple[int, int],
+    ) -> float:
+        """The work of tiles: that of the costliest loop, in pairs."""
+        bounded = tiles.loops(cascade, *tiling, self.strict)
+        if bounded is not None:
+            rows = extent_of(cascade, bounded.rank, sizes)
+            return bounded.row({**sizes, **numbers}, rows) * rows / len(bounded.folds)
+        scheduled = derived.scheduled(cascade, *tiling, self.strict)
+        ((_, block),) = scheduled.tile
+        work = [0.0]
+        for fold in (x for x in scheduled.body if isinstance(x, Fold)):
+            found = fold_tiles(scheduled, fold, tensors, numbers, sizes)
+            live = found.live_fraction * found.kind.shape[-2] * found.kind.shape[-1]
+            work.append(live * fold.step * (block + LOADED + CARRIED * block / fold.step))
+        return max(work)
+
+
+def _turned(first: Chosen, rows: walk.Pair, columns: walk.Pair) -> Chosen | None:
+    groups, sides = first.groups, (rows.rows, rows.columns)
+    once = all(len(np.unique(x)) == x.size for x in (groups.rows, groups.columns))
+    if not once or sides != (columns.columns, columns.rows) or not set(first.said) <= set(columns.conditions):
+        return None
+    wide = None if first.made.columns else groups.columns.shape[1]
+    made = walk.run(columns, first.said, groups.rows.shape[1], wide, len(groups.tests), sides)
+    same = replace(made, cascade=first.cascade) == first.made
+    return replace(first, made=made, key=cache.key("walk", show(made.cascade))) if same else None
+
+
+def listed(made: walk.Walked, groups: Groups) -> dict[str, np.ndarray]:
+    """The lists and tests of groups under the names that a cascade gives them."""
+    out = {made.rows_at: groups.rows, made.columns_at: groups.columns}
+    for names, test in zip(made.tests, groups.tests, strict=True):
+        out |= zip(names, (test.lo, test.hi, test.at), strict=True)
+    return out
