@@ -526,9 +526,13 @@ class _Lowering:
             return old
         env = {**self.env, **olds}
         moved_from = {z.target: z.red for z in f.body if isinstance(z, State)}
+        moving = reads(y.carry) | names(y.carry, "new")
+        for z in reversed(f.body):  # a let may be made of other lets
+            if isinstance(z, Einsum) and z.target in moving and is_let(f, z):
+                moving |= reads(z.map)
         for z in f.body:  # lets as they were before this block, and finite references of the new ones
-            if isinstance(z, Einsum) and z.target in reads(y.carry) | names(y.carry, "new"):
-                env[z.target] = self._finite(self._value(z.map, {**self.env, **olds}))
+            if isinstance(z, Einsum) and z.target in moving and is_let(f, z):
+                env[z.target] = self._finite(self._value(z.map, env))
         fresh = {**news, **{n: self.env[n] for n in names(y.carry, "new") if n not in news}}
         dead: Value | None = None
         for name in sorted(reads(y.carry) & set(moved_from)):

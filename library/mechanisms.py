@@ -12,73 +12,132 @@ import einfuse
 from einfuse.library import layers, verified
 
 TEXT = """
+A1   TransRef                        | cross                       | CrossAttention
 A2   FOD                             | prior_map                   |
 A3   Transformer in Transformer      | full                        | InnerOuterAttention
 A4   D-Former                        | volume_window               | VolumeAttention
+A5   DRSformer                       | channel_topk                | TopKChannelAttention
+A6   DuoFormer                       | full                        | ScalePatchAttention
 A8   CrossViT                        | full                        | CrossBranchAttention
+A10  Patch perturbations             | tempered                    |
 A11  DRCT                            | swin_window                 | SwinAttention
 A12  URPE                            | urpe                        | UrpeAttention
 A13  CSWin                           | cross_shaped                | CrossShapedAttention
+A14  ResFormer (resolutions)         | full                        | ConvolvedValueAttention
 A15  Graph transformer               | graph_transformer           | EdgeGraphAttention
+A16  Shift equivariance              | full                        | ShiftEquivariantAttention
 A17  CrossFormer                     | swin_window                 | CrossFormerAttention
 A18  HAT                             | overlapping_window          | OverlappingAttention
 A19  MASFormer                       | causal sliding_window       | MixedSpanAttention
 A20  Combiner                        | combiner                    |
 A21  iTransformer                    | full                        | VariateAttention
 A22  T2T-ViT                         | full performer_both         | TokensToToken
+A23  FreeEdit                        | reference_branch            | ReferenceBranchAttention
+A24  ReferFormer                     | deformable                  | DeformableAttention
+A25  CRAFT                           | rectangles channel_cosine   | RectangleAttention CosineChannelAttention
+A26  ComplexFormer (a reading)       | polar                       |
+A27  Transformer Programs            | program_head program_count  |
 A28  RMT                             | rmt                         | ManhattanAttention
 A29  TokenFormer                     | pattention                  | Pattention
 A30  CvT                             | full                        | ConvProjectionAttention
 A31  kMaX-DeepLab                    | kmax                        |
 A32  Sigmoid attention               | sigmoid                     | SigmoidAttention
 A33  ESSAformer                      | spectral_tokens             |
+A34  Upsampling decoder              | full                        | UpsamplingWindowAttention
+A35  LRGT                            | full key_bias               | GroupedViewAttention MergingByScores
+A36  SAM2Act                         | full cross                  | MemoryAttention
 A37  EcoFormer                       | hashed_codes                |
 A38  ShiftAddViT                     | linear_angular              |
 A39  DLGSANet                        | channel_relu                | SparseChannelAttention
+A41  Inception Transformer           | full                        | InceptionMixer
 A42  BatchFormer                     | full                        | BatchAttention
+A43  FIT                             | full causal graph cross     | InterleavedAttention
 A46  FiTv2                           | rope_2d                     |
 A47  DeFTAN-II                       | efficient                   |
+A48  MCTF                            | sized_keys                  | MergingAttention
 A49  HiLo                            | full                        | HiLoAttention
 A50  Infinite prefix                 | infinite_prefix             | InfinitePrefixAttention
 A51  ReLU attention                  | relu                        |
 A52  Graphix-T5                      | relation                    | RelationalGraphAttention
+A53  LAMA                            | low_rank_pooling            | LowRankPooling
 A54  SLAB                            | relu_linear                 |
+A55  AiOS                            | full deformable             | DeformableAttention
+A56  Sliced recursion                | full                        | SlicedRecursiveAttention
+A57  Information pathways (unbiased) | random_keys                 | RandomKeyAttention
+A58  OneFormer                       | live_or_all                 | MaskedCrossAttention
 A59  Power-Softmax                   | power                       | PowerSoftmaxAttention
+A60  All in One                      | full                        | RollingTokenAttention
 A61  MossFormer                      | gated_groups                |
+A63  Attention in attention          | scale_gate                  | BranchMix
+A65  ResNeSt                         | split_gate                  | SplitAttention
 A66  GAT                             | gat                         | GraphAttention
+A67  CoAtNet                         | relative_grid               | RelativeGridAttention
+A68  HAN (layer attention)           | tempered                    | LayerAttention
 A69  DAN                             | decoupled                   |
 A70  RIN                             | interface full                  | SharedReadAttention
+A71  Dual aggregation                | rectangles channel_cosine   | DualAggregation
 A74  TransNeXt                       | aggregated                  |
 A76  Coarse-to-fine attention        | coarse_to_fine              |
 A79  Input combination (flat)        | two_sources                 |
+A80  ULSAM                           | map_gate                    | SubspaceAttention
 A81  Sliding-window convolutions     | neighborhood                |
+A82  Pixel attention                 | place_gate                  | PixelAttention
 A83  Decoupled head sizes            | full                        |
+A84  Medusa                          | scale_gate                  | ScaleAttention
+A85  Astroformer                     | relative_grid               | RelativeGridAttention
 A87  FormNet                         | rich                        |
+A88  ParaFormer                      | self_and_cross              | ParallelAttention
 A89  Pay better attention            | full                        | EfficientAttention SuperAttention
 A90  RCAN                            | squeeze                     |
+A91  Stack attention                 | stack                       | StackAttention
+A93  BiFormer                        | routed_regions              | RoutedRegionAttention
+A94  Selfie                          | full                        | SummaryTokenPooling
 A95  FasterViT                       | carriers head_bias          | CarrierTokenAttention
 A96  LookHere                        | lookhere                    | LookHereAttention
 A97  ResFormer, SVFormer             | causal                      | ValueResidualAttention
+A98  Visual attention sink           | sink_redistribution         |
 A99  Skim-Attention                  | shared_map                  | SkimAttention
 A100 MoA (spans)                     | head_spans                  | HeadSpanAttention
 A101 HaloNet                         | halo halo_relative          | HaloAttention
 A102 Squeeze-and-Excitation          | squeeze                     |
 A103 SRFormer                        | permuted_window             | PermutedWindowAttention
 A104 Cog                             | cog                         | CogAttention
+A105 Mixture of attention heads      | mixture_of_heads            | MixtureOfAttentionHeads
+A106 PEPSI++                         | contextual                  |
+A107 EViT                            | one_row                     | TokenPruningAttention
+A108 BAM (balanced)                  | channel_gate                | ConvolutionalBlockAttention
+A109 SinkLoRA, LongLoRA              | shifted_groups              | ShiftedGroupAttention
 A112 NesT                            | full                        | NestedAttention
+A113 Show, attend and read           | additive                    | NeighbourAdditiveAttention
+A114 CBAM                            | channel_gate                | ConvolutionalBlockAttention
+A115 MoH                             | mixture_of_heads full       | MixtureOfHeadAttention
+A116 Audio super-resolution          | full                        | PooledTokenGate
 A117 cosFormer                       | cosine_weighted             |
+A119 UFC                             | two_values                  | FeatureCostAttention
 A120 MaxViT                          | grid swin_window                 | MaxViTAttention
+A121 Robust token attention          | diversity                   | DiverseAttention
+A123 GlyphDraw2                      | cross                       | SummedCrossAttention
 A124 Inf-DiT                         | block_causal                | BlockCausalAttention
+A125 Token-level masking             | token_masking               | TokenMaskingAttention
+A126 MASTER                          | context_pool                | GlobalContext
+A127 Token Pooling                   | sized_keys column_sums      | TokenPooling
+A128 SATRN                           | full                        | AdaptivePositionAttention
 A129 Shaped transformer              | shaped                      | ShapedAttention
 A130 Length-scaled temperature       | length_scaled               | LengthScaledAttention
+A132 Uniform attention               | uniform                     | UniformMixing
 A134 SANA                            | relu_linear                 |
+A136 Latent alignment (exact)        | latent_alignment            |
 A139 CrossMAE                        | cross                       |
+A140 BAM (experts)                   | causal                      | MixtureOfAttentionExperts
 A141 Learned aggregation             | full                        | ClassQueryPooling
 A142 FAST                            | fast                        |
 A143 NAT, DiNAT                      | neighborhood neighbourhood neighbourhood_2d | NeighborhoodAttention
+A144 Conditioning on knowledge       | additive                    | ConditionedPooling
 A145 AttnGAN's DAMSM                 | two_axes                    |
+A146 Native sparse attention         | block_summaries chosen_blocks sliding_window | NativeSparseAttention
 A148 Fisher information embedding    | fisher                      |
 A149 Lightning Attention             | retention packed_linear     | LightningAttention
+A150 ViCo                            | cross                       | OtsuCrossAttention
 A151 Multi-source attention          | additive full               | MultiSourceAttention AdditiveAttention
 A152 Bottleneck transformers         | halo_relative               |
 A153 NAP                             | nap                         | NormalizedAttentionPooling
@@ -87,19 +146,34 @@ A155 GATv2                           | gatv2                       | GraphAttent
 A157 LSSAR                           | lssar                       | SoftplusAttention
 A158 DaViT                           | channel                     | ChannelAttention
 A159 CLEAR                           | circle                      | CircleAttention
+A160 FastV                           | one_row                     | TokenPruningAttention
+A161 Sparse VideoGen                 | video_heads                 | VideoHeadsAttention
 A162 Multi-query attention           | gqa rope                    | RotaryAttention
 A163 Sparse Transformers             | strided fixed               |
+A164 Length-induced collapse         | tempered                    |
+A167 Recurrent nets with attention   | additive                    | AdditiveAttention
 A168 TaylorShift                     | taylor_shift taylor2        | TaylorShiftAttention
 A169 ConvBERT                        | dynamic_convolution padding | MixedAttention
 A170 Dual attention transformer      | relational                  |
+A171 AdaM                            | cross neighborhood          | LongShortAttention
+A172 PartialFormer (its scores)      | residual_scores             |
+A173 HiDiffusion                     | full                        | JitteredWindowAttention
 A174 SHViT                           | full                        | SingleHeadAttention
 A175 MW-MAE                          | window_per_head             | HeadWindowAttention
 A176 SwiftFormer                     | additive_global             |
+A177 Inequality of heads (at random) | head_dropout                | HeadDropoutAttention
 A178 StyleDiffusion                  | cross                       |
+A179 HelloMeme                       | cross                       | KnittingAttention
 A180 CoCA                            | coca                        | CollinearAttention
 A182 U-DiT                           | rope_2d                     | CosetAttention
+A183 CAN                             | additive_map                | CoverageAttention
+B3   MetaFormer (PoolFormer)         | pooling                     |
+B4   LMUFormer (its memory)          | lmu                         |
 B6   Delta rule                      | delta gated_delta           | DeltaNetAttention
+B10  MetaFormer baselines            | constant_map                |
 B13  Mamba                           | mamba                       |
+B14  Extractors (a reading)          | position_sum                |
+B20  MLP-Mixer                       | token_mlp                   |
 B23  Aaren                           | prefix_query                | AarenAttention
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -16,6 +17,12 @@ BackendName = Literal["cpu", "triton", "torch"]
 def compiled(spec: str, backend: BackendName | None = None, **params: Any) -> einfuse.Attention:
     """A spec of the library with its parameters set."""
     return einfuse.compile(spec, backend=backend, **params)
+
+
+@functools.lru_cache(maxsize=64)
+def sized(spec: str, backend: BackendName | None = None, **params: Any) -> einfuse.Attention:
+    """`compiled` for parameters that follow the input, as sizes of ranks do: made once for each."""
+    return compiled(spec, backend, **params)
 
 
 def single(out: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -161,8 +161,9 @@ def test_every_spec_has_a_formula() -> None:
     assert set(SPECS) - elsewhere - GEOMETRY - in_layers() <= set(WEIGHTS)
 
 
-BESIDE = {"linear", "shapes", "normaliser"}
-"""Families that tests/runtime/recurrences.py, tests/library/test_shapes.py and test_normalisers.py hold against formulas."""
+BESIDE = {"linear", "shapes", "normaliser", "selection", "mixers", "scores", "streams", "gates"}
+"""Families that tests/runtime/recurrences.py and tests/library/test_shapes.py, test_normalisers.py and test_catalogue_specs.py hold
+against formulas."""
 
 
 def in_layers() -> set[str]:

@@ -151,3 +151,26 @@ def test_what_would_be_held_along_a_rank_in_steps_is_refused() -> None:
     ) as caught:
         einfuse.compile(text, backend="torch")(torch.randn(1, 5, 4), torch.randn(1, 6, 4))
     assert "feature rank" in str(caught.value.hint)
+
+
+def test_states_that_move_with_a_let_made_of_lets() -> None:
+    """The backward of two results of one map, over several tiles: its states move with a row scalar computed from another one."""
+    text = """attention two over b {
+  rank g: head = G; rank i: query; rank r: key = R; rank w: feature = W; rank d, e: feature
+  in q[b, g, i, d]
+  in k[b, r, d]
+  in v[b, r, e]
+  in share[r, w]
+  p = softmax[r](sum[d](q * k))
+  o[g, i, e] = sum[r](p * v)
+  given[i, w] = sum[g, r](p * share)
+  out o, given
+}"""
+    x = [torch.randn(n, dtype=torch.float64).requires_grad_() for n in ((1, 2, 3, 4), (1, 600, 4), (1, 600, 5), (600, 3))]
+    q, k, v, share = x
+    p = torch.einsum("bgid,brd->bgir", q, k).softmax(-1)
+    truth = torch.einsum("bgir,bre->bgie", p, v), torch.einsum("bgir,rw->biw", p, share)
+    found = einfuse.compile(text, backend="torch")(*x)
+    grads = [torch.autograd.grad(sum(o.square().sum() for o in outs), x) for outs in (found, truth)]  # type: ignore[arg-type]
+    for a, b in zip((*found, *grads[0]), (*truth, *grads[1]), strict=True):
+        torch.testing.assert_close(a, b)
