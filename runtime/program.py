@@ -22,7 +22,7 @@ from einfuse.runtime.binding import STORAGE, extent_of
 from einfuse.runtime.launch import Built, Launch, Ready
 from einfuse.runtime.memory import empty
 from einfuse.runtime.pairs import Pairs
-from einfuse.runtime.scatter import accumulate
+from einfuse.runtime.scatter import accumulate, contracted
 from einfuse.runtime.tiles import Variant
 from einfuse.runtime.unchanged import Unchanged
 from einfuse.runtime.walks import Chosen, Walks
@@ -302,7 +302,7 @@ class Program:
                     self.ready(cascade, mine, numbers, sizes, backend)(mine)
             env |= outs
             for source, part in done:
-                accumulate(total, source, part, outs[part.statement], tensors, numbers, sizes)
+                accumulate(total, source, *contracted(part, env), tensors, numbers, sizes)
         return _apart({n: total[n].to(tensors[n].dtype) if n in total else torch.zeros_like(tensors[n]) for n in wanted})
 
     def _pairs(self, cascade: Cascade, parts: Sequence[Gradient], env: Mapping[str, torch.Tensor]) -> Pairs | None:
@@ -405,8 +405,10 @@ class Program:
             if name in apart:
                 continue
             shape = [extent_of(cascade, r, sizes) for r in (*cascade.over, *ranks[name])]
-            mine = [p for p in parts if p.statement == name]
-            alone = len(mine) == 1 and _only(mine[0], parts) and list(env[mine[0].input].shape) == shape
+            mine = [p for p in parts if name in p.statements]
+            alone = (
+                len(mine) == 1 and mine[0].times is None and _only(mine[0], parts) and list(env[mine[0].input].shape) == shape
+            )
             pair = len({*ranks[name]} & sequence) > 1
             make = torch.zeros if pair or added else torch.empty
             out[name] = make(shape, dtype=env[mine[0].input].dtype if alone and not added else wide, device=tensor.device)
