@@ -116,7 +116,8 @@ class Atoms:
         if e.op not in ex.LEAVES and any(x in self.statistics for x in ex.walk(e)):
             if e.op == "select" and not any(x in self.statistics for x in ex.walk(e.args[0])):
                 return self._chosen(*e.args)
-            return _table()[e.op](*map(self.to_sympy, e.args))
+            truth = e.op in ("and", "or", "not")
+            return _table()[e.op](*map(self._truth if truth else self.to_sympy, e.args))
         return sp.exp(self.to_sympy(e.args[0])) if e.op == "exp" else self.symbol(e)
 
     def _chosen(self, condition: Expr, a: Expr, b: Expr) -> Any:
@@ -126,6 +127,12 @@ class Atoms:
             if other.op == "const" and other.value == 0:
                 return self.symbol(ex.call("select", condition, *factor)) * self.to_sympy(value)
         raise KeyError("a choice by a condition without statistics: one symbol would have to be number and truth value")
+
+    def _truth(self, e: Expr) -> Any:
+        """A part of a condition: without statistics a truth value of its own, which samples draw to either side."""
+        if any(x in self.statistics for x in ex.walk(e)) or e.op == "const":
+            return self.to_sympy(e)
+        return sp.Gt(self.symbol(ex.call("select", e, ex.ONE, ex.const(0.0))), sp.Rational(1, 2))
 
     def to_expr(self, z: Any, primes: Mapping[Any, Expr] | None = None) -> Expr:
         """Back to the IR; ``primes`` maps the symbols of re-based statistics."""
@@ -243,7 +250,21 @@ def nonnegative(e: Expr, known: frozenset[str] = frozenset()) -> bool:
 
 def _compiled(symbols: list[Any], e: Any) -> Callable[..., Any]:
     """``e`` as a function of arrays."""
-    return sp.lambdify(symbols, e, [NUMERIC | {"select": _select}, "numpy"])  # type: ignore[no-any-return]
+    return sp.lambdify(
+        symbols,
+        e,
+        [NUMERIC | {"select": _select, "logical_and": _Joined(np.logical_and), "logical_or": _Joined(np.logical_or)}, "numpy"],
+    )  # type: ignore[no-any-return]
+
+
+class _Joined:
+    """`numpy.logical_and` or `logical_or` whose ``reduce`` takes parts of several shapes."""
+
+    def __init__(self, join: Callable[[Any, Any], Any]) -> None:
+        self.join = join
+
+    def reduce(self, parts: Iterable[Any]) -> Any:
+        return functools.reduce(self.join, parts)
 
 
 def _select(conditions: list[Any], values: list[Any], default: float = np.nan) -> Any:

@@ -46,7 +46,7 @@ def arguments(
         if name in given:
             raise TypeError(f"{cascade.name}: {name} is given twice, by position and by keyword")
         if all(t.name != name for t in cascade.inputs):
-            raise TypeError(f"{cascade.name} has no argument {name}; it takes {_names(cascade.inputs)}")
+            raise TypeError(f"{cascade.name} has no argument {name}{_near(cascade, name)}; it takes {_names(cascade.inputs)}")
         given[name] = value
     tensors: dict[str, torch.Tensor] = {}
     numbers: dict[str, Scalar] = {}
@@ -63,6 +63,14 @@ def arguments(
         where = ", ".join(f"{n} on {x.device}" for n, x in tensors.items())
         raise ValueError(f"{cascade.name}: all tensors must be on one device, found {where}")
     return tensors, numbers
+
+
+def _near(cascade: Cascade, name: str) -> str:
+    """A guess at what was meant; nothing where no name is close."""
+    import difflib  # for the message alone
+
+    close = difflib.get_close_matches(name, [t.name for t in cascade.inputs], 1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _names(inputs: Sequence[Tensor]) -> str:
@@ -97,7 +105,7 @@ def _tensor(cascade: Cascade, t: Tensor, value: object) -> torch.Tensor:
         raise TypeError(f"{cascade.name}: {_described(t)} must be a tensor, found {_found(value)}")
     storage = STORAGE.get(value.dtype)
     if storage not in _KINDS[t.dtype]:
-        raise TypeError(f"{cascade.name}: {t.name} must be a {t.dtype} tensor, found {value.dtype}")
+        raise TypeError(f"{cascade.name}: {t.name} must be {'an int' if t.dtype == 'int' else f'a {t.dtype}'} tensor, found {value.dtype}")
     if value.ndim != len(t.axes):
         raise ValueError(f"{cascade.name}: {_described(t)} has {len(t.axes)} axes, found the shape {tuple(value.shape)}")
     return value

@@ -31,6 +31,10 @@ CASES: dict[str, tuple[str, Formula]] = {
         lambda s, g: g >= g.mean(-1, keepdim=True),
     ),
     "the scores themselves": ("u = sum[d](q * k)\n  s = u where u >= mean[j](u)", lambda s, g: s >= s.mean(-1, keepdim=True)),
+    "or of the diagonal": (
+        "u = sum[d](q * k) where j <= i\n  s = u where u > mean[j](u) or i == j",
+        lambda s, g: (s > (s.tril().sum(-1) / torch.arange(1, 91))[..., None]).tril() | torch.eye(90).bool(),
+    ),
     "with positions": (
         "u = sum[d](q * k)\n  s = u where u + g >= 0 and j <= i",
         lambda s, g: (s + g >= 0) & torch.ones_like(g).tril().bool(),
