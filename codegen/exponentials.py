@@ -1,10 +1,10 @@
-"""Exponentials of differences from something of fewer ranks: one multiply-add and one power of two an element.
+"""Exponentials of differences from something of fewer ranks, as powers of two, which machines have.
 
     before   s = y * c ; x = s - m ; p = exp(x)              s[i, j], m[i], a number c
-    after    p = exp2(y * (c * log2 e) - (m * log2 e))       the products with c and m are a row's
+    after    p = exp2(x * log2 e)                            `powers`
+    or       p = exp2(y * (c * log2 e) - (m * log2 e))       from `difference`: the products with c and m are a row's
 
-Equal up to rounding, by |m| units in the last place: where m is the largest s the weight is no longer 1, and a row of one key has a gradient.
-On CPUs therefore only for tensors that are rounded more than that (bf16, fp16).
+The error of the first is that of x, and none where x is 0; that of the second is as large as that of m.
 """
 
 from __future__ import annotations
@@ -48,24 +48,13 @@ def _powers(region: Region) -> Region:
     taken = {op.out.name for op in region if not isinstance(op, Store)}
     out: list[Op] = []
     for op in region:
-        found = difference(op, made)
-        if found is None or not isinstance(op, Map):
+        if difference(op, made) is None or not isinstance(op, Map):
             out.append(op)
             continue
-        y, m, c = found
-
-        def value(role: str, dims: tuple[str, ...], name: str = op.out.name) -> Value:
-            text = f"{name}.{role}"
-            while text in taken:
-                text += "_"
-            taken.add(text)
-            return Value(text, dims, "float")
-
-        base = value("base", ())
-        factor = value("factor", ()) if c else base
-        shift, scaled, exponent = value("shift", m.dims), value("scaled", y.dims), value("exponent", op.out.dims)
-        out.append(Const(base, LOG2E))
-        out += [Map(factor, "*", (c, base))] if c else []
-        out += [Map(shift, "*", (m, base)), Map(scaled, "*", (y, factor)), Map(exponent, "-", (scaled, shift))]
-        out.append(Map(op.out, "exp2", (exponent,)))
+        name = f"{op.out.name}.exponent"
+        while name in taken:
+            name += "_"
+        base, exponent = Value(f"{name}.base", (), "float"), replace(op.out, name=name)
+        taken |= {base.name, exponent.name}
+        out += [Const(base, LOG2E), Map(exponent, "*", (op.args[0], base)), Map(op.out, "exp2", (exponent,))]
     return tuple(out)

@@ -167,8 +167,6 @@ def _repeated(v: Value, dims: tuple[str, ...], recipes: Mapping[str, Op]) -> boo
         return True
     if not isinstance(op, Map) or op.fn not in CHEAP:
         return False
-    if [a.dims for a in op.args if a.dims] == [v.dims]:
-        return True  # one step from another block: that one is kept instead, if any
     return _cost(v, recipes) <= (8 if v.dtype == "bool" else 6 if v.dims == dims else 2)
 
 
