@@ -22,6 +22,8 @@ GAIN = 0.8
 """Lists are taken where their work is at most this share of that of tiles: they are loaded, and make another kernel."""
 FEWEST = 128
 """Rows from which on they are thought of."""
+REMEMBERED = 64
+"""Choices of a program that are kept; all are dropped where more turn up."""
 MOST_ROWS = 64
 """Rows of a group, and columns of one that is computed without a loop."""
 
@@ -86,6 +88,9 @@ class Walks:
         device = next(iter(tensors.values())).device
         key = (*name, tiling, device, *sorted(sizes.items()), *sorted(numbers.items()))
         if key not in self.chosen:
+            if len(self.chosen) >= REMEMBERED:
+                self.chosen.clear()
+                self.turned.clear()
             self.chosen[key] = self._chosen(pair, tensors, numbers, sizes, tiling)
         return self.chosen[key]
 
