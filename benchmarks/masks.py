@@ -84,12 +84,13 @@ def inputs(name: str, n: int, width: int) -> dict[str, torch.Tensor]:
 def tiles(name: str, n: int) -> None:
     """What a launch has to know of a spec's mask (features are one wide: they play no part in it)."""
     import einfuse
-    from einfuse.runtime.live import forward_tiles
+    from einfuse.runtime.live import visited
 
-    for fold, found in forward_tiles(einfuse.compile(name, backend="cpu"), inputs(name, n, 1)):
-        if fold.tabulated:
-            found.csr()
-        print(json.dumps({"closed": not fold.tabulated, "live": found.live_fraction}))
+    for found in visited(einfuse.compile(name, backend="cpu"), inputs(name, n, 1)):
+        if found.fold.tabulated and found.chosen is None:
+            found.tiles.csr()
+        form = 2 if found.chosen is not None else int(found.fold.tabulated)
+        print(json.dumps({"form": form, "live": found.share}))
 
 
 def run(name: str, n: int) -> None:
@@ -152,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\n{args.long} queries and keys, every mask of the library: {args.long**2 / 2**30:.0f} Gi pairs")
         for name in listed():
             found = measured("tiles", name, args.long, 1)
-            form = "closed form" if found["closed"] else "lists of tiles"
+            form = ("closed form", "lists of tiles", "lists of pairs")[int(found["form"])]
             print(f"{name:18} {shown(found)}   {100 * found['live']:>7.3f} % live   {form}", flush=True)
         print("graph: its table is itself a pair of nodes an entry; `edges` takes a list instead")
     if args.run:

@@ -2,7 +2,7 @@
 
     python benchmarks/windows.py [--side N] [--batch B] [--heads H] [--width D] [--repeats K] [--threads T]
 
-Times are medians of calls in turns, forward and forward with backward. "visited" is what a forward computes of all pairs of an image.
+Times are the least of calls in turns, forward and forward with backward. "visited" is what a forward computes of all pairs of an image.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # einfuse need not be installed
 
@@ -62,7 +61,7 @@ def windows(args: argparse.Namespace, shift: int, side: int = 7) -> Case:
 
 
 def timed(runs: list[Callable[[], None]], repeats: int) -> list[float]:
-    """Median milliseconds of each, in turns."""
+    """The least milliseconds of each, in turns."""
     found: list[list[float]] = [[] for _ in runs]
     for run in runs * 2:
         run()
@@ -71,7 +70,7 @@ def timed(runs: list[Callable[[], None]], repeats: int) -> list[float]:
             start = time.perf_counter()
             run()
             times.append(1e3 * (time.perf_counter() - start))
-    return list(map(median, found))
+    return list(map(min, found))
 
 
 def main(argv: list[str] | None = None) -> int:

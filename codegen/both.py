@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from einfuse.codegen.plan import Block, Dot, Fold, KernelPlan, Op, Region, Store, Value, live, renamed, with_out
+from einfuse.codegen.plan import Block, Dot, Fold, KernelPlan, Map, Op, Region, Store, Value, live, renamed, with_out
 from einfuse.ir.rewrite import fresh
 
 
@@ -57,7 +57,7 @@ class _Writer:
 
     order: tuple[str, ...]
     ops: list[Op] = field(default_factory=list)
-    made: dict[Op, Value] = field(default_factory=dict)
+    made: dict[Op, int] = field(default_factory=dict)  # the places of operations, by what they compute
     taken: set[str] = field(default_factory=set)
 
     def region(self, region: Region) -> None:
@@ -68,11 +68,19 @@ class _Writer:
                 self.ops.append(op)
                 continue
             key = with_out(op, replace(op.out, name=""))
+            key = replace(key, named=False) if isinstance(key, Map) else key
             if key not in self.made:
-                out = replace(op.out, name=fresh(op.out.name, self.taken))
-                self.ops.append(with_out(op, out))
-                self.made[key] = out
-            new[op.out.name] = self.made[key]
+                self.made[key] = len(self.ops)
+                self.ops.append(with_out(op, replace(op.out, name=fresh(op.out.name, self.taken))))
+            new[op.out.name] = self.known(self.made[key], op)
+
+    def known(self, at: int, op: Op) -> Value:
+        """The value of the operation that stands ``at`` this place; it is that of a statement where either is."""
+        found = self.ops[at]
+        assert not isinstance(found, Store), "stores give no value"
+        if isinstance(found, Map) and isinstance(op, Map) and op.named:
+            self.ops[at] = replace(found, named=True)
+        return found.out
 
     def turned(self, op: Op) -> Op:
         """The operation with its ranks in order, and of a product the operand first whose own rank is."""

@@ -3,7 +3,8 @@
     before   s = y * c ; x = s - m ; p = exp(x)              s[i, j], m[i], a number c
     after    p = exp2(y * (c * log2 e) - (m * log2 e))       the products with c and m are a row's
 
-Equal up to rounding.
+Equal up to rounding, by |m| units in the last place: where m is the largest s the weight is no longer 1, and a row of one key has a gradient.
+On CPUs therefore only for tensors that are rounded more than that (bf16, fp16).
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class Cut:
         if read.name not in self.einsums:
             raise NotFactorableError(f"{show_expr(read)} is a tensor over {' and '.join(self.sides)}")
         x = self.einsums[read.name]
-        if read.args != tuple(map(ex.index, x.ranks)) and any(a.op != "index" for a in read.args):
+        if read.args != tuple(map(ex.index, x.ranks)) and any(a.op not in ("index", "const") for a in read.args):
             raise NotFactorableError(f"{show_expr(read)} is read at other coordinates than its own")
         if x.red not in (None, "sum") or set(x.over) & set(self.sides):
             raise NotFactorableError(f"{x.target} is a {x.red} over {', '.join(x.over)} for every pair")

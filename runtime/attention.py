@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -59,13 +60,14 @@ class Candidate:
         backend: Backend,
         tilings: Tilings,
         strict: bool,
+        small: Mapping[str, int] = MappingProxyType({}),
     ) -> Candidate:
-        """The kernel at the first of the tilings that can be held."""
-        _, plan, rest = tiled(cascade, storage, static, backend, tilings, strict)
+        """The kernel at the first of the tilings that can be held; ``small`` as for `einfuse.codegen.hold`."""
+        _, plan, rest = tiled(cascade, storage, static, backend, tilings, strict, small)
         return Candidate(
             plan,
             backend.emit(plan),
-            lambda: [Candidate.at(cascade, storage, static, backend, rest, strict)] if rest else [],
+            lambda: [Candidate.at(cascade, storage, static, backend, rest, strict, small)] if rest else [],
         )
 
 
@@ -393,7 +395,7 @@ class Attention:
     ) -> list[Candidate]:
         """Every kernel at its first tiling, with smaller ones behind `Candidate.smaller`."""
         if isinstance(self.program, ScanProgram):
-            tables = [self._example_storage(c, dtype) for c in self.program.cascades(backward)]
+            tables = [self.example_storage(c, dtype) for c in self.program.cascades(backward)]
             return [
                 Candidate.of(p) for p in self.program.candidates(backend, tables, backward, sizes, target or device_target())
             ]
@@ -408,7 +410,7 @@ class Attention:
         out = []
         for n, c in enumerate(cascades):
             static = {r.size: sizes.get(r.size, 64) for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)}
-            storage = self._example_storage(c, dtype)
+            storage = self.example_storage(c, dtype)
             out.append(Candidate.at(c, storage, static, chosen, tilings(c, storage, static, chosen, n > 0), self.strict))
         return out
 
@@ -423,7 +425,7 @@ class Attention:
             self._plans[name] = cache.remembered("work", name, make)
         return self._plans[name]
 
-    def _example_storage(self, c: Cascade, dtype: torch.dtype) -> dict[str, Storage]:
+    def example_storage(self, c: Cascade, dtype: torch.dtype) -> dict[str, Storage]:
         """Storage as a call with tensors of ``dtype`` would have it."""
         own = binding.STORAGE[dtype]
         wide: Storage = "f64" if dtype == torch.float64 else "f32"

@@ -9,7 +9,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -19,10 +19,12 @@ import torch
 from einfuse.codegen import KernelPlan
 from einfuse.codegen.plan import Fold
 from einfuse.codegen.scan import ScanPlan
-from einfuse.ir import EinfuseError
-from einfuse.runtime import cache
+from einfuse.ir import EinfuseError, Scalar
+from einfuse.runtime import binding, cache, tiles
 from einfuse.runtime.attention import Attention, Candidate
-from einfuse.runtime.backends import Target
+from einfuse.runtime.backends import Target, TritonBackend
+from einfuse.runtime.program import static_sizes, tilings
+from einfuse.runtime.scan import ScanProgram
 
 TARGETS: tuple[Target, ...] = ("sm_80", "sm_90", "gfx942")
 
@@ -61,15 +63,25 @@ def cross_compile(
     targets: Sequence[Target] = TARGETS,
     dtype: torch.dtype = torch.bfloat16,
     backward: bool = True,
+    call: Mapping[str, torch.Tensor | Scalar] | None = None,
     **sizes: int,
 ) -> list[CompiledKernel]:
     """Compiles every Triton kernel of an attention for ``targets``, at the largest tiles that keep its values in registers.
 
-    Feature widths are 64 unless given by name. Runs in a process of its own, where Triton's interpreter is off, and remembers what
+    Feature widths are 64 unless given by name. With the arguments of a ``call``, the kernels that such a call takes: those of short
+    sequences, and those that walk a mask by lists. Runs in a process of its own, where Triton's interpreter is off, and remembers what
     it found. Raises EinfuseError with the compiler's own words where a kernel does not compile.
     """
     short = str(dtype).removeprefix("torch.")
-    waiting: list[_Try] = [(c, t, None) for t in targets for c in attention.candidates("triton", dtype, backward, sizes, t)]
+    waiting: list[_Try] = [
+        (c, t, None)
+        for t in targets
+        for c in (
+            attention.candidates("triton", dtype, backward, sizes, t)
+            if call is None
+            else taken(attention, dtype, backward, call, t)
+        )
+    ]
     while any(done is None for _, _, done in waiting):
         trying = [(c, t) for c, t, done in waiting if done is None]
         jobs: list[_Job] = [{"plan": c.plan, "source": c.source, "target": t, "options": dict(c.options)} for c, t in trying]
@@ -86,6 +98,35 @@ def cross_compile(
             after += [(c, target, None) for c in smaller] or [(candidate, target, kernel)]
         waiting = after
     return [done for _, _, done in waiting if done is not None]
+
+
+def taken(
+    attention: Attention, dtype: torch.dtype, backward: bool, call: Mapping[str, torch.Tensor | Scalar], target: Target
+) -> list[Candidate]:
+    """The kernels of a call with these arguments, each on its own, as a GPU of that kind would take them.
+
+    Raises EinfuseError for an attention of several kernels or a scan: what these take does not depend on a call's sizes alone.
+    """
+    if attention.stages or isinstance(attention.program, ScanProgram):
+        raise EinfuseError(
+            f"{attention.name}: a scan, or an attention of several kernels, is compiled without the arguments of a call"
+        )
+    tensors, numbers = binding.arguments(attention.cascade, (), call)
+    sizes: Mapping[str, int] = binding.sizes(attention.cascade, tensors)  # type: ignore[assignment]  # concrete in a real call
+    program, backend = attention.program, TritonBackend(target=target)
+    wanted = tuple(t.name for t in attention.cascade.inputs if t.dtype == "float" and not t.param) if backward else ()
+    cascades = [program.saving(wanted), *((c for c, _ in program.backward_of(wanted).cascades) if backward else ())]
+    out = []
+    for n, cascade in enumerate(cascades):
+        storage, static = attention.example_storage(cascade, dtype), static_sizes(cascade, sizes)
+        ladder = tilings(cascade, storage, static, backend, n > 0)
+        variant = tiles.variant(cascade, ladder, numbers, tiles.rounded(sizes), attention.strict)
+        small, ladder = dict(variant.small), ladder[variant.start :]
+        chosen = program.walks.choose(cascade, tensors, numbers, sizes, ladder[0])
+        if chosen is not None:
+            cascade, storage, small = chosen.cascade, {**storage, **dict.fromkeys(chosen.tables, "i32")}, {}
+        out.append(Candidate.at(cascade, storage, static, backend, ladder, attention.strict, small))
+    return out
 
 
 def _tiling(plan: KernelPlan | ScanPlan) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from einfuse.runtime.binding import STORAGE, extent_of
 from einfuse.runtime.launch import Built, Launch, Ready
 from einfuse.runtime.memory import empty
 from einfuse.runtime.pairs import Pairs
-from einfuse.runtime.scatter import accumulate
+from einfuse.runtime.scatter import accumulate, contracted
 from einfuse.runtime.tiles import Variant
 from einfuse.runtime.unchanged import Unchanged
 from einfuse.runtime.walks import Chosen, Walks
@@ -113,37 +113,6 @@ class Program:
             self.savings[wanted] = replace(self.canonical(), outs=outs)
         return self.savings[wanted]
 
-    def build(
-        self,
-        cascade: Cascade,
-        storage: Mapping[str, Storage],
-        sizes: Mapping[str, int],
-        backend: Backend,
-        variant: Variant = Variant(),  # noqa: B008  # an immutable default
-    ) -> Built:
-        """The kernel of one cascade (this program's own, or one of its backward's)."""
-        static = static_sizes(cascade, sizes)
-        key = (*kernel_key(cascade, storage, static, backend), variant)
-        if key not in self.built:
-            self.built[key] = self._build(cascade, storage, static, backend, variant)
-        return self.built[key]
-
-    def variant(
-        self,
-        cascade: Cascade,
-        storage: Mapping[str, Storage],
-        numbers: Mapping[str, Scalar],
-        sizes: Mapping[str, int],
-        backend: Backend,
-    ) -> Variant:
-        """The kernel that suits the cascade's masks at about these sizes and at these host numbers."""
-        static, about = static_sizes(cascade, sizes), tiles.rounded(sizes)
-        key = (*kernel_key(cascade, storage, static, backend), *sorted(about.items()), *sorted(numbers.items()))
-        if key not in self.variants:
-            ladder = tilings(cascade, storage, static, backend, self._is_backward(cascade))
-            self.variants[key] = tiles.variant(cascade, ladder, numbers, about, self.strict)
-        return self.variants[key]
-
     def ready(
         self,
         cascade: Cascade,
@@ -173,7 +142,7 @@ class Program:
             return None  # soon said of most
         storage = {t.name: STORAGE[tensors[t.name].dtype] for t in cascade.inputs if not t.param}
         static = static_sizes(cascade, sizes)
-        start = self.variant(cascade, storage, numbers, sizes, backend).start
+        start = self._variant(cascade, storage, static, numbers, sizes, backend)[1].start
         ladder = tilings(cascade, storage, static, backend, self._is_backward(cascade))
         return self.walks.choose(cascade, tensors, numbers, sizes, ladder[start])
 
@@ -186,19 +155,39 @@ class Program:
         backend: Backend,
         walk: str = "",
     ) -> Launch:
-        """One kernel. One that spills registers is right but slow: the next call gets smaller tiles."""
-        storage = storage_of(cascade, tensors)
-        variant = replace(self.variant(cascade, storage, numbers, sizes, backend), walk=walk)
+        """One kernel, that which suits its masks. One that spills registers is right but slow: the next call gets smaller tiles."""
+        storage, static = storage_of(cascade, tensors), static_sizes(cascade, sizes)
+        key, suited = self._variant(cascade, storage, static, numbers, sizes, backend)
+        variant = replace(suited, walk=walk)
+        which = (*key, variant)
 
         def smaller(built: Built) -> Built | None:
-            static = static_sizes(cascade, sizes)
             if built.rung + 1 >= len(tilings(cascade, storage, static, backend, self._is_backward(cascade))):
                 return None
             made = self._build(cascade, storage, static, backend, replace(variant, start=built.rung + 1))
-            self.built[*kernel_key(cascade, storage, static, backend), variant] = made
+            self.built[which] = made
             return made
 
-        return Launch(self.build(cascade, storage, sizes, backend, variant), numbers, sizes, smaller)
+        if which not in self.built:
+            self.built[which] = self._build(cascade, storage, static, backend, variant)
+        return Launch(self.built[which], numbers, sizes, smaller)
+
+    def _variant(
+        self,
+        cascade: Cascade,
+        storage: Mapping[str, Storage],
+        static: dict[str, int],
+        numbers: Mapping[str, Scalar],
+        sizes: Mapping[str, int],
+        backend: Backend,
+    ) -> tuple[tuple[object, ...], Variant]:
+        """The key of the cascade's kernels for such tensors, and the one that suits its masks at about these sizes and host numbers."""
+        key, about = kernel_key(cascade, storage, static, backend), tiles.rounded(sizes)
+        here = (*key, *sorted(about.items()), *sorted(numbers.items()))
+        if here not in self.variants:
+            ladder = tilings(cascade, storage, static, backend, self._is_backward(cascade))
+            self.variants[here] = tiles.variant(cascade, ladder, numbers, about, self.strict)
+        return key, self.variants[here]
 
     def _is_backward(self, cascade: Cascade) -> bool:
         return not set(self.cascade.outs) <= set(cascade.outs)
@@ -313,7 +302,7 @@ class Program:
                     self.ready(cascade, mine, numbers, sizes, backend)(mine)
             env |= outs
             for source, part in done:
-                accumulate(total, source, part, outs[part.statement], tensors, numbers, sizes)
+                accumulate(total, source, *contracted(part, env), tensors, numbers, sizes)
         return _apart({n: total[n].to(tensors[n].dtype) if n in total else torch.zeros_like(tensors[n]) for n in wanted})
 
     def _pairs(self, cascade: Cascade, parts: Sequence[Gradient], env: Mapping[str, torch.Tensor]) -> Pairs | None:
@@ -351,7 +340,7 @@ class Program:
         known = {**env, **lists}
         given = {t.name: STORAGE[known[t.name].dtype] for c in cascades for t in c.inputs if not t.param}
         static = {**static_sizes(a, extents), **static_sizes(b, extents)}
-        small = self.variant(b, given, numbers, extents, backend).small
+        small = self._variant(b, given, static_sizes(b, extents), numbers, extents, backend)[1].small
         key = (a.name, a.ranks, a.inputs, small, *kernel_key(b, given, static, backend))
         if key in self.pairs and self.pairs[key] is None:
             return None
@@ -416,8 +405,10 @@ class Program:
             if name in apart:
                 continue
             shape = [extent_of(cascade, r, sizes) for r in (*cascade.over, *ranks[name])]
-            mine = [p for p in parts if p.statement == name]
-            alone = len(mine) == 1 and _only(mine[0], parts) and list(env[mine[0].input].shape) == shape
+            mine = [p for p in parts if name in p.statements]
+            alone = (
+                len(mine) == 1 and mine[0].times is None and _only(mine[0], parts) and list(env[mine[0].input].shape) == shape
+            )
             pair = len({*ranks[name]} & sequence) > 1
             make = torch.zeros if pair or added else torch.empty
             out[name] = make(shape, dtype=env[mine[0].input].dtype if alone and not added else wide, device=tensor.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -12,6 +13,19 @@ from einfuse.ir.interpret import evaluate_indices
 from einfuse.ir.passes.differentiate import Gradient
 
 Window = Mapping[str, tuple[int, int]]
+
+
+def contracted(part: Gradient, values: Mapping[str, torch.Tensor]) -> tuple[Gradient, torch.Tensor]:
+    """The part and its value; of a product of two statements, summed over the ranks that no index mentions, as a part of its own."""
+    value = values[part.statement]
+    if part.times is None:
+        return part, value
+    name, ranks = part.times
+    used = set().union(*map(indices, part.index))
+    letter = {r: chr(ord("a") + n) for n, r in enumerate(dict.fromkeys((*part.ranks, *ranks)))}
+    kept = tuple(r for r in letter if r in used)
+    a, b, out = ("".join(letter[r] for r in rs) for rs in (part.ranks, ranks, kept))
+    return replace(part, ranks=kept, times=None), torch.einsum(f"{a},{b}->{out}", value, values[name])
 
 
 def accumulate(

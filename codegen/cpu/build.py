@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +46,15 @@ class CpuKernel:
     function: Any
     flags: tuple[str, ...] = ()
     keeps: bool = False
+    _frugal: list[CpuKernel] = field(default_factory=list, compare=False, repr=False)  # made once, from what cannot change
 
     def frugal(self) -> CpuKernel:
-        """The kernel of the same plan that keeps no scores for later loops."""
-        from einfuse.codegen.cpu import source
+        """The kernel of the same plan that keeps no scores for later loops; printed and loaded once."""
+        if not self._frugal:
+            from einfuse.codegen.cpu import source
 
-        return build(self.plan, source.emit(self.plan, keeps=False), self.library.parent, self.flags)
+            self._frugal.append(build(self.plan, source.emit(self.plan, keeps=False), self.library.parent, self.flags))
+        return self._frugal[0]
 
     def __call__(self, tensors: Mapping[str, torch.Tensor], params: Mapping[str, Scalar], sizes: Mapping[str, int]) -> None:
         self.bind(tensors, params, sizes)(tensors)

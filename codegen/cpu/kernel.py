@@ -33,7 +33,7 @@ class KernelPrinter:
 
     def __init__(self, plan: KernelPlan, keeps: bool) -> None:
         plan, self.kept = keep(plan) if keeps else (plan, ())
-        self.plan = prune(powers(plan) if plan.compute == "f32" else plan)  # in double precision exp is not slower than exp2
+        self.plan = prune(powers(plan) if plan.compute == "f32" and plan.narrow != "f32" else plan)
         self.text, self.scope = Text(), Scope(narrow=paired(plan), row_products=frozenset(row_products(plan)))
         self.tensors = {t.name: t for t in plan.tensors} | {k.tensor: Arg(k.tensor, 2, plan.compute, True) for k in self.kept}
         self.dependence = Dependence(self.plan)

@@ -20,6 +20,7 @@ from einfuse.codegen.plan import (
     Fold,
     KernelPlan,
     Load,
+    Map,
     Op,
     Phase,
     Reduce,
@@ -172,8 +173,9 @@ class _Merger:
         out = replace(op.out, dims=tuple(r for r in self.order if r in op.out.dims))
         op = with_out(op, out)
         for known in (prologue.known, target.known):
-            if _key(op) in known:
-                return known[_key(op)]
+            for key in _keys(op):
+                if key in known:
+                    return known[key]
         region = self._region(op, target, prologue)
         name, n = out.name, 1
         while name in self.taken:
@@ -202,6 +204,11 @@ class _Merger:
         product = Dot(op.out, new[op.a.name], new[op.b.name], op.rank, held, op.narrow)
         total = self._place(product, target, prologue)
         target.learn(Store(store.tensor, index, total))
+
+
+def _keys(op: Op) -> list[Op]:
+    """What an operation computes: the value of a statement does for one that is not named as well."""
+    return [_key(op), *([_key(replace(op, named=True))] if isinstance(op, Map) and not op.named else [])]
 
 
 def _key(op: Op) -> Op:

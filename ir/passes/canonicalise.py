@@ -101,7 +101,7 @@ def _unmasked(x: Statement, features: set[str], pairs: set[str], folded: set[str
     e = x.map
     for p in dict.fromkeys((*of_features, *(() if inside else of_pairs))):
         mine = ex.indices(p) & features
-        e = _chosen(p, e, lambda f, mine=mine: bool(ex.indices(f) & mine or ex.reads(f) & pairs), x.red)  # type: ignore[misc]
+        e = _chosen(p, e, lambda f, mine=mine: bool(ex.indices(f) & mine if mine else ex.reads(f) & pairs), x.red)  # type: ignore[misc]
     return replace(x, map=e, mask=mask)
 
 

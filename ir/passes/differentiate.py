@@ -36,12 +36,21 @@ TIE = 4e-6  # points this near to a maximum (relatively) share its gradient: fp3
 
 @dataclass(frozen=True, slots=True)
 class Gradient:
-    """A part of the gradient of one input: ``d input[index] += value`` at every point of ``ranks`` (the ambient ones included)."""
+    """A part of the gradient of one input: ``d input[index] += value`` at every point of ``ranks`` (the ambient ones included).
+
+    ``times``: another statement and its ranks, whose value is multiplied in; the points are those of both. Such a product of rows of
+    features, added up over the rows, is a matrix product: written out it would have an entry for every row and both features.
+    """
 
     input: str
     index: tuple[Expr, ...]
     statement: str
     ranks: tuple[str, ...]
+    times: tuple[str, tuple[str, ...]] | None = None
+
+    @property
+    def statements(self) -> tuple[str, ...]:
+        return (self.statement,) if self.times is None else (self.statement, self.times[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,13 +300,42 @@ class _Reverse:
                 key = (self._sorted(keep), left)
                 sums[key] = call("+", sums.get(key, ex.ZERO), value)
             for (ranks, left), value in sums.items():
-                target = self._own_statement(value, ranks, left) or fresh(adjoint(name), self.taken)
-                if target not in {y.target for y in self.body}:
-                    self.body.append(Einsum(target, ranks, None, (), value, left))
                 owned = [r for r in ranks if self._is_sequence(r)]
-                gradient = Gradient(name, index, target, (*self.cascade.over, *ranks))
+                sides = self._outer(value, set(owned), left) if owned and not sequence else (value,)
+                spans = [self._sorted(self._free(side) | set(owned)) for side in sides] if len(sides) > 1 else [ranks]
+                made = [
+                    (self._stated(adjoint(name), side, span, left), (*self.cascade.over, *span))
+                    for side, span in zip(sides, spans, strict=True)
+                ]
+                gradient = Gradient(name, index, *made[0], *made[1:])
                 out.append((gradient, owned[0] if len(owned) == 1 else None if owned else self._row_rank()))
         return out
+
+    def _outer(self, value: Expr, rows: set[str], mask: Expr | None) -> tuple[Expr, ...]:
+        """The two sides of a product of which each has features of its own; the value itself where there are no such two."""
+        over, under = ex.quotient(value)
+        groups: list[
+            tuple[set[str], list[tuple[str, Expr]]]
+        ] = []  # features, and the factors and divisors that have any of them
+        for place in (*(("over", f) for f in over), *(("under", f) for f in under)):
+            features = self._free(place[1]) - rows
+            near = [g for g in groups if g[0] & features]
+            groups = [g for g in groups if g not in near]
+            groups.append((features.union(*(g[0] for g in near)), [*(p for g in near for p in g[1]), place]))
+        first = next((g for g in groups if g[0]), None)
+        rest = [g for g in groups if g is not first]
+        if first is None or not any(g[0] for g in rest) or self._free(mask or ex.TRUE) - rows:
+            return (value,)
+        places = (first[1], [p for g in rest for p in g[1]])
+        return tuple(ex.fraction(*([f for at, f in side if at == which] for which in ("over", "under"))) for side in places)
+
+    def _stated(self, base: str, value: Expr, ranks: tuple[str, ...], mask: Expr | None) -> str:
+        """The statement that has this value, a new one where there is none."""
+        target = self._own_statement(value, ranks, mask)
+        if target is None:
+            target = fresh(base, self.taken)
+            self.body.append(Einsum(target, ranks, None, (), value, mask))
+        return target
 
     def _from_inputs(self, e: Expr) -> Expr:
         """An index expression with the (integer) statements it reads written out, so that it can be evaluated by itself."""
@@ -346,14 +384,16 @@ class _Reverse:
         cascades: list[tuple[Cascade, tuple[Gradient, ...]]] = []
         given = [*saved]
         if set(groups) - {row}:
-            shared = self._shared_rows(everything, [g.statement for r, gs in groups.items() if r != row for g in gs])
+            shared = self._shared_rows(
+                everything, [n for r, gs in groups.items() if r != row for g in gs for n in g.statements]
+            )
             if shared:
                 cascades.append((self._cascade("prepass", everything, given, [x.target for x in shared]), ()))
                 given += shared
         for rank, gs in sorted(groups.items(), key=lambda kv: kv[0] != row):
             name = "rows" if rank == row else f"columns_{rank}"
             for c in stages.run(
-                self._cascade(name, everything, given, list(dict.fromkeys(g.statement for g in gs))), canonical=True
+                self._cascade(name, everything, given, list(dict.fromkeys(n for g in gs for n in g.statements))), canonical=True
             ):
                 cascades.append((c, tuple(g for g in gs if g.statement in c.outs)))
         read = {t.name for c, _ in cascades for t in c.inputs}

@@ -57,7 +57,7 @@ _NORMS = (
     # statements after `p`, and the result
     ("", "p"),
     ("n2 = count[j](s)", "p / n2"),
-    ("l = sum[j](p)", "p / (l + 0.5)"),
+    ("l = sum[j](p)", "p / (abs(l) + 0.5)"),
     ("l = sum[j](abs(p))", "p / (1 + l)"),
     ("l = sum[j](p * p)", "p / sqrt(l + 0.1)"),
     ("l = sum[j](abs(p))", "max(p / (l + 0.5) - 0.05, 0)"),

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import einfuse
+from einfuse.ir import Einsum
 from einfuse.runtime.backends import BackendName
 
 
@@ -47,3 +48,36 @@ def test_a_tangent_of_nothing_is_refused() -> None:
         attn.jvp(**x, tangents={"window": torch.zeros(())})
     with pytest.raises(TypeError, match="found none"):
         attn.jvp(**x, tangents={})
+
+
+def test_the_gradient_of_a_matrix_needs_no_matrix_for_every_row() -> None:
+    """Projections and tables of features are read by all rows: kernels give out two rows of features, a matrix product adds them up."""
+    attention = einfuse.compile(
+        """attention projected over b, h {
+      rank i: query; rank j: key; rank d, e, r: feature
+      in q[b, h, i, d]
+      in k[b, h, j, d]
+      in v[b, h, j, e]
+      in w[h, r, d]
+      in u[e, r]
+      in t[h]
+      s = sum[d](q * k) where j <= i
+      g = sigmoid(sum[d](w * q) * t)
+      a[i, e] = sum[r](u * g)
+      o[i, e] = sum[j](softmax[j](s) * v) * a
+      out o
+    }""",
+        backend="torch",
+    )
+    for cascade, parts in attention.program.backward_of(("w", "u")).cascades:
+        features = {r.name for r in cascade.ranks if r.kind == "feature"}
+        assert all(len(features & set(x.ranks)) < 2 for x in cascade.body if isinstance(x, Einsum) and x.target in cascade.outs)
+        assert {p.input for p in parts if p.times is not None} == {p.input for p in parts}
+    shapes = {"q": (2, 3, 7, 4), "k": (2, 3, 9, 4), "v": (2, 3, 9, 5), "w": (3, 6, 4), "u": (5, 6), "t": (3,)}
+    x = {n: torch.randn(s, dtype=torch.float64, requires_grad=True) for n, s in shapes.items()}
+    found, truth = attention(**x), attention.reference(**x)
+    assert isinstance(found, torch.Tensor)
+    assert isinstance(truth, torch.Tensor)
+    direction = torch.randn_like(truth)
+    for g, wanted in zip(*(torch.autograd.grad(o, list(x.values()), direction) for o in (found, truth)), strict=True):
+        torch.testing.assert_close(g, wanted, rtol=1e-10, atol=1e-10)

@@ -101,7 +101,7 @@ def test_kernels_of_all_kinds_agree(name: str) -> None:
 def backward_plan(name: str) -> ScanPlan:
     a = einfuse.compile(name)
     c = a.program.cascades(True)[1]  # type: ignore[attr-defined]  # the program of a scan
-    return scan.lower(c, a._example_storage(c, torch.bfloat16), {"D": 64, "E": 64})
+    return scan.lower(c, a.example_storage(c, torch.bfloat16), {"D": 64, "E": 64})
 
 
 def test_only_the_first_kernel_waits_for_earlier_blocks() -> None:
@@ -123,7 +123,7 @@ def test_columns_are_shared_only_where_sums_over_them_stay_linear() -> None:
       o = tanh(sum[d](k * S)) * sum[e](exp(v)) } out o }"""
     a = einfuse.compile(text)
     (c,) = a.program.cascades(False)  # type: ignore[attr-defined]
-    plan = scan.lower(c, a._example_storage(c, torch.float32), {"D": 64, "E": 64})
+    plan = scan.lower(c, a.example_storage(c, torch.float32), {"D": 64, "E": 64})
     assert share(plan, "d", 32) is None, "tanh of a share is no share of tanh"
     assert share(plan, "e", 32) is None, "a share times a column is no share of the product"
 
