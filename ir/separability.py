@@ -250,11 +250,8 @@ def nonnegative(e: Expr, known: frozenset[str] = frozenset()) -> bool:
 
 def _compiled(symbols: list[Any], e: Any) -> Callable[..., Any]:
     """``e`` as a function of arrays."""
-    return sp.lambdify(
-        symbols,
-        e,
-        [NUMERIC | {"select": _select, "logical_and": _Joined(np.logical_and), "logical_or": _Joined(np.logical_or)}, "numpy"],
-    )  # type: ignore[no-any-return]
+    known = {"select": _select, "logical_and": _Joined(np.logical_and), "logical_or": _Joined(np.logical_or)}
+    return sp.lambdify(symbols, e, [NUMERIC | known, "numpy"])  # type: ignore[no-any-return]
 
 
 class _Joined:

@@ -105,7 +105,9 @@ def _tensor(cascade: Cascade, t: Tensor, value: object) -> torch.Tensor:
         raise TypeError(f"{cascade.name}: {_described(t)} must be a tensor, found {_found(value)}")
     storage = STORAGE.get(value.dtype)
     if storage not in _KINDS[t.dtype]:
-        raise TypeError(f"{cascade.name}: {t.name} must be {'an int' if t.dtype == 'int' else f'a {t.dtype}'} tensor, found {value.dtype}")
+        raise TypeError(
+            f"{cascade.name}: {t.name} must be {'an int' if t.dtype == 'int' else f'a {t.dtype}'} tensor, found {value.dtype}"
+        )
     if value.ndim != len(t.axes):
         raise ValueError(f"{cascade.name}: {_described(t)} has {len(t.axes)} axes, found the shape {tuple(value.shape)}")
     return value

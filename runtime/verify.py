@@ -169,7 +169,12 @@ class _Evaluated:
         if wanted:
             generator = torch.Generator().manual_seed(seed)
             directions = [torch.randn(o.shape, generator=generator).to(self.dtype).to(o) for o in self.outs]
-            parts = torch.autograd.grad(self.outs, list(wanted.values()), directions, allow_unused=True, retain_graph=True)
+            moving = [(o, d) for o, d in zip(self.outs, directions, strict=True) if o.requires_grad]  # a count has no gradient
+            outs, along = [o for o, _ in moving], [d for _, d in moving]
+            leaves = list(wanted.values())
+            parts = (
+                torch.autograd.grad(outs, leaves, along, allow_unused=True, retain_graph=True) if outs else [None] * len(leaves)
+            )
             for (n, x), g in zip(wanted.items(), parts, strict=True):
                 found[f"d {n}"] = torch.zeros_like(x) if g is None else g
         return found

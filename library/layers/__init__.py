@@ -1,5 +1,9 @@
 """Layers of the papers as torch.nn.Modules: the paper's projections and tables around an attention that a spec of the library defines."""
 
+from einfuse.library.layers.blocks import LlamaBlock as LlamaBlock
+from einfuse.library.layers.blocks import MaxViTBlock as MaxViTBlock
+from einfuse.library.layers.blocks import SwinBlock as SwinBlock
+from einfuse.library.layers.blocks import TransformerBlock as TransformerBlock
 from einfuse.library.layers.channels import CosineChannelAttention as CosineChannelAttention
 from einfuse.library.layers.channels import DualAggregation as DualAggregation
 from einfuse.library.layers.channels import RectangleAttention as RectangleAttention

@@ -113,7 +113,7 @@ class DualAggregation(RectangleAttention):
     def __init__(
         self, width: int, heads: int, *sides: int, channels: bool = False, backend: BackendName | None = None, **more: Any
     ):
-        super().__init__(width, heads, *sides, backend=backend, **more)
+        super().__init__(width, heads, *sides, backend=backend, **more)  # type: ignore[arg-type]  # two sides
         self.channels = channels
         self.local = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, groups=width), nn.BatchNorm2d(width), nn.GELU())
         small = max(width // 16, 1)

@@ -168,7 +168,7 @@ class VideoHeadsAttention(Attending):
             at, to = (t // self.pixels if way == "spatial" else t % self.pixels for t in (i, j))
             seen = ((at[:, None] - to).abs() <= reach) | late
             errors.append(((s.masked_fill(~seen, float("-inf")).softmax(-1) @ v - truth) ** 2).mean((-2, -1)))
-        return errors[1] < errors[0]
+        return errors[1] < errors[0]  # type: ignore[no-any-return]
 
     def forward(self, x: torch.Tensor, /, temporal: torch.Tensor | None = None, **given: Any) -> torch.Tensor:
         q, k, v = self.project(x)

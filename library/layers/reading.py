@@ -42,7 +42,7 @@ class PooledTokenGate(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gates = self.attend(functional.max_pool1d(x.mT, self.block, self.block).mT)
-        return x * gates.repeat_interleave(self.block, 1)
+        return x * gates.repeat_interleave(self.block, 1)  # type: ignore[no-any-return]
 
 
 class NeighbourAdditiveAttention(nn.Module):

@@ -191,7 +191,7 @@ class DiverseAttention(Attending):
         planes = image.flatten(0, 1)[:, None]
         means = [torch.nn.functional.conv2d(planes, kernel, padding=n, dilation=n) for n in range(1, self.dilations + 1)]
         every = torch.stack([image, *(m[:, 0].reshape(image.shape) for m in means)], 1)
-        return (shares[:, :, None] * every).sum(1).movedim(1, -1)
+        return (shares[:, :, None] * every).sum(1).movedim(1, -1)  # type: ignore[no-any-return]
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]  # the loss beside the result
         attended, alike = self.attention(*self.project(self.averaged(x).flatten(1, 2)))

@@ -107,7 +107,7 @@ class UpsamplingWindowAttention(nn.Module):
         q, k, v = (split(m(t).flatten(0, 1), self.heads) for m, t in pairs)
         out = self.out(merge(single(self.attention(q, k, v)))).unflatten(0, asking.shape[:2])
         larger = functional.interpolate(self.shortcut(coarse).movedim(-1, 1), scale_factor=2, mode="bilinear").movedim(1, -1)
-        return assemble(out, *fine.shape[1:3], 2 * self.side) + larger
+        return assemble(out, fine.shape[1], fine.shape[2], 2 * self.side) + larger
 
 
 class ShiftEquivariantAttention(nn.Module):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from einfuse.library.layers import LookHereAttention
+from einfuse.library.layers import LookHereAttention, TransformerBlock
 from einfuse.library.layers.common import BackendName
 from einfuse.library.models.digits_swin import classify
-from einfuse.library.models.parts import Block
 from einfuse.library.models.training import Task, command
 
 
@@ -19,7 +18,7 @@ class DigitsLookHere(nn.Module):
         super().__init__()
         self.embed = nn.Linear(1, width)
         layers = (LookHereAttention(width, heads, heads - 1, fade=1 + n / blocks, backend=backend) for n in range(blocks))
-        self.blocks = nn.Sequential(*(Block(width, layer) for layer in layers))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, layer) for layer in layers))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 10))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

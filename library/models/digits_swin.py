@@ -6,10 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from einfuse.library.layers import ClassQueryPooling, SwinAttention
+from einfuse.library.layers import ClassQueryPooling, SwinAttention, TransformerBlock
 from einfuse.library.layers.common import BackendName
 from einfuse.library.models import data
-from einfuse.library.models.parts import Block
 from einfuse.library.models.training import Task, command
 
 
@@ -21,7 +20,10 @@ class DigitsSwin(nn.Module):
         self.embed = nn.Linear(1, width)
         self.place = nn.Parameter(torch.randn(8, 8, width) * 0.02)
         self.blocks = nn.Sequential(
-            *(Block(width, SwinAttention(width, heads, 4, shift=2 * (n % 2), backend=backend)) for n in range(blocks))
+            *(
+                TransformerBlock(width, SwinAttention(width, heads, 4, shift=2 * (n % 2), backend=backend))
+                for n in range(blocks)
+            )
         )
         self.pool, self.head = ClassQueryPooling(width, heads, backend=backend), nn.Linear(width, 10)
 

@@ -6,10 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from einfuse.library.layers import OverlappingAttention, SwinAttention
+from einfuse.library.layers import OverlappingAttention, SwinAttention, TransformerBlock
 from einfuse.library.layers.common import BackendName
 from einfuse.library.models import data
-from einfuse.library.models.parts import Block
 from einfuse.library.models.training import Task, command
 
 
@@ -20,9 +19,9 @@ class PhotoHat(nn.Module):
         super().__init__()
         self.embed = nn.Conv2d(3, width, 3, padding=1)
         self.blocks = nn.Sequential(
-            Block(width, SwinAttention(width, heads, side, backend=backend)),
-            Block(width, SwinAttention(width, heads, side, shift=side // 2, backend=backend)),
-            Block(width, OverlappingAttention(width, heads, side, side // 2, backend=backend)),
+            TransformerBlock(width, SwinAttention(width, heads, side, backend=backend)),
+            TransformerBlock(width, SwinAttention(width, heads, side, shift=side // 2, backend=backend)),
+            TransformerBlock(width, OverlappingAttention(width, heads, side, side // 2, backend=backend)),
         )
         self.head = nn.Sequential(nn.Conv2d(width, 12, 3, padding=1), nn.PixelShuffle(2))
 

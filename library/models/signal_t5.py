@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from einfuse.library.layers import T5Attention
+from einfuse.library.layers import T5Attention, TransformerBlock
 from einfuse.library.layers.common import BackendName
 from einfuse.library.models import data
-from einfuse.library.models.parts import Block, windows
+from einfuse.library.models.parts import windows
 from einfuse.library.models.training import Task, command
 
 
@@ -20,7 +20,7 @@ class SignalForecast(nn.Module):
         super().__init__()
         self.embed = nn.Linear(4, width)
         layers = (T5Attention(width, heads, bidirectional=False, backend=backend) for _ in range(blocks))
-        self.blocks = nn.Sequential(*(Block(width, layer) for layer in layers))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, layer) for layer in layers))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from einfuse.library.layers import VariateAttention
+from einfuse.library.layers import TransformerBlock, VariateAttention
 from einfuse.library.layers.common import Attending, BackendName
 from einfuse.library.models import data
-from einfuse.library.models.parts import Block, windows
+from einfuse.library.models.parts import windows
 from einfuse.library.models.training import Task, command
 
 PAST, FUTURE = 24, 6
@@ -21,7 +21,7 @@ class StocksForecast(nn.Module):
     def __init__(self, width: int, heads: int, backend: BackendName | None) -> None:
         super().__init__()
         self.first = VariateAttention(PAST, width, heads, backend=backend)
-        self.second = Block(width, Attending(width, heads, "full", backend=backend))
+        self.second = TransformerBlock(width, Attending(width, heads, "full", backend=backend))
         self.head = nn.Linear(width, FUTURE)
         nn.init.zeros_(self.head.weight)  # the forecast begins as "nothing changes"
 

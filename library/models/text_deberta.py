@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from einfuse.library.layers import DisentangledAttention
+from einfuse.library.layers import DisentangledAttention, TransformerBlock
 from einfuse.library.layers.common import BackendName
 from einfuse.library.models import data
-from einfuse.library.models.parts import Block, windows
+from einfuse.library.models.parts import windows
 from einfuse.library.models.training import Task, command
 
 MASK = 256
@@ -22,7 +22,7 @@ class TextDeberta(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(257, width)
         layers = (DisentangledAttention(width, heads, reach, backend=backend) for _ in range(blocks))
-        self.blocks = nn.Sequential(*(Block(width, layer) for layer in layers))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, layer) for layer in layers))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 256))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:

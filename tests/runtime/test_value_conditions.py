@@ -11,6 +11,7 @@ from torch import Tensor
 
 import einfuse
 from einfuse.ir import SpecError
+from einfuse.runtime.verify import verify
 
 HEAD = """attention conditions over b {
   rank i: query; rank j: key; rank d, e: feature
@@ -178,3 +179,11 @@ def test_states_that_move_with_a_let_made_of_lets() -> None:
     grads = [torch.autograd.grad(sum(o.square().sum() for o in outs), x) for outs in (found, truth)]  # type: ignore[arg-type]
     for a, b in zip((*found, *grads[0]), (*truth, *grads[1]), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_verification_of_an_output_without_gradient() -> None:
+    """The number of chosen keys beside the result: the oracle gives it no gradient."""
+    text = HEAD + "  w = g * 2\n  s = sum[d](q * k) where w >= 0\n  n[i] = count[j](s)" + END.replace("out o", "out o, n")
+    certificate = verify(einfuse.compile(text), backends=["torch"], dtypes=["float32"])
+    assert certificate.ok
+    assert {"out 1", "d q"} <= {r.what for r in certificate.rows}
