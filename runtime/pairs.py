@@ -19,11 +19,11 @@ import torch
 
 from einfuse.ir import Cascade, Scalar, call, const
 from einfuse.ir import expr as ex
+from einfuse.ir.backward import Gradient
 from einfuse.ir.nodes import Einsum
 from einfuse.ir.offsets import of_difference
 from einfuse.ir.passes import window as windowing
 from einfuse.ir.passes.canonicalise import fold_ranks
-from einfuse.ir.passes.differentiate import Gradient
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.scatter import accumulate
 

@@ -12,9 +12,9 @@ import torch
 from einfuse.codegen import KernelPlan, Storage, lower
 from einfuse.ir import Cascade, Scalar
 from einfuse.ir import index as coordinate
+from einfuse.ir.backward import Backward, Gradient, adjoint
 from einfuse.ir.nodes import Einsum, Fold
 from einfuse.ir.passes import canonicalise, differentiate
-from einfuse.ir.passes.differentiate import Backward, Gradient
 from einfuse.ir.text import show
 from einfuse.runtime import cache, derived, ranges, split, tiles
 from einfuse.runtime.backends import Backend, Tilings
@@ -273,7 +273,7 @@ class Program:
         wanted: tuple[str, ...],
     ) -> dict[str, torch.Tensor]:
         """The gradient of every tensor in ``wanted``, in its own dtype."""
-        env = {**tensors, **saved, **{differentiate.adjoint(n): g for n, g in gradients.items()}}
+        env = {**tensors, **saved, **{adjoint(n): g for n, g in gradients.items()}}
         total: dict[str, torch.Tensor] = {}
         steps = list(self.backward_of(wanted).cascades)
         while steps:

@@ -11,9 +11,9 @@ import torch
 from einfuse.codegen import Storage, scan
 from einfuse.codegen.scan import Piece
 from einfuse.ir import Cascade, Fold, Scalar
+from einfuse.ir.backward import Backward, adjoint
 from einfuse.ir.passes import chunk, chunk_backward, infer_space
 from einfuse.ir.passes.chunk_backward import ScanBackward
-from einfuse.ir.passes.differentiate import Backward, adjoint
 from einfuse.ir.text import show
 from einfuse.runtime import cache
 from einfuse.runtime.backends import Backend, BackendName, Target, TritonBackend, device_target

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 
 from einfuse.ir import Cascade, Expr, Scalar
+from einfuse.ir.backward import Gradient
 from einfuse.ir.expr import indices, reads
 from einfuse.ir.interpret import evaluate_indices
-from einfuse.ir.passes.differentiate import Gradient
 
 Window = Mapping[str, tuple[int, int]]
 

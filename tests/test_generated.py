@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, note, seed, settings
 import einfuse
 from einfuse.dsl import compile_text
 from einfuse.ir import Cascade, Scalar, interpret, pipeline
+from einfuse.ir.backward import adjoint
 from einfuse.ir.passes import canonicalise, differentiate, stages
 from einfuse.runtime.backends import BackendName
 from einfuse.runtime.scatter import accumulate
@@ -223,7 +224,7 @@ def derived_gradients(
     env = {
         **x,
         **interpret(replace(canonical, outs=outs), x, sizes),
-        **{differentiate.adjoint(n): g for n, g in directions.items()},
+        **{adjoint(n): g for n, g in directions.items()},
     }
     tensors = {n: v for n, v in x.items() if isinstance(v, torch.Tensor)}
     numbers = {n: v for n, v in x.items() if not isinstance(v, torch.Tensor)}

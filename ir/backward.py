@@ -1,0 +1,168 @@
+"""Which kernels compute a backward: the adjoint statements in a few cascades, by the rank that owns the gradients they give out.
+
+prepass      adjoints of row scalars that several kernels read
+rows         gradients with an entry for every row, and partial sums of those without
+columns_j    gradients with an entry for every key
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from einfuse.ir import expr as ex
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Rank, Statement, Tensor
+from einfuse.ir.passes import stages
+from einfuse.ir.rewrite import prune
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """A part of the gradient of one input: ``d input[index] += value`` at every point of ``ranks`` (the ambient ones included).
+
+    ``times``: another statement and its ranks, whose value is multiplied in; the points are those of both. Such a product of rows of
+    features, added up over the rows, is a matrix product: written out it would have an entry for every row and both features.
+    """
+
+    input: str
+    index: tuple[Expr, ...]
+    statement: str
+    ranks: tuple[str, ...]
+    times: tuple[str, tuple[str, ...]] | None = None
+
+    @property
+    def statements(self) -> tuple[str, ...]:
+        return (self.statement,) if self.times is None else (self.statement, self.times[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Backward:
+    """The cascades of a backward pass, in the order they run; ``saved`` are forward statements they read as inputs.
+
+    ``gradients`` of each cascade are its outputs that are (parts of) gradients of forward inputs.
+    """
+
+    saved: tuple[str, ...]
+    cascades: tuple[tuple[Cascade, tuple[Gradient, ...]], ...]
+
+
+def adjoint(name: str) -> str:
+    """The name under which the gradient of an output is passed in."""
+    return f"d_{name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The statements of a forward cascade and their ``adjoints``; ``columns`` are the folded ranks beside that of the rows."""
+
+    cascade: Cascade
+    einsums: Mapping[str, Einsum]
+    adjoints: list[Einsum]
+    folded: Collection[str]
+    columns: Collection[str]
+    row: str | None
+
+    def run(self, gradients: list[tuple[Gradient, str | None]]) -> Backward:
+        """The kernels of gradients, each with the rank that owns it (None: that of the rows)."""
+        row = self.row
+        groups: dict[str | None, list[Gradient]] = {}
+        for gradient, owner in gradients:
+            groups.setdefault(owner or row, []).append(gradient)
+        forward = [x for x in self.einsums.values() if not set(x.over) & set(self.folded)]
+        saved = [x for x in self.einsums.values() if set(x.over) & set(self.folded)]
+        everything = [*forward, *self.adjoints]
+        cascades: list[tuple[Cascade, tuple[Gradient, ...]]] = []
+        given = [*saved]
+        if set(groups) - {row}:
+            shared = self._shared_rows(
+                everything, [n for r, gs in groups.items() if r != row for g in gs for n in g.statements]
+            )
+            if shared:
+                cascades.append((self._cascade("prepass", everything, given, [x.target for x in shared]), ()))
+                given += shared
+        for rank, gs in sorted(groups.items(), key=lambda kv: kv[0] != row):
+            name = "rows" if rank == row else f"columns_{rank}"
+            for c in stages.run(
+                self._cascade(name, everything, given, list(dict.fromkeys(n for g in gs for n in g.statements))), canonical=True
+            ):
+                cascades.append((c, tuple(g for g in gs if g.statement in c.outs)))
+        read = {t.name for c, _ in cascades for t in c.inputs}
+        return Backward(tuple(x.target for x in saved if x.target in read), tuple(cascades))
+
+    def _shared_rows(self, everything: list[Einsum], outs: list[str]) -> list[Einsum]:
+        """The adjoint row scalars that statements over a folded rank read (directly) in order to make ``outs``."""
+        needed = _closure(everything, outs)
+        adjoints = {x.target: x for x in self.adjoints}
+        out: dict[str, Einsum] = {}
+        for x in everything:
+            if x.target in needed and (set(x.ranks) | set(x.over)) & set(self.folded):
+                for name in ex.reads(x.map):
+                    y = adjoints.get(name)
+                    if (
+                        y is not None
+                        and not set(y.ranks) & set(self.columns)
+                        and [r for r in y.ranks if self._is_sequence(r)] == [self.row]
+                        and not self._features(y)
+                    ):
+                        out[name] = y
+        return [x for x in self.adjoints if x.target in out]
+
+    def _features(self, x: Einsum) -> bool:
+        return any(not self._is_sequence(r) for r in x.ranks)
+
+    def _is_sequence(self, rank: str) -> bool:
+        return self.cascade.rank(rank).kind not in ("feature", "state")
+
+    def _cascade(self, suffix: str, body: list[Einsum], given: list[Einsum], outs: list[str]) -> Cascade:
+        """A cascade with the ``given`` statements as inputs, and of ``body`` only what ``outs`` need."""
+        c = self.cascade
+        sizes = {r.name: ex.size(r.size) for r in c.ranks}
+        given_names = {x.target for x in given}
+
+        def explicit(e: Expr) -> Expr | None:
+            if e.op == "load" and e.name in given_names:
+                return replace(e, args=(*map(ex.index, c.over), *e.args))
+            return None
+
+        statements: list[Statement] = []
+        for x in body:
+            if x.target not in given_names:
+                mask = None if x.mask is None else ex.substitute(x.mask, explicit)
+                statements.append(replace(x, map=ex.substitute(x.map, explicit), mask=mask))
+        out = prune(replace(c, name=f"{c.name}_{suffix}", body=tuple(_in_order(statements)), outs=tuple(outs)))
+        used = {n for x in out.body if isinstance(x, Einsum) for n in ex.reads(x.map) | ex.reads(x.mask)}
+        extra = [Tensor(x.target, tuple(sizes[r] for r in (*c.over, *x.ranks))) for x in given]
+        extra += [Tensor(adjoint(n), tuple(sizes[r] for r in (*c.over, *self.einsums[n].ranks))) for n in c.outs]
+        return replace(out, inputs=tuple(t for t in (*c.inputs, *extra) if t.name in used), ranks=_used_ranks(out))
+
+
+def _used_ranks(c: Cascade) -> tuple[Rank, ...]:
+    used = set(c.over)
+    for x in c.body:
+        assert isinstance(x, Einsum)
+        used |= {*x.ranks, *x.over} | ex.indices(x.map) | ex.indices(x.mask)
+    return tuple(r for r in c.ranks if r.name in used)
+
+
+def _closure(body: list[Einsum], outs: list[str]) -> set[str]:
+    needed = set(outs)
+    for x in reversed(_in_order(list(body))):
+        assert isinstance(x, Einsum)
+        if x.target in needed:
+            needed |= ex.reads(x.map) | ex.reads(x.mask)
+    return needed
+
+
+def _in_order(body: list[Statement]) -> list[Statement]:
+    """Forward statements and adjoints in dependence order (an adjoint may be made before the forward value it reads is listed)."""
+    names = {x.target for x in body if isinstance(x, Einsum)}
+    out: list[Statement] = []
+    done: set[str] = set()
+    pending = list(body)
+    while pending:
+        ready = [x for x in pending if isinstance(x, Einsum) and (ex.reads(x.map) | ex.reads(x.mask)) & names <= done]
+        assert ready, "a cycle among adjoint statements"
+        out += ready
+        done |= {x.target for x in ready if isinstance(x, Einsum)}
+        pending = [x for x in pending if x not in ready]
+    return out
