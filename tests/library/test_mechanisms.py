@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-import einfuse
-from einfuse.library import catalogue, layers, mechanisms, table
+from einfuse.library import mechanisms, table
 
 
 def test_sixty_and_more_are_there() -> None:
@@ -37,24 +36,3 @@ def test_what_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mechanisms, "TEXT", "A1 Nothing | full nowhere | NoLayer\n")
     with pytest.raises(ValueError, match="A1 Nothing: there is no nowhere, NoLayer"):
         mechanisms.mechanisms()
-
-
-def test_every_entry_of_the_catalogue_is_there_once() -> None:
-    """`entries` raises for a number that is missing or there twice; what it works with exists, as mechanisms() raises otherwise."""
-    every = catalogue.entries()
-    assert len(every) == 183 + 24 + 19
-    assert sum(e.status == "works" for e in every if e.number.startswith("A")) >= 150
-    assert catalogue.PAGE.read_text(encoding="utf-8") == catalogue.page(), "run python -m einfuse.library.catalogue"
-
-
-def test_names_in_reasons_are_specs_and_layers() -> None:
-    known = {s.name for s in einfuse.list_specs()} | {n for n in dir(layers) if not n.startswith("_")}
-    beside = {"einfuse.varlen", "einfuse passes", "split"}
-    for e in catalogue.entries():
-        assert set(re.findall(r"`([^`]+)`", e.what)) <= known | beside, e
-
-
-def test_an_entry_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "REST", catalogue.REST.replace("A7   BUS", "A8   BUS"))
-    with pytest.raises(ValueError, match="missing, unknown, or there twice: A7, A8"):
-        catalogue.entries()

@@ -55,7 +55,7 @@ def test_a_spec_is_short_and_says_where_it_comes_from(path: Path) -> None:
     code = re.sub(r'"""(?:.|\n)*?"""|#[^\n]*', "", text)
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 30
     doc = einfuse.dsl.signature(einfuse.dsl.parse(text)).doc
-    assert re.search(r"\(.*\b(19|20)\d\d\b.*\)|no paper", doc), "the docstring names the paper and the year"
+    assert re.search(r"\(.*\b(19|20)\d\d\b.*\)|no paper", doc, re.DOTALL), "the docstring names the paper and the year"
 
 
 def test_list_names_what_compile_takes() -> None:
