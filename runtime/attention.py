@@ -19,7 +19,7 @@ from einfuse.ir.passes import split as splitting
 from einfuse.ir.rewrite import expressions, statements
 from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, derived, ops, packed, parts, prefix, prepared, stream
-from einfuse.runtime.backends import BACKENDS, Backend, BackendName, Target, Tilings, TritonBackend, device_target
+from einfuse.runtime.backends import Backend, BackendName, Target, Tilings, TritonBackend, device_target, named
 from einfuse.runtime.forms import FormName, Forms, known_form
 from einfuse.runtime.program import Program, tiled, tilings
 from einfuse.runtime.scan import ScanProgram, program_of
@@ -401,7 +401,7 @@ class Attention:
             ]
         if self.stages:
             return [c for stage in self.stages for c in stage.candidates(backend, dtype, backward, sizes, target)]
-        chosen = BACKENDS[backend]
+        chosen = named(backend)
         if target is not None:
             chosen = TritonBackend(target=target)
         wanted = tuple(t.name for t in self.cascade.inputs if t.dtype == "float" and not t.param) if backward else ()

@@ -203,12 +203,18 @@ def interpret_triton() -> None:
 def choose(device: torch.device, wanted: BackendName | None = None) -> Backend:
     """The back end for tensors on ``device``; ``wanted`` overrides. Raises EinfuseError for a name that does not exist."""
     if wanted is not None:
-        if wanted not in BACKENDS:
-            raise EinfuseError(f"there is no back end {wanted!r}; choose from {', '.join(BACKENDS)}")
-        return BACKENDS[wanted]
+        return named(wanted)
     if device.type in ("cuda", "xpu"):
         return BACKENDS["triton"]
     return BACKENDS["cpu" if device.type == "cpu" and compiler() else "torch"]
+
+
+def named(name: BackendName) -> Backend:
+    """The back end of that name. Raises EinfuseError where there is none."""
+    if not isinstance(name, str) or name not in BACKENDS:
+        found = repr(name) if isinstance(name, str) else type(name).__name__
+        raise EinfuseError(f"there is no back end {found}; choose from {', '.join(BACKENDS)}")
+    return BACKENDS[name]
 
 
 @functools.cache

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
+import einfuse
 from einfuse.ir.text import parse
 from einfuse.runtime.attention import Attention
 
@@ -99,3 +102,11 @@ def test_features_share_a_dtype() -> None:
             torch.zeros(13),
             scale=1.0,
         )
+
+
+@pytest.mark.parametrize(("backend", "found"), [("cuda", "'cuda'"), (torch.zeros(2), "Tensor")])
+def test_an_unknown_back_end_is_named(backend: Any, found: str) -> None:
+    attention = einfuse.compile("causal")
+    for call in (lambda: attention.source(backend), lambda: attention.with_backend(backend)(*[torch.zeros(1, 1, 2, 4)] * 3)):
+        with pytest.raises(einfuse.EinfuseError, match=f"there is no back end {found}; choose from cpu, triton, torch"):
+            call()
