@@ -126,7 +126,7 @@ class PackPrinter:
         most = f"padded({self.size}) + {step}" if self.spare else self.size
         text.buffers.append(f"const long {held} = {self.keep} ? {most} : {step};")
         for (name, form), v in self.packing.forms.items():
-            kind, width = forms.element_of(form) if len(v.dims) == 2 else element_of(v), self.width(v)
+            kind, width = element_of(v) if form == "plain" else forms.element_of(form), self.width(v)
             if "turned" in form:
                 row = text.unique(f"{name}_row")
                 text.buffers.append(

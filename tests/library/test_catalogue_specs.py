@@ -328,3 +328,10 @@ def test_spec_and_tiles_against_the_formula(name: str) -> None:
     for truth, oracle, found in zip(*results, strict=True):
         torch.testing.assert_close(oracle, truth, rtol=1e-5, atol=1e-5)  # the epsilons of roots and norms
         torch.testing.assert_close(found, oracle, rtol=1e-7, atol=1e-7)  # numbers of the spec are float32 in kernels
+
+
+@pytest.mark.slow
+def test_whole_numbers_over_keys_and_features_are_packed_as_such() -> None:
+    """A table of overlaps of keys and blocks, computed while packing: a failed build would warn, and warnings are errors."""
+    attention = einfuse.compile("block_summaries")
+    assert einfuse.verify(attention, backends=["cpu"], dtypes=["float32"]).ok
