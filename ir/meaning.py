@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from einfuse.ir.expr import FUNCTIONS
+
 
 def _floor_divide(a: Tensor, b: Tensor) -> Tensor:
     return torch.div(a, b, rounding_mode="floor")
@@ -71,26 +73,7 @@ TORCH: dict[str, Callable[..., Tensor]] = {
     "select": lambda c, a, b: torch.where(c, *_same(a, b)),
 }
 
-FLOATING = frozenset(
-    {
-        "/",
-        "^",
-        "exp",
-        "exp2",
-        "log",
-        "log2",
-        "log1p",
-        "sqrt",
-        "rsqrt",
-        "tanh",
-        "sigmoid",
-        "softplus",
-        "erf",
-        "sin",
-        "cos",
-        "float",
-    }
-)
+FLOATING = frozenset(name for name, fn in FUNCTIONS.items() if fn.result == "float")
 """Functions that take whole numbers as floats."""
 REDUCE: dict[str, Callable[[Tensor, list[int]], Tensor]] = {
     "sum": lambda x, axes: x.sum(axes),

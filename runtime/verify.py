@@ -82,8 +82,9 @@ def verify(
     if "triton" in backends:
         interpret_triton()
     rows: list[Row] = []
-    for one in _forms(attention, shape or Shape()):
-        inside = _together(one, shape or Shape())
+    shape = shape or Shape()
+    for one in _forms(attention, shape):
+        inside = _together(one, shape)
         name = attention.name if one.form == "quadratic" else f"{attention.name} (linear)"
         for dtype in dtypes:
             inputs = example_inputs(one.cascade, DTYPES[dtype], seed, inside)

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from draws import drawn
 from torch import Tensor
 from torch.nn import functional as F
 
 import einfuse
-from einfuse.ir.expr import hashed
 from einfuse.runtime.compile import library
 from einfuse.runtime.verify import Shape, example_inputs
 
@@ -30,13 +30,6 @@ def score(x: X) -> Tensor:
 
 def attend(s: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
     return (s if seen is None else s.masked_fill(~seen, -math.inf)).softmax(-1) @ v
-
-
-def drawn(*counters: int) -> float:
-    bits = counters[0]
-    for c in counters[1:]:
-        bits = hashed(bits, c)
-    return (bits >> 7) * 2.0**-24
 
 
 def live_or_all(x: X) -> Tensor:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from draws import drawn
 from torch import Tensor
 from torch.nn import functional as F
 
 import einfuse
 from einfuse.ir import Cascade, Einsum, SpecError, interpret
-from einfuse.ir.expr import hashed
 from einfuse.ir.passes import canonicalise, stages
 from einfuse.ir.text import parse, show
 from einfuse.ir.verify import verify
@@ -98,19 +98,12 @@ def linformer(x: X) -> Tensor:
     return (x["q"] @ (x["f"] @ x["k"]).mT / math.sqrt(D)).softmax(-1) @ (x["g"] @ x["v"])
 
 
-def number(*counters: int) -> float:
-    bits = counters[0]
-    for c in counters[1:]:
-        bits = hashed(bits, c)
-    return (bits >> 7) * 2.0**-24
-
-
 def dropout(x: X) -> Tensor:
     b, h = x["q"].shape[:2]
-    drawn = [
-        [[[number(0, 0, *p) for p in ((n, m, i, j) for j in range(NK))] for i in range(NQ)] for m in range(h)] for n in range(b)
+    kept = [
+        [[[drawn(0, 0, *p) for p in ((n, m, i, j) for j in range(NK))] for i in range(NQ)] for m in range(h)] for n in range(b)
     ]
-    return (causal(score(x)).softmax(-1) * (torch.tensor(drawn) >= 0.1) / 0.9) @ x["v"]
+    return (causal(score(x)).softmax(-1) * (torch.tensor(kept) >= 0.1) / 0.9) @ x["v"]
 
 
 def linear(fq: Tensor, fk: Tensor, v: Tensor, eps: float) -> Tensor:
