@@ -101,17 +101,14 @@ class Kernels:
                     if (
                         y is not None
                         and not set(y.ranks) & set(self.columns)
-                        and [r for r in y.ranks if self._is_sequence(r)] == [self.row]
+                        and [r for r in y.ranks if self.cascade.rank(r).is_sequence] == [self.row]
                         and not self._features(y)
                     ):
                         out[name] = y
         return [x for x in self.adjoints if x.target in out]
 
     def _features(self, x: Einsum) -> bool:
-        return any(not self._is_sequence(r) for r in x.ranks)
-
-    def _is_sequence(self, rank: str) -> bool:
-        return self.cascade.rank(rank).kind not in ("feature", "state")
+        return any(not self.cascade.rank(r).is_sequence for r in x.ranks)
 
     def _cascade(self, suffix: str, body: list[Einsum], given: list[Einsum], outs: list[str]) -> Cascade:
         """A cascade with the ``given`` statements as inputs, and of ``body`` only what ``outs`` need."""

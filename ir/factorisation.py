@@ -126,7 +126,7 @@ def find(cascade: Cascade) -> Factorisation:
 
 def _pair(c: Cascade) -> tuple[str, str, tuple[Einsum, ...]]:
     """The rank of the queries, that of the keys, and the reductions over keys of what depends on both."""
-    whole = {r.name for r in c.ranks if r.kind in ("feature", "state")} | set(c.over)
+    whole = {r.name for r in c.ranks if not r.is_sequence} | set(c.over)
     found: dict[tuple[str, str], list[Einsum]] = {}
     for x in c.body:
         assert isinstance(x, Einsum), "reassociate runs before folds exist"

@@ -161,5 +161,5 @@ def _multiplicity(place: Expr, n: int) -> Expr:
 
 def placed(ranks: tuple[Rank, ...], new: list[Rank]) -> tuple[Rank, ...]:
     """The ranks with the new ones before the first feature."""
-    at = next((n for n, r in enumerate(ranks) if r.kind in ("feature", "state")), len(ranks))
+    at = next((n for n, r in enumerate(ranks) if not r.is_sequence), len(ranks))
     return (*ranks[:at], *new, *ranks[at:])

@@ -78,6 +78,11 @@ class Rank:
     size: int | str
     loc: Span | None = _loc()
 
+    @property
+    def is_sequence(self) -> bool:
+        """Whether loops and tiles go along it: queries, keys and what is batched; a feature or state is held whole."""
+        return self.kind not in ("feature", "state")
+
 
 @dataclass(frozen=True, slots=True)
 class Tensor:

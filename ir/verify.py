@@ -127,7 +127,7 @@ class _Verifier:
             for e in (r.lo, r.hi, r.full_lo, r.full_hi):
                 _require(self._check(e, set(self.c.over), f.loc) == "int", "V11", "a range is not an integer", f.loc)
         if f.mask is not None:
-            free = {f.rank, *self.c.over, *(r.name for r in self.c.ranks if r.kind not in ("feature", "state"))}
+            free = {f.rank, *self.c.over, *(r.name for r in self.c.ranks if r.is_sequence)}
             _require(self._check(f.mask, free, f.loc) == "bool", "V11", "the condition of the fold is not a truth value", f.loc)
         outside, done = dict(self.local), dict[str, tuple[str, ...]]()
         states = {y.target: y.ranks for y in f.body if isinstance(y, State)}
@@ -168,7 +168,7 @@ class _Verifier:
 
 def _fused(c: Cascade) -> None:
     """V9: no reduction over a sequence rank stands outside a fold."""
-    whole = {r.name for r in c.ranks if r.kind in ("feature", "state")}
+    whole = {r.name for r in c.ranks if not r.is_sequence}
     for x in c.body:
         if isinstance(x, Einsum):
             _require(set(x.over) <= whole, "V9", f"{x.target} still reduces over {', '.join(x.over)} outside a fold", x.loc)

@@ -175,7 +175,7 @@ class Attention:
 
     def _as_mine(self, found: Output) -> Output:
         """The outputs of the linear form in the dtypes of the quadratic one: row statistics are in accumulation precision."""
-        sequence = {r.name for r in self.cascade.ranks if r.kind not in ("feature", "state")}
+        sequence = {r.name for r in self.cascade.ranks if r.is_sequence}
         ranks = {x.target: x.ranks for x in self.cascade.body if isinstance(x, Einsum)}
         outs = found if isinstance(found, tuple) else (found,)
         rows = [set(ranks[n]) <= sequence for n in self.cascade.outs]

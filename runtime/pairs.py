@@ -47,7 +47,7 @@ class Pairs:
     @staticmethod
     def of(cascade: Cascade, parts: Sequence[Gradient], whole: set[str]) -> Pairs | None:
         """None where there are none, or they cannot be cut. ``whole``: the statements that already are a gradient as it is returned."""
-        sequence = {r.name for r in cascade.ranks if r.kind not in ("feature", "state")} - set(cascade.over)
+        sequence = {r.name for r in cascade.ranks if r.is_sequence} - set(cascade.over)
         dense: dict[str, tuple[Gradient, ...]] = {}
         for p in parts:
             if len(sequence & set(p.ranks)) > 1 and p.statement not in whole:
@@ -103,7 +103,7 @@ class Pairs:
         ranks = ps[0].ranks
         shape = [rows if r == self.row else extent[r] for r in ranks]
         i = ranks.index(self.row)
-        sequence = {r.name for r in self.cascade.ranks if r.kind not in ("feature", "state")} - set(self.cascade.over)
+        sequence = {r.name for r in self.cascade.ranks if r.is_sequence} - set(self.cascade.over)
         others = [r for r in ranks if r in sequence and r != self.row]
         if len(others) != 1 or not all(of_difference(e, self.row, others[0]) for p in ps for e in p.index):
             out = torch.zeros(shape, dtype=dtype, device=device)

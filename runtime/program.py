@@ -253,7 +253,7 @@ class Program:
         dtype = floats[0].dtype if floats else torch.get_default_dtype()
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         ranks = {x.target: x.ranks for x in cascade.body if isinstance(x, Einsum)}
-        sequence = {r.name for r in cascade.ranks if r.kind not in ("feature", "state")}
+        sequence = {r.name for r in cascade.ranks if r.is_sequence}
         out = {}
         for name in cascade.outs:
             shape = tuple(extent_of(cascade, r, sizes) for r in (*cascade.over, *ranks[name]))
@@ -397,7 +397,7 @@ class Program:
         ``added``: all in accumulation precision and zero. Without those that are kept ``apart``.
         """
         ranks = {x.target: x.ranks for x in cascade.body if isinstance(x, Einsum)}
-        sequence = {r.name for r in cascade.ranks if r.kind not in ("feature", "state")}
+        sequence = {r.name for r in cascade.ranks if r.is_sequence}
         tensor = next(iter(env.values()))
         wide = torch.float64 if any(x.dtype == torch.float64 for x in env.values()) else torch.float32
         out = {}

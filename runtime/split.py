@@ -68,7 +68,7 @@ def parts(items: int, keys: int, workers: int) -> int:
 def planned(program: Program, sizes: Mapping[str, int], workers: int) -> int:
     """The parts for a call of these sizes."""
     c = program.cascade
-    rows = [r.name for r in c.ranks if r.kind not in ("feature", "state")]
+    rows = [r.name for r in c.ranks if r.is_sequence]
     extent = {n: extent_of(c, n, sizes) for n in rows}
     folds = {r for x in c.body if isinstance(x, Einsum) for r in x.over if r in rows}
     if workers <= 1 or len(folds) != 1:

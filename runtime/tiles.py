@@ -128,7 +128,7 @@ def small(cascade: Cascade, tiling: tuple[int, int], sizes: Mapping[str, int]) -
     All or none: one that loops over any rank gains nothing from knowing the others.
     """
     points = math.prod(extent_of(cascade, r, sizes) for r in cascade.over)
-    ranks = [r for r in cascade.ranks if r.name not in cascade.over and r.kind not in ("feature", "state")]
+    ranks = [r for r in cascade.ranks if r.name not in cascade.over and r.is_sequence]
     most = {r.size: max(16, sizes[r.size]) for r in ranks if isinstance(r.size, str)}
     return tuple(sorted(most.items())) if points >= MANY and all(n <= min(tiling) for n in most.values()) else ()
 

@@ -31,7 +31,7 @@ MAX_NODES = 20_000
 def fold_ranks(cascade: Cascade) -> tuple[str, ...]:
     """The sequence ranks (no feature, not ambient) that some statement reduces over, in order of first reduction; and those that an
     output has beside the one that programs own."""
-    whole = {r.name for r in cascade.ranks if r.kind in ("feature", "state")} | set(cascade.over)
+    whole = {r.name for r in cascade.ranks if not r.is_sequence} | set(cascade.over)
     over = [r for x in cascade.body for r in (x.over if isinstance(x, Einsum) else (x.rank,)) if r not in whole]
     for x in cascade.body:
         rows = [r for r in x.ranks if r not in (*whole, *over)] if isinstance(x, Einsum) and x.target in cascade.outs else []
@@ -43,7 +43,7 @@ def run(cascade: Cascade) -> Cascade:
     """Requires a cascade without folds; infers spaces itself."""
     cascade = infer_space.run(cascade)
     folded = set(fold_ranks(cascade))
-    sequence = {r.name for r in cascade.ranks if r.kind not in ("feature", "state")} - set(cascade.over)
+    sequence = {r.name for r in cascade.ranks if r.is_sequence} - set(cascade.over)
     statistics: set[str] = set()  # reductions over a folded rank and what is computed from them
     inlined: dict[str, Einsum] = {}
     body: list[Statement] = []
@@ -61,7 +61,7 @@ def run(cascade: Cascade) -> Cascade:
             inlined[x.target] = x
         else:
             body.append(x)
-    features = {r.name for r in cascade.ranks if r.kind in ("feature", "state")} - set(cascade.over)
+    features = {r.name for r in cascade.ranks if not r.is_sequence} - set(cascade.over)
     pairs = {x.target for x in body if isinstance(x, Einsum) and folded & set(x.ranks)}
     body = [_unmasked(x, features, pairs, folded, cascade.outs) for x in body]
     out = prune(_nested(replace(cascade, body=tuple(body)), features))

@@ -83,7 +83,7 @@ class _Classifier:
     def __init__(self, cascade: Cascade) -> None:
         self.c = cascade
         self.over = set(cascade.over)
-        self.sequence = {r.name for r in cascade.ranks if r.kind not in ("feature", "state")} - self.over
+        self.sequence = {r.name for r in cascade.ranks if r.is_sequence} - self.over
         self.einsums = {x.target: x for x in cascade.body if isinstance(x, Einsum)}
         self.inputs = {t.name: t for t in cascade.inputs}
 

@@ -187,7 +187,7 @@ class _Reverse:
                 total = call("+" if sign > 0 else "-", total, self._reduce(base, term, ranks, mask))
             return total
         over, under = ex.quotient(e)
-        whole = {r for r in ranks if not self._is_sequence(r)}
+        whole = {r for r in ranks if not self.cascade.rank(r).is_sequence}
         for stage in ({r} for r in (*self._sorted(whole), *self._sorted(ranks - whole))):
             inside = [f for f in over if self._free(f) & stage]
             below = [f for f in under if self._free(f) & stage]
@@ -253,12 +253,12 @@ class _Reverse:
         for (name, read), shares in self.reads.items():
             index = tuple(map(self._from_inputs, read))
             used = {r for e in index for r in self._free(e)}
-            sequence = [r for r in self._sorted(used) if self._is_sequence(r)]
+            sequence = [r for r in self._sorted(used) if self.cascade.rank(r).is_sequence]
             sums: dict[tuple[tuple[str, ...], Expr | None], Expr] = {}
             for x, e, mask in shares:
                 points = {*x.ranks, *x.over}
                 keep = set(used)
-                mine = [r for r in points if self._is_sequence(r)]
+                mine = [r for r in points if self.cascade.rank(r).is_sequence]
                 if not sequence:  # a partial sum per row, added up outside
                     keep |= {r for r in mine if r == self._row_rank()} or set(mine[:1])
                 value = self._reduce(adjoint(name), e, points - keep, mask)
@@ -266,7 +266,7 @@ class _Reverse:
                 key = (self._sorted(keep), left)
                 sums[key] = call("+", sums.get(key, ex.ZERO), value)
             for (ranks, left), value in sums.items():
-                owned = [r for r in ranks if self._is_sequence(r)]
+                owned = [r for r in ranks if self.cascade.rank(r).is_sequence]
                 sides = self._outer(value, set(owned), left) if owned and not sequence else (value,)
                 spans = [self._sorted(self._free(side) | set(owned)) for side in sides] if len(sides) > 1 else [ranks]
                 made = [
@@ -324,16 +324,13 @@ class _Reverse:
         own = (y for y in self.body if y.target == value.name and y.ranks == ranks)
         return next((y.target for y in own if inside <= set(ex.conjuncts(y.mask))), None)
 
-    def _is_sequence(self, rank: str) -> bool:
-        return self.cascade.rank(rank).kind not in ("feature", "state")
-
     def _row_rank(self) -> str | None:
         """The sequence rank that the outputs are laid out along; None where there is none at all."""
         for name in self.cascade.outs:
             for r in self.einsums[name].ranks:
-                if self._is_sequence(r):
+                if self.cascade.rank(r).is_sequence:
                     return r
-        rows = (r.name for r in self.cascade.ranks if self._is_sequence(r.name) and r.name not in self.cascade.over)
+        rows = (r.name for r in self.cascade.ranks if r.is_sequence and r.name not in self.cascade.over)
         return next(rows, None)
 
 

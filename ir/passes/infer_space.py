@@ -29,7 +29,7 @@ def run(cascade: Cascade) -> Cascade:
         x = x if mask == x.mask else replace(x, mask=mask)
         body.append(x)
         rest = ex.conjunction(*(p for p in ex.conjuncts(mask) if not ex.indices(p) & set(x.over)))
-        if rest is not None and all(cascade.rank(r).kind in ("feature", "state") for r in x.over):
+        if rest is not None and all(not cascade.rank(r).is_sequence for r in x.over):
             spaces[x.target] = (x.ranks, rest)
     return cascade if tuple(body) == cascade.body else replace(cascade, body=tuple(body))
 

@@ -93,5 +93,5 @@ class _Sums(Builder):
 
     def _sorted(self, ranks: set[str]) -> tuple[str, ...]:
         order = [r.name for r in (*self.ranks, *self.c.ranks)]
-        sequence = {r.name for r in self.c.ranks if r.kind not in ("feature", "state")}
+        sequence = {r.name for r in self.c.ranks if r.is_sequence}
         return tuple(sorted(ranks - set(self.c.over), key=lambda r: (r not in sequence, order.index(r))))

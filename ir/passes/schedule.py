@@ -15,7 +15,7 @@ from einfuse.ir.nodes import Cascade, Einsum, Fold
 
 def tile_rank(cascade: Cascade) -> str | None:
     """The sequence rank that the outputs are laid out along (the first one of the first output that has any)."""
-    whole = {r.name for r in cascade.ranks if r.kind in ("feature", "state")} | set(cascade.over)
+    whole = {r.name for r in cascade.ranks if not r.is_sequence} | set(cascade.over)
     ranks = {x.target: x.ranks for f in cascade.body for x in (f.body if isinstance(f, Fold) else (f,))}
     folded = {x.rank for x in cascade.body if isinstance(x, Fold)}
     candidates = [r for name in cascade.outs for r in ranks[name] if r not in whole]

@@ -48,7 +48,7 @@ class _Places:
 
     def __init__(self, c: Cascade) -> None:
         self.c = c
-        whole = {r.name for r in c.ranks if r.kind in ("feature", "state")} | set(c.over)
+        whole = {r.name for r in c.ranks if not r.is_sequence} | set(c.over)
         self.sequence = [r.name for r in c.ranks if r.name not in whole]
         self.einsums = {x.target: x for x in c.body if isinstance(x, Einsum)}
         self.shifted = {name for x in self.einsums.values() for name in self._shifted(x)}

@@ -47,7 +47,7 @@ class Walked:
 
 def pair(cascade: Cascade) -> Pair | None:
     """The two ranks of a cascade without folds that a list of pairs would do for; None where it computes anything beside."""
-    whole = {r.name for r in cascade.ranks if r.kind in ("feature", "state")} | set(cascade.over)
+    whole = {r.name for r in cascade.ranks if not r.is_sequence} | set(cascade.over)
     free = [r.name for r in cascade.ranks if r.name not in whole]
     if len(free) != 2 or not all(isinstance(x, Einsum) for x in cascade.body) or cascade.places:
         return None
