@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -42,7 +42,8 @@ WRONG = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # largest difference to SDP
 class Row:
     """One variant at one shape: milliseconds (median) and ratio to ours (median of turns, distance of its quartiles) by who answered.
 
-    ``most`` is the ratio of a kernel at the machine's peak: of multiply-adds, or of a copy where a query looks at every key once.
+    ``most`` is the ratio of a kernel at the machine's peak of multiply-adds, or of one as fast as a copy where a query looks at every key
+    once. ``of``: what the case's yardsticks took in the same turns, over ours.
     """
 
     variant: str
@@ -58,7 +59,7 @@ class Row:
     gflops: float
     of_peak: float
     gigabytes: float
-    of_copy: float
+    of: dict[str, float]
     difference: float | None
     load: float
 
@@ -144,7 +145,7 @@ def measured(path: Path, args: argparse.Namespace) -> list[Row]:
         return []
     held = json.loads(path.read_text())
     same = (held["processor"], held["threads"], held["clock"]) == (processor_name(), args.threads, args.clock)
-    if not same or any("most" not in r for r in held["rows"]):
+    if not same or any(r.keys() != {f.name for f in fields(Row)} for r in held["rows"]):
         return []
     return [Row(**r) for r in held["rows"]]
 
@@ -205,7 +206,7 @@ def forward(variant: str, case: Case, shape: Shape, args: argparse.Namespace, li
         torch.compiler.reset()  # every variant compiles once: no limit on recompilations is met
         calls |= {n: c for n, c in flex_calls(case).items() if n in args.peers}
     with torch.no_grad():
-        took = turns(calls, args.runs, CLOCKS[args.clock], case.between)
+        took = turns(calls | case.yardsticks, args.runs, CLOCKS[args.clock], case.between)
         difference = (calls["einfuse"]() - calls["sdpa"]()).abs().max().item() if "sdpa" in calls else None
     return row(variant, "forward", case, shape, took, 4 * case.pairs, limits, difference)
 
@@ -228,19 +229,21 @@ def row(
     difference: float | None,
 ) -> Row:  # fmt: skip
     ours = took["einfuse"]
-    ratios = {n: [a / b for a, b in zip(t, ours, strict=True)] for n, t in took.items() if n != "einfuse"}
+    turned = {n: [a / b for a, b in zip(t, ours, strict=True)] for n, t in took.items() if n != "einfuse"}
+    ratios = {n: r for n, r in turned.items() if n not in case.yardsticks}
+    of = {n: statistics.median(turned[n]) for n in case.yardsticks}
     median = statistics.median(ours)
     rate = work * shape.heads * shape.width / median / 1e9
     traffic = sum(x.numel() * x.element_size() for x in case.inputs) / median / 1e9
     peak = limits["bf16" if shape.dtype == torch.bfloat16 else "f32"]
-    share = traffic / limits["copy"] if variant == "decode" else rate / peak
+    share = of.get("copy", rate / peak)
     return Row(
         variant, direction, str(shape.dtype)[6:], shape.heads, shape.length, shape.width,
-        {n: statistics.median(t) * 1e3 for n, t in took.items()},
+        {n: statistics.median(t) * 1e3 for n, t in took.items() if n not in case.yardsticks},
         {n: statistics.median(r) for n, r in ratios.items()},
         {n: quartiles(r) for n, r in ratios.items()},
         {n: statistics.median(r) / share for n, r in ratios.items()},
-        rate, rate / peak, traffic, traffic / limits["copy"], difference, os.getloadavg()[0],
+        rate, rate / peak, traffic, of, difference, os.getloadavg()[0],
     )  # fmt: skip
 
 
@@ -253,7 +256,7 @@ def quartiles(values: list[float]) -> float:
 
 def show(r: Row) -> None:
     peers = "  ".join(f"{n} {r.ratio[n]:.2f} (+-{r.spread[n]:.2f}, at most {r.most[n]:.2f})" for n in r.ratio) or "no peer"
-    share = f"{r.of_copy:4.0%} of a copy" if r.variant == "decode" else f"{r.of_peak:4.0%} of peak"
+    share = f"{r.of_peak:4.0%} of peak" + "".join(f", {1 / x:.2f} x {n}" for n, x in r.of.items())
     label = f"{r.variant}{' +backward' if 'back' in r.direction else ''}"
     print(
         f"{label:<18} {r.dtype:<8} S{r.length:<5} D{r.width:<3} {r.milliseconds['einfuse']:8.2f} ms  {share}   {peers}",

@@ -32,7 +32,8 @@ class Case:
     """Calls by who answers them (all without gradients) and the pairs a head looks at.
 
     ``inputs`` are q, k, v; ``flex`` gives the options that say the same to `flex_attention`; ``trained`` calls our kernel and SDPA on
-    given q, k, v, for gradients (where SDPA has the variant). ``between`` runs before every call and is not timed.
+    given q, k, v, for gradients (where SDPA has the variant). ``between`` runs before every call and is not timed. ``yardsticks``
+    are timed in the same turns: our own plain causal attention, a copy that moves as many bytes as q, k, v hold, a loop that reads them.
     """
 
     inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -41,6 +42,7 @@ class Case:
     flex: Callable[[], dict[str, Any]] | None = None
     trained: dict[str, Callable[..., torch.Tensor]] = field(default_factory=dict)
     between: Callable[[], object] | None = None
+    yardsticks: dict[str, Call] = field(default_factory=dict)
 
 
 def _causal(b, h, i, j):  # type: ignore[no-untyped-def]  # torch traces it
@@ -116,7 +118,7 @@ def alibi(shape: Shape) -> Case:
     calls: dict[str, Call] = {"einfuse": lambda: ours(q, k, v, slope=slope)}
     calls["sdpa"] = lambda: F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     tilt = lambda s, b, h, i, j: s + slope[h] * (j - i)  # noqa: E731
-    case = Case((q, k, v), _triangle(shape), calls)
+    case = Case((q, k, v), _triangle(shape), calls, yardsticks=_plain(q, k, v))
     case.flex = lambda: {"score_mod": tilt, "block_mask": _blocks(_causal, shape.length)}
     return case
 
@@ -124,7 +126,7 @@ def alibi(shape: Shape) -> Case:
 def softcap(shape: Shape) -> Case:
     q, k, v = _qkv(shape)
     ours = einfuse.compile("softcap")
-    case = Case((q, k, v), _triangle(shape), {"einfuse": lambda: ours(q, k, v, cap=CAP)})
+    case = Case((q, k, v), _triangle(shape), {"einfuse": lambda: ours(q, k, v, cap=CAP)}, yardsticks=_plain(q, k, v))
     case.flex = lambda: {
         "score_mod": lambda s, b, h, i, j: CAP * torch.tanh(s / CAP),
         "block_mask": _blocks(_causal, shape.length),
@@ -147,7 +149,7 @@ def sigmoid(shape: Shape) -> Case:
     """Neither peer has another normaliser than softmax."""
     q, k, v = _qkv(shape)
     ours = einfuse.compile("sigmoid")
-    return Case((q, k, v), _triangle(shape), {"einfuse": lambda: ours(q, k, v)})
+    return Case((q, k, v), _triangle(shape), {"einfuse": lambda: ours(q, k, v)}, yardsticks=_plain(q, k, v))
 
 
 def grouped(shape: Shape) -> Case:
@@ -165,10 +167,17 @@ def decode(shape: Shape) -> Case:
     """One query over 16k keys, whatever the length asked for, none of them in a cache."""
     q, k, v = _qkv(shape, 1, KEYS)
     ours, sdpa = einfuse.compile("full"), F.scaled_dot_product_attention
-    other = torch.ones(EVICTED // 4)
+    other, target = torch.ones(EVICTED // 4), torch.empty_like(k)
     case = Case((q, k, v), KEYS, {"einfuse": lambda: ours(q, k, v), "sdpa": lambda: sdpa(q, k, v)}, dict)
     case.between = other.sum
+    words = [x.view(torch.float32) for x in (k, v)]
+    case.yardsticks = {"copy": lambda: target.copy_(k), "read": lambda: sum(x.sum() for x in words)}  # type: ignore[return-value]
     return case
+
+
+def _plain(*qkv: torch.Tensor) -> dict[str, Call]:
+    causal = einfuse.compile("causal")
+    return {"plain": lambda: causal(*qkv)}
 
 
 def _triangle(shape: Shape) -> float:
