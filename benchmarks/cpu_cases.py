@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -163,16 +164,23 @@ def grouped(shape: Shape) -> Case:
     return case
 
 
-def decode(shape: Shape) -> Case:
+def decode(shape: Shape, kv_heads: int = 0) -> Case:
     """One query over 16k keys, whatever the length asked for, none of them in a cache."""
-    q, k, v = _qkv(shape, 1, KEYS)
-    ours, sdpa = einfuse.compile("full"), F.scaled_dot_product_attention
+    q, k, v = _qkv(shape, 1, KEYS, kv_heads)
+    ours = einfuse.compile("full")
+    sdpa = functools.partial(F.scaled_dot_product_attention, enable_gqa=bool(kv_heads))
     other, target = torch.ones(EVICTED // 4), torch.empty_like(k)
-    case = Case((q, k, v), KEYS, {"einfuse": lambda: ours(q, k, v), "sdpa": lambda: sdpa(q, k, v)}, dict)
+    case = Case((q, k, v), KEYS, {"einfuse": lambda: ours(q, k, v), "sdpa": lambda: sdpa(q, k, v)})
+    case.flex = lambda: {"enable_gqa": bool(kv_heads)}
     case.between = other.sum
     words = [x.view(torch.float32) for x in (k, v)]
     case.yardsticks = {"copy": lambda: target.copy_(k), "read": lambda: sum(x.sum() for x in words)}  # type: ignore[return-value]
     return case
+
+
+def grouped_decode(shape: Shape) -> Case:
+    """Four query heads a key head: keys and values are a quarter as many bytes."""
+    return decode(shape, max(1, shape.heads // 4))
 
 
 def _plain(*qkv: torch.Tensor) -> dict[str, Call]:
@@ -202,4 +210,5 @@ VARIANTS: dict[str, Callable[[Shape], Case]] = {
     "sigmoid": sigmoid,
     "gqa": grouped,
     "decode": decode,
+    "gqa decode": grouped_decode,
 }

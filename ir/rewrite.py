@@ -86,11 +86,16 @@ def _prune_fold(f: Fold, needed: set[str]) -> Fold | None:
 
 
 def within_axis(c: Cascade, index: Expr, axis: Expr) -> bool:
-    """Is ``index`` inside an axis by construction (a coordinate of that very size, or ``h // g`` on an axis ``H // g``)?"""
+    """Is ``index`` inside an axis by construction: a coordinate of that very size, ``h // g`` on an axis ``H // g``, two digits of a place?"""
     if index.op == "index":
         return axis == ex.size(c.rank(index.name).size)
-    if index.op == "//" and axis.op == "//":
+    if index.op == "const" and axis.op == "const":
+        return 0 <= index.value < axis.value  # type: ignore[operator]  # both are ints
+    if index.op == axis.op == "//":
         return within_axis(c, index.args[0], axis.args[0]) and index.args[1] == axis.args[1]
+    if index.op == "+" and axis.op == index.args[0].op == "*":  # n * a + b with a in A and b in n, on an axis n * A
+        (digit, high), low = index.args[0].args, index.args[1]
+        return digit == axis.args[0] and within_axis(c, high, axis.args[1]) and within_axis(c, low, digit)
     return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from einfuse.ir.backward import Backward, Gradient, adjoint
 from einfuse.ir.nodes import Einsum, Fold
 from einfuse.ir.passes import canonicalise, differentiate
 from einfuse.ir.text import show
-from einfuse.runtime import cache, derived, ranges, split, tiles
+from einfuse.runtime import cache, derived, heads, ranges, split, tiles
 from einfuse.runtime.backends import Backend, Tilings
 from einfuse.runtime.binding import STORAGE, extent_of
 from einfuse.runtime.launch import Built, Launch, Ready
@@ -45,7 +46,7 @@ class Output:
         return empty(self.shape, self.dtype, device)
 
 
-@dataclass(slots=True)
+@dataclass
 class Program:
     """Everything derived from one cascade. Thread-safe by idempotence: two threads may build the same kernel, either is right."""
 
@@ -61,7 +62,6 @@ class Program:
     dense: dict[tuple[object, ...], Pairs | None] = field(default_factory=dict)
     savings: dict[tuple[str, ...], Cascade] = field(default_factory=dict)
     walks: Walks = field(init=False)
-    _halves: list[split.Halves | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.walks = Walks(self.strict)
@@ -89,12 +89,15 @@ class Program:
     def canonical(self) -> Cascade:
         return canonicalise.run(self.cascade)
 
-    @property
+    @functools.cached_property
     def halves(self) -> split.Halves | None:
-        """The two steps that take parts of the keys and put them together; derived once, None where there are none."""
-        if not self._halves:
-            self._halves.append(split.halves(self))
-        return self._halves[0]
+        """The two steps that take parts of the keys and put them together; None where there are none."""
+        return split.halves(self)
+
+    @functools.cached_property
+    def heads(self) -> heads.Heads | None:
+        """The program for calls of one query in which heads that share keys are rows of one tile; None where there is none."""
+        return heads.stacked(self)
 
     def backward_of(self, wanted: tuple[str, ...]) -> Backward:
         """The backward cascades for gradients of ``wanted``; derived once."""
@@ -236,6 +239,10 @@ class Program:
         """A forward for tensors like these (outputs included): one kernel, or parts of the keys and their merge if that kept workers idle."""
         if cascade is not self.cascade:
             return self.ready(cascade, tensors, numbers, sizes, backend)
+        other = self.heads
+        stacked = other.sizes(sizes) if other else None
+        if other and stacked:
+            return other.program.launch(other.program.cascade, tensors, numbers, stacked, backend)
         count = split.planned(self, sizes, backend.workers(next(iter(tensors.values())).device))
         inparts = split.ready(self, count, tensors, numbers, sizes, backend) if count > 1 else None
         return inparts or self.ready(cascade, tensors, numbers, sizes, backend)

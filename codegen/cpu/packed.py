@@ -15,7 +15,7 @@ from einfuse.codegen.cpu.schedule import arrange, kept, settle
 from einfuse.codegen.cpu.text import Extent, Place, Scope, Text
 from einfuse.codegen.plan import Arg, Coordinate, Fold, KernelPlan, Load, Op, Store, Value
 
-FEW = 4  # rows of a tile for which right operands of products are read in place
+FEW = 16  # rows of a tile for which right operands of products are read in place
 
 
 @dataclass(slots=True)

@@ -48,27 +48,42 @@ static void dots(T* c, long c_ld, const T* acc, long acc_ld, const E* a, long a_
     }
 }
 
-// c[x][y] = acc[x][y] + sum over r of a[x][r] * b[r][y]; n fills whole vectors, k counts terms.
-template <int N, class E, class B>
-INLINE void weighted(T* c, const T* acc, const E* a, const B* b, long b_ld, long k, const Ahead& next) {
-  V s[N] = {};
+// c[x][y] = acc[x][y] + sum over r of a[x][r] * b[r][y] for M rows and N vectors of neighbours, which stay in registers; k counts terms.
+template <int M, int N, class E, class B>
+INLINE void weighted(T* c, long c_ld, const T* acc, long acc_ld, const E* a, long a_x, const B* b, long b_ld, long k, const Ahead& next) {
+  V s[M][N] = {};
   for (long r = 0; r < k; ++r) {
-    const V x = spread(term(a, r));
+    V row[N];
     next.ask(r);
 #pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) s[v] += x * neighbours(b + r * b_ld + v * W);
+    for (int v = 0; v < N; ++v) row[v] = neighbours(b + r * b_ld + v * W);
+#pragma GCC unroll 8
+    for (int x = 0; x < M; ++x) {
+      const V w = spread(term(a + x * a_x, r));
+#pragma GCC unroll 8
+      for (int v = 0; v < N; ++v) s[x][v] += w * row[v];
+    }
   }
 #pragma GCC unroll 8
-  for (int v = 0; v < N; ++v) store(c + v * W, acc ? s[v] + load(acc + v * W) : s[v]);
+  for (int x = 0; x < M; ++x)
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) store(c + x * c_ld + v * W, acc ? s[x][v] + load(acc + x * acc_ld + v * W) : s[x][v]);
 }
+template <int M, class E, class B>
+static void across(T* c, long c_ld, const T* acc, long acc_ld, const E* a, long a_x, const B* b, long b_ld, long n, long k, const Ahead& after) {
+  const auto from = [&](long y) { return acc ? acc + y : nullptr; };
+  const auto next = [&](long y) { return y == 0 ? after : Ahead{}; };
+  long y = 0;
+  for (; y + COLUMNS * W <= n; y += COLUMNS * W) weighted<M, COLUMNS>(c + y, c_ld, from(y), acc_ld, a, a_x, b + y, b_ld, k, next(y));
+  for (; y < n; y += W) weighted<M, 1>(c + y, c_ld, from(y), acc_ld, a, a_x, b + y, b_ld, k, next(y));
+}
+// The same for m rows and n columns, which fill whole vectors.
 template <class E, class B>
 static void sums(T* c, long c_ld, const T* acc, long acc_ld, const E* a, long a_x, const B* b, long b_ld, long m, long n, long k,
                  const Ahead& after) {
-  for (long x = 0; x < m; ++x) {
-    long y = 0;
-    const auto next = [&] { return x == 0 && y == 0 ? after : Ahead{}; };
-    const auto from = [&] { return acc ? acc + x * acc_ld + y : nullptr; };
-    for (; y + 4 * W <= n; y += 4 * W) weighted<4>(c + x * c_ld + y, from(), a + x * a_x, b + y, b_ld, k, next());
-    for (; y < n; y += W) weighted<1>(c + x * c_ld + y, from(), a + x * a_x, b + y, b_ld, k, next());
-  }
+  const auto from = [&](long x) { return acc ? acc + x * acc_ld : nullptr; };
+  const auto next = [&](long x) { return x == 0 ? after : Ahead{}; };
+  long x = 0;
+  for (; x + 4 <= m; x += 4) across<4>(c + x * c_ld, c_ld, from(x), acc_ld, a + x * a_x, a_x, b, b_ld, n, k, next(x));
+  for (; x < m; ++x) across<1>(c + x * c_ld, c_ld, from(x), acc_ld, a + x * a_x, a_x, b, b_ld, n, k, next(x));
 }

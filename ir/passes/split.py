@@ -111,6 +111,7 @@ class _Splitter:
                 inputs=(*c.inputs, Tensor(bounds, (ex.size(PARTS), ex.const(2)), "int")),
                 body=(*self.before, *body),
                 outs=outs,
+                places=(),
             )
         )
 
@@ -178,6 +179,7 @@ class _Splitter:
             inputs=(*c.inputs, *tensors),
             body=body,
             outs=outs,
+            places=c.places if outs == c.outs else (),
         )
         return _needed(prune(whole), {t.name for t in tensors})
 

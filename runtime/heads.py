@@ -1,0 +1,36 @@
+"""Calls of one query whose heads share keys: heads become rows of a tile (`ir.passes.heads_as_rows`), so keys are read once a group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from einfuse.ir import expr as ex
+from einfuse.ir.nodes import Einsum
+from einfuse.ir.passes import heads_as_rows
+from einfuse.runtime.binding import evaluate
+
+if TYPE_CHECKING:
+    from einfuse.runtime.program import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The program of the same attention with heads as rows."""
+
+    stacked: heads_as_rows.Stacked
+    program: Program
+
+    def sizes(self, sizes: Mapping[str, int]) -> dict[str, int] | None:
+        """Those of a call, with the number of groups; None for a call of several queries, or of as many heads of keys as of queries."""
+        rows, heads = (evaluate(ex.size(r.size), sizes) for r in (self.stacked.rows, self.stacked.heads))
+        group = evaluate(self.stacked.group, sizes)
+        return {**sizes, self.stacked.groups: heads // group} if rows == 1 and group > 1 else None
+
+
+def stacked(program: Program) -> Heads | None:
+    """The other program of a program, or None where heads share nothing, or more than queries tells rows apart."""
+    built = all(isinstance(x, Einsum) for x in program.cascade.body)
+    found = heads_as_rows.run(program.cascade) if built else None
+    return Heads(found, type(program)(found.cascade, program.strict, program.wide)) if found else None
