@@ -7,11 +7,11 @@ from collections.abc import Collection
 from einfuse.dsl import ast
 from einfuse.dsl.diagnostics import nearest
 from einfuse.dsl.names import Binding, Source
+from einfuse.dsl.ranks import OPERATORS
 from einfuse.dsl.values import Value, apply, coordinate, extent
 from einfuse.ir import Expr, Rank, SpecError, Tensor
 
 DTYPES = ("float", "int", "bool")
-_OPERATORS = ("+", "-", "*", "//", "%")
 
 
 class Axes:
@@ -66,7 +66,7 @@ class Axes:
             return extent(e.value)
         if isinstance(e, ast.Name):
             return self._named(e)
-        if isinstance(e, ast.Binary) and e.op in _OPERATORS:
+        if isinstance(e, ast.Binary) and e.op in OPERATORS:
             return apply(e.op, (self._size(e.left), self._size(e.right)), e.loc)
         raise SpecError("the size of an axis is made of sizes, integers, + - * // and %", e.loc)
 

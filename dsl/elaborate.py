@@ -14,7 +14,7 @@ from einfuse.dsl.evaluate import Evaluator, Frame
 from einfuse.dsl.modules import definitions
 from einfuse.dsl.names import Binding, Definitions, Held
 from einfuse.dsl.params import Params, parameters
-from einfuse.dsl.ranks import declared
+from einfuse.dsl.ranks import check_told, declared
 from einfuse.dsl.scan import bind_scan
 from einfuse.dsl.signature import chosen
 from einfuse.dsl.statement import bind
@@ -71,6 +71,7 @@ class _Attention:
                 scope[tensor.name] = source
                 if source.given:
                     inputs.append(tensor)
+        check_told(self.ranks, axes.fresh)
         sizes = {n: extent(n) for n in (*(r.size for r in self.ranks if isinstance(r.size, str)), *axes.fresh)}
         frame = Frame(frozenset(over), sizes, {r.name: r.size for r in self.ranks}, {r.name: r.kind for r in self.ranks})
         body, outs = self._body({**sizes, **scope}, frame)

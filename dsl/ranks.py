@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from einfuse.dsl import ast
 from einfuse.dsl.diagnostics import nearest
 from einfuse.dsl.params import Params
 from einfuse.dsl.values import Value
-from einfuse.ir import RANK_KINDS, Rank, SpecError
+from einfuse.ir import RANK_KINDS, Expr, Rank, SpecError
+from einfuse.ir.expr import call, const, size, walk
 
+OPERATORS = ("+", "-", "*", "//", "%")
+"""What sizes may be made of sizes with."""
 _FIRST = {"query": "Nq", "key": "Nk"}
 
 
@@ -31,24 +36,49 @@ def declared(node: ast.Attention, params: Params) -> tuple[Rank, ...]:
             raise SpecError(f"`{kind}` is not a kind of rank", line.kind.loc, hint)
         for name in line.names:
             default = first.pop(kind, name.text.upper())
-            size = default if line.size is None else _size(line.size, params)
+            size, extent = (default, None) if line.size is None else _size(line.size, params, default)
             alone = kind not in ("head", "batch") or name.text in seen
-            out.append(Rank(name.text, kind if alone else "feature", size, name.loc))  # heads that are mixed are held whole
+            out.append(
+                Rank(name.text, kind if alone else "feature", size, name.loc, extent)
+            )  # heads that are mixed are held whole
     for r in out:
         if r.size == r.name:
             raise SpecError(f"the rank `{r.name}` and its size have the same name", r.loc, "name the size: rank X: key = N")
     return tuple(out)
 
 
-def _size(e: ast.Expr, params: Params) -> int | str:
-    """A literal, a parameter known at compile time, or the name of a size."""
-    if isinstance(e, ast.Name):
-        value = params.bindings.get(e.text)
-        if value is None:
-            return e.text
-        number = value.constant if isinstance(value, Value) else None
-    else:
-        number = e.value if isinstance(e, ast.Number) else None
-    if not isinstance(number, int) or isinstance(number, bool) or number <= 0:
-        raise SpecError("the size of a rank is a positive integer or a name", e.loc, "write rank j: key = N")
-    return number
+def _size(e: ast.Expr, params: Params, default: str) -> tuple[int | str, Expr | None]:
+    """The size of a rank: a number, or a name; and what tells it, where it is made of other sizes."""
+    made = _made(e, params)
+    if made.op == "size":
+        return made.name, None
+    if made.op != "const":
+        return default, made
+    assert isinstance(made.value, int), "sizes are made of integers"
+    if made.value <= 0:
+        raise SpecError(f"the size of a rank is positive, found {made.value}", e.loc)
+    return made.value, None
+
+
+def _made(e: ast.Expr, params: Params) -> Expr:
+    """A literal, a parameter known at compile time, the name of a size, or what arithmetic makes of these."""
+    if isinstance(e, ast.Binary) and e.op in OPERATORS:
+        return call(e.op, _made(e.left, params), _made(e.right, params))
+    value = params.bindings.get(e.text) if isinstance(e, ast.Name) else None
+    if isinstance(e, ast.Name) and value is None and "." not in e.text:
+        return size(e.text)
+    number = e.value if isinstance(e, ast.Number) else value.constant if isinstance(value, Value) else None
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise SpecError("the size of a rank is made of sizes, integers, + - * // and %", e.loc, "write rank j: key = N")
+    return const(number)
+
+
+def check_told(ranks: tuple[Rank, ...], told: Collection[str]) -> None:
+    """Raises SpecError where a size is made of one that neither a rank before it nor an axis tells."""
+    known = {*told} | {r.size for r in ranks if isinstance(r.size, str) and r.extent is None}
+    for r in ranks:
+        for leaf in () if r.extent is None else walk(r.extent):
+            if leaf.op == "size" and leaf.name not in known:
+                near = nearest(leaf.name, known - {r.size}) or "it is made of sizes of ranks and axes"
+                raise SpecError(f"nothing tells `{leaf.name}`, of which the size of the rank `{r.name}` is made", r.loc, near)
+        known |= {r.size} if isinstance(r.size, str) else set()

@@ -71,12 +71,16 @@ class Expr:
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """A named axis of the iteration space; ``size`` is a number or the name of a size known at launch."""
+    """A named axis of the iteration space; ``size`` is a number or the name of a size known at launch.
+
+    ``extent`` tells a size that is no axis of a tensor, in sizes that are.
+    """
 
     name: str
     kind: RankKind
     size: int | str
     loc: Span | None = _loc()
+    extent: Expr | None = None
 
     @property
     def is_sequence(self) -> bool:

@@ -78,7 +78,7 @@ def show_body(c: Cascade) -> str:
 def show(c: Cascade) -> str:
     """The whole cascade as text."""
     out = [f"cascade {c.name}" + (f" over {', '.join(c.over)}" if c.over else "") + " {"]
-    out += [f"  rank {r.name}: {r.kind} = {r.size}" for r in c.ranks]
+    out += [f"  rank {r.name}: {r.kind} = {r.size}{f' = {show_expr(r.extent)}' if r.extent else ''}" for r in c.ranks]
     for t in c.inputs:
         axes = "" if t.param else f"[{', '.join(map(show_expr, t.axes))}]"
         default = "" if t.default is None else f" = {show_expr(ex.const(t.default))}"
@@ -98,7 +98,7 @@ def _out(c: Cascade, name: str) -> str:
 GRAMMAR = r"""
 start: "cascade" NAME ["over" names] "{" item* "}"
 ?item: rank | input | param | tile | fold | einsum | out
-rank: "rank" NAME ":" NAME "=" (NAME | INT)
+rank: "rank" NAME ":" NAME "=" (NAME | INT) ["=" expr]
 input: "in" NAME "[" [exprs] "]" ":" NAME
 param: "param" NAME ":" NAME ["=" expr]
 tile: "tile" NAME INT
@@ -206,8 +206,8 @@ class _Build:
     def power(self, c: list) -> Expr:  # type: ignore[type-arg]
         return Expr("^", (c[0], c[1])) if c[1] is not None else c[0]
 
-    def rank(self, c: list[Token]) -> Rank:
-        return Rank(str(c[0]), str(c[1]), int(c[2]) if c[2].isdigit() else str(c[2]))  # type: ignore[arg-type]
+    def rank(self, c: list) -> Rank:  # type: ignore[type-arg]
+        return Rank(str(c[0]), str(c[1]), int(c[2]) if c[2].isdigit() else str(c[2]), extent=c[3])  # type: ignore[arg-type]
 
     def input(self, c: list) -> Tensor:  # type: ignore[type-arg]
         return Tensor(str(c[0]), c[1] or (), str(c[2]))  # type: ignore[arg-type]

@@ -9,8 +9,8 @@ from typing import TypeGuard
 import torch
 
 from einfuse.codegen import Storage
-from einfuse.ir import Cascade, Expr, Scalar, Tensor
-from einfuse.ir.expr import FUNCTIONS
+from einfuse.ir import Cascade, Expr, Rank, Scalar, Tensor
+from einfuse.ir.expr import FUNCTIONS, walk
 from einfuse.ir.text import show_expr
 
 STORAGE: dict[torch.dtype, Storage] = {
@@ -140,9 +140,23 @@ def sizes(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> dict[str, Si
     for t, n, axis in later:
         _divisor(cascade, t, n, axis, tensors[t.name].shape[n], bound)
     for r in cascade.ranks:
-        if isinstance(r.size, str) and r.size not in bound:
+        if isinstance(r.size, str) and r.extent is not None:
+            _made(cascade, r, r.extent, bound)
+        elif isinstance(r.size, str) and r.size not in bound:
             raise ValueError(f"{cascade.name}: no argument tells the size {r.size} of rank {r.name}")
     return bound
+
+
+def _made(cascade: Cascade, r: Rank, extent: Expr, bound: dict[str, Size]) -> None:
+    """Binds the size of a rank that is made of other sizes; what is told already need not be made."""
+    leaves = {e.name for e in walk(extent) if e.op == "size"}
+    if r.size in bound and not leaves <= bound.keys():
+        return  # one of several kernels, which takes a tensor of that size in place of those
+    found, where = evaluate(extent, bound), f"{cascade.name}: the size of rank {r.name} is {show_expr(extent)}"
+    if found < 0:
+        raise ValueError(f"{where} = {found}")
+    if bound.setdefault(str(r.size), found) != found:
+        raise ValueError(f"{where} = {found}, and an argument has {bound[str(r.size)]}")
 
 
 def _divisor(cascade: Cascade, t: Tensor, n: int, axis: Expr, found: Size, bound: dict[str, Size]) -> None:

@@ -208,13 +208,20 @@ def example_inputs(cascade: Cascade, dtype: torch.dtype, seed: int, shape: Shape
 
 
 def example_sizes(cascade: Cascade, shape: Shape) -> dict[str, int]:
-    """A value for every size name: by the kind of the rank it belongs to; unknown tables are as long as the longest sequence."""
+    """A value for every size name: by the kind of the rank it belongs to; unknown tables are as long as the longest sequence.
+
+    A size that is made of others comes close to what its kind says: each of the n that it is made of is the n-th root of that.
+    """
     sizes: dict[str, int] = {}
     widths = iter(shape.widths * len(cascade.ranks))
+    made = {r.size: r.extent for r in cascade.ranks if isinstance(r.size, str) and r.extent is not None}
     for r in cascade.ranks:
         if isinstance(r.size, str) and r.size not in sizes:
             table = {"batch": shape.batch, "head": shape.heads, "query": shape.queries, "key": shape.keys}
-            sizes[r.size] = table[r.kind] if r.kind in table else next(widths)
+            about = table[r.kind] if r.kind in table else next(widths)
+            parts = [e.name for e in _size_leaves(made[r.size])] if r.size in made else []
+            sizes |= {n: max(1, round(about ** (1 / len(parts)))) for n in parts if n not in sizes}
+            sizes[r.size] = int(binding.evaluate(made[r.size], sizes)) if r.size in made else about
     for t in cascade.inputs:
         for axis in t.axes:
             for e in _size_leaves(axis):

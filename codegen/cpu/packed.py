@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from einfuse.codegen.cpu import forms
-from einfuse.codegen.cpu.access import offset, stride
+from einfuse.codegen.cpu.access import offset, scalar_index, stride
 from einfuse.codegen.cpu.forms import Form
 from einfuse.codegen.cpu.functions import Ref
 from einfuse.codegen.cpu.pack import Dependence, Packing
 from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
-from einfuse.codegen.cpu.schedule import arrange, kept, settle
+from einfuse.codegen.cpu.schedule import Nest, arrange, kept, settle
 from einfuse.codegen.cpu.text import Extent, Place, Scope, Text
 from einfuse.codegen.plan import Arg, Coordinate, Fold, KernelPlan, Load, Op, Store, Value
 
@@ -174,11 +174,46 @@ class PackPrinter:
                 elif v.dims:
                     pointer = text.buffer(f"{v.name}_block", element_of(v), block_size(scope, v.dims))
                     scope.places[v.name] = local_place(scope, v, pointer)
-        print_nodes(text, scope, nodes, self.tensors)
+        gathers = self.gathers()
+        before = next((n for n, x in enumerate(nodes) if isinstance(x, Nest) and any(y in gathers for y in x.ops)), len(nodes))
+        print_nodes(text, scope, nodes[:before], self.tensors)
+        self.ask(scope, lo, count)
+        print_nodes(text, scope, nodes[before:], self.tensors)
         for (_, form), v in packing.forms.items():
             if form != "plain":
                 to = self.place(scope, v, form, at)
                 forms.fill(text, scope, v, form, to.pointer, to.row, (extent, scope.extents[v.dims[1]]))
+
+    def gathers(self) -> list[Load]:
+        """The loads of whole rows whose places are computed: pages of a cache, chosen tokens."""
+        rank, recipes = self.fold.rank, self.recipes
+        loads = [op for op in self.packing.ops if isinstance(op, Load) and len(op.out.dims) == 2 and op.out.dims[0] == rank]
+        return [x for x in loads if any(i.dims == (rank,) and not isinstance(recipes.get(i.name), Coordinate) for i in x.index)]
+
+    def ask(self, scope: Scope, lo: str, count: str) -> None:
+        """Asks the machine for the rows that are gathered, all before the first is read: it cannot guess where the next one lies."""
+        rows: list[str] = []
+        for op in self.gathers():
+            tensor = scope.scalars[f"tensor {op.tensor}"].text
+            index = [self.row_index(scope, i, f"({lo} + r)") for i in op.index]
+            if None in index:
+                continue
+            terms = [(n, scalar_index(Ref(x, "int"), tensor, n, op.clamp)) for n, x in enumerate(index) if x]
+            rows.append(f"ahead({offset(tensor, terms)}, 0, {scope.extents[op.out.dims[1]].count}).ask(0);")
+        if rows:
+            with self.text.block(f"for (long r = 0; r < {count}; ++r)"):
+                for line in rows:
+                    self.text.line(line)
+
+    def row_index(self, scope: Scope, i: Value, here: str) -> str | None:
+        """An index of the row at ``here``: a number of all rows, one held of each; "" along the row, None where it would be computed again."""
+        if not i.dims:
+            return scope.scalars[i.name].text if i.name in scope.scalars else None
+        if isinstance(self.recipes.get(i.name), Coordinate):
+            return here if i.dims == (self.fold.rank,) else ""
+        return (
+            f"(long)*({scope.places[i.name].pointer} + r)" if i.dims == (self.fold.rank,) and i.name in scope.places else None
+        )
 
     def place(self, scope: Scope, v: Value, form: Form, at: str) -> Place:
         """A packed block in a form, as seen from the block at ``at``. Prints its pointer."""
