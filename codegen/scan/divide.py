@@ -1,7 +1,7 @@
 """Smaller kernels in place of a large one: values that took products to make are written down, and read by those that follow.
 
-From a kernel without states its triangular systems are taken out, then half of its outputs, then the sums over pairs and the products
-that others follow. A kernel that carries states has what does not depend on them made before it, for all blocks at once. Each of them
+From a kernel without states its triangular systems are taken out, then the rows that products make of what it reads (learned features),
+then half of its outputs, then the sums over pairs and the products that others follow. A kernel that carries states has what does not depend on them made before it, for all blocks at once. Each of them
 holds less at a time; what is not handed over is computed again.
 """
 
@@ -25,6 +25,11 @@ def divide(plan: ScanPlan) -> tuple[ScanPlan, ...]:
     systems: list[Op] = [op for op in plan.body if isinstance(op, Solve) and op.out.name not in given]
     if systems:
         return _divided(plan, [[op] for op in systems], [stores])
+    features: list[Op] = [
+        op for op in plan.body if isinstance(op, kp.Dot) and _is_row(plan, op) and op.out.name not in heavy | given
+    ]
+    if features:
+        return _divided(plan, [features], [stores])
     if len(stores) > 1:
         return _divided(plan, [], [stores[: len(stores) // 2], stores[len(stores) // 2 :]])
     inside = [op for op in plan.body if not isinstance(op, kp.Store) and op.out.name in heavy - given]
