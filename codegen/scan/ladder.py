@@ -10,8 +10,10 @@ from einfuse.codegen import plan as kp
 from einfuse.codegen.scan.columns import share, shareable
 from einfuse.codegen.scan.cut import cut
 from einfuse.codegen.scan.divide import divide
-from einfuse.codegen.scan.emit_triton import LEAST, emit, power
 from einfuse.codegen.scan.plan import Relabel, ScanPlan, reads
+from einfuse.codegen.scan.triton import emit
+from einfuse.codegen.scan.triton.layout import Layout
+from einfuse.codegen.triton.layout import MATRIX
 from einfuse.codegen.triton.options import GpuTarget
 
 MOST = 330
@@ -72,7 +74,7 @@ def tiles(plan: ScanPlan, target: GpuTarget) -> tuple[tuple[ScanPlan, int], ...]
     if rank is not None:
         size = next(f.size for f in plan.features if f.rank == rank)
         assert isinstance(size, int), "sizes of features are known"
-        shared = [share(plan, rank, n) for n in (2 * LEAST, LEAST) if n < size]
+        shared = [share(plan, rank, n) for n in (2 * MATRIX, MATRIX) if n < size]
         found += [(p, many) for p in shared if p is not None]
     return tuple(dict.fromkeys(found))
 
@@ -84,7 +86,7 @@ def _lanes(target: GpuTarget) -> int:
 
 def pressure(plan: ScanPlan) -> int:
     """The most elements of blocks that are alive at one time."""
-    widths = {f.rank: max(power(f.block), LEAST) for f in plan.features} | dict.fromkeys(plan.moving, power(plan.step))
+    widths = {r: Layout(plan).width(r) for r in plan.order}
     last: dict[str, int] = {}
     names: dict[str, str] = {}
     for n, op in enumerate(plan.body):

@@ -36,7 +36,7 @@ class Whole:
 
 def kernels(plan: ScanPlan, crew: int) -> tuple[Whole, ...]:
     """The kernels for ``crew`` threads a point of the ambient ranks."""
-    from einfuse.codegen.scan.emit_cpu import emit
+    from einfuse.codegen.scan.cpu import emit
 
     if crew < 2:
         return (Whole(plan, emit),)

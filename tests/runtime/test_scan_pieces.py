@@ -10,7 +10,7 @@ import torch
 
 import einfuse
 from einfuse.codegen import scan
-from einfuse.codegen.scan import ScanPlan, emit_triton
+from einfuse.codegen.scan import ScanPlan, triton
 from einfuse.codegen.scan.columns import share, shareable
 from einfuse.codegen.scan.cut import cut
 from einfuse.codegen.scan.divide import divide
@@ -34,7 +34,7 @@ class Piece:
 
     @property
     def source(self) -> str:
-        return emit_triton.emit(self.plan)
+        return triton.emit(self.plan)
 
     def smaller(self) -> tuple[Piece, ...]:
         return ()

@@ -1,0 +1,105 @@
+"""`Expressions`: expressions of a cascade as values of block operations.
+
+It knows what a name stands for: an input is loaded, a number passed, and a statement is the value it was defined as.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from einfuse.codegen import plan as kp
+from einfuse.codegen.lowering.blocks import Blocks
+from einfuse.codegen.lowering.sizes import Sizes
+from einfuse.codegen.plan import Value
+from einfuse.ir import Cascade, DType, Expr, SpecError
+from einfuse.ir import index as coordinate
+from einfuse.ir.rewrite import within_axis
+
+
+class Expressions:
+    """``env`` and ``ranks`` tell the value of every statement so far and the ranks it is read at; operations are made in ``blocks``."""
+
+    def __init__(self, cascade: Cascade, sizes: Sizes, blocks: Blocks) -> None:
+        self.cascade, self.sizes, self.blocks = cascade, sizes, blocks
+        self.inputs = {t.name: t for t in cascade.inputs}
+        self.env: dict[str, Value] = {}
+        self.ranks: dict[str, tuple[str, ...]] = {}
+        self.loaded: set[str] = set()  # values that are plain loads: 0 in the padding
+        self.params: dict[str, DType] = {}
+
+    # -- statements by name ------------------------------------------------------------------------------------------------------
+
+    def define(self, target: str, ranks: tuple[str, ...], value: Value) -> None:
+        self.env[target], self.ranks[target] = value, ranks
+
+    def store(self, target: str, value: Value) -> None:
+        """The value as the output of this name, which is defined."""
+        place = self.cascade.place(target)
+        index = (
+            tuple(self.blocks.coordinate(r) for r in (*self.cascade.over, *self.ranks[target]))
+            if place is None
+            else tuple(self.value(e, env={}) for e in place.index)
+        )
+        self.blocks.scope.ops.append(kp.Store(target, index, value))
+
+    # -- expressions -------------------------------------------------------------------------------------------------------------
+
+    def value(
+        self,
+        e: Expr,
+        name: str = "t",
+        env: Mapping[str, Value] | None = None,
+        new: Mapping[str, Value] | None = None,
+    ) -> Value:
+        """The value of ``e``, called ``name`` where it is one of a function. ``env`` overrides what statements stand for; ``new`` are the
+        new values of statistics, in a carry."""
+        env = self.env if env is None else env
+        match e.op:
+            case "const":
+                assert isinstance(e.value, int | float), "a constant is a number"  # bool is an int
+                return self.blocks.const(e.value)
+            case "index":
+                return self.blocks.coordinate(e.name)
+            case "size":
+                return self.size(e.name)
+            case "new":
+                assert new is not None, "a re-based value stands only in a carry"
+                return new[e.name]
+            case "load" if e.name in env:
+                return self.statement(e, env[e.name])
+            case "load":
+                return self.load(e, env)
+        return self.blocks.map(e.op, *(self.value(a, env=env, new=new) for a in e.args), name=name)
+
+    def statement(self, e: Expr, value: Value) -> Value:
+        """The value of a statement where ``e`` reads it."""
+        if e.args != tuple(map(coordinate, self.ranks[e.name])):
+            raise SpecError(
+                f"a kernel cannot read {e.name} at other coordinates than its own", e.loc, "shift the input instead"
+            )
+        return value
+
+    def size(self, name: str) -> Value:
+        """A size by name, or an end of what a program or an iteration has of a rank (``i.lo``, ``i.hi``)."""
+        known = name if "." in name else self.sizes.named(name)
+        if isinstance(known, int):
+            return self.blocks.const(known)
+        return self.blocks.emit(kp.Size(Value(name.replace(".", "_"), (), "int"), name), ())
+
+    def extent(self, rank: str) -> Value:
+        n = self.cascade.rank(rank).size
+        return self.blocks.const(n) if isinstance(n, int) else self.size(n)
+
+    def load(self, e: Expr, env: Mapping[str, Value]) -> Value:
+        tensor = self.inputs[e.name]
+        if tensor.param:
+            self.params[tensor.name] = tensor.dtype
+            return self.blocks.emit(kp.Param(Value(f"{e.name}_value", (), tensor.dtype), e.name), ())
+        index = tuple(self.value(a, env=env) for a in e.args)
+        axes = enumerate(zip(e.args, tensor.axes, strict=True))
+        clamp = tuple(n for n, (a, axis) in axes if not within_axis(self.cascade, a, axis))
+        dims = self.blocks.spanned(index)
+        named = f"{e.name}_tile" if dims else f"{e.name}_here"
+        out = self.blocks.emit(kp.Load(Value(named, dims, tensor.dtype), e.name, index, None, clamp), index)
+        self.loaded.add(out.name)
+        return out
