@@ -21,7 +21,9 @@ from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, derived, ops, packed, parts, prefix, prepared, stream
 from einfuse.runtime.backends import Backend, BackendName, Target, Tilings, TritonBackend, device_target, named
 from einfuse.runtime.forms import FormName, Forms, known_form
-from einfuse.runtime.program import Program, tiled, tilings
+from einfuse.runtime.given import Given
+from einfuse.runtime.kernels import tiled, tilings
+from einfuse.runtime.program import Program
 from einfuse.runtime.scan import ScanProgram, program_of
 
 Output = torch.Tensor | tuple[torch.Tensor, ...]
@@ -141,7 +143,7 @@ class Attention:
         if self.stages:
             return self._staged({**tensors, **numbers})
         if kind is not None and self._calls is not None and prepared.fits(self.cascade, args, kwargs):
-            return _returned(self._calls.prepare(kind, tensors, numbers, sizes)(args, kwargs))  # type: ignore[arg-type]  # no symbols here
+            return _returned(self._calls.prepare(kind, Given(tensors, numbers, sizes))(args, kwargs))  # type: ignore[arg-type]  # no symbols here
         params = [t for t in self.cascade.inputs if t.param]
         ints = [
             int(numbers[t.name]) if not torch.compiler.is_compiling() else numbers[t.name] for t in params if t.dtype == "int"
@@ -193,9 +195,8 @@ class Attention:
         the rank, or needs all keys at once. With ``form="linear"`` an attention over the pairs ``j <= i`` is a scan as well.
         """
         if self.form == "linear" and self.forms.found is not None and self.forms.found.causal:
-            tensors, _ = binding.arguments(self.cascade, args, kwargs)
-            sizes: Mapping[str, int] = binding.sizes(self.cascade, tensors)  # type: ignore[assignment]
-            return self.forms.build(sizes, points=True).step(state, *args, **kwargs)
+            call = Given.of(self.cascade, *binding.arguments(self.cascade, args, kwargs))
+            return self.forms.build(call.sizes, points=True).step(state, *args, **kwargs)
         return stream.advance(self, state, args, kwargs)
 
     def prefix(self, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar) -> Output:
@@ -250,9 +251,9 @@ class Attention:
         if any(x.is_nested for x in tensors.values()):
             found: Output = packed.nested(self, tensors, numbers, functools.partial(Attention.reference, dtype=dtype))
             return found
-        sizes: Mapping[str, int] = binding.sizes(self.cascade, tensors)  # type: ignore[assignment]
-        self.program.check_ranges(tensors, numbers, sizes)
-        outs = interpret(self.cascade, {**tensors, **numbers}, sizes, dtype)
+        call = Given.of(self.cascade, tensors, numbers)
+        self.program.check_ranges(call)
+        outs = interpret(self.cascade, call.inputs, call.sizes, dtype)
         return next(iter(outs.values())) if len(outs) == 1 else tuple(outs[n] for n in self.cascade.outs)
 
     # -- derivatives ---------------------------------------------------------------------------------------------------------------
@@ -311,15 +312,14 @@ class Attention:
         differentiable. Raises SpecError for an attention of more than one pass, ValueError for a part that is not within the keys.
         """
         found, partial, _, _ = self._parts
-        tensors, numbers = binding.arguments(self.cascade, args, kwargs)
-        sizes: Mapping[str, int] = binding.sizes(self.cascade, tensors)  # type: ignore[assignment]
-        bounds = parts.bounds(found, self.cascade, sizes, keys).to(next(iter(tensors.values())).device)
+        call = Given.of(self.cascade, *binding.arguments(self.cascade, args, kwargs))
+        bounds = parts.bounds(found, self.cascade, call.sizes, keys).to(call.device)
         outs = partial(*args, **kwargs, **{partial.cascade.inputs[-1].name: bounds})
         outs = outs if isinstance(outs, tuple) else (outs,)
         over = len(self.cascade.over)
         values = {n: o.squeeze(over) for n, o in zip(found.states, outs, strict=True)}
-        given = {**tensors, **numbers, **splitting.constants(found.sizes, sizes)}
-        return parts.PartialState(values, given, next(x.dtype for x in tensors.values() if x.is_floating_point()))
+        given = {**call.inputs, **splitting.constants(found.sizes, call.sizes)}
+        return parts.PartialState(values, given, next(x.dtype for x in call.tensors.values() if x.is_floating_point()))
 
     def merge(self, *states: parts.PartialState) -> parts.PartialState:
         """The state of all keys of several disjoint parts. Associative and commutative up to rounding."""
