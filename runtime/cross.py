@@ -21,9 +21,10 @@ from einfuse.codegen.plan import Fold
 from einfuse.codegen.scan import ScanPlan
 from einfuse.ir import EinfuseError, Scalar
 from einfuse.runtime import binding, cache, tiles
-from einfuse.runtime.attention import Attention, Candidate
+from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import Target, TritonBackend
 from einfuse.runtime.given import Given
+from einfuse.runtime.inside import Candidate
 from einfuse.runtime.kernels import static_sizes, tilings
 from einfuse.runtime.scan import ScanProgram
 
@@ -114,10 +115,8 @@ def taken(
         )
     given = Given.of(attention.cascade, *binding.arguments(attention.cascade, (), call))
     program, backend = attention.program, TritonBackend(target=target)
-    wanted = tuple(t.name for t in attention.cascade.inputs if t.dtype == "float" and not t.param) if backward else ()
-    cascades = [program.saving(wanted), *((c for c, _ in program.backward_of(wanted).cascades) if backward else ())]
     out = []
-    for n, cascade in enumerate(cascades):
+    for n, cascade in enumerate(program.cascades(backward)):
         storage, static = attention.example_storage(cascade, dtype), static_sizes(cascade, given.sizes)
         ladder = tilings(cascade, storage, static, backend, n > 0)
         variant = tiles.variant(cascade, ladder, given.numbers, tiles.rounded(given.sizes), attention.strict)

@@ -112,6 +112,12 @@ class Program:
             self.savings[wanted] = replace(self.canonical(), outs=outs)
         return self.savings[wanted]
 
+    def cascades(self, backward: bool) -> list[Cascade]:
+        """The forward's, and with ``backward`` those for gradients of all inputs, for which it then saves what they read."""
+        wanted = tuple(t.name for t in self.cascade.inputs if t.dtype == "float" and not t.param) if backward else ()
+        steps = self.backward_of(wanted).cascades if backward else ()
+        return [self.saving(wanted), *(c for c, _ in steps)]
+
     def ready(self, cascade: Cascade, given: Given, backend: Backend) -> Ready:
         """The kernel of one cascade for tensors like these: tile by tile, or by lists of pairs where that is less work."""
         chosen = self.walked(cascade, given, backend)

@@ -168,14 +168,6 @@ class ScanProgram(Program):
             out += scan.pieces(scan.lower(c, table, static), backend, target)
         return out
 
-    def cascades(self, backward: bool) -> list[Cascade]:
-        """The cascades of the kernels: the forward's, with ``backward`` saving what the other reads."""
-        wanted = tuple(t.name for t in self.cascade.inputs if t.dtype == "float" and not t.param)
-        if not backward:
-            return [self.blocked]
-        found = self.reverse(wanted)
-        return [found.forward, found.backward]
-
 
 def _crew(points: int, long: bool) -> int:
     """How many threads share a point of the ambient ranks: one where every thread has a point of its own, or there is little to do."""
