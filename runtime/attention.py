@@ -5,70 +5,27 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from einfuse.codegen import KernelPlan, Storage
-from einfuse.codegen.scan import Piece, ScanPlan
-from einfuse.ir import Cascade, Einsum, Scalar, SpecError, derivation, interpret, pipeline
+from einfuse.codegen.scan import ScanPlan
+from einfuse.ir import Cascade, Einsum, Scalar, SpecError, interpret, pipeline
 from einfuse.ir import expr as ex
-from einfuse.ir.passes import canonicalise, classify_score, pack, stages, tangent
+from einfuse.ir.passes import classify_score, pack, stages, tangent
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.rewrite import expressions, statements
 from einfuse.ir.text import show
-from einfuse.runtime import binding, cache, derived, ops, packed, parts, prefix, prepared, stream
-from einfuse.runtime.backends import Backend, BackendName, Target, Tilings, TritonBackend, device_target, named
+from einfuse.runtime import binding, cache, inside, ops, packed, parts, prefix, prepared, stream
+from einfuse.runtime.backends import BackendName, Target
 from einfuse.runtime.forms import FormName, Forms, known_form
-from einfuse.runtime.program import Program, tiled, tilings
+from einfuse.runtime.given import Given
+from einfuse.runtime.inside import Candidate, PassReport
+from einfuse.runtime.program import Program
 from einfuse.runtime.scan import ScanProgram, program_of
 
 Output = torch.Tensor | tuple[torch.Tensor, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PassReport:
-    """The passes over one rank before and after fusing, and why those that remain do."""
-
-    rank: str
-    before: int
-    after: int
-    reads: tuple[tuple[str, str], ...]
-    decisions: tuple[derivation.Decision, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One kernel at one tiling: its plan, text and launch options; ``smaller`` gives what to take instead, nothing where it is the last."""
-
-    plan: KernelPlan | ScanPlan
-    source: str
-    smaller: Callable[[], Sequence[Candidate]] = field(repr=False)
-    options: Mapping[str, int] = field(default_factory=dict)
-
-    @staticmethod
-    def of(piece: Piece) -> Candidate:
-        """A kernel of a scan."""
-        return Candidate(piece.plan, piece.source, lambda: [Candidate.of(p) for p in piece.smaller()], piece.options)
-
-    @staticmethod
-    def at(
-        cascade: Cascade,
-        storage: Mapping[str, Storage],
-        static: Mapping[str, int],
-        backend: Backend,
-        tilings: Tilings,
-        strict: bool,
-        small: Mapping[str, int] = MappingProxyType({}),
-    ) -> Candidate:
-        """The kernel at the first of the tilings that can be held; ``small`` as for `einfuse.codegen.hold`."""
-        _, plan, rest = tiled(cascade, storage, static, backend, tilings, strict, small)
-        return Candidate(
-            plan,
-            backend.emit(plan),
-            lambda: [Candidate.at(cascade, storage, static, backend, rest, strict, small)] if rest else [],
-        )
 
 
 @dataclass(eq=False)
@@ -141,7 +98,7 @@ class Attention:
         if self.stages:
             return self._staged({**tensors, **numbers})
         if kind is not None and self._calls is not None and prepared.fits(self.cascade, args, kwargs):
-            return _returned(self._calls.prepare(kind, tensors, numbers, sizes)(args, kwargs))  # type: ignore[arg-type]  # no symbols here
+            return _returned(self._calls.prepare(kind, Given(tensors, numbers, sizes))(args, kwargs))  # type: ignore[arg-type]  # no symbols here
         params = [t for t in self.cascade.inputs if t.param]
         ints = [
             int(numbers[t.name]) if not torch.compiler.is_compiling() else numbers[t.name] for t in params if t.dtype == "int"
@@ -193,9 +150,8 @@ class Attention:
         the rank, or needs all keys at once. With ``form="linear"`` an attention over the pairs ``j <= i`` is a scan as well.
         """
         if self.form == "linear" and self.forms.found is not None and self.forms.found.causal:
-            tensors, _ = binding.arguments(self.cascade, args, kwargs)
-            sizes: Mapping[str, int] = binding.sizes(self.cascade, tensors)  # type: ignore[assignment]
-            return self.forms.build(sizes, points=True).step(state, *args, **kwargs)
+            call = Given.of(self.cascade, *binding.arguments(self.cascade, args, kwargs))
+            return self.forms.build(call.sizes, points=True).step(state, *args, **kwargs)
         return stream.advance(self, state, args, kwargs)
 
     def prefix(self, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar) -> Output:
@@ -250,9 +206,9 @@ class Attention:
         if any(x.is_nested for x in tensors.values()):
             found: Output = packed.nested(self, tensors, numbers, functools.partial(Attention.reference, dtype=dtype))
             return found
-        sizes: Mapping[str, int] = binding.sizes(self.cascade, tensors)  # type: ignore[assignment]
-        self.program.check_ranges(tensors, numbers, sizes)
-        outs = interpret(self.cascade, {**tensors, **numbers}, sizes, dtype)
+        call = Given.of(self.cascade, tensors, numbers)
+        self.program.check_ranges(call)
+        outs = interpret(self.cascade, call.inputs, call.sizes, dtype)
         return next(iter(outs.values())) if len(outs) == 1 else tuple(outs[n] for n in self.cascade.outs)
 
     # -- derivatives ---------------------------------------------------------------------------------------------------------------
@@ -311,15 +267,14 @@ class Attention:
         differentiable. Raises SpecError for an attention of more than one pass, ValueError for a part that is not within the keys.
         """
         found, partial, _, _ = self._parts
-        tensors, numbers = binding.arguments(self.cascade, args, kwargs)
-        sizes: Mapping[str, int] = binding.sizes(self.cascade, tensors)  # type: ignore[assignment]
-        bounds = parts.bounds(found, self.cascade, sizes, keys).to(next(iter(tensors.values())).device)
+        call = Given.of(self.cascade, *binding.arguments(self.cascade, args, kwargs))
+        bounds = parts.bounds(found, self.cascade, call.sizes, keys).to(call.device)
         outs = partial(*args, **kwargs, **{partial.cascade.inputs[-1].name: bounds})
         outs = outs if isinstance(outs, tuple) else (outs,)
         over = len(self.cascade.over)
         values = {n: o.squeeze(over) for n, o in zip(found.states, outs, strict=True)}
-        given = {**tensors, **numbers, **splitting.constants(found.sizes, sizes)}
-        return parts.PartialState(values, given, next(x.dtype for x in tensors.values() if x.is_floating_point()))
+        given = {**call.inputs, **splitting.constants(found.sizes, call.sizes)}
+        return parts.PartialState(values, given, next(x.dtype for x in call.tensors.values() if x.is_floating_point()))
 
     def merge(self, *states: parts.PartialState) -> parts.PartialState:
         """The state of all keys of several disjoint parts. Associative and commutative up to rounding."""
@@ -351,24 +306,11 @@ class Attention:
 
         Stage after stage where the cascade takes several kernels. A scan is one pass over its rank by what it is.
         """
-        if isinstance(self.program, ScanProgram):
-            return (PassReport(self.program.rank, 1, 1, (), ()),)
-        if self.stages:
-            return tuple(report for stage in self.stages for report in stage.passes())
-        canonical = canonicalise.run(self.cascade)
-        out = []
-        for found in derived.derivations(canonical):
-            cuts = tuple((d.statistic, d.reader) for d in found.decisions if d.how == "cut")
-            before = derivation.count_passes(self.cascade, found.rank)
-            out.append(PassReport(found.rank, before, found.passes, cuts, tuple(found.decisions)))
-        return tuple(out)
+        return inside.passes(self)
 
     def scores(self) -> tuple[classify_score.Score, ...]:
         """What kind of number every score is: products, degree, dependence on positions, tables, bounds. None for a scan."""
-        if isinstance(self.program, ScanProgram):
-            return ()
-        stages = self.stages or (self,)
-        return tuple(dict.fromkeys(s for a in stages for s in classify_score.run(canonicalise.run(a.cascade))))
+        return inside.scores(self)
 
     def plan(self, backend: BackendName, dtype: torch.dtype = torch.float32, **sizes: int) -> KernelPlan:
         """The forward kernel as data, for feature sizes given by name (default 64)."""
@@ -394,25 +336,7 @@ class Attention:
         self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int], target: Target | None = None
     ) -> list[Candidate]:
         """Every kernel at its first tiling, with smaller ones behind `Candidate.smaller`."""
-        if isinstance(self.program, ScanProgram):
-            tables = [self.example_storage(c, dtype) for c in self.program.cascades(backward)]
-            return [
-                Candidate.of(p) for p in self.program.candidates(backend, tables, backward, sizes, target or device_target())
-            ]
-        if self.stages:
-            return [c for stage in self.stages for c in stage.candidates(backend, dtype, backward, sizes, target)]
-        chosen = named(backend)
-        if target is not None:
-            chosen = TritonBackend(target=target)
-        wanted = tuple(t.name for t in self.cascade.inputs if t.dtype == "float" and not t.param) if backward else ()
-        cascades = [self.program.saving(wanted)]
-        cascades += [c for c, _ in self.program.backward_of(wanted).cascades] if backward else []
-        out = []
-        for n, c in enumerate(cascades):
-            static = {r.size: sizes.get(r.size, 64) for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)}
-            storage = self.example_storage(c, dtype)
-            out.append(Candidate.at(c, storage, static, chosen, tilings(c, storage, static, chosen, n > 0), self.strict))
-        return out
+        return inside.candidates(self, backend, dtype, backward, sizes, target)
 
     def work_plans(
         self, backend: BackendName, dtype: torch.dtype, backward: bool, sizes: Mapping[str, int]
@@ -427,12 +351,7 @@ class Attention:
 
     def example_storage(self, c: Cascade, dtype: torch.dtype) -> dict[str, Storage]:
         """Storage as a call with tensors of ``dtype`` would have it."""
-        own = binding.STORAGE[dtype]
-        wide: Storage = "f64" if dtype == torch.float64 else "f32"
-        kinds: dict[str, Storage] = {"float": own, "int": "i64", "bool": "bool"}
-        statistics = {t.name for t in c.inputs} - {t.name for t in self.cascade.inputs} - set(self.cascade.outs)
-        out = {t.name: wide if t.name in statistics and not t.name.startswith("d_") else kinds[t.dtype] for t in c.inputs}
-        return out | {n: own if n in self.cascade.outs else wide for n in c.outs}
+        return inside.example_storage(self.cascade, c, dtype)
 
     def with_backend(self, backend: BackendName | None) -> Attention:
         """The same attention on another back end."""

@@ -21,9 +21,11 @@ from einfuse.codegen.plan import Fold
 from einfuse.codegen.scan import ScanPlan
 from einfuse.ir import EinfuseError, Scalar
 from einfuse.runtime import binding, cache, tiles
-from einfuse.runtime.attention import Attention, Candidate
+from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import Target, TritonBackend
-from einfuse.runtime.program import static_sizes, tilings
+from einfuse.runtime.given import Given
+from einfuse.runtime.inside import Candidate
+from einfuse.runtime.kernels import static_sizes, tilings
 from einfuse.runtime.scan import ScanProgram
 
 TARGETS: tuple[Target, ...] = ("sm_80", "sm_90", "gfx942")
@@ -111,18 +113,15 @@ def taken(
         raise EinfuseError(
             f"{attention.name}: a scan, or an attention of several kernels, is compiled without the arguments of a call"
         )
-    tensors, numbers = binding.arguments(attention.cascade, (), call)
-    sizes: Mapping[str, int] = binding.sizes(attention.cascade, tensors)  # type: ignore[assignment]  # concrete in a real call
+    given = Given.of(attention.cascade, *binding.arguments(attention.cascade, (), call))
     program, backend = attention.program, TritonBackend(target=target)
-    wanted = tuple(t.name for t in attention.cascade.inputs if t.dtype == "float" and not t.param) if backward else ()
-    cascades = [program.saving(wanted), *((c for c, _ in program.backward_of(wanted).cascades) if backward else ())]
     out = []
-    for n, cascade in enumerate(cascades):
-        storage, static = attention.example_storage(cascade, dtype), static_sizes(cascade, sizes)
+    for n, cascade in enumerate(program.cascades(backward)):
+        storage, static = attention.example_storage(cascade, dtype), static_sizes(cascade, given.sizes)
         ladder = tilings(cascade, storage, static, backend, n > 0)
-        variant = tiles.variant(cascade, ladder, numbers, tiles.rounded(sizes), attention.strict)
+        variant = tiles.variant(cascade, ladder, given.numbers, tiles.rounded(given.sizes), attention.strict)
         small, ladder = dict(variant.small), ladder[variant.start :]
-        chosen = program.walks.choose(cascade, tensors, numbers, sizes, ladder[0])
+        chosen = program.walks.choose(cascade, given, ladder[0])
         if chosen is not None:
             cascade, storage, small = chosen.cascade, {**storage, **dict.fromkeys(chosen.tables, "i32")}, {}
         out.append(Candidate.at(cascade, storage, static, backend, ladder, attention.strict, small))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from einfuse.ir import expr as ex
 from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes import heads_as_rows
 from einfuse.runtime.binding import evaluate
+from einfuse.runtime.given import Given
 
 if TYPE_CHECKING:
     from einfuse.runtime.program import Program
@@ -22,11 +22,11 @@ class Heads:
     stacked: heads_as_rows.Stacked
     program: Program
 
-    def sizes(self, sizes: Mapping[str, int]) -> dict[str, int] | None:
-        """Those of a call, with the number of groups; None for a call of several queries, or of as many heads of keys as of queries."""
-        rows, heads = (evaluate(ex.size(r.size), sizes) for r in (self.stacked.rows, self.stacked.heads))
-        group = evaluate(self.stacked.group, sizes)
-        return {**sizes, self.stacked.groups: heads // group} if rows == 1 and group > 1 else None
+    def taken(self, given: Given) -> Given | None:
+        """What its program takes for a call; None for a call of several queries, or of as many heads of keys as of queries."""
+        rows, heads = (evaluate(ex.size(r.size), given.sizes) for r in (self.stacked.rows, self.stacked.heads))
+        group = evaluate(self.stacked.group, given.sizes)
+        return given.more(sizes={self.stacked.groups: heads // group}) if rows == 1 and group > 1 else None
 
 
 def stacked(program: Program) -> Heads | None:

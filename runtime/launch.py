@@ -15,6 +15,8 @@ from einfuse.ir import Cascade, Fold, Scalar, TileMap, classify
 from einfuse.ir.expr import reads
 from einfuse.ir.tiles import combined
 from einfuse.runtime.backends import Kernel
+from einfuse.runtime.binding import extent_of
+from einfuse.runtime.given import Given
 from einfuse.runtime.unchanged import Unchanged
 
 REMEMBERED = 4  # masks of a kernel whose live tiles are kept: layers of a model share one, a data loader goes on to the next
@@ -96,7 +98,7 @@ class Launch:
         kernel, numbers, sizes = self.built.kernel, self.numbers, self.sizes
         if isinstance(kernel, Bindable):
             return kernel.bind({**tensors, **tables}, numbers, sizes)
-        return lambda given: kernel({**given, **tables}, numbers, sizes)
+        return lambda tensors: kernel({**tensors, **tables}, numbers, sizes)
 
     def _tables(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         built = self.built
@@ -106,7 +108,7 @@ class Launch:
                 return known.made
         made: dict[str, torch.Tensor] = {}
         for step in self._folds:
-            made |= tile_tables(built.cascade, step, tensors, self.numbers, self.sizes)
+            made |= tile_tables(built.cascade, step, Given(tensors, self.numbers, self.sizes))
         same = Unchanged.of(held)
         if same is not None:
             built.tables.append(Tables(same, self._key, made))
@@ -117,41 +119,26 @@ class Launch:
 _NONE: dict[str, torch.Tensor] = {}
 
 
-def tile_tables(
-    cascade: Cascade,
-    step: PlanFold,
-    tensors: Mapping[str, torch.Tensor],
-    numbers: Mapping[str, Scalar],
-    sizes: Mapping[str, int],
-) -> dict[str, torch.Tensor]:
+def tile_tables(cascade: Cascade, step: PlanFold, given: Given) -> dict[str, torch.Tensor]:
     """The lists of full and partial tiles of a fold.
 
     Folds over one rank share their lists: a tile is full where it is for all of them, and visited where it is live for any.
     """
     folds = [x for x in cascade.body if isinstance(x, Fold) and x.rank == step.rank and x.tabulated]
-    maps = [fold_tiles(cascade, x, tensors, numbers, sizes) for x in {x.mask: x for x in folds}.values()]
-    ambient = {r: cascade.rank(r).size for r in step.table_ranks}
-    shared = combined(maps, {r: n if isinstance(n, int) else sizes[n] for r, n in ambient.items()})
-    count, blocks = shared.csr(step.table_ranks)
-    device = next(iter(tensors.values())).device
-    return {f"{step.rank}_count": torch.from_numpy(count).to(device), f"{step.rank}_block": torch.from_numpy(blocks).to(device)}
+    maps = [fold_tiles(cascade, x, given) for x in {x.mask: x for x in folds}.values()]
+    shared = combined(maps, {r: extent_of(cascade, r, given.sizes) for r in step.table_ranks})
+    count, blocks = (torch.from_numpy(x).to(given.device) for x in shared.csr(step.table_ranks))
+    return {f"{step.rank}_count": count, f"{step.rank}_block": blocks}
 
 
-def fold_tiles(
-    cascade: Cascade,
-    fold: Fold,
-    tensors: Mapping[str, torch.Tensor],
-    numbers: Mapping[str, Scalar],
-    sizes: Mapping[str, int],
-) -> TileMap:
+def fold_tiles(cascade: Cascade, fold: Fold, given: Given) -> TileMap:
     """Which tiles of one fold of a scheduled cascade hold no point, some or all: from the symbolic analysis of its mask."""
-    arrays = {n: _array(tensors[n]) for n in reads(fold.mask) if n in tensors}
+    arrays = {n: _array(given.tensors[n]) for n in reads(fold.mask) if n in given.tensors}
     ((rank, block),) = cascade.tile
     rows = (rank, cascade.rank(rank).size, block)
     columns = (fold.rank, cascade.rank(fold.rank).size, fold.step)
-    extents = {r: cascade.rank(r).size for r in cascade.over}
-    ambient = {r: n if isinstance(n, int) else sizes[n] for r, n in extents.items()}
-    return classify(fold.mask, rows, columns, dict(sizes), dict(numbers), arrays, ambient)
+    ambient = {r: extent_of(cascade, r, given.sizes) for r in cascade.over}
+    return classify(fold.mask, rows, columns, dict(given.sizes), dict(given.numbers), arrays, ambient)
 
 
 def _array(x: torch.Tensor) -> np.ndarray:

@@ -13,8 +13,9 @@ from einfuse.ir import Cascade, Einsum, Fold, Scalar, TileMap
 from einfuse.runtime import binding, tiles
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import choose
+from einfuse.runtime.given import Given
+from einfuse.runtime.kernels import static_sizes, tiled, tilings
 from einfuse.runtime.launch import fold_tiles
-from einfuse.runtime.program import static_sizes, tiled, tilings
 from einfuse.runtime.scan import ScanProgram
 from einfuse.runtime.walks import Chosen
 
@@ -56,28 +57,26 @@ def visited(attention: Attention, inputs: Mapping[str, torch.Tensor | Scalar]) -
     """What the forward kernels of a call with these arguments visit, fold by fold. Nothing is run."""
     if isinstance(attention.program, ScanProgram):
         return  # a scan visits every block
-    tensors, numbers = binding.arguments(attention.cascade, (), inputs)
-    sizes: Mapping[str, int] = binding.sizes(attention.cascade, tensors)  # type: ignore[assignment]  # concrete in a real call
-    backend = choose(next(iter(tensors.values())).device, attention.backend)
-    dtype = next((x.dtype for x in tensors.values() if x.is_floating_point()), torch.float32)
+    given = Given.of(attention.cascade, *binding.arguments(attention.cascade, (), inputs))
+    backend = choose(given.device, attention.backend)
+    dtype = next((x.dtype for x in given.tensors.values() if x.is_floating_point()), torch.float32)
     for stage in attention.stages or (attention,):
-        storage = _storage(stage.cascade, tensors, dtype)
-        static = static_sizes(stage.cascade, sizes)
+        storage = _storage(stage.cascade, given.tensors, dtype)
+        static = static_sizes(stage.cascade, given.sizes)
         ladder = tilings(stage.cascade, storage, static, backend, False)
-        ladder = ladder[tiles.first(stage.cascade, ladder, numbers, tiles.rounded(sizes), attention.strict) :]
-        known = {t.name: tensors.get(t.name, next(iter(tensors.values()))) for t in stage.cascade.inputs if not t.param}
-        chosen = stage.program.walks.choose(stage.cascade, known, numbers, sizes, ladder[0])
+        ladder = ladder[tiles.first(stage.cascade, ladder, given.numbers, tiles.rounded(given.sizes), attention.strict) :]
+        some = next(iter(given.tensors.values()))  # stands for what earlier kernels give
+        known = given.more({t.name: some for t in stage.cascade.inputs if not t.param and t.name not in given.tensors})
+        chosen = stage.program.walks.choose(stage.cascade, known, ladder[0])
         cascade = stage.cascade
         if chosen is not None:
-            cascade, known, here = chosen.cascade, {**known, **chosen.tables}, {**sizes, **chosen.sizes}
+            cascade, known = chosen.cascade, known.more(chosen.tables, chosen.sizes)
             storage |= dict.fromkeys(chosen.tables, "i32")
-        else:
-            here = dict(sizes)
         scheduled, _, _ = tiled(cascade, storage, static, backend, ladder, attention.strict)
         for fold in (x for x in scheduled.body if isinstance(x, Fold) and scheduled.tile):
             ranks = (scheduled.tile[0][0], fold.rank)
-            pairs = math.prod(binding.extent_of(stage.cascade, r, sizes) for r in ranks)
-            yield Visited(fold, fold_tiles(scheduled, fold, known, numbers, here), pairs, chosen)
+            pairs = math.prod(binding.extent_of(stage.cascade, r, given.sizes) for r in ranks)
+            yield Visited(fold, fold_tiles(scheduled, fold, known), pairs, chosen)
 
 
 def _storage(cascade: Cascade, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, Storage]:

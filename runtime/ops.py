@@ -6,14 +6,14 @@ travel as lists of ints and floats in the order of the cascade's parameters, ten
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from einfuse.ir import EinfuseError, Scalar, interpret
-from einfuse.runtime import binding
 from einfuse.runtime.backends import BackendName, choose
+from einfuse.runtime.given import Given
 from einfuse.runtime.program import Program
 
 _PROGRAMS: dict[str, Program] = {}  # for ever: a captured graph may outlive the object it was captured from
@@ -33,15 +33,13 @@ def _program(key: str) -> Program:
     return _PROGRAMS[key]
 
 
-def _named(
-    program: Program, tensors: Sequence[torch.Tensor], ints: Sequence[int], floats: Sequence[float]
-) -> tuple[dict[str, torch.Tensor], dict[str, Scalar]]:
+def _given(program: Program, tensors: Sequence[torch.Tensor], ints: Sequence[int], floats: Sequence[float]) -> Given:
     c = program.cascade
     names = [t.name for t in c.inputs if not t.param]
     numbers: dict[str, Scalar] = {}
     for kind, values in (("int", ints), ("float", floats)):
         numbers |= dict(zip([t.name for t in c.inputs if t.param and t.dtype == kind], values, strict=True))
-    return dict(zip(names, tensors, strict=True)), numbers
+    return Given.of(c, dict(zip(names, tensors, strict=True)), numbers)
 
 
 def _wanted(program: Program, needs: Sequence[bool]) -> tuple[str, ...]:
@@ -55,10 +53,8 @@ def forward(
 ) -> list[torch.Tensor]:
     """The outputs of a program, then what its backward (for the tensors marked in ``needs``) will read."""
     program = _program(key)
-    named, numbers = _named(program, tensors, ints, floats)
-    sizes: Mapping[str, int] = binding.sizes(program.cascade, named)  # type: ignore[assignment]  # concrete in a real call
     chosen = choose(tensors[0].device, _backend(backend))
-    return list(program.forward(named, numbers, sizes, chosen, _wanted(program, needs)).values())
+    return list(program.forward(_given(program, tensors, ints, floats), chosen, _wanted(program, needs)).values())
 
 
 def _backend(name: str) -> BackendName | None:
@@ -70,9 +66,8 @@ def _(
     key: str, backend: str, tensors: Sequence[torch.Tensor], ints: Sequence[int], floats: Sequence[float], needs: Sequence[bool]
 ) -> list[torch.Tensor]:
     program = _program(key)
-    named, _numbers = _named(program, tensors, ints, floats)
-    sizes: Any = binding.sizes(program.cascade, named)
-    return list(program.allocate(program.saving(_wanted(program, needs)), named, sizes).values())
+    given = _given(program, tensors, ints, floats)
+    return list(program.allocate(program.saving(_wanted(program, needs)), given.tensors, given.sizes).values())
 
 
 @torch.library.custom_op("einfuse::backward", mutates_args=())
@@ -88,13 +83,12 @@ def backward(
 ) -> list[torch.Tensor]:
     """The gradients of the tensors marked in ``needs``, given everything that `forward` returned."""
     program = _program(key)
-    named, numbers = _named(program, tensors, ints, floats)
-    sizes: Mapping[str, int] = binding.sizes(program.cascade, named)  # type: ignore[assignment]  # concrete in a real call
+    given = _given(program, tensors, ints, floats)
     wanted = _wanted(program, needs)
     saved = dict(zip(program.saving(wanted).outs, outs, strict=True))
-    given = dict(zip(program.cascade.outs, gradients, strict=True))
+    directions = dict(zip(program.cascade.outs, gradients, strict=True))
     chosen = choose(tensors[0].device, _backend(backend))
-    return list(program.backward(named, saved, given, numbers, sizes, chosen, wanted).values())
+    return list(program.backward(given, saved, directions, chosen, wanted).values())
 
 
 @backward.register_fake
@@ -135,10 +129,9 @@ def _again(ctx: Any, gradients: list[torch.Tensor | None]) -> tuple[Any, ...]:
     with torch.enable_grad():
         leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in tensors]
         directions = [g.detach().requires_grad_() for g in given]
-        named, numbers = _named(program, leaves, ctx.ints, ctx.floats)
-        sizes: Any = binding.sizes(program.cascade, named)
+        again = _given(program, leaves, ctx.ints, ctx.floats)
         dtype = torch.promote_types(directions[0].dtype, torch.float32)
-        outs = interpret(program.cascade, {**named, **numbers}, sizes, dtype)
+        outs = interpret(program.cascade, again.inputs, again.sizes, dtype)
         inner = [x for x, w in zip(leaves, wanted, strict=True) if w]
         first = torch.autograd.grad(
             list(outs.values()), inner, [g.to(dtype) for g in directions], create_graph=True, allow_unused=True

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from einfuse.ir import Cascade, Scalar, call, const
+from einfuse.ir import Cascade, call, const
 from einfuse.ir import expr as ex
 from einfuse.ir.backward import Gradient
 from einfuse.ir.nodes import Einsum
@@ -25,10 +25,11 @@ from einfuse.ir.offsets import of_difference
 from einfuse.ir.passes import window as windowing
 from einfuse.ir.passes.canonicalise import fold_ranks
 from einfuse.runtime.binding import extent_of
+from einfuse.runtime.given import Given
 from einfuse.runtime.scatter import accumulate
 
-Run = Callable[[Cascade, Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], object]
-"""Launches the kernel of a cascade on tensors, host numbers and sizes."""
+Run = Callable[[Cascade, Given], object]
+"""Launches the kernel of a cascade."""
 
 MOST_ELEMENTS = 1 << 24
 """Of the buffer of one window."""
@@ -71,32 +72,23 @@ class Pairs:
         n, step = extent[self.row], self.rows(extent)
         yield from ((lo, min(lo + step, n)) for lo in range(0, n, max(step, 1)))
 
-    def by_windows(
-        self,
-        total: dict[str, torch.Tensor],
-        mine: Mapping[str, torch.Tensor],
-        tensors: Mapping[str, torch.Tensor],
-        numbers: Mapping[str, Scalar],
-        sizes: Mapping[str, int],
-        run: Run,
-    ) -> None:
+    def by_windows(self, total: dict[str, torch.Tensor], mine: Given, given: Given, run: Run) -> None:
         """Runs the cascade on ``mine`` (its inputs and its other outputs, which are written in place) window by window, and adds up in
-        ``total`` what each gives pair by pair."""
+        ``total`` what each gives pair by pair to the tensors ``given`` to the call."""
         c, w = self.cascade, self.window
-        extent = {r.name: extent_of(c, r.name, sizes) for r in c.ranks}
+        extent = {r.name: extent_of(c, r.name, mine.sizes) for r in c.ranks}
         if not all(extent[r] for ps in self.parts.values() for r in ps[0].ranks):
             return
         ranks = {x.target: (*c.over, *x.ranks) for x in c.body if isinstance(x, Einsum)}
         axis = dict(w.cut) | {n: ranks[n].index(w.rank) for n in c.outs if w.rank in ranks[n]}
-        wide = torch.float64 if any(t.dtype == torch.float64 for t in mine.values()) else torch.float32
-        device = next(iter(mine.values())).device
-        buffers = {n: self.buffer(n, extent, self.rows(extent), wide, device) for n in self.parts}
+        wide = torch.float64 if any(t.dtype == torch.float64 for t in mine.tensors.values()) else torch.float32
+        buffers = {n: self.buffer(n, extent, self.rows(extent), wide, mine.device) for n in self.parts}
         for lo, hi in self.windows(extent):
-            cut = {n: t.narrow(axis[n], lo, hi - lo) if n in axis else t for n, t in mine.items()}
+            cut = {n: t.narrow(axis[n], lo, hi - lo) if n in axis else t for n, t in mine.tensors.items()}
             cut |= {n: b.out.narrow(axis[n], 0, hi - lo) for n, b in buffers.items()}
-            run(w.cascade, cut, {**numbers, w.first: lo}, {**sizes, w.rows: hi - lo})
+            run(w.cascade, Given(cut, {**mine.numbers, w.first: lo}, {**mine.sizes, w.rows: hi - lo}))
             for buffer in buffers.values():
-                buffer.add(total, tensors, numbers, sizes, lo, hi, extent[w.rank])
+                buffer.add(total, given, lo, hi, extent[w.rank])
 
     def buffer(self, statement: str, extent: Mapping[str, int], rows: int, dtype: torch.dtype, device: torch.device) -> Buffer:
         ps = self.parts[statement]
@@ -127,22 +119,13 @@ class Buffer:
     out: torch.Tensor
     column: str | None
 
-    def add(
-        self,
-        total: dict[str, torch.Tensor],
-        tensors: Mapping[str, torch.Tensor],
-        numbers: Mapping[str, Scalar],
-        sizes: Mapping[str, int],
-        lo: int,
-        hi: int,
-        last: int,
-    ) -> None:
+    def add(self, total: dict[str, torch.Tensor], given: Given, lo: int, hi: int, last: int) -> None:
         """Adds the rows ``lo <= i < hi`` to the gradients, and leaves zeros for the next window (after the last one: what was added)."""
         c, i = self.pairs.cascade, self.pairs.row
         for part in self.parts:
             if self.column is None:
                 value = self.out.narrow(part.ranks.index(i), 0, hi - lo)
-                accumulate(total, c, part, value, tensors, numbers, sizes, {i: (lo, hi)})
+                accumulate(total, c, part, value, given, {i: (lo, hi)})
                 continue
             axis = part.ranks.index(i)
             value = self.base.sum(axis)
@@ -152,6 +135,6 @@ class Buffer:
             offset = call("-", ex.index(self.column), const(lo + rows - 1))
             index = tuple(ex.rename(e, {i: const(0), self.column: offset}) for e in part.index)
             moved = replace(part, index=index, ranks=left)
-            accumulate(total, c, moved, value, tensors, numbers, sizes, {self.column: (0, columns)})
+            accumulate(total, c, moved, value, given, {self.column: (0, columns)})
         if hi < last:
             self.base.zero_()

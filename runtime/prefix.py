@@ -14,6 +14,7 @@ import torch
 from einfuse.ir import Cascade, Scalar, SpecError
 from einfuse.ir.passes import split as splitting
 from einfuse.runtime import binding
+from einfuse.runtime.given import Given
 
 if TYPE_CHECKING:
     from einfuse.runtime.attention import Attention, Output
@@ -29,16 +30,13 @@ def prefixes(attention: Attention, args: tuple[torch.Tensor, ...], kwargs: Mappi
         raise SpecError(
             f"{c.name} has no ambient rank, among whose points prefixes could be computed", c.loc, "give it a batch rank"
         )
-    tensors, numbers = binding.arguments(c, args, kwargs)
-    sizes: Mapping[str, int] = binding.sizes(c, tensors)  # type: ignore[assignment]  # concrete outside of a graph
-    extent = c.rank(found.rank).size
-    count = extent if isinstance(extent, int) else sizes[extent]
-    device = next(iter(tensors.values())).device
-    first = torch.arange(count, device=device)
+    call = Given.of(c, *binding.arguments(c, args, kwargs))
+    count = binding.extent_of(c, found.rank, call.sizes)
+    first = torch.arange(count, device=call.device)
     outs = _tuple(partial(*args, **kwargs, **{partial.cascade.inputs[-1].name: torch.stack([first, first + 1], 1)}))
     # [keys, *ambient, ...]: the keys go in front of the first ambient rank, whose points the kernels take them for
     states = {n: o.movedim(len(c.over), 0) for n, o in zip(found.states, outs, strict=True)}
-    given = {**tensors, **numbers, **splitting.constants(found.sizes, sizes)}
+    given = {**call.inputs, **splitting.constants(found.sizes, call.sizes)}
     step = 1
     while step < count:
         pairs = {found.held[n]: torch.stack([x[:-step], x[step:]], len(c.over) + 1) for n, x in states.items()}
@@ -46,7 +44,7 @@ def prefixes(attention: Attention, args: tuple[torch.Tensor, ...], kwargs: Mappi
         states = {n: torch.cat([x[:step], merged[n]]) for n, x in states.items()}
         step *= 2
     rows = _batched(finalise, {found.held[n]: x for n, x in states.items()}, given)
-    dtype = next(x.dtype for x in tensors.values() if x.is_floating_point())
+    dtype = next(x.dtype for x in call.tensors.values() if x.is_floating_point())
     out = tuple(x.movedim(0, len(c.over)).to(dtype) for x in rows)
     return out[0] if len(out) == 1 else out
 

@@ -16,13 +16,14 @@ from torch.autograd import forward_ad, profiler
 from einfuse.ir import Cascade, Scalar
 from einfuse.runtime.backends import BackendName, choose
 from einfuse.runtime.forms import FORM
+from einfuse.runtime.given import Given
 from einfuse.runtime.launch import Ready
 from einfuse.runtime.program import Output, Program
 
 MOST = 256  # calls that are kept; all are dropped where more kinds turn up, as when keys are appended one by one
 
 Key = tuple[object, ...]
-Given = torch.Tensor | Scalar
+Argument = torch.Tensor | Scalar
 
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 _USUAL = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
@@ -42,12 +43,12 @@ class Prepared:
     launch: Ready | None
     looks: bool  # at the values of tensors, before every launch
 
-    def __call__(self, args: Sequence[Given], kwargs: Mapping[str, Given]) -> list[torch.Tensor]:
+    def __call__(self, args: Sequence[Argument], kwargs: Mapping[str, Argument]) -> list[torch.Tensor]:
         tensors: dict[str, torch.Tensor] = dict(zip(self.names, args, strict=False))  # type: ignore[arg-type]  # checked by `signature`
         if kwargs:
             tensors |= {n: x for n, x in kwargs.items() if n not in self.numbers}  # type: ignore[misc]  # the others are tensors
         if self.looks:
-            self.program.check_ranges({n: tensors[n] for n in self.names}, self.numbers, self.sizes)
+            self.program.check_ranges(Given(tensors, self.numbers, self.sizes))
         found = []
         for name, out in self.outs:
             tensors[name] = made = out.materialised(self.device)
@@ -65,35 +66,31 @@ class Calls:
     backend: BackendName | None
     known: dict[Key, Prepared] = field(default_factory=dict)
 
-    def prepare(
-        self, key: Key, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar], sizes: Mapping[str, int]
-    ) -> Prepared:
+    def prepare(self, key: Key, given: Given) -> Prepared:
         """A kind of call made ready, from one of them whose arguments are known to fit."""
         program = self.program
-        made = program.outputs(program.cascade, tensors, sizes)
-        device = next(iter(tensors.values())).device
-        outs = {n: x.materialised(device) for n, x in made.items()}
+        made = program.outputs(program.cascade, given.tensors, given.sizes)
+        outs = {n: x.materialised(given.device) for n, x in made.items()}
         launch = None
         if any(x.numel() for x in outs.values()):
-            program.check_ranges(tensors, numbers, sizes)
-            backend = choose(device, self.backend)
-            launch = program.launch(program.cascade, {**tensors, **outs}, numbers, sizes, backend)
+            program.check_ranges(given)
+            launch = program.launch(program.cascade, given.more(outs), choose(given.device, self.backend))
         if len(self.known) >= MOST:
             self.known.clear()
         self.known[key] = Prepared(
-            tuple(tensors),
+            tuple(given.tensors),
             tuple(made.items()),
-            device,
+            given.device,
             program,
-            dict(numbers),
-            dict(sizes),
+            dict(given.numbers),
+            dict(given.sizes),
             launch,
             any(x for _, x in program.suspects),
         )
         return self.known[key]
 
 
-def signature(args: Sequence[Given], kwargs: Mapping[str, Given]) -> Key | None:
+def signature(args: Sequence[Argument], kwargs: Mapping[str, Argument]) -> Key | None:
     """What calls of one kind share, or None for a call that torch's dispatcher has to see."""
     if torch.compiler.is_compiling() or _watched():
         return None
@@ -113,7 +110,7 @@ def signature(args: Sequence[Given], kwargs: Mapping[str, Given]) -> Key | None:
     return tuple(parts)
 
 
-def fits(cascade: Cascade, args: Sequence[Given], kwargs: Mapping[str, Given]) -> bool:
+def fits(cascade: Cascade, args: Sequence[Argument], kwargs: Mapping[str, Argument]) -> bool:
     """Whether tensors are given for all tensors, and numbers for numbers: then a call's signature says all but what tensors hold."""
     named = dict(zip((t.name for t in cascade.inputs if not t.param), args, strict=False)) | dict(kwargs)
     return all(isinstance(named.get(t.name, t.default), torch.Tensor) != t.param for t in cascade.inputs)

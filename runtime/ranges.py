@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from einfuse.ir import Cascade, Einsum, Expr, Scalar, call, classify, conjunction, const
+from einfuse.ir import Cascade, Einsum, Expr, call, classify, conjunction, const
 from einfuse.ir import expr as ex
 from einfuse.ir.interpret import evaluate_indices
 from einfuse.ir.passes import infer_space
 from einfuse.ir.rewrite import expressions, within_axis
 from einfuse.ir.text import show_expr
 from einfuse.runtime.binding import evaluate, extent_of
+from einfuse.runtime.given import Given
 
 TILE = 64
 MOST_READERS = 4  # spaces that are looked at together; with more of them a read is checked at every point
@@ -116,16 +117,10 @@ def _either(spaces: list[Expr]) -> Expr | None:
     return functools.reduce(functools.partial(call, "or"), spaces) if spaces else None
 
 
-def check(
-    cascade: Cascade,
-    suspect: Suspect,
-    tensors: Mapping[str, torch.Tensor],
-    numbers: Mapping[str, Scalar],
-    sizes: Mapping[str, int],
-) -> None:
+def check(cascade: Cascade, suspect: Suspect, given: Given) -> None:
     """Raises ValueError that names the tensor, the index, its value and the point, if a live point reads outside."""
     outside = suspect.outside
-    extents = {r.name: extent_of(cascade, r.name, sizes) for r in cascade.ranks}
+    extents = {r.name: extent_of(cascade, r.name, given.sizes) for r in cascade.ranks}
     if any(n == 0 for n in extents.values()):
         return
     used = [r.name for r in cascade.ranks if r.name in ex.indices(outside)]
@@ -134,36 +129,28 @@ def check(
     if len(free) > 2:
         return  # more than a pair of coordinates: kernels clamp such a read
     rows, columns = (free + [r for r in extents if r not in free and r not in ambient])[:2]
-    given = {n: tensors[n].detach().cpu() for n in suspect.tables if n in tensors}
-    arrays = {n: (t.double() if t.is_floating_point() else t).numpy() for n, t in given.items()}  # numpy has no bfloat16
-    found = classify(
-        outside, (rows, extents[rows], TILE), (columns, extents[columns], TILE), dict(sizes), dict(numbers), arrays, ambient
-    )
+    tables = {n: given.tensors[n].detach().cpu() for n in suspect.tables if n in given.tensors}
+    arrays = {n: (t.double() if t.is_floating_point() else t).numpy() for n, t in tables.items()}  # numpy has no bfloat16
+    sides = (rows, extents[rows], TILE), (columns, extents[columns], TILE)
+    found = classify(outside, *sides, dict(given.sizes), dict(given.numbers), arrays, ambient)
     live = np.argwhere(found.kind != 0)
     for at in live[:TILES_TRIED]:
         window = {r: (int(k), int(k) + 1) for r, k in zip(found.ranks, at[:-2], strict=True)}
         for r, k in ((rows, at[-2]), (columns, at[-1])):
             window[r] = (int(k) * TILE, min((int(k) + 1) * TILE, extents[r]))
-        _look(cascade, suspect, used, window, {**tensors, **numbers}, sizes)
+        _look(cascade, suspect, used, window, given)
 
 
-def _look(
-    cascade: Cascade,
-    suspect: Suspect,
-    used: list[str],
-    window: Mapping[str, tuple[int, int]],
-    inputs: Mapping[str, torch.Tensor | Scalar],
-    sizes: Mapping[str, int],
-) -> None:
+def _look(cascade: Cascade, suspect: Suspect, used: list[str], window: Mapping[str, tuple[int, int]], given: Given) -> None:
     """Raises for the first outside read among the points of a window."""
-    values = evaluate_indices(cascade, (suspect.outside, suspect.index), used, inputs, sizes, window)
+    values = evaluate_indices(cascade, (suspect.outside, suspect.index), used, given.inputs, given.sizes, window)
     bad = torch.broadcast_to(values[0].bool(), torch.broadcast_shapes(*(v.shape for v in values))).nonzero()
     if len(bad) == 0:
         return
     at = tuple(int(k) for k in bad[0])
     value = int(torch.broadcast_to(values[1], torch.broadcast_shapes(*(v.shape for v in values)))[at])
     where = ", ".join(f"{r} = {window.get(r, (0, 0))[0] + k}" for r, k in zip(used, at, strict=True))
-    extent = evaluate(suspect.extent, sizes)
+    extent = evaluate(suspect.extent, given.sizes)
     raise ValueError(
         f"{cascade.name}: index {suspect.axis} of {suspect.tensor} is {show_expr(suspect.index)} = {value} at {where}, "
         f"but the axis has {extent} entries"

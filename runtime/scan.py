@@ -10,7 +10,7 @@ import torch
 
 from einfuse.codegen import Storage, scan
 from einfuse.codegen.scan import Piece
-from einfuse.ir import Cascade, Fold, Scalar
+from einfuse.ir import Cascade, Fold
 from einfuse.ir.backward import Backward, adjoint
 from einfuse.ir.passes import chunk, chunk_backward, infer_space
 from einfuse.ir.passes.chunk_backward import ScanBackward
@@ -18,8 +18,10 @@ from einfuse.ir.text import show
 from einfuse.runtime import cache
 from einfuse.runtime.backends import Backend, BackendName, Target, TritonBackend, device_target
 from einfuse.runtime.binding import extent_of
+from einfuse.runtime.given import Given
+from einfuse.runtime.kernels import kernel_key, static_sizes, storage_of
 from einfuse.runtime.memory import empty
-from einfuse.runtime.program import Program, kernel_key, static_sizes, storage_of
+from einfuse.runtime.program import Program
 from einfuse.runtime.scatter import accumulate
 from einfuse.runtime.sequence import Sequence
 
@@ -97,71 +99,50 @@ class ScanProgram(Program):
 
     # -- running -----------------------------------------------------------------------------------------------------------------
 
-    def forward(
-        self,
-        tensors: Mapping[str, torch.Tensor],
-        numbers: Mapping[str, Scalar],
-        sizes: Mapping[str, int],
-        backend: Backend,
-        wanted: tuple[str, ...] = (),
-    ) -> dict[str, torch.Tensor]:
+    def forward(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
         """The outputs, and the states that the backward for ``wanted`` will read."""
         cascade = self.saving(wanted)
-        self.check_ranges(tensors, numbers, sizes)
-        outs = self.allocate(cascade, tensors, sizes)
-        self._launch(cascade, tensors, outs, numbers, sizes, backend)
+        self.check_ranges(given)
+        outs = self.allocate(cascade, given.tensors, given.sizes)
+        self._launch(cascade, given, outs, backend)
         return outs
 
     def backward(
         self,
-        tensors: Mapping[str, torch.Tensor],
+        given: Given,
         saved: Mapping[str, torch.Tensor],
         gradients: Mapping[str, torch.Tensor],
-        numbers: Mapping[str, Scalar],
-        sizes: Mapping[str, int],
         backend: Backend,
         wanted: tuple[str, ...],
     ) -> dict[str, torch.Tensor]:
         """The gradient of every tensor in ``wanted``, in its own dtype."""
         found = self.reverse(wanted)
         c = found.backward
-        env = {**tensors, **saved}
-        for name, g in gradients.items():
-            env |= {adjoint(name): g, f"{adjoint(name)}_last": g}
+        adjoints = {f"{adjoint(n)}{end}": g for n, g in gradients.items() for end in ("", "_last")}
         (fold,) = c.body
         assert isinstance(fold, Fold), "a blocked scan is one fold"
         ranks = {y.target: y.ranks for y in fold.body}
-        counted = self._counted(c, sizes)
-        wide = torch.float64 if any(x.dtype == torch.float64 for x in tensors.values()) else torch.float32
-        device = next(iter(tensors.values())).device
-        outs = {n: empty([extent_of(c, r, counted) for r in (*c.over, *ranks[n])], wide, device) for n in c.outs}
-        self._launch(c, env, outs, numbers, sizes, backend)
+        counted = self._counted(c, given.sizes)
+        wide = torch.float64 if any(x.dtype == torch.float64 for x in given.tensors.values()) else torch.float32
+        outs = {n: empty([extent_of(c, r, counted) for r in (*c.over, *ranks[n])], wide, given.device) for n in c.outs}
+        self._launch(c, given.more({**saved, **adjoints}), outs, backend)
         total: dict[str, torch.Tensor] = {}
         for part in found.gradients:
-            accumulate(total, c, part, outs[part.statement], tensors, numbers, counted)
-        return {n: total[n].to(tensors[n].dtype) if n in total else torch.zeros_like(tensors[n]) for n in wanted}
+            accumulate(total, c, part, outs[part.statement], given.more(sizes=counted))
+        asked = {n: given.tensors[n] for n in wanted}
+        return {n: total[n].to(x.dtype) if n in total else torch.zeros_like(x) for n, x in asked.items()}
 
-    def _launch(
-        self,
-        cascade: Cascade,
-        tensors: Mapping[str, torch.Tensor],
-        outs: Mapping[str, torch.Tensor],
-        numbers: Mapping[str, Scalar],
-        sizes: Mapping[str, int],
-        backend: Backend,
-    ) -> None:
+    def _launch(self, cascade: Cascade, given: Given, outs: Mapping[str, torch.Tensor], backend: Backend) -> None:
         if not any(x.numel() for x in outs.values()):
             return
-        counted = self._counted(cascade, sizes)
-        every = {t.name: tensors[t.name] for t in cascade.inputs if not t.param} | dict(outs)
-        storage = storage_of(cascade, every)
-        static = static_sizes(cascade, counted)
-        points = math.prod(extent_of(cascade, r, sizes) for r in cascade.over)
-        crew = _crew(points, extent_of(cascade, self.rank, sizes) > 4 * self.step) if backend.name == "cpu" else 1
+        known = given.read_by(cascade).more(outs, self._counted(cascade, given.sizes))
+        storage, static = storage_of(cascade, known.tensors), static_sizes(cascade, known.sizes)
+        points = math.prod(extent_of(cascade, r, known.sizes) for r in cascade.over)
+        crew = _crew(points, extent_of(cascade, self.rank, known.sizes) > 4 * self.step) if backend.name == "cpu" else 1
         key = (crew, *kernel_key(cascade, storage, static, backend))
         if key not in self.kernels:
             self.kernels[key] = Sequence(self._pieces(cascade, storage, static, backend, crew), backend.name)
-        self.kernels[key].run(every, numbers, counted)
+        self.kernels[key].run(known)
 
     def _pieces(
         self, cascade: Cascade, storage: Mapping[str, Storage], static: Mapping[str, int], backend: Backend, crew: int
@@ -186,14 +167,6 @@ class ScanProgram(Program):
             static = {r.size: sizes.get(r.size, 64) for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)}
             out += scan.pieces(scan.lower(c, table, static), backend, target)
         return out
-
-    def cascades(self, backward: bool) -> list[Cascade]:
-        """The cascades of the kernels: the forward's, with ``backward`` saving what the other reads."""
-        wanted = tuple(t.name for t in self.cascade.inputs if t.dtype == "float" and not t.param)
-        if not backward:
-            return [self.blocked]
-        found = self.reverse(wanted)
-        return [found.forward, found.backward]
 
 
 def _crew(points: int, long: bool) -> int:

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import torch
 
-from einfuse.ir import Cascade, Expr, Scalar
+from einfuse.ir import Cascade, Expr
 from einfuse.ir.backward import Gradient
 from einfuse.ir.expr import indices, reads
 from einfuse.ir.interpret import evaluate_indices
+from einfuse.runtime.given import Given
 
 Window = Mapping[str, tuple[int, int]]
 
@@ -33,14 +34,12 @@ def accumulate(
     cascade: Cascade,
     part: Gradient,
     value: torch.Tensor,
-    tensors: Mapping[str, torch.Tensor],
-    numbers: Mapping[str, Scalar],
-    sizes: Mapping[str, int],
+    given: Given,
     window: Window | None = None,
 ) -> None:
     """``total[input][index] += value``; ``value`` has the axes ``part.ranks``, of which it may hold a ``window`` only. Deterministic."""
     window = window or {}
-    shape = list(tensors[part.input].shape)
+    shape = list(given.tensors[part.input].shape)
     value, ranks = _summed(value, part)
     held = total.get(part.input)
     cut = {n: window[e.name] for n, e in enumerate(part.index) if e.op == "index" and e.name in window}
@@ -53,7 +52,7 @@ def accumulate(
         held += share
         return
     if share is None:
-        share = _indexed(cascade, part.index, ranks, value, shape, tensors, numbers, sizes, window)
+        share = _indexed(cascade, part.index, ranks, value, shape, given, window)
     total[part.input] = share if held is None else held + share
 
 
@@ -63,16 +62,14 @@ def _indexed(
     ranks: tuple[str, ...],
     value: torch.Tensor,
     shape: list[int],
-    tensors: Mapping[str, torch.Tensor],
-    numbers: Mapping[str, Scalar],
-    sizes: Mapping[str, int],
+    given: Given,
     window: Window,
 ) -> torch.Tensor:
     """A tensor of zeros with ``value`` added at the computed indices, one after the other."""
     asked = set().union(*(reads(e) for e in index))
-    known = {n: x for n, x in {**tensors, **numbers}.items() if n in asked}
+    known = {n: x for n, x in given.inputs.items() if n in asked}
     flat = torch.zeros((), dtype=torch.int64, device=value.device)
-    for at, extent in zip(evaluate_indices(cascade, index, ranks, known, sizes, window), shape, strict=True):
+    for at, extent in zip(evaluate_indices(cascade, index, ranks, known, given.sizes, window), shape, strict=True):
         flat = flat * extent + at.to(value.device).clamp(0, extent - 1)
     out = torch.zeros(torch.Size(shape).numel(), dtype=value.dtype, device=value.device)
     return out.index_put((flat.expand(value.shape).flatten(),), value.flatten(), accumulate=True).view(shape)

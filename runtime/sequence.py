@@ -12,6 +12,7 @@ from einfuse.codegen.scan import Piece, ScanPlan
 from einfuse.ir import Scalar
 from einfuse.runtime import cache
 from einfuse.runtime.backends import BackendName, Kernel
+from einfuse.runtime.given import Given
 from einfuse.runtime.memory import empty
 
 
@@ -23,10 +24,10 @@ class Sequence:
     backend: BackendName
     built: dict[int, Kernel] = field(default_factory=dict)  # by place among the pieces
 
-    def run(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar], sizes: Mapping[str, int]) -> None:
-        """Writes the outputs among ``tensors``."""
-        held = dict(tensors)
-        spilled = [self._launch(n, held, numbers, sizes) for n in range(len(self.pieces))]
+    def run(self, given: Given) -> None:
+        """Writes the outputs among its tensors."""
+        held = dict(given.tensors)
+        spilled = [self._launch(n, held, given.numbers, given.sizes) for n in range(len(self.pieces))]
         if any(spilled):
             smaller = [piece.smaller() if s else () for piece, s in zip(self.pieces, spilled, strict=True)]
             if any(smaller):

@@ -8,17 +8,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from einfuse.ir import Cascade, Scalar, SpecError
+from einfuse.ir import Cascade, SpecError
 from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.text import show
 from einfuse.runtime import cache
 from einfuse.runtime.binding import extent_of
+from einfuse.runtime.given import Given
 from einfuse.runtime.launch import Ready
 
 if TYPE_CHECKING:
@@ -79,38 +80,29 @@ def planned(program: Program, sizes: Mapping[str, int], workers: int) -> int:
     return parts(items, extent[fold], workers)
 
 
-def ready(
-    program: Program,
-    count: int,
-    tensors: Mapping[str, torch.Tensor],
-    numbers: Mapping[str, Scalar],
-    sizes: Mapping[str, int],
-    backend: Backend,
-) -> Ready | None:
+def ready(program: Program, count: int, given: Given, backend: Backend) -> Ready | None:
     """The launch in that many parts for tensors like these (outputs included), or None where the program cannot be split."""
     both = program.halves
     if both is None:
         return None
     first, second = both.partial.cascade, both.merged.cascade
-    keys = next(r.size for r in program.cascade.ranks if r.name == both.split.rank)
-    keys = keys if isinstance(keys, int) else sizes[keys]
+    keys = extent_of(program.cascade, both.split.rank, given.sizes)
     ends = [keys * n // count for n in range(count + 1)]
-    device = next(iter(tensors.values())).device
+    device = given.device
     bounds = torch.tensor(list(itertools.pairwise(ends)), device=device)
-    sized = {**sizes, splitting.PARTS: count}
-    known = {**tensors, first.inputs[-1].name: bounds}
-    states = both.partial.allocate(first, known, sized)
-    held = {b: states[a] for a, b in both.names}
+    known = given.more({first.inputs[-1].name: bounds}, {splitting.PARTS: count})
+    states = both.partial.allocate(first, known.tensors, known.sizes)
+    held = known.more({b: states[a] for a, b in both.names})
     asked = {t.name for t in second.inputs}
-    told = {**numbers, **splitting.constants(both.split.sizes, sizes)}
-    begin = both.partial.ready(first, {**known, **states}, numbers, sized, backend)
-    end = both.merged.ready(second, {**tensors, **held}, {n: x for n, x in told.items() if n in asked}, sized, backend)
+    told = {**given.numbers, **splitting.constants(both.split.sizes, given.sizes)}
+    begin = both.partial.ready(first, known.more(states), backend)
+    end = both.merged.ready(second, replace(held, numbers={n: x for n, x in told.items() if n in asked}), backend)
     shapes = [(n, x.shape, x.dtype) for n, x in states.items()]
     names = dict(both.names)
 
-    def run(given: Mapping[str, torch.Tensor]) -> None:
+    def run(tensors: Mapping[str, torch.Tensor]) -> None:
         fresh = {n: torch.empty(shape, dtype=dtype, device=device) for n, shape, dtype in shapes}
-        begin({**given, first.inputs[-1].name: bounds, **fresh})
-        end({**given, **{names[n]: x for n, x in fresh.items()}})
+        begin({**tensors, first.inputs[-1].name: bounds, **fresh})
+        end({**tensors, **{names[n]: x for n, x in fresh.items()}})
 
     return run

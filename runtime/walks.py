@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from einfuse.ir import Cascade, Expr, Fold, Scalar
+from einfuse.ir import Cascade, Expr, Fold
 from einfuse.ir.digits import related
 from einfuse.ir.groups import CARRIED, LOADED, Groups, grouped
 from einfuse.ir.passes import walk
@@ -16,6 +16,7 @@ from einfuse.ir.text import show
 from einfuse.ir.tiles import numeric
 from einfuse.runtime import cache, derived, tiles
 from einfuse.runtime.binding import extent_of
+from einfuse.runtime.given import Given
 from einfuse.runtime.launch import fold_tiles
 
 GAIN = 0.8
@@ -72,26 +73,17 @@ class Walks:
             self.pairs[name] = walk.pair(cascade)
         return self.pairs[name]
 
-    def choose(
-        self,
-        cascade: Cascade,
-        tensors: Mapping[str, torch.Tensor],
-        numbers: Mapping[str, Scalar],
-        sizes: Mapping[str, int],
-        tiling: tuple[int, int],
-    ) -> Chosen | None:
+    def choose(self, cascade: Cascade, given: Given, tiling: tuple[int, int]) -> Chosen | None:
         """The lists for a launch, None where tiles of ``tiling`` are as good."""
         pair = self.pair(cascade)
         if pair is None:
             return None
-        name = (cascade.name, cascade.outs)
-        device = next(iter(tensors.values())).device
-        key = (*name, tiling, device, *sorted(sizes.items()), *sorted(numbers.items()))
+        key = (cascade.name, cascade.outs, tiling, given.device, *given.key)
         if key not in self.chosen:
             if len(self.chosen) >= REMEMBERED:
                 self.chosen.clear()
                 self.turned.clear()
-            self.chosen[key] = self._chosen(pair, tensors, numbers, sizes, tiling)
+            self.chosen[key] = self._chosen(pair, given, tiling)
         return self.chosen[key]
 
     def over_columns(self, first: Chosen, rows: Cascade, columns: Cascade) -> Chosen | None:
@@ -102,50 +94,35 @@ class Walks:
             self.turned[key] = _turned(first, mine, theirs) if mine and theirs else None
         return self.turned[key]
 
-    def _chosen(
-        self,
-        pair: walk.Pair,
-        tensors: Mapping[str, torch.Tensor],
-        numbers: Mapping[str, Scalar],
-        sizes: Mapping[str, int],
-        tiling: tuple[int, int],
-    ) -> Chosen | None:
-        rows, columns = ((r, extent_of(pair.cascade, r, sizes)) for r in (pair.rows, pair.columns))
+    def _chosen(self, pair: walk.Pair, given: Given, tiling: tuple[int, int]) -> Chosen | None:
+        rows, columns = ((r, extent_of(pair.cascade, r, given.sizes)) for r in (pair.rows, pair.columns))
         if rows[1] < self.fewest or not columns[1]:
             return None
-        found = related([numeric(c, sizes, numbers) for c in pair.conditions], rows, columns)
+        found = related([numeric(c, given.sizes, given.numbers) for c in pair.conditions], rows, columns)
         if found is None:
             return None
-        before = self._tiled(pair.cascade, tensors, numbers, sizes, tiling)
+        before = self._tiled(pair.cascade, given, tiling)
         groups = grouped(found.digits, (rows[1], columns[1]), MOST_ROWS, GAIN * before)
         if groups is None:
             return None
         said = tuple(pair.conditions[n] for n in found.said)
         wide = groups.columns.shape[1]
         made = walk.run(pair, said, groups.rows.shape[1], wide if wide <= MOST_ROWS else None, len(groups.tests))
-        device = next(iter(tensors.values())).device
-        tables = {n: torch.from_numpy(x).to(device) for n, x in listed(made, groups).items()}
+        tables = {n: torch.from_numpy(x).to(given.device) for n, x in listed(made, groups).items()}
         more = {made.groups: len(groups.rows)} | ({made.columns: wide} if made.columns else {})
         return Chosen(made, said, cache.key("walk", show(made.cascade)), tables, more, groups, before)
 
-    def _tiled(
-        self,
-        cascade: Cascade,
-        tensors: Mapping[str, torch.Tensor],
-        numbers: Mapping[str, Scalar],
-        sizes: Mapping[str, int],
-        tiling: tuple[int, int],
-    ) -> float:
+    def _tiled(self, cascade: Cascade, given: Given, tiling: tuple[int, int]) -> float:
         """The work of tiles: that of the costliest loop, in pairs."""
         bounded = tiles.loops(cascade, *tiling, self.strict)
         if bounded is not None:
-            rows = extent_of(cascade, bounded.rank, sizes)
-            return bounded.row({**sizes, **numbers}, rows) * rows / len(bounded.folds)
+            rows = extent_of(cascade, bounded.rank, given.sizes)
+            return bounded.row({**given.sizes, **given.numbers}, rows) * rows / len(bounded.folds)
         scheduled = derived.scheduled(cascade, *tiling, self.strict)
         ((_, block),) = scheduled.tile
         work = [0.0]
         for fold in (x for x in scheduled.body if isinstance(x, Fold)):
-            found = fold_tiles(scheduled, fold, tensors, numbers, sizes)
+            found = fold_tiles(scheduled, fold, given)
             live = found.live_fraction * found.kind.shape[-2] * found.kind.shape[-1]
             work.append(live * fold.step * (block + LOADED + CARRIED * block / fold.step))
         return max(work)

@@ -17,6 +17,7 @@ from einfuse.ir import Cascade, Scalar, interpret, pipeline
 from einfuse.ir.backward import adjoint
 from einfuse.ir.passes import canonicalise, differentiate, stages
 from einfuse.runtime.backends import BackendName
+from einfuse.runtime.given import Given
 from einfuse.runtime.scatter import accumulate
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes
 from einfuse.testing import specs
@@ -233,7 +234,7 @@ def derived_gradients(
         found = interpret(pipeline.run(cascade, 4, 4), env, sizes)
         env |= found
         for part in parts:
-            accumulate(total, cascade, part, found[part.statement], tensors, numbers, sizes)
+            accumulate(total, cascade, part, found[part.statement], Given(tensors, numbers, sizes))
     return total
 
 

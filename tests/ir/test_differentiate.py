@@ -12,6 +12,7 @@ import torch
 from einfuse.ir import Scalar, SpecError, interpret, pipeline
 from einfuse.ir.passes import canonicalise, differentiate
 from einfuse.ir.text import parse, show
+from einfuse.runtime.given import Given
 from einfuse.runtime.scatter import accumulate
 
 Values = dict[str, torch.Tensor | Scalar]
@@ -33,7 +34,7 @@ def derived(name: str, x: Values, directions: Mapping[str, torch.Tensor], fused:
         found = interpret(pipeline.run(cascade, 4, 2) if fused else cascade, env, corpus.SIZES)
         env |= found
         for part in parts:
-            accumulate(total, cascade, part, found[part.statement], tensors, numbers, corpus.SIZES)
+            accumulate(total, cascade, part, found[part.statement], Given(tensors, numbers, corpus.SIZES))
     return total
 
 

@@ -14,6 +14,7 @@ from einfuse.ir.passes import chunk, chunk_backward
 from einfuse.ir.recurrence import NotLinearError, log_decay, update
 from einfuse.ir.text import parse, show, show_expr
 from einfuse.ir.verify import verify
+from einfuse.runtime.given import Given
 from einfuse.runtime.scatter import accumulate
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes
 
@@ -67,7 +68,7 @@ def test_the_backward_is_autograd(path: Path) -> None:
     parts = interpret(found.backward, env, counted)
     total: dict[str, torch.Tensor] = {}
     for part in found.gradients:
-        accumulate(total, found.backward, part, parts[part.statement], env, {}, counted)
+        accumulate(total, found.backward, part, parts[part.statement], Given(env, {}, counted))
     for name, gradient in zip(wanted, truth, strict=True):
         torch.testing.assert_close(total[name], gradient, rtol=1e-9, atol=1e-10)
 

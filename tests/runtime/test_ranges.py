@@ -7,6 +7,7 @@ import torch
 
 import einfuse
 from einfuse.ir.text import parse
+from einfuse.runtime.given import Given
 from einfuse.runtime.program import Program
 
 TEXT = """cascade demo over b {
@@ -35,7 +36,7 @@ def check(
         "rows": torch.zeros(3),
     }
     sizes = {"B": 2, "Nq": nq, "Nk": nk, "R": r, "P": nk, "S": 3}
-    Program(c).check_ranges(tensors, {"width": width}, sizes)
+    Program(c).check_ranges(Given(tensors, {"width": width}, sizes))
 
 
 @pytest.mark.parametrize(

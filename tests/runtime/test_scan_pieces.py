@@ -18,7 +18,8 @@ from einfuse.codegen.scan.ladder import kernels, pressure
 from einfuse.ir import Cascade
 from einfuse.ir.passes import chunk, chunk_backward
 from einfuse.runtime.binding import extent_of
-from einfuse.runtime.program import storage_of
+from einfuse.runtime.given import Given
+from einfuse.runtime.kernels import storage_of
 from einfuse.runtime.sequence import Sequence
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes
 
@@ -75,7 +76,7 @@ def ran(c: Cascade, split: Callable[[ScanPlan], list[ScanPlan]], env: dict[str, 
     static = {r.size: sizes[r.size] for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)}
     plan = scan.lower(c, storage_of(c, every), static)
     numbers = {t.name: t.default for t in c.inputs if t.param}
-    Sequence(tuple(map(Piece, split(plan))), "triton").run(every, numbers, sizes)  # type: ignore[arg-type]
+    Sequence(tuple(map(Piece, split(plan))), "triton").run(Given(every, numbers, sizes))  # type: ignore[arg-type]
     return outs
 
 

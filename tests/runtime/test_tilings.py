@@ -6,7 +6,7 @@ import torch
 
 import einfuse
 from einfuse.codegen.triton import holds
-from einfuse.runtime.attention import Candidate
+from einfuse.runtime.inside import Candidate
 
 ADDITIVE = """
 attention additive over b {

@@ -8,7 +8,8 @@ import torch
 
 from einfuse._cli import inputs, screen
 from einfuse.ir import EinfuseError
-from einfuse.runtime.attention import Attention, PassReport
+from einfuse.runtime.attention import Attention
+from einfuse.runtime.inside import PassReport
 from einfuse.runtime.verify import Shape, example_sizes
 
 LANGUAGES = {"cpu": "cpp", "triton": "python", "torch": "python"}

@@ -13,6 +13,7 @@ from einfuse.ir import EinfuseError, Expr, Fold, Scalar, TileMap, classify, cons
 from einfuse.ir import expr as ex
 from einfuse.ir.nodes import Range
 from einfuse.ir.text import show_expr
+from einfuse.runtime.given import Given
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes
 
 
@@ -91,18 +92,7 @@ def mapped(attention: einfuse.Attention, shape: tuple[int, int, int, int], tile:
     axes = (rows, extents[rows], tile[0]), (fold.rank, extents[fold.rank], tile[1])
     found = classify(fold.mask, *axes, sizes, values, tables, ambient)
     own = {**sizes, f"N{rows}": extents[rows]}
-    walk = _walk(attention, given, values, sizes, tile)
-    return Mapped(attention.name, fold.mask, rows, fold.rank, tile, own, fold.ranges, found, walk, values, tables)
-
-
-def _walk(
-    attention: einfuse.Attention,
-    given: Mapping[str, torch.Tensor | Scalar],
-    values: Mapping[str, Scalar],
-    sizes: Mapping[str, int],
-    tile: tuple[int, int],
-) -> str:
-    """The lists that a launch with such tiles would take instead."""
     tensors = {n: x for n, x in given.items() if isinstance(x, torch.Tensor)}
-    chosen = attention.program.walks.choose(attention.cascade, tensors, values, sizes, tile) if tensors else None
-    return "" if chosen is None else str(chosen)
+    chosen = attention.program.walks.choose(attention.cascade, Given(tensors, values, sizes), tile) if tensors else None
+    walk = "" if chosen is None else str(chosen)
+    return Mapped(attention.name, fold.mask, rows, fold.rank, tile, own, fold.ranges, found, walk, values, tables)

@@ -1,0 +1,54 @@
+"""What one call brings, by name: its tensors, its host numbers and its sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Never
+
+import torch
+
+from einfuse.ir import Cascade, Scalar
+from einfuse.runtime import binding
+
+_NOTHING: Mapping[str, Never] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Given:
+    """Of a call its arguments; of a launch also what is made for it: outputs to write, lists, bounds. All tensors are on one device."""
+
+    tensors: Mapping[str, torch.Tensor]
+    numbers: Mapping[str, Scalar]
+    sizes: Mapping[str, int]
+
+    @staticmethod
+    def of(cascade: Cascade, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar]) -> Given:
+        """With the sizes that the tensors tell. Raises ValueError where one of them does not fit."""
+        sizes: Mapping[str, int] = binding.sizes(cascade, tensors)  # type: ignore[assignment]  # symbols only where a graph is traced
+        return Given(tensors, numbers, sizes)
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.tensors.values())).device
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor | Scalar]:
+        """Tensors and numbers, as the interpreter takes them."""
+        return {**self.tensors, **self.numbers}
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Sizes and numbers: what is worked out from these alone is kept by them."""
+        return (*sorted(self.sizes.items()), *sorted(self.numbers.items()))
+
+    def more(self, tensors: Mapping[str, torch.Tensor] = _NOTHING, sizes: Mapping[str, int] = _NOTHING) -> Given:
+        """With these besides, or in place of others of the same name."""
+        return Given({**self.tensors, **tensors}, self.numbers, {**self.sizes, **sizes})
+
+    def read_by(self, *cascades: Cascade) -> Given:
+        """The tensors and numbers that cascades take as inputs, and no others."""
+        inputs = {t.name: t.param for c in cascades for t in c.inputs}
+        tensors = {n: self.tensors[n] for n, param in inputs.items() if not param}
+        return Given(tensors, {n: self.numbers[n] for n, param in inputs.items() if param}, self.sizes)
