@@ -98,7 +98,8 @@ def candidates(
     target: Target | None = None,
 ) -> list[Candidate]:
     """See `Attention.candidates`."""
-    program, whole = attention.program, attention.cascade
+    whole = attention.cascade
+    program = attention.program.suited(backend, dtype.itemsize == 2)
     if isinstance(program, ScanProgram):
         tables = [example_storage(whole, c, dtype) for c in program.cascades(backward)]
         return [Candidate.of(p) for p in program.candidates(backend, tables, backward, sizes, target or device_target())]

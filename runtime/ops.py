@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from einfuse.ir import EinfuseError, Scalar, interpret
-from einfuse.runtime.backends import BackendName, choose
+from einfuse.runtime.backends import Backend, choose
 from einfuse.runtime.given import Given
 from einfuse.runtime.program import Program
 
@@ -31,6 +31,13 @@ def _program(key: str) -> Program:
             f"no attention with the key {key} is compiled in this process: compile its spec before running the graph"
         )
     return _PROGRAMS[key]
+
+
+def _suited(key: str, backend: str, tensors: Sequence[torch.Tensor]) -> tuple[Program, Backend]:
+    """The program that a call of a captured graph takes, and the back end it runs on."""
+    chosen = choose(tensors[0].device, backend or None)  # type: ignore[arg-type]  # checked by `choose`
+    narrow = any(x.dtype in (torch.bfloat16, torch.float16) for x in tensors)
+    return _program(key).suited(chosen.name, narrow), chosen
 
 
 def _given(program: Program, tensors: Sequence[torch.Tensor], ints: Sequence[int], floats: Sequence[float]) -> Given:
@@ -52,20 +59,15 @@ def forward(
     key: str, backend: str, tensors: Sequence[torch.Tensor], ints: Sequence[int], floats: Sequence[float], needs: Sequence[bool]
 ) -> list[torch.Tensor]:
     """The outputs of a program, then what its backward (for the tensors marked in ``needs``) will read."""
-    program = _program(key)
-    chosen = choose(tensors[0].device, _backend(backend))
+    program, chosen = _suited(key, backend, tensors)
     return list(program.forward(_given(program, tensors, ints, floats), chosen, _wanted(program, needs)).values())
-
-
-def _backend(name: str) -> BackendName | None:
-    return name or None  # type: ignore[return-value]  # checked by `choose`
 
 
 @forward.register_fake
 def _(
     key: str, backend: str, tensors: Sequence[torch.Tensor], ints: Sequence[int], floats: Sequence[float], needs: Sequence[bool]
 ) -> list[torch.Tensor]:
-    program = _program(key)
+    program, _ = _suited(key, backend, tensors)
     given = _given(program, tensors, ints, floats)
     return list(program.allocate(program.saving(_wanted(program, needs)), given.tensors, given.sizes).values())
 
@@ -82,12 +84,11 @@ def backward(
     needs: Sequence[bool],
 ) -> list[torch.Tensor]:
     """The gradients of the tensors marked in ``needs``, given everything that `forward` returned."""
-    program = _program(key)
+    program, chosen = _suited(key, backend, tensors)
     given = _given(program, tensors, ints, floats)
     wanted = _wanted(program, needs)
     saved = dict(zip(program.saving(wanted).outs, outs, strict=True))
     directions = dict(zip(program.cascade.outs, gradients, strict=True))
-    chosen = choose(tensors[0].device, _backend(backend))
     return list(program.backward(given, saved, directions, chosen, wanted).values())
 
 

@@ -15,7 +15,7 @@ from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes import canonicalise, differentiate
 from einfuse.ir.text import show
 from einfuse.runtime import cache, heads, ranges, split, tiles
-from einfuse.runtime.backends import Backend
+from einfuse.runtime.backends import Backend, BackendName
 from einfuse.runtime.binding import STORAGE, extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.gradients import Gradients
@@ -94,6 +94,10 @@ class Program:
     def gradients(self) -> Gradients:
         """How its backward is run."""
         return Gradients(self)
+
+    def suited(self, backend: BackendName, narrow: bool) -> Program:
+        """The program that does the same best on a back end; ``narrow``: on tensors of 16 bits."""
+        return self
 
     def backward_of(self, wanted: tuple[str, ...]) -> Backward:
         """The backward cascades for gradients of ``wanted``; derived once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -31,17 +32,32 @@ def program_of(cascade: Cascade, strict: bool, wide: bool = False) -> Program:
     return ScanProgram(cascade, strict) if chunk.scan_of(cascade) is not None else Program(cascade, strict, wide)
 
 
-@dataclass(slots=True)
-class ScanProgram(Program):
-    """Everything derived from a cascade with a scan; the chunked form is made once."""
+FINE = 16
+"""Points of a block where products are multiply-adds of registers, as in fp32 on a GPU: a thread holds whole rows and columns of both
+factors. Blocks of 64 points end in some 40 kernels of `linear`, forward and backward, those of 16 in 5."""
 
+
+@dataclass
+class ScanProgram(Program):
+    """Everything derived from a cascade with a scan; the chunked form is made once, of ``points`` a block (default: the pass decides)."""
+
+    points: int | None = None
     blocked: Cascade = field(init=False)
     derived: dict[tuple[str, ...], ScanBackward] = field(default_factory=dict)
     kernels: dict[tuple[object, ...], Sequence] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        super(ScanProgram, self).__post_init__()
-        self.blocked = chunk.run(infer_space.run(self.cascade))
+        super().__post_init__()
+        self.blocked = chunk.run(infer_space.run(self.cascade), self.points)
+
+    @functools.cached_property
+    def fine(self) -> ScanProgram:
+        """The same in blocks of fewer points; itself where they have no more already."""
+        return self if self.step <= FINE else ScanProgram(self.cascade, self.strict, points=FINE)
+
+    def suited(self, backend: BackendName, narrow: bool) -> ScanProgram:
+        """The program whose blocks are of a size for that back end and dtype."""
+        return self if narrow or backend != "triton" else self.fine
 
     @property
     def rank(self) -> str:

@@ -1,8 +1,8 @@
 """Smaller kernels in place of a large one: values that took products to make are written down, and read by those that follow.
 
 From a kernel without states its triangular systems are taken out, then the rows that products make of what it reads (learned features),
-then half of its outputs, then the sums over pairs and the products that others follow. A kernel that carries states has what does not depend on them made before it, for all blocks at once. Each of them
-holds less at a time; what is not handed over is computed again.
+then half of its outputs, then the sums over pairs and the products that others follow. A kernel that carries states has what does not
+depend on them made before it, for all blocks at once. Each of them holds less at a time; what is not handed over is computed again.
 """
 
 from __future__ import annotations
