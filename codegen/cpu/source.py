@@ -16,6 +16,7 @@ def emit(plan: KernelPlan, keeps: bool = True) -> str:
     lines = KernelPrinter(plan, keeps).printed()
     headers = [
         "vector",
+        "hash",
         "vmath",
         f"vmath_{plan.compute}",
         "memory",

@@ -30,13 +30,6 @@ INLINE V power(V x, V y) { V z; for (int l = 0; l < W; ++l) z[l] = c_pow(x[l], y
 INLINE VI floor_whole(V x) { V t = real(whole(x)); return whole((V)(t > x ? t - 1 : t)); }
 INLINE long floor_whole(T x) { return (long)c_floor(x); }
 
-// A counter-based random number: 31 bits made of the low 32 bits of a key and a counter, the same bits on every back end.
-INLINE unsigned stirred(unsigned x) {
-  x = (x ^ x >> 16) * 0x7FEB352Du;
-  x = (x ^ x >> 15) * 0x846CA68Bu;
-  return x ^ x >> 16;
-}
-INLINE long hashed(long key, long counter) { return stirred(stirred((unsigned)key ^ 0x9E3779B9u) ^ (unsigned)counter) & 0x7FFFFFFF; }
 INLINE VI hashed(VI key, VI counter) {
   VI y;
   for (int l = 0; l < W; ++l) y[l] = (I)hashed((long)key[l], (long)counter[l]);

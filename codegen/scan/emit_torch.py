@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from einfuse.codegen.plan import Const, Coordinate, Dot, Load, Map, Param, Reduce, Size, Store, Value
 from einfuse.codegen.scan.plan import Op, Prefix, Relabel, ScanPlan, Solve, reads
-from einfuse.codegen.torch.functions import form
+from einfuse.codegen.torch.functions import form, random
 from einfuse.codegen.torch.printer import Printer, kind, number
 
 _HELPERS = '''
@@ -147,7 +147,7 @@ class _Printer(Printer):
         self.line("lo, blocks, step = 0, 1, 1")
         for op in plan.after:
             self.operation(op)
-        return "\n".join([*title, _HELPERS.rstrip(), "", "", *head, *self.lines]) + "\n"
+        return "\n".join([*title, _HELPERS.rstrip(), *random(self.lines), "", "", *head, *self.lines]) + "\n"
 
     def extent(self, size: int | str) -> str:
         return str(size) if isinstance(size, int) else f"sizes[{size!r}]"

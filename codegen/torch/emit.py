@@ -25,7 +25,7 @@ from einfuse.codegen.plan import (
     Store,
     reads,
 )
-from einfuse.codegen.torch.functions import HASHED, form
+from einfuse.codegen.torch.functions import form, random
 from einfuse.codegen.torch.printer import Printer, kind, number
 
 _HELPERS = '''
@@ -111,8 +111,7 @@ class _Printer(Printer):
                 self.fold(step)
             else:
                 self.region(step)
-        random = [HASHED] if any("hashed(" in line for line in self.lines) else []
-        return "\n".join([*title, _HELPERS.rstrip(), *random, *head, *self.lines]) + "\n"
+        return "\n".join([*title, _HELPERS.rstrip(), *random(self.lines), *head, *self.lines]) + "\n"
 
     def extent(self, size: int | str) -> str:
         return str(size) if isinstance(size, int) else f"sizes[{size!r}]"

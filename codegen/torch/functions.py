@@ -63,6 +63,11 @@ assert FORMS.keys() == FUNCTIONS.keys() | {"copy"}, "every scalar function of th
 KINDS: dict[DType, str] = {"float": "real", "int": "torch.int64", "bool": "torch.bool"}
 
 
+def random(lines: Sequence[str]) -> list[str]:
+    """The function that random numbers are made with, if ``lines`` call it."""
+    return [HASHED] if any("hashed(" in line for line in lines) else []
+
+
 def form(fn: str, args: Sequence[tuple[str, DType]], out: DType) -> str:
     """``fn(*args)`` as a tensor of type ``out``; operands are brought to the type the function computes in."""
     types = [t for _, t in (args[1:] if fn == "select" else args)]

@@ -190,10 +190,11 @@ def _materialised(reads: Reads, e: Expr, done: set[str]) -> Expr:
 def _state(reads: Reads, y: State) -> State:
     """A state after the block: what is left of it, and of every write of the block."""
     block, decay = reads.block, reads.decays.get(y.target)
-    total: Expr = ex.ZERO if decay is None else call("*", decay.over("T"), ex.at(y.target, y.ranks))
+    if decay is None:  # of all writes of a block the last one alone is left
+        raise NotLinearError(f"{y.target} keeps nothing from point to point")
+    total: Expr = call("*", decay.over("T"), ex.at(y.target, y.ranks))
     for parts in reads.writes(y):
-        parts = parts if decay is None else (*parts, decay.over("H"))
-        groups = _grouped(parts, block.points)
+        groups = _grouped((*parts, decay.over("H")), block.points)
         terms = [block.map(f"{y.target}_write", ex.indices(g), g) if g.op != "load" else g for g in groups]
         kept = set(y.ranks) & set().union(*map(ex.indices, terms))
         share = block.named(f"{y.target}_new", kept, "sum", (block.i,), ex.product(*terms))

@@ -20,7 +20,7 @@ from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, Scalar, State, Statement, Tensor
-from einfuse.ir.passes import canonicalise, online_fuse
+from einfuse.ir.passes import canonicalise, online_fuse, stages
 from einfuse.ir.rewrite import fresh, prune
 
 PART = "part"
@@ -48,7 +48,14 @@ class Split:
 
 
 def run(cascade: Cascade) -> Split:
-    """The split of a cascade as built. Raises SpecError where it takes more than one pass or gives out values per key."""
+    """The split of a cascade as built. Raises SpecError where it takes more than one pass or gives out values per key.
+
+    Neither a scan nor a cascade of several kernels can be split.
+    """
+    if not all(isinstance(x, Einsum) for x in cascade.body):
+        raise SpecError(f"{cascade.name} cannot be split: it is a scan, whose points come in order", cascade.loc)
+    if len(stages.run(cascade)) > 1:
+        raise SpecError(f"{cascade.name} cannot be split: it takes several kernels, one after the other", cascade.loc)
     fused = online_fuse.run(canonicalise.run(cascade))
     folds = [x for x in fused.body if isinstance(x, Fold)]
     if len(folds) != 1:

@@ -104,6 +104,12 @@ def test_two_passes_cannot_be_split() -> None:
         split.run(corpus.cascade("reweighted"))
 
 
+@pytest.mark.parametrize(("name", "why"), [("combiner", "takes several kernels"), ("linear", "is a scan")])
+def test_neither_scans_nor_stages_can_be_split(name: str, why: str) -> None:
+    with pytest.raises(SpecError, match=f"{name} cannot be split: it {why}"):
+        split.run(einfuse.compile(name).cascade)
+
+
 def test_fully_masked_rows_are_zero() -> None:
     text = show(corpus.cascade("softmax")).replace("j <= i and", "j + 3 <= i and")
     c = parse(text)

@@ -279,3 +279,26 @@ def test_what_cannot_be_scanned_says_so() -> None:
         einfuse.compile(head + scan + "o = x * s out o }")
     with pytest.raises(einfuse.SpecError, match="reduces over `i`"):
         einfuse.compile(head + scan + "o = sum[i](x) z = s out o, s }")
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
+def test_a_state_that_is_overwritten_keeps_its_last_write_alone(backend: BackendName) -> None:
+    """And random numbers are the same bits inside a scan as outside."""
+    attention = einfuse.compile(
+        """attention last_of_some over b {
+          rank i: query = N; rank d: feature
+          in q[b, i, d]
+          in k[b, i, d]
+          scan i {
+            state last[d] = k
+            state some[d] = some + (k if random(3, b, i) < 0.5 else 0)
+            o = sum[d](q * some)
+          }
+          out o, last
+        }""",
+        backend=backend,
+    )
+    q, k = torch.randn(2, 70, 8), torch.randn(2, 70, 8)
+    for found, truth in zip(attention(q, k), attention.reference(q, k), strict=True):
+        torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=2e-5)
+    assert torch.equal(attention(q, k)[1], k[:, -1])

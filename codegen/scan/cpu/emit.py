@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from einfuse.codegen.cpu.access import ELEMENTS
+from einfuse.codegen.cpu.names import HEADERS
 from einfuse.codegen.plan import Const, Coordinate, Dot, Load, Map
 from einfuse.codegen.scan.cpu.body import Body, own
 from einfuse.codegen.scan.cpu.forms import TYPES, identifier
@@ -27,7 +28,7 @@ def emit(plan: ScanPlan) -> str:
     _item(body)
     text = [f"// {plan.name}", "//", *(f"//   {x}".rstrip() for x in plan.equations.strip().splitlines())]
     text.append(f"using T = {'double' if plan.compute == 'f64' else 'float'};")
-    text.append((Path(__file__).parent / "kernel.h").read_text())
+    text += [(Path(__file__).parent / "kernel.h").read_text(), HEADERS["hash"].read_text()]
     text += [f'extern "C" {_SIGNATURE} {{', *_arguments(plan)]
     text += [f"  const long points = {_points(plan)};", "  if (points <= 0) return 0;", "  int failed = 0;"]
     text += ["#pragma omp parallel num_threads(std::max(1L, std::min((long)threads, points)))", "  {"]

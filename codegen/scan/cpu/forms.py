@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 import re
 
+from einfuse.ir.expr import FUNCTIONS
+
 TYPES = {"float": "T", "int": "long", "bool": "bool"}
 FORMS = {
     "+": "({0} + {1})",
@@ -15,6 +17,7 @@ FORMS = {
     "//": "floor_div({0}, {1})",
     "%": "floor_mod({0}, {1})",
     "^": "std::pow((T){0}, (T){1})",
+    "hash": "hashed({0}, {1})",
     "neg": "(-{0})",
     "abs": "std::abs({0})",
     "max": "std::max({c}{0}, {c}{1})",
@@ -49,6 +52,7 @@ FORMS = {
     "copy": "{0}",
     "stop": "{0}",
 }
+assert FORMS.keys() == FUNCTIONS.keys() | {"copy"}, "every scalar function of the IR has a form"
 
 
 def identifier(name: str) -> str:
