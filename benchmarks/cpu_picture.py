@@ -30,7 +30,7 @@ def draw(rows: Sequence[Row], limits: dict[str, float], path: Path) -> None:
         panel.axhline(1.0, color="black", linewidth=0.8)
         panel.set_yscale("log")
         labels = [
-            f"{r.variant}{chr(10) + 'fwd+bwd' if 'back' in r.direction else ''}\n{r.length}x{r.width}\n{r.of_peak:.0%}"
+            f"{r.variant.replace(' ', chr(10))}{chr(10) + 'fwd+bwd' if 'back' in r.direction else ''}\n{r.length}x{r.width}\n{r.of_peak:.0%}"
             for r in mine
         ]
         panel.set_xticks(range(len(mine)), labels, fontsize=7)
