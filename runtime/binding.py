@@ -168,6 +168,8 @@ def _divisor(cascade: Cascade, t: Tensor, n: int, axis: Expr, found: Size, bound
             raise ValueError(f"{where}: {whole} must be a multiple of it, found {found}")
         bound[free.name] = whole // found
         return
+    if free is not None and free.op == "size" and evaluate(axis.args[0], bound) % bound[free.name]:  # type: ignore[operator]
+        raise ValueError(f"{where}: {evaluate(axis.args[0], bound)} must be a multiple of {free.name} = {bound[free.name]}")
     wanted = evaluate(axis, bound)
     if wanted != found:
         raise ValueError(f"{where} = {wanted}, found {found}")

@@ -26,7 +26,8 @@ class Heads:
         """What its program takes for a call; None for a call of several queries, or of as many heads of keys as of queries."""
         rows, heads = (evaluate(ex.size(r.size), given.sizes) for r in (self.stacked.rows, self.stacked.heads))
         group = evaluate(self.stacked.group, given.sizes)
-        return given.more(sizes={self.stacked.groups: heads // group}) if rows == 1 and group > 1 else None
+        shared = rows == 1 and group > 1 and heads % group == 0
+        return given.more(sizes={self.stacked.groups: heads // group}) if shared else None
 
 
 def stacked(program: Program) -> Heads | None:

@@ -110,3 +110,26 @@ def test_an_unknown_back_end_is_named(backend: Any, found: str) -> None:
     for call in (lambda: attention.source(backend), lambda: attention.with_backend(backend)(*[torch.zeros(1, 1, 2, 4)] * 3)):
         with pytest.raises(einfuse.EinfuseError, match=f"there is no back end {found}; choose from cpu, triton, torch"):
             call()
+
+
+SHARED = """attention shared(N: int = 4) over b, h {
+  rank i: query; rank j: key; rank d: feature
+  in q[b, h, i, d]
+  in k[b, h // N, j, d]
+  in weight[N]
+  o[i, d] = sum[j](exp(sum[d](q * k)) * k)
+  out o
+}"""
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_heads_that_a_group_does_not_divide_read_nothing_outside(queries: int) -> None:
+    """Neither by a number nor by a size that another tensor tells; a single query takes a kernel of its own."""
+    q, k = torch.zeros(1, 6, queries, 8), torch.zeros(1, 1, 5, 8)
+    number = einfuse.compile(SHARED.replace("  in weight[N]\n", ""), backend="cpu")
+    with pytest.raises(ValueError, match=r"index 1 of k is h // 4 = 1 at h = 4, but the axis has 1"):
+        number(q, k)
+    size = einfuse.compile(SHARED.replace("(N: int = 4)", ""), backend="cpu")
+    with pytest.raises(ValueError, match=r"axis 1 of k is H // N: 6 must be a multiple of N = 4"):
+        size(q, k, torch.zeros(4))
+    assert size(q[:, :4], k, torch.zeros(4)).shape == (1, 4, queries, 8)
