@@ -24,8 +24,8 @@ class Heads:
 
     def taken(self, given: Given) -> Given | None:
         """What its program takes for a call; None for a call of several queries, or of as many heads of keys as of queries."""
-        rows, heads = (evaluate(ex.size(r.size), given.sizes) for r in (self.stacked.rows, self.stacked.heads))
-        group = evaluate(self.stacked.group, given.sizes)
+        asked = (ex.size(self.stacked.rows.size), ex.size(self.stacked.heads.size), self.stacked.group)
+        rows, heads, group = (int(evaluate(e, given.sizes)) for e in asked)
         shared = rows == 1 and group > 1 and heads % group == 0
         return given.more(sizes={self.stacked.groups: heads // group}) if shared else None
 
