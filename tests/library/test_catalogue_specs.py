@@ -237,9 +237,16 @@ def split_gate(x: X) -> Tensor:
     return (torch.einsum("br,hre->bhe", hidden, x["w2"]).softmax(1)[:, :, None] * x["x"]).sum(1)
 
 
+def paged(x: X) -> Tensor:
+    keys, values = (x[n][x["page"].long()].flatten(1, 2).transpose(1, 2) for n in "kv")
+    past = torch.arange(keys.shape[2]) <= ROW + x["length"][:, None, None] - NQ
+    return attend(score(x | {"k": keys}), values, past[:, None])
+
+
 FORMULAS: dict[str, Callable[[X], Tensor | tuple[Tensor, ...]]] = {
     "live_or_all": live_or_all,
     "random_keys": random_keys,
+    "paged": paged,
     "head_dropout": head_dropout,
     "shifted_groups": shifted_groups,
     "sink_redistribution": sink_redistribution,
@@ -293,6 +300,8 @@ def inputs(name: str) -> X:
         x |= places | {n: t.int() for n, t in tables.items()} | {"v": torch.randn(2, 2, 12, 5, dtype=torch.float64)}
     if name == "sink_redistribution":
         x["sink"] &= x["visual"]
+    if name == "paged":
+        x["length"] = torch.tensor([16, 11])
     if name == "lmu":
         x["a"] = x["a"] / 4
     if name == "live_or_all":

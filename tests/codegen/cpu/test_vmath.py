@@ -33,7 +33,7 @@ def apply(tmp_path_factory, request):
     if request.param and platform.machine() != "x86_64":
         pytest.skip("the option is one of x86-64")
     text = "#include <cmath>\n#include <cstdint>\nusing T = float; using I = int32_t;\n"
-    text += "".join(HEADERS[h].read_text() for h in ("vector", "vmath", "vmath_f32"))
+    text += "".join(HEADERS[h].read_text() for h in ("vector", "hash", "vmath", "vmath_f32"))
     for name in FUNCTIONS:
         text += f'extern "C" void run_{name}(float* x, long n) {{ for (long k = 0; k < n; k += W) store(x + k, {name}(load(x + k))); }}\n'
     path: Path = tmp_path_factory.mktemp("vmath") / "vmath.so"
