@@ -9,7 +9,7 @@ from einfuse.dsl.diagnostics import nearest
 from einfuse.dsl.params import Params
 from einfuse.dsl.values import Value
 from einfuse.ir import RANK_KINDS, Expr, Rank, SpecError
-from einfuse.ir.expr import call, const, size, walk
+from einfuse.ir.expr import call, const, size, sizes
 
 OPERATORS = ("+", "-", "*", "//", "%")
 """What sizes may be made of sizes with."""
@@ -77,8 +77,7 @@ def check_told(ranks: tuple[Rank, ...], told: Collection[str]) -> None:
     """Raises SpecError where a size is made of one that neither a rank before it nor an axis tells."""
     known = {*told} | {r.size for r in ranks if isinstance(r.size, str) and r.extent is None}
     for r in ranks:
-        for leaf in () if r.extent is None else walk(r.extent):
-            if leaf.op == "size" and leaf.name not in known:
-                near = nearest(leaf.name, known - {r.size}) or "it is made of sizes of ranks and axes"
-                raise SpecError(f"nothing tells `{leaf.name}`, of which the size of the rank `{r.name}` is made", r.loc, near)
+        for name in sorted(sizes(r.extent) - known):
+            near = nearest(name, known - {r.size}) or "it is made of sizes of ranks and axes"
+            raise SpecError(f"nothing tells `{name}`, of which the size of the rank `{r.name}` is made", r.loc, near)
         known |= {r.size} if isinstance(r.size, str) else set()

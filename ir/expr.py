@@ -325,6 +325,11 @@ def indices(e: Expr | None) -> set[str]:
     return names(e, "index")
 
 
+def sizes(e: Expr | None) -> set[str]:
+    """The sizes that ``e`` is made of."""
+    return names(e, "size")
+
+
 def reads(e: Expr | None) -> set[str]:
     """The tensors and statements that ``e`` loads."""
     return names(e, "load")

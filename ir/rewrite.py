@@ -100,6 +100,13 @@ def within_axis(c: Cascade, index: Expr, axis: Expr) -> bool:
     return False
 
 
+def taken(c: Cascade) -> set[str]:
+    """Every name of a cascade without folds that a new one must not be: of statements, inputs, ranks and sizes."""
+    found = {x.target for x in c.body if isinstance(x, Einsum)} | {t.name for t in c.inputs} | {r.name for r in c.ranks}
+    found |= {r.size for r in c.ranks if isinstance(r.size, str)}
+    return found.union(*(ex.sizes(a) for t in c.inputs for a in t.axes))
+
+
 def fresh(base: str, taken: set[str]) -> str:
     """``base``, or ``base_2``, ``base_3``, ... : the first that is not taken; it is then."""
     name, n = base, 1

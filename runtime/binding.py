@@ -10,7 +10,8 @@ import torch
 
 from einfuse.codegen import Storage
 from einfuse.ir import Cascade, Expr, Rank, Scalar, Tensor
-from einfuse.ir.expr import FUNCTIONS, walk
+from einfuse.ir.expr import FUNCTIONS
+from einfuse.ir.expr import sizes as made_of
 from einfuse.ir.text import show_expr
 
 STORAGE: dict[torch.dtype, Storage] = {
@@ -149,8 +150,7 @@ def sizes(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> dict[str, Si
 
 def _made(cascade: Cascade, r: Rank, extent: Expr, bound: dict[str, Size]) -> None:
     """Binds the size of a rank that is made of other sizes; what is told already need not be made."""
-    leaves = {e.name for e in walk(extent) if e.op == "size"}
-    if r.size in bound and not leaves <= bound.keys():
+    if r.size in bound and not made_of(extent) <= bound.keys():
         return  # one of several kernels, which takes a tensor of that size in place of those
     found, where = evaluate(extent, bound), f"{cascade.name}: the size of rank {r.name} is {show_expr(extent)}"
     if found < 0:

@@ -177,7 +177,7 @@ class PackPrinter:
         gathers = self.gathers()
         before = next((n for n, x in enumerate(nodes) if isinstance(x, Nest) and any(y in gathers for y in x.ops)), len(nodes))
         print_nodes(text, scope, nodes[:before], self.tensors)
-        self.ask(scope, lo, count)
+        self.ask(gathers, scope, lo, count)
         print_nodes(text, scope, nodes[before:], self.tensors)
         for (_, form), v in packing.forms.items():
             if form != "plain":
@@ -190,10 +190,10 @@ class PackPrinter:
         loads = [op for op in self.packing.ops if isinstance(op, Load) and len(op.out.dims) == 2 and op.out.dims[0] == rank]
         return [x for x in loads if any(i.dims == (rank,) and not isinstance(recipes.get(i.name), Coordinate) for i in x.index)]
 
-    def ask(self, scope: Scope, lo: str, count: str) -> None:
+    def ask(self, gathers: list[Load], scope: Scope, lo: str, count: str) -> None:
         """Asks the machine for the rows that are gathered, all before the first is read: it cannot guess where the next one lies."""
         rows: list[str] = []
-        for op in self.gathers():
+        for op in gathers:
             tensor = scope.scalars[f"tensor {op.tensor}"].text
             index = [self.row_index(scope, i, f"({lo} + r)") for i in op.index]
             if None in index:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Place, Rank
-from einfuse.ir.rewrite import expressions, fresh
+from einfuse.ir.rewrite import expressions, fresh, taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,8 @@ def run(c: Cascade) -> Stacked | None:
     ((heads, group),) = shared
     if heads == rows.name or (group.op == "size" and group.name in {r.size for r in c.ranks}):
         return None
-    taken = {x.target for x in _einsums(c)} | {t.name for t in c.inputs} | {r.name for r in c.ranks}
-    taken |= {e.name for t in c.inputs for a in t.axes for e in ex.walk(a) if e.op == "size"}
-    groups, at = fresh(f"{heads}_groups", taken), fresh(f"{heads}_group", taken)
+    names = taken(c)
+    groups, at = fresh(f"{heads}_groups", names), fresh(f"{heads}_group", names)
     own = {x.target: x.ranks for x in _einsums(c)}
     moved = _Moved(own, heads, rows.name, group, at)
     if not all(moved.keeps(x) for x in _einsums(c)):

@@ -192,8 +192,7 @@ class _Splitter:
 
     def _with_sizes(self, c: Cascade, sizes: dict[str, str]) -> Cascade:
         """Sizes that no tensor tells become parameters."""
-        told = {a.name for t in c.inputs for a in t.axes if a.op == "size"}
-        told |= {leaf.name for t in c.inputs for a in t.axes for leaf in ex.walk(a) if leaf.op == "size"}
+        told = {n for t in c.inputs for a in t.axes for n in ex.sizes(a)}
 
         def one(e: Expr) -> Expr | None:
             if e.op != "size" or e.name in told:

@@ -190,8 +190,4 @@ def _told(inputs: set[Tensor]) -> set[str]:
     """The sizes that shapes tell: axes of a bare size, and a divisor of one (``H // group`` tells group once H is known)."""
     axes = [a for t in inputs for a in t.axes]
     bare = {a.name for a in axes if a.op == "size"}
-    return bare | {
-        a.args[1].name
-        for a in axes
-        if a.op == "//" and a.args[1].op == "size" and {x.name for x in ex.walk(a.args[0]) if x.op == "size"} <= bare
-    }
+    return bare | {a.args[1].name for a in axes if a.op == "//" and a.args[1].op == "size" and ex.sizes(a.args[0]) <= bare}

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from einfuse.ir import expr as ex
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Place, Rank, Statement, Tensor
 from einfuse.ir.passes import infer_space
-from einfuse.ir.rewrite import expressions, fresh
+from einfuse.ir.rewrite import expressions, fresh, taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +84,14 @@ def run(
     """
     c = found.cascade
     sides = sides or (found.rows, found.columns)
-    taken = {x.target for x in c.body if isinstance(x, Einsum)} | {t.name for t in c.inputs} | {r.name for r in c.ranks}
-    taken |= {e.name for t in c.inputs for a in t.axes for e in ex.walk(a) if e.op == "size"}
-    taken |= {r.size for r in c.ranks if isinstance(r.size, str)}
-    group, groups, wide = (fresh(f"{sides[0]}_{n}", taken) for n in ("group", "groups", "columns"))
-    at = {r: fresh(f"{r}_at", taken) for r in sides}
+    names = taken(c)
+    group, groups, wide = (fresh(f"{sides[0]}_{n}", names) for n in ("group", "groups", "columns"))
+    at = {r: fresh(f"{r}_at", names) for r in sides}
     named = tuple(
         (
-            fresh(f"{sides[0]}_lo_{n}", taken),
-            fresh(f"{sides[0]}_hi_{n}", taken),
-            fresh(f"{sides[1]}_at_{n}", taken),
+            fresh(f"{sides[0]}_lo_{n}", names),
+            fresh(f"{sides[0]}_hi_{n}", names),
+            fresh(f"{sides[1]}_at_{n}", names),
         )
         for n in range(tests)
     )
