@@ -61,9 +61,10 @@ class Work:
         return Work(self.products * times, self.arithmetic * times, self.special * times, self.gathers * times)
 
 
-ARITHMETIC, FUNCTION, GATHER = 3, 12, 120
+ARITHMETIC, FUNCTION, GATHER = 1, 30, 120
 """What an operation on one number, a special function and an element read at computed coordinates take, in flops of a matrix product at
-the rates of wide vectors. (Measured on a CPU: 100 GF/s of products, 1.2 ns a gather with the arithmetic of its coordinates.)"""
+the rates of wide vectors. (Least squares over the kernels of a dozen normalisers and score functions on a CPU with 100 GF/s of products:
+most arithmetic runs beside them; a function takes 0.3 ns, a gather with the arithmetic of its coordinates 1.2 ns.)"""
 
 
 def weighted(work: Work) -> float:

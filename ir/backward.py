@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Rank, Statement, Tensor
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Tensor
 from einfuse.ir.passes import stages
-from einfuse.ir.rewrite import prune
+from einfuse.ir.rewrite import reading, with_used_ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,52 +114,30 @@ class Kernels:
         """A cascade with the ``given`` statements as inputs, and of ``body`` only what ``outs`` need."""
         c = self.cascade
         sizes = {r.name: ex.size(r.size) for r in c.ranks}
-        given_names = {x.target for x in given}
-
-        def explicit(e: Expr) -> Expr | None:
-            if e.op == "load" and e.name in given_names:
-                return replace(e, args=(*map(ex.index, c.over), *e.args))
-            return None
-
-        statements: list[Statement] = []
-        for x in body:
-            if x.target not in given_names:
-                mask = None if x.mask is None else ex.substitute(x.mask, explicit)
-                statements.append(replace(x, map=ex.substitute(x.map, explicit), mask=mask))
-        out = prune(replace(c, name=f"{c.name}_{suffix}", body=tuple(_in_order(statements)), outs=tuple(outs)))
-        used = {n for x in out.body if isinstance(x, Einsum) for n in ex.reads(x.map) | ex.reads(x.mask)}
-        extra = [Tensor(x.target, tuple(sizes[r] for r in (*c.over, *x.ranks))) for x in given]
-        extra += [Tensor(adjoint(n), tuple(sizes[r] for r in (*c.over, *self.einsums[n].ranks))) for n in c.outs]
-        return replace(out, inputs=tuple(t for t in (*c.inputs, *extra) if t.name in used), ranks=_used_ranks(out))
-
-
-def _used_ranks(c: Cascade) -> tuple[Rank, ...]:
-    used = set(c.over)
-    for x in c.body:
-        assert isinstance(x, Einsum)
-        used |= {*x.ranks, *x.over} | ex.indices(x.map) | ex.indices(x.mask)
-    return tuple(r for r in c.ranks if r.name in used)
+        adjoints = (Tensor(adjoint(n), tuple(sizes[r] for r in (*c.over, *self.einsums[n].ranks))) for n in c.outs)
+        known = {x.target: x for x in (*given, *body)}
+        whole = replace(c, inputs=(*c.inputs, *adjoints), body=tuple(_in_order(list(known.values()))))
+        return with_used_ranks(reading(whole, dict.fromkeys((x.target for x in given), c.over), outs, f"{c.name}_{suffix}"))
 
 
 def _closure(body: list[Einsum], outs: list[str]) -> set[str]:
     needed = set(outs)
-    for x in reversed(_in_order(list(body))):
-        assert isinstance(x, Einsum)
+    for x in reversed(_in_order(body)):
         if x.target in needed:
             needed |= ex.reads(x.map) | ex.reads(x.mask)
     return needed
 
 
-def _in_order(body: list[Statement]) -> list[Statement]:
+def _in_order(body: list[Einsum]) -> list[Einsum]:
     """Forward statements and adjoints in dependence order (an adjoint may be made before the forward value it reads is listed)."""
-    names = {x.target for x in body if isinstance(x, Einsum)}
-    out: list[Statement] = []
+    names = {x.target for x in body}
+    out: list[Einsum] = []
     done: set[str] = set()
-    pending = list(body)
+    pending = body
     while pending:
-        ready = [x for x in pending if isinstance(x, Einsum) and (ex.reads(x.map) | ex.reads(x.mask)) & names <= done]
+        ready = [x for x in pending if (ex.reads(x.map) | ex.reads(x.mask)) & names <= done]
         assert ready, "a cycle among adjoint statements"
         out += ready
-        done |= {x.target for x in ready if isinstance(x, Einsum)}
+        done |= {x.target for x in ready}
         pending = [x for x in pending if x not in ready]
     return out

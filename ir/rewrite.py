@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Range, State
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Range, State, Tensor
 
 
 def map_expressions(c: Cascade, fn: Callable[[Expr], Expr]) -> Cascade:
@@ -60,6 +60,42 @@ def prune(c: Cascade) -> Cascade:
             for e in expressions(x):
                 needed |= ex.reads(e)
     return c if len(body) == len(c.body) and tuple(reversed(body)) == c.body else replace(c, body=tuple(reversed(body)))
+
+
+def reading(c: Cascade, made: Mapping[str, tuple[str, ...]], outs: Iterable[str], name: str) -> Cascade:
+    """What ``outs`` need of a cascade without folds, with the statements that are ``made`` elsewhere (over these ambient ranks) as inputs."""
+    sizes = {r.name: ex.size(r.size) for r in c.ranks}
+
+    def explicit(e: Expr) -> Expr | None:
+        return replace(e, args=(*map(ex.index, made[e.name]), *e.args)) if e.op == "load" and e.name in made else None
+
+    body: list[Einsum | Fold] = []
+    given: list[Tensor] = []
+    for x in c.body:
+        assert isinstance(x, Einsum), "kernels are cut before folds exist"
+        if x.target in made:
+            given.append(Tensor(x.target, tuple(sizes[r] for r in (*made[x.target], *x.ranks))))
+        else:
+            mask = None if x.mask is None else ex.substitute(x.mask, explicit)
+            body.append(replace(x, map=ex.substitute(x.map, explicit), mask=mask))
+    out = prune(replace(c, name=name, body=tuple(body), outs=tuple(outs)))
+    used = {n for x in statements(out) for e in expressions(x) for n in ex.reads(e)}
+    return replace(out, inputs=tuple(t for t in (*c.inputs, *given) if t.name in used))
+
+
+def used_ranks(c: Cascade) -> set[str]:
+    """The ranks that the statements of a cascade without folds have or mention."""
+    used: set[str] = set()
+    for x in statements(c):
+        assert isinstance(x, Einsum), "asked before folds exist"
+        used |= {*x.ranks, *x.over}.union(*map(ex.indices, expressions(x)))
+    return used
+
+
+def with_used_ranks(c: Cascade) -> Cascade:
+    """With the ambient ranks and `used_ranks` only."""
+    used = used_ranks(c) | set(c.over)
+    return replace(c, ranks=tuple(r for r in c.ranks if r.name in used))
 
 
 def _prune_fold(f: Fold, needed: set[str]) -> Fold | None:

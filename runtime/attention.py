@@ -46,6 +46,8 @@ class Attention:
     optional: frozenset[str] = frozenset()
     wide: bool = field(default=False, repr=False)
     form: FormName = "auto"
+    inner: bool = field(default=False, repr=False)
+    """A stage of another attention: its tensors have the dtypes that the other one gave them."""
     _forward_modes: dict[tuple[str, ...], Attention] = field(default_factory=dict, init=False, repr=False)
     _plans: dict[str, list[KernelPlan] | list[ScanPlan]] = field(default_factory=dict, init=False, repr=False)
     _packed: dict[pack.Groups, tuple[pack.Packed, Attention]] = field(default_factory=dict, init=False, repr=False)
@@ -55,12 +57,16 @@ class Attention:
     stages: tuple[Attention, ...] = field(init=False, repr=False)
     """The kernels of a cascade that one cannot do, in order; empty where one can."""
     _calls: prepared.Calls | None = field(default=None, init=False, repr=False)
+    _read: frozenset[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.key = cache.content(show(self.cascade), self.strict, self.wide)
+        self._read = frozenset(n for x in statements(self.cascade) for e in expressions(x) for n in ex.reads(e))
         self.program = ops.register(self.key, program_of(self.cascade, self.strict, self.wide))
         cut = () if isinstance(self.program, ScanProgram) else stages.run(self.cascade)
-        self.stages = tuple(Attention(c, self.backend, self.strict, form="quadratic") for c in cut) if len(cut) > 1 else ()
+        self.stages = (
+            tuple(Attention(c, self.backend, self.strict, form="quadratic", inner=True) for c in cut) if len(cut) > 1 else ()
+        )
         if not self.stages and not isinstance(self.program, ScanProgram):
             self._calls = prepared.Calls(self.program, self.backend)
         self.form = known_form(self.form)
@@ -88,8 +94,9 @@ class Attention:
         tensors, numbers = binding.arguments(self.cascade, args, kwargs)
         if any(x.is_nested for x in tensors.values()):
             return packed.nested(self, tensors, numbers, Attention.__call__)
-        tensors = self._autocast(tensors)
-        self._one_dtype(tensors)
+        if not self.inner:
+            tensors = self._autocast(tensors)
+            self._one_dtype(tensors)
         sizes = binding.sizes(self.cascade, tensors)  # a mismatch is reported here, before anything runs
         if self.form != "quadratic":
             linear = self._linear(sizes, tensors)
@@ -173,9 +180,8 @@ class Attention:
 
     def taken_from(self, known: Mapping[str, torch.Tensor | Scalar]) -> dict[str, torch.Tensor | Scalar]:
         """The arguments of this stage; those that it takes for their shapes alone have no gradient."""
-        read = {n for x in statements(self.cascade) for e in expressions(x) for n in ex.reads(e)}
         mine = {t.name: known[t.name] for t in self.cascade.inputs}
-        return {n: x.detach() if isinstance(x, torch.Tensor) and n not in read else x for n, x in mine.items()}
+        return {n: x.detach() if isinstance(x, torch.Tensor) and n not in self._read else x for n, x in mine.items()}
 
     def given(self, optional: Iterable[str]) -> Attention:
         """The same attention with these of its optional inputs given (a spec of its own, compiled once)."""

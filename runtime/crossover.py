@@ -1,11 +1,11 @@
 """Which form of an attention is less work at a shape: a model of the time of each, calibrated once per device.
 
-    time(form) = launches * LAUNCH + work(form) / rate(kind)
+    time(form) = kernels * launch(kind) + work(form) / rate(kind)
 
 Work is counted on the kernels' own plans (`codegen.cost`). A *kind* is how a form runs: ``quadratic``, or what `ir.factorisation` calls
-the linear one (``flat sums``). Its rate depends on the device, the dtype and the width of a feature, and on whether gradients follow.
-It is measured with one small kernel the first time that two forms are near each other, and kept in the cache folder; until then `RATES`
-stands in.
+the linear one (``flat sums``). Its speed depends on the device, the dtype and the width of a feature, and on whether gradients follow.
+It is measured with a small and a large call the first time that two forms are near each other, and kept in the cache folder; until then
+`LAUNCH` and `RATES` stand in.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from einfuse.codegen.scan import ScanPlan
 from einfuse.runtime import cache
 
 LAUNCH = 2e-5
-"""Seconds to start one kernel."""
+"""Seconds to start one kernel, with what Python and torch do around it."""
 RATES = {"quadratic": 1.0, "sums": 0.6, "flat sums": 1.0, "scan": 0.35, "flat scan": 0.5}
 """Rates that are not measured, as shares of `PEAK`: only their ratios decide."""
 PEAK = {"cpu": 1e11, "cuda": 2e14}
@@ -73,55 +73,70 @@ class Estimate:
         return high < NEAR * low and high > WORTH
 
 
-def seconds(plans: list[KernelPlan] | list[ScanPlan], sizes: Mapping[str, int], live: float, rate: float) -> float:
-    """The time of the kernels of one form; ``live`` is the share of the pairs under the mask."""
-    work = 0.0
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Seconds to start a kernel, and the work it then does in one (`codegen.cost.weighted`)."""
+
+    launch: float
+    rate: float
+
+    def seconds(self, kernels: int, work: float) -> float:
+        return kernels * self.launch + work / self.rate
+
+    @staticmethod
+    def of(kernels: int, small: tuple[float, float], large: tuple[float, float]) -> Speed:
+        """The speed that explains two calls of this many kernels: their work, and the seconds they took."""
+        (less, soon), (more, late) = small, large
+        rate = (more - less) / max(late - soon, 1e-9)
+        return Speed(max(soon - less / rate, 0.0) / kernels, rate)
+
+
+def work(plans: list[KernelPlan] | list[ScanPlan], sizes: Mapping[str, int], live: float) -> float:
+    """The work of the kernels of one form; ``live`` is the share of the pairs under the mask."""
+    total = 0.0
     for plan in plans:
         if isinstance(plan, ScanPlan):
-            work += weighted(scan_work(plan, sizes))
+            total += weighted(scan_work(plan, sizes))
         else:
             folds = {s.rank: live for s in plan.steps if not isinstance(s, tuple)}
-            work += weighted(cost(plan, sizes, {}, folds).work)
-    return len(plans) * LAUNCH + work / rate
+            total += weighted(cost(plan, sizes, {}, folds).work)
+    return total
 
 
-def rate(kind: str, setting: Setting, device: torch.device) -> float:
-    """The rate that was measured for this kind, or the one that stands in."""
-    return known(kind, setting) or RATES[kind] * PEAK.get(device.type, PEAK["cuda"])
+def speed(kind: str, setting: Setting, device: torch.device) -> Speed:
+    """The speed that was measured for this kind, or the one that stands in."""
+    return known(kind, setting) or Speed(LAUNCH, RATES[kind] * PEAK.get(device.type, PEAK["cuda"]))
 
 
-def known(kind: str, setting: Setting) -> float | None:
-    """The measured rate, if there is one."""
+def known(kind: str, setting: Setting) -> Speed | None:
+    """The measured speed, if there is one."""
     path = cache.folder() / "rate" / f"{setting.key(kind)}.json"
     try:
-        return float(json.loads(path.read_text())["rate"])
+        found = json.loads(path.read_text())
+        return Speed(float(found["launch"]), float(found["rate"]))
     except (OSError, ValueError, KeyError):
         return None  # not measured yet
 
 
-def keep(kind: str, setting: Setting, found: float) -> None:
-    """Remembers a measured rate on disk, where that can be written."""
+def keep(kind: str, setting: Setting, found: Speed) -> None:
+    """Remembers a measured speed on disk, where that can be written."""
     path = cache.folder() / "rate" / f"{setting.key(kind)}.json"
-    about = {"rate": found, "kind": kind, **asdict(setting)}
+    about = {**asdict(found), "kind": kind, **asdict(setting)}
     with contextlib.suppress(OSError):  # a full or read-only disk: measured again by the next process
         write_atomic(path, json.dumps(about).encode())
 
 
 def timed(run: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
-    """The least time of ``run`` after two calls that warm up: what else a machine does only adds to it.
-
-    On a CPU it is no more than the processor time a thread, so that a busy machine is not taken for a slow one.
-    """
+    """The least time of ``run`` after two calls that warm up: what else a machine does only adds to it."""
     for _ in range(2):
         run()
     least = float("inf")
     for _ in range(repeats):
         _wait(device)
-        wall, used = time.perf_counter(), time.process_time()
+        start = time.perf_counter()
         run()
         _wait(device)
-        wall, used = time.perf_counter() - wall, time.process_time() - used
-        least = min(least, wall if device.type == "cuda" else min(wall, used / torch.get_num_threads()))
+        least = min(least, time.perf_counter() - start)
     return least
 
 

@@ -21,7 +21,7 @@ from einfuse.ir.passes import reassociate
 from einfuse.ir.text import parse
 from einfuse.runtime import crossover
 from einfuse.runtime.binding import extent_of
-from einfuse.runtime.crossover import Estimate, Setting
+from einfuse.runtime.crossover import Estimate, Setting, Speed
 
 if TYPE_CHECKING:
     from einfuse.runtime.attention import Attention
@@ -35,8 +35,6 @@ FEW = 32
 """Keys that no state is worth summing for; neither are a quarter as many as there are features. (No plan is made to find that out.)"""
 FEATURES = 2**13
 """Features beyond which there is no linear form: no sequence is long enough for it, and no kernel holds a block of them."""
-DENSE = 2**33
-"""Bytes that the gradient of a flat rank may need: one number for every point and coordinate."""
 
 _HEAD = """cascade reference over b, h {
   rank b: batch = B
@@ -50,12 +48,21 @@ _HEAD = """cascade reference over b, h {
   in v[B, H, Nk, E]: float
   s[i, j] = sum[d] q[b, h, i, d] * k[b, h, j, d]"""
 _POLYNOMIAL = "(1 + s[i, j] + s[i, j] * s[i, j])"
+
+
+def _reference(weight: str, mask: str = "") -> str:
+    """Normalised weights of this form: what most attentions with a linear form are."""
+    sums = (f"sum[j] {weight}{times}" for times in (" * v[b, h, j, e]", ""))
+    return f"{mask}\n  p[i, e] = {next(sums)}\n  l[i] = {next(sums)}\n  o[i, e] = p[i, e] / l[i]\n  out o\n}}"
+
+
+_CAUSAL = " where j <= i"
 _REFERENCES = {
-    "quadratic": f"\n  o[i, e] = sum[j] {_POLYNOMIAL} * v[b, h, j, e]\n  out o\n}}",
-    "sums": "\n  o[i, e] = sum[j] s[i, j] * v[b, h, j, e]\n  out o\n}",
-    "flat sums": f"\n  o[i, e] = sum[j] {_POLYNOMIAL} * v[b, h, j, e]\n  out o\n}}",
-    "scan": " where j <= i\n  o[i, e] = sum[j] s[i, j] * v[b, h, j, e]\n  out o\n}",
-    "flat scan": f" where j <= i\n  o[i, e] = sum[j] {_POLYNOMIAL} * v[b, h, j, e]\n  out o\n}}",
+    "quadratic": _reference(_POLYNOMIAL),
+    "sums": _reference("s[i, j]"),
+    "flat sums": _reference(_POLYNOMIAL),
+    "scan": _reference("s[i, j]", _CAUSAL),
+    "flat scan": _reference(_POLYNOMIAL, _CAUSAL),
 }
 
 
@@ -74,6 +81,7 @@ class Forms:
     found: Factorisation | None = None
     obstacle: str | None = None
     linears: dict[tuple[int, ...], Attention] = field(default_factory=dict)
+    ranks: dict[tuple[int, ...], int] = field(default_factory=dict)
     choices: dict[tuple[object, ...], FormName] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -97,12 +105,20 @@ class Forms:
         assert self.found is not None, "asked of weights that factor"
         if not self.found.widths:  # a feature of the keys for every feature of the state, as wide as they are
             return None
-        rank = self.found.rank(sizes)
+        rank = self._rank(sizes)
         return (
             f"its weights have {self.found.show()} = {rank} features, and a state holds at most {FEATURES}"
             if rank > FEATURES
             else None
         )
+
+    def _rank(self, sizes: Mapping[str, int]) -> int:
+        """The rank of the weights, worked out once for these widths."""
+        assert self.found is not None, "asked of weights that factor"
+        key = tuple(sizes[n] for n in sorted(self.found.widths))
+        if key not in self.ranks:
+            self.ranks[key] = self.found.rank(sizes)
+        return self.ranks[key]
 
     def linear(self, sizes: Mapping[str, int]) -> Attention:
         """The linear form for these sizes. Raises SpecError where there is none."""
@@ -135,7 +151,7 @@ class Forms:
         if self.found is None or not self.found.causal:
             return None
         c = self.found.cascade
-        states = self.found.rank(sizes) * sum(_product(c, s.einsum.ranks, sizes, {self.found.row}) for s in self.found.sums)
+        states = self._rank(sizes) * sum(_product(c, s.einsum.ranks, sizes, {self.found.row}) for s in self.found.sums)
         return math.ceil(2 * 4 * states / (self.found.numbers(sizes) * dtype.itemsize))
 
     # -- the choice ----------------------------------------------------------------------------------------------------------------
@@ -156,7 +172,7 @@ class Forms:
     def _choose(self, sizes: Mapping[str, int], x: torch.Tensor, training: bool) -> FormName:
         assert self.found is not None, "asked of a linear form"
         keys = extent_of(self.found.cascade, self.found.column, sizes)
-        if keys <= max(FEW, self.found.rank(sizes) // 4) or self._too_large(sizes, x, training):
+        if keys <= max(FEW, self._rank(sizes) // 4) or self._too_large(sizes, x):
             return "quadratic"
         found = self.estimate(sizes, x.dtype, x.device, training)
         if found.near:
@@ -178,35 +194,25 @@ class Forms:
         width = max((extent_of(self.found.cascade, r, sizes) for r in ranks), default=1)
         return Setting.of(torch.empty(0, dtype=dtype, device=device), training, width)
 
-    def _too_large(self, sizes: Mapping[str, int], x: torch.Tensor, training: bool) -> bool:
-        """Would the linear form hold more than there is room for?"""
+    def _too_large(self, sizes: Mapping[str, int], x: torch.Tensor) -> bool:
+        """Would the state of a scan be more than a GPU's program has room for?"""
         assert self.found is not None, "asked of a linear form"
+        if not self.found.causal or x.device.type == "cpu":
+            return False
         c = self.found.cascade
-        features = self.found.rank(sizes)
-        if self.found.causal and x.device.type != "cpu":
-            values = max(_product(c, s.einsum.ranks, sizes, {self.found.row}) for s in self.found.sums)
-            if features * values > STATE:
-                return True
-        points = max(extent_of(c, r, sizes) for r in (self.found.row, self.found.column))
-        ambient = _product(c, c.over, sizes, set())
-        return training and "flat" in self.found.kind and 4 * points * ambient * features > DENSE
+        values = max(_product(c, s.einsum.ranks, sizes, {self.found.row}) for s in self.found.sums)
+        return self._rank(sizes) * values > STATE
 
     def estimate(self, sizes: Mapping[str, int], dtype: torch.dtype, device: torch.device, training: bool) -> Estimate:
         """What the model says at these sizes."""
         assert self.found is not None, "only two forms are compared"
         setting = self._setting(sizes, dtype, device, training)
-        live = 0.5 if self.found.causal else 1.0
-        return Estimate(
-            *(
-                crossover.seconds(
-                    a.work_plans(self._backend(device), dtype, training, sizes),
-                    sizes,
-                    live,
-                    crossover.rate(kind, setting, device),
-                )
-                for a, kind in ((self.quadratic, "quadratic"), (self.linear(sizes), self.found.kind))
-            )
-        )
+        taken = []
+        for a, kind in ((self.quadratic, "quadratic"), (self.linear(sizes), self.found.kind)):
+            plans = a.work_plans(self._backend(device), dtype, training, sizes)
+            work = crossover.work(plans, sizes, 0.5 if self.found.causal else 1.0)
+            taken.append(crossover.speed(kind, setting, device).seconds(len(plans), work))
+        return Estimate(*taken)
 
     def _backend(self, device: torch.device) -> Literal["cpu", "triton"]:
         return "cpu" if device.type == "cpu" else "triton"
@@ -230,29 +236,34 @@ class Forms:
             low, high = (low, middle) if better(middle) else (middle, high)
         return high
 
-    def calibrate(self, kind: str, sizes: Mapping[str, int], dtype: torch.dtype, device: torch.device, training: bool) -> float:
-        """Measures the rate of one kind at the width of ``sizes`` with a small kernel, and keeps it."""
+    def calibrate(self, kind: str, sizes: Mapping[str, int], dtype: torch.dtype, device: torch.device, training: bool) -> Speed:
+        """Measures the speed of one kind at the width of ``sizes``, and keeps it."""
         from einfuse.runtime.attention import Attention
 
         setting = self._setting(sizes, dtype, device, training)
-        heads, n = (torch.get_num_threads(), 2048) if device.type == "cpu" else (64, 4096)
-        sizes = {"B": 1, "H": heads, "Nq": n, "Nk": n, "D": setting.width, "E": setting.width}
+        heads, lengths = (torch.get_num_threads(), (64, 2048)) if device.type == "cpu" else (64, (256, 4096))
         whole = Attention(parse(_HEAD + _REFERENCES[kind]), self.quadratic.backend, form="quadratic")
-        run = whole if kind == "quadratic" else whole.forms.linear(sizes)
-        inputs = [0.1 * torch.randn(1, heads, n, setting.width, dtype=dtype, device=device) for _ in range(3)]
-        leaves = [x.requires_grad_(training) for x in inputs]
+        widths = {"D": setting.width, "E": setting.width}
+        run = whole if kind == "quadratic" else whole.forms.build(widths)
+        plans = run.work_plans(self._backend(device), dtype, training, widths)
 
-        def once() -> None:
-            out = run(*leaves)
-            assert isinstance(out, torch.Tensor), "the reference has one output"
-            if training:
-                torch.autograd.grad(out, leaves, torch.ones_like(out))
+        def measured(n: int) -> tuple[float, float]:
+            inputs = [
+                torch.rand(1, heads, n, setting.width, dtype=dtype, device=device) for _ in range(3)
+            ]  # no sum of weights is 0
+            leaves = [x.requires_grad_(training) for x in inputs]
 
-        with torch.set_grad_enabled(training):
-            taken = crossover.timed(once, device)
-        plans = run.work_plans(self._backend(device), dtype, training, sizes)
-        per_rate = crossover.seconds(plans, sizes, 0.5 if "scan" in kind else 1.0, 1.0) - len(plans) * crossover.LAUNCH
-        found = per_rate / max(taken - len(plans) * crossover.LAUNCH, 1e-9)
+            def once() -> None:
+                out = run(*leaves)
+                assert isinstance(out, torch.Tensor), "the reference has one output"
+                if training:
+                    torch.autograd.grad(out, leaves, torch.ones_like(out))
+
+            work = crossover.work(plans, {"B": 1, "H": heads, "Nq": n, "Nk": n, **widths}, 0.5 if "scan" in kind else 1.0)
+            with torch.set_grad_enabled(training):
+                return work, crossover.timed(once, device)
+
+        found = Speed.of(len(plans), *map(measured, lengths))
         crossover.keep(kind, setting, found)
         return found
 

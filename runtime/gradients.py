@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from einfuse.ir import Cascade
 from einfuse.ir import index as coordinate
 from einfuse.ir.backward import Gradient, adjoint
 from einfuse.ir.nodes import Einsum, Fold
+from einfuse.ir.passes import tail
 from einfuse.ir.text import show
 from einfuse.runtime import cache, derived
 from einfuse.runtime.backends import Backend
@@ -33,11 +35,13 @@ Step = tuple[Cascade, tuple[Gradient, ...]]
 
 @dataclass(slots=True)
 class Gradients:
-    """The backward of one program; ``built`` are kernels of two steps (None: these two make none), ``dense`` what a step gives by pairs."""
+    """The backward of one program; ``built`` are kernels of two steps (None: these two make none), ``dense`` what a step gives by pairs,
+    ``cuts`` its cascade behind its sums (`ir.passes.tail`)."""
 
     program: Program
     built: dict[tuple[object, ...], Built | None] = field(default_factory=dict)
     dense: dict[tuple[object, ...], Pairs | None] = field(default_factory=dict)
+    cuts: dict[tuple[object, ...], tuple[Cascade, Cascade] | None] = field(default_factory=dict)
 
     def run(
         self,
@@ -52,7 +56,7 @@ class Gradients:
         total: dict[str, torch.Tensor] = {}
         steps = self.program.backward_of(wanted).cascades
         while steps:
-            outs = self._two(steps[0], steps[1], known, backend) if len(steps) > 1 else None
+            outs = self._merged(steps[0], steps[1], known, backend) if len(steps) > 1 else None
             done, steps = (steps[:1], steps[1:]) if outs is None else (steps[:2], steps[2:])
             if outs is None:
                 outs = self._one(done[0], known, given, backend, total)
@@ -91,10 +95,32 @@ class Gradients:
 
     # -- two steps as one kernel -------------------------------------------------------------------------------------------------
 
+    def _merged(self, rows: Step, columns: Step, known: Given, backend: Backend) -> dict[str, torch.Tensor] | None:
+        """The outputs of two steps by one kernel, or by one and what is left to do with the sums of the first; None where neither can be."""
+        if not backend.merges(sys.maxsize) or any(t.name in rows[0].outs for t in columns[0].inputs):
+            return None
+        outs = self._two(rows, columns, known, backend)
+        cut = self._cut(rows[0]) if outs is None and self._pairs(rows) is None else None
+        if cut is None:
+            return outs
+        sums = self._two((cut[0], ()), columns, known, backend)
+        if sums is None:
+            return None
+        rest = _allocate((cut[1], rows[1]), known)
+        mine = known.more(sums).read_by(cut[1]).more(rest)
+        self.program.ready(cut[1], mine, backend)(mine.tensors)
+        return sums | rest
+
+    def _cut(self, cascade: Cascade) -> tuple[Cascade, Cascade] | None:
+        key = (cascade.name, cascade.outs)
+        if key not in self.cuts:
+            self.cuts[key] = tail.run(cascade)
+        return self.cuts[key]
+
     def _two(self, rows: Step, columns: Step, known: Given, backend: Backend) -> dict[str, torch.Tensor] | None:
         """The outputs of two steps by one kernel (those of the first are added to, from zero); None where there is none for both."""
         first, second = rows[0], columns[0]
-        if any(t.name in first.outs for t in second.inputs) or any(self._pairs(step) for step in (rows, columns)):
+        if any(self._pairs(step) for step in (rows, columns)):
             return None
         found = self._walked(first, second, known, backend)
         if found is None:
@@ -106,7 +132,7 @@ class Gradients:
         storage = {n: STORAGE[x.dtype] for n, x in mine.tensors.items()}
         static, other = static_sizes(a, mine.sizes), static_sizes(b, mine.sizes)
         small = self.program.variant(b, storage, other, mine.numbers, mine.sizes, backend)[1].small
-        key = (a.name, a.ranks, a.inputs, small, *kernel_key(b, storage, static | other, backend))
+        key = (a.name, a.outs, a.ranks, a.inputs, small, *kernel_key(b, storage, static | other, backend))
         if key in self.built and self.built[key] is None:
             return None
         outs = _allocate(rows, known, added=True) | _allocate(columns, known)

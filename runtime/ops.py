@@ -6,6 +6,7 @@ travel as lists of ints and floats in the order of the cascade's parameters, ten
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,13 +55,20 @@ def _wanted(program: Program, needs: Sequence[bool]) -> tuple[str, ...]:
     return tuple(t.name for t, need in zip(inputs, needs, strict=True) if need and t.dtype == "float")
 
 
+def _as_given(tensors: Sequence[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
+    """Inside an operator dtypes are chosen already: autocast, which also looks into its body, would round sums between two kernels."""
+    kinds = {x.device.type for x in tensors if torch.is_autocast_enabled(x.device.type)}
+    return torch.autocast(kinds.pop(), enabled=False) if kinds else contextlib.nullcontext()
+
+
 @torch.library.custom_op("einfuse::forward", mutates_args=())
 def forward(
     key: str, backend: str, tensors: Sequence[torch.Tensor], ints: Sequence[int], floats: Sequence[float], needs: Sequence[bool]
 ) -> list[torch.Tensor]:
     """The outputs of a program, then what its backward (for the tensors marked in ``needs``) will read."""
     program, chosen = _suited(key, backend, tensors)
-    return list(program.forward(_given(program, tensors, ints, floats), chosen, _wanted(program, needs)).values())
+    with _as_given(tensors):
+        return list(program.forward(_given(program, tensors, ints, floats), chosen, _wanted(program, needs)).values())
 
 
 @forward.register_fake
@@ -89,7 +97,8 @@ def backward(
     wanted = _wanted(program, needs)
     saved = dict(zip(program.saving(wanted).outs, outs, strict=True))
     directions = dict(zip(program.cascade.outs, gradients, strict=True))
-    return list(program.backward(given, saved, directions, chosen, wanted).values())
+    with _as_given(tensors):
+        return list(program.backward(given, saved, directions, chosen, wanted).values())
 
 
 @backward.register_fake
@@ -127,7 +136,7 @@ def _again(ctx: Any, gradients: list[torch.Tensor | None]) -> tuple[Any, ...]:
     tensors, given = saved[: ctx.count], saved[ctx.count :]
     names = [t.name for t in program.cascade.inputs if not t.param]
     wanted = [n in _wanted(program, ctx.needs) for n in names]
-    with torch.enable_grad():
+    with torch.enable_grad(), _as_given(tensors):
         leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in tensors]
         directions = [g.detach().requires_grad_() for g in given]
         again = _given(program, leaves, ctx.ints, ctx.floats)

@@ -134,6 +134,13 @@ DERIVED = {
   o[i, e] = sum[j]((r / top) ^ 2 * v)
   out o
 }""",
+    "a sum under a condition, as a factor of one without": """  s = sum[d](q * k)
+  n = sum[j](exp(-s))
+  l = sum[j](exp(s) where j % 2 == 0)
+  z = sum[j](l * abs(s))
+  o[i, e] = sum[j](s * v) * z / n
+  out o
+}""",
     "conditions on features": """  s = sum[d](q * k where d < 2)
   z = sum[j](softmax[j](s) * v where e > 0)
   o[i, e] = z + 1 where i < 3 and e > 1

@@ -110,13 +110,24 @@ class _Merger:
     def _phase_sums(self, phase: Phase) -> bool:
         made = {op.out.name: op for op in phase.body if not isinstance(op, Store)}
         read: list[str] = [v.name for op in phase.body for v in reads(op)]
+        added: set[str] = set()
         for state, update in zip(self.mine.states, phase.updates, strict=True):
-            op = made.get(update.name)
-            added = isinstance(op, Dot) and op.acc == state.value and op.rank == self.mine.rank
-            if not added or read.count(state.value.name) != 1 or update.name in read:
+            share = self._share(made, state.value, update)
+            if share is None or read.count(state.value.name) != 1 or update.name in read:
                 return False
-        updates = {u.name for u in phase.updates}
-        return all(self._local(op) or (not isinstance(op, Store) and op.out.name in updates) for op in phase.body)
+            if share.out != update and read.count(share.out.name) != 1:
+                return False
+            added |= {share.out.name, update.name}
+        return all(self._local(op) or (not isinstance(op, Store) and op.out.name in added) for op in phase.body)
+
+    def _share(self, made: Mapping[str, Op], state: Value, update: Value) -> Dot | Reduce | None:
+        """What a block adds to a state: a product, or the sum of a block over the fold; None where the state is anything else."""
+        op = made.get(update.name)
+        if isinstance(op, Map) and op.fn == "+" and state in op.args:
+            share = made.get(op.args[1 - op.args.index(state)].name)
+            summed = isinstance(share, Reduce) and share.fn == "sum" and share.rank == self.mine.rank
+            return share if summed else None  # type: ignore[return-value]  # a Reduce
+        return op if isinstance(op, Dot) and op.acc == state and op.rank == self.mine.rank else None
 
     def _local(self, op: Op) -> bool:
         """Whether an operation of the rows says the same with the roles of tile and fold exchanged."""
@@ -158,12 +169,16 @@ class _Merger:
         for op in phase.body:
             target.learn(op)
         new: dict[str, Value] = {}
-        updates = {u.name: s for u, s in zip(source.updates, self.mine.states, strict=True)}
+        made = {op.out.name: op for op in source.body if not isinstance(op, Store)}
+        updates = {u.name: s.value for u, s in zip(source.updates, self.mine.states, strict=True)}
+        shares = {n: self._share(made, state, made[n].out) for n, state in updates.items()}
+        aside = {share.out.name for share in shares.values() if share is not None}
         for op in (*self.before, *source.body):
             assert not isinstance(op, Store), "the rows store after their fold"
-            if op.out.name in updates:
-                self._add(op, updates[op.out.name].value.name, new, target, prologue)
-            else:
+            share = shares.get(op.out.name)
+            if share is not None:
+                self._add(share, updates[op.out.name], new, target, prologue)
+            elif op.out.name not in aside:
                 new[op.out.name] = self._place(renamed(op, new), target, prologue)
         return replace(phase, body=tuple(target.ops))
 
@@ -191,18 +206,22 @@ class _Merger:
         assert not isinstance(op, Store), "stores give no value"
         return target if self.theirs.rank in op.out.dims or any(v.name in inside for v in reads(op)) else prologue
 
-    def _add(self, op: Op, state: str, new: Mapping[str, Value], target: _Target, prologue: _Target) -> None:
-        """``tensor[index] += product``."""
-        assert isinstance(op, Dot), "updates of the rows are products"
-        store = next(s for s in self.after if isinstance(s, Store) and s.value.name == state)
+    def _add(self, share: Dot | Reduce, state: Value, new: Mapping[str, Value], target: _Target, prologue: _Target) -> None:
+        """``tensor[index] += share``."""
+        store = next(s for s in self.after if isinstance(s, Store) and s.value == state)
         names = dict(new)
         for o in self.after:
             if isinstance(o, Coordinate):
                 names[o.out.name] = self._place(o, target, prologue)
         index = tuple(names[v.name] for v in store.index)
-        held = self._place(Load(Value(f"{state}_held", op.out.dims, "float"), store.tensor, index), target, prologue)
-        product = Dot(op.out, new[op.a.name], new[op.b.name], op.rank, held, op.narrow)
-        total = self._place(product, target, prologue)
+        held = self._place(Load(Value(f"{state.name}_held", state.dims, "float"), store.tensor, index), target, prologue)
+        if isinstance(share, Dot):
+            total = self._place(
+                Dot(share.out, new[share.a.name], new[share.b.name], share.rank, held, share.narrow), target, prologue
+            )
+        else:
+            block = self._place(renamed(share, new), target, prologue)
+            total = self._place(Map(replace(state, name=f"{state.name}_new"), "+", (held, block)), target, prologue)
         target.learn(Store(store.tensor, index, total))
 
 

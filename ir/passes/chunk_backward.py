@@ -23,6 +23,7 @@ from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, State, Tensor
 from einfuse.ir.rewrite import fresh, prune
+from einfuse.ir.spread import spread
 from einfuse.ir.statements import equation, own_rank
 
 
@@ -243,6 +244,11 @@ class _Reverse:
     def _hand(self, read: Expr, value: Expr, space: set[str], mask: Expr | None) -> None:
         """Adds ``value``, summed over what the read has not, to the adjoint of what is read."""
         ambient = set(self.cascade.over)
+        names = {y.target: y.ranks for y in self.fold.body}
+        if read.name not in names:
+            plain = spread(self.cascade, read, space, self.taken)
+            self.cascade, self.order = plain.cascade, [r.name for r in plain.cascade.ranks]
+            read, value = replace(read, args=plain.args), ex.product(value, *plain.places)
         kept = ex.indices(read) - ambient
         base = f"d_{read.name}_part"
         for rank in [r for r in self.order if r in space - kept - ambient]:
@@ -253,7 +259,6 @@ class _Reverse:
             value, mask = self._named(base, left, "sum", (rank,), value, mask), None
         if mask is not None:
             value = self._named(base, (ex.indices(value) | ex.indices(mask)) - ambient, None, (), value, mask)
-        names = {y.target: y.ranks for y in self.fold.body}
         if read.name not in names:
             self.gradients.setdefault((read.name, read.args), []).append(value)
             return

@@ -29,7 +29,8 @@ from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
 from einfuse.ir.nodes import Cascade, Einsum, Expr
 from einfuse.ir.passes.canonicalise import fold_ranks
-from einfuse.ir.rewrite import fresh
+from einfuse.ir.rewrite import fresh, taken
+from einfuse.ir.spread import spread
 
 TIE = 4e-6  # points this near to a maximum (relatively) share its gradient: fp32 scores are not computed the same way twice
 
@@ -63,7 +64,7 @@ class _Reverse:
         assert len(self.einsums) == len(cascade.body), "differentiate runs before folds exist"
         self.order = [r.name for r in cascade.ranks]
         self.columns = {r for r in self.folded if r != self._row_rank()} or set(self.folded)
-        self.taken = {*self.einsums, *(t.name for t in cascade.inputs)}
+        self.taken = taken(cascade)
         self.body: list[Einsum] = []  # the adjoint statements, in order
         self.known: dict[tuple[tuple[str, ...], str | None, tuple[str, ...], Expr, Expr | None], str] = {}
         self.parts: dict[str, list[_Part]] = {}
@@ -245,7 +246,10 @@ class _Reverse:
         slope = self._slope(x, read)
         if not ex.is_const(slope, 0):
             mask = ex.conjunction(*ex.conjuncts(x.mask), *ex.conjuncts(mask))
-            self.reads.setdefault((read.name, read.args), []).append((x, call("*", bar, slope), mask))
+            plain = spread(self.cascade, read, {*x.ranks, *x.over}, self.taken)
+            self.cascade, self.order = plain.cascade, [r.name for r in plain.cascade.ranks]
+            value = ex.product(call("*", bar, slope), *plain.places)
+            self.reads.setdefault((read.name, plain.args), []).append((x, value, mask))
 
     def _input_gradients(self) -> list[tuple[Gradient, str | None]]:
         """One statement per read of an input; with the sequence rank that its kernel must own (None: several, a dense gradient)."""

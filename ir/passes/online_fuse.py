@@ -18,7 +18,7 @@ name; `ir.separability` decides by rank and constructs by algebra.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from einfuse.ir import expr as ex
@@ -64,33 +64,37 @@ class _Surgeon:
         self.mine = set(derivation.level)
 
     def run(self) -> Cascade:
-        pending = cascade_rest(self.cascade, self.mine)
+        pending: Sequence[Statement] = cascade_rest(self.cascade, self.mine)
         done = {t.name for t in self.cascade.inputs}
         body: list[Statement] = []
 
-        def flush() -> None:
-            """Moves every pending statement whose reads are there."""
-            for x in list(pending):
-                reads = _all_reads(x)
-                if reads <= done and not self._column(x):
-                    pending.remove(x)
+        def moved(waiting: Sequence[Statement]) -> Sequence[Statement]:
+            """Moves every statement whose reads are there; gives those that stay."""
+            left: list[Statement] = []
+            for x in waiting:
+                if _all_reads(x) <= done and not self._column(x):
                     body.append(x)
                     done.update(_defined(x))
+                else:
+                    left.append(x)
+            return left if len(left) == len(waiting) else moved(left)
 
         wanted = [x for x in pending if isinstance(x, Einsum) and self._column(x) and x.target in self.cascade.outs]
         dense = {x.target: self._dense_level(x) for x in wanted}
         for level in range(1, max([self.derivation.passes, *dense.values()]) + 1):
-            flush()
+            pending = moved(pending)
             names = [n for n in self.derivation.level if self.derivation.level[n] == level]
             emitted = [n for n in dense if dense[n] == level]
             masks = dict.fromkeys(self.einsums[n].mask for n in (*names, *emitted) if self.einsums[n].red or n in dense)
+            late: Sequence[Statement] = []  # what multiplies a sum may come out of a fold with another mask
             for mask in masks:
                 mine = [n for n in names if not self.einsums[n].red or self.einsums[n].mask == mask]
                 fold, epilogue = self._fold(mine, mask, [n for n in emitted if self.einsums[n].mask == mask])
-                body += [fold, *epilogue]
-                done |= {y.target for y in fold.body if isinstance(y, State)} | {x.target for x in epilogue}
-            flush()
-        flush()
+                body.append(fold)
+                done |= {y.target for y in fold.body if isinstance(y, State)}
+                late = moved([*epilogue, *late])
+            pending = moved([*late, *pending])
+        pending = moved(pending)
         assert not [x for x in pending if not self._column(x)], f"statements without their operands: {pending}"
         return replace(self.cascade, body=tuple(body))
 

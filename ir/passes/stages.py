@@ -16,9 +16,9 @@ from dataclasses import replace
 
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Statement, Tensor
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Tensor
 from einfuse.ir.passes import canonicalise
-from einfuse.ir.rewrite import prune
+from einfuse.ir.rewrite import reading, used_ranks
 
 Place = tuple[int, str | None]
 """The stage of a statement, and the sequence rank whose rows its programs own (None: one program does all)."""
@@ -123,27 +123,11 @@ def _stage(
 ) -> Cascade:
     """The statements of one place, with what earlier stages ``made`` (over these ambient ranks) as inputs."""
     mine = {n for n, place in places.items() if place == key}
-    given = {x.target: x for x in c.body if isinstance(x, Einsum) and x.target in made}
     outside = set(c.outs).union(
         *(_needed(c, {n for n, p in places.items() if p == place}, mine) for place in places.values() if place != key)
     )
     outs = tuple(x.target for x in c.body if isinstance(x, Einsum) and x.target in mine & outside)
-
-    def explicit(e: Expr) -> Expr | None:
-        return replace(e, args=(*map(ex.index, made[e.name]), *e.args)) if e.op == "load" and e.name in made else None
-
-    body: list[Statement] = []
-    for x in c.body:
-        assert isinstance(x, Einsum), "stages are cut before folds exist"
-        if x.target not in made:
-            mask = None if x.mask is None else ex.substitute(x.mask, explicit)
-            body.append(replace(x, map=ex.substitute(x.map, explicit), mask=mask))
-    out = prune(replace(c, name=name, body=tuple(body), outs=outs))
-    used = {n for x in out.body if isinstance(x, Einsum) for n in ex.reads(x.map) | ex.reads(x.mask)}
-    sizes = {r.name: ex.size(r.size) for r in c.ranks}
-    crossing = [Tensor(n, tuple(sizes[r] for r in (*made[n], *x.ranks))) for n, x in given.items()]
-    inputs = tuple(t for t in (*c.inputs, *crossing) if t.name in used)
-    out = _with_used_ranks(replace(out, inputs=inputs), whole or bool({*outs} & {*c.outs}))  # an output has all ambient axes
+    out = _with_used_ranks(reading(c, made, outs, name), whole or bool({*outs} & {*c.outs}))  # an output has all ambient axes
     return out if whole else _with_witnesses(out, c)
 
 
@@ -158,10 +142,11 @@ def _needed(c: Cascade, wanted: set[str], mine: set[str]) -> set[str]:
 
 
 def _with_used_ranks(c: Cascade, whole: bool) -> Cascade:
-    used: set[str] = set(c.over) if whole else set()
-    for x in c.body:
-        assert isinstance(x, Einsum), "stages are cut before folds exist"
-        used |= {*x.ranks, *x.over} | ex.indices(x.map) | ex.indices(x.mask)
+    """With the ranks that statements have, and those that tell which axes of its inputs are features."""
+    axes = {a for t in c.inputs for a in t.axes}
+    used = used_ranks(c) | {r.name for r in c.ranks if r.kind == "feature" and ex.size(r.size) in axes}
+    if whole:
+        used |= set(c.over)
     return replace(c, over=tuple(r for r in c.over if r in used), ranks=tuple(r for r in c.ranks if r.name in used))
 
 

@@ -47,6 +47,9 @@ COSINE = """  qn[i] = sum[d] q[b, h, i, d] * q[b, h, i, d]
   s[i, j] = qk[i, j] * tau[h] where j <= i + 3
 """
 ROTARY = COSINE.replace("/ sqrt(qn[i])", "* cos(float(i * d)) + q[b, h, i, (d + D // 2) % D] * sin(float(i * d))")
+PLACES = """  qk[i, j] = sum[d] q[b, h, i, 2 * d - 3] * k[b, h // group, j, doc[b, d]]
+  s[i, j] = qk[i, j] / sqrt(D) + k[b, h // group, j, 2] - q[b, h, i, i % D]
+"""  # features outside an axis, at places in a tensor, at one place, and at one of the row's own
 BIASES = """  s[i, j] = qk[i, j] / sqrt(D) + bias[b, h, i, j] + head_bias[h, i, j] + table[h, j - i + Nq] * slope[h] + row[h, i] + column[b, j]
 """
 COUNT = "  n[i] = sum[j] 1 where j <= i and i - j < window[]\n"
@@ -114,6 +117,7 @@ BODIES: dict[str, tuple[str, int]] = {
     ),
     "cosine": (COSINE + SOFTMAX + VALUE, 1),
     "rotary": (ROTARY + SOFTMAX + VALUE, 1),
+    "places": (PLACES + SOFTMAX + VALUE, 1),
     "biases": (QK + BIASES + SOFTMAX + VALUE, 1),
     "documents": (QK + "  s[i, j] = qk[i, j] where doc[b, i] == doc[b, j] and pad[b, j]\n" + SOFTMAX + VALUE, 1),
     "statistics": (QK + ALIBI + SOFTMAX + VALUE + "  lse[i] = m[i] + log(l[i])\n", 1),

@@ -79,6 +79,21 @@ def test_only_what_is_wanted_is_computed() -> None:
     assert [c.name for c, _ in backward.cascades] == ["softmax_rows"]
 
 
+@pytest.mark.parametrize("name", ["rotary", "places"])
+def test_reads_of_a_row_add_up_inside_the_kernel(name: str) -> None:
+    canonical = canonicalise.run(corpus.cascade(name))
+    for cascade, parts in differentiate.run(canonical, ["q", "k"]).cascades:
+        for part in parts:
+            assert part.index[-1].op == "index"
+            assert [r for r in part.ranks if cascade.rank(r).kind == "feature"] == [part.index[-1].name]
+
+
+def test_places_of_two_ranks_are_written_out() -> None:
+    canonical = canonicalise.run(parse(show(corpus.cascade("rotary")).replace("(d + D // 2) % D", "(d + i) % D")))
+    parts = [p for _, parts in differentiate.run(canonical, ["q"]).cascades for p in parts]
+    assert {p.index[-1].op for p in parts} == {"index", "%"}, "ones and zeros would be a matrix for every row"
+
+
 def test_a_shifted_read_of_a_statement_is_refused_with_a_way_out() -> None:
     text = show(corpus.cascade("full")).replace("exp(s[i, j] - m[i])", "exp(s[i, j] - m[i]) * qk[i, min(j + 1, Nk - 1)]")
     with pytest.raises(SpecError, match="shifted read of qk") as caught:

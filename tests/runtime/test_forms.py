@@ -10,7 +10,8 @@ import torch
 
 import einfuse
 from einfuse.runtime import crossover
-from einfuse.runtime.crossover import Setting
+from einfuse.runtime.backends import BackendName
+from einfuse.runtime.crossover import Setting, Speed
 from einfuse.runtime.forms import FormName
 from einfuse.runtime.verify import Shape, example_inputs
 
@@ -61,6 +62,21 @@ def test_outputs_have_the_same_dtypes(name: str) -> None:
     attention = einfuse.compile(CASES[name], backend="torch")
     x = drawn(attention, torch.bfloat16)
     assert [o.dtype for o in attention.with_form("linear")(**x)] == [o.dtype for o in attention.with_form("quadratic")(**x)]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("name", CASES)
+def test_autocast_leaves_what_is_summed_on_the_way(name: str, backend: BackendName) -> None:
+    linear = einfuse.compile(CASES[name], backend=backend, form="linear")
+    x = {n: t.requires_grad_() for n, t in drawn(linear, torch.float32).items()}
+
+    def run(autocast: bool) -> tuple[torch.Tensor, ...]:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            outs = linear(**(x if autocast else {n: t.bfloat16() for n, t in x.items()}))
+            outs = outs if isinstance(outs, tuple) else (outs,)
+            return (*outs, *torch.autograd.grad(outs, list(x.values()), [torch.ones_like(o) for o in outs]))
+
+    torch.testing.assert_close(run(True), run(False), rtol=0, atol=0)
 
 
 def test_what_is_asked_for_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +159,7 @@ def test_a_scan_needs_as_many_keys_as_queries() -> None:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("training", [False, True])
 def test_the_choice_turns_at_the_crossover(name: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crossover, "known", lambda kind, setting: 1e11 if kind == "quadratic" else 5e10)
+    monkeypatch.setattr(crossover, "known", lambda kind, setting: Speed(2e-5, 1e11 if kind == "quadratic" else 5e10))
     forms = einfuse.compile(CASES[name]).forms
     sizes = {"B": 1, "H": 2, "Nq": 1, "Nk": 1, "D": 32, "E": 32, "group": 1}
     n = forms.crossover(sizes, torch.float32, CPU, training)
@@ -151,28 +167,35 @@ def test_the_choice_turns_at_the_crossover(name: str, training: bool, monkeypatc
     x = torch.empty(0)
     at = [forms.choose(sizes | {"Nq": m, "Nk": m}, x, training) for m in (n // 2, 2 * n)]
     assert at == ["quadratic", "linear"]
-    monkeypatch.setattr(crossover, "known", lambda kind, setting: 1e11)
+    monkeypatch.setattr(crossover, "known", lambda kind, setting: Speed(2e-5, 1e11))
     assert forms.crossover(sizes, torch.float32, CPU, training) < n
 
 
+def test_a_speed_explains_two_calls() -> None:
+    speed = Speed(3e-5, 2e11)
+    small, large = ((work, speed.seconds(4, work)) for work in (1e6, 1e9))
+    found = Speed.of(4, small, large)
+    assert (found.launch, found.rate) == pytest.approx((speed.launch, speed.rate))
+
+
 @pytest.mark.slow
-def test_a_rate_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_speed_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crossover.cache, "folder", lambda: tmp_path)
     measured: list[float] = []
-    monkeypatch.setattr(crossover, "timed", lambda run, device: measured.append(1.0) or 1.0)
+    monkeypatch.setattr(crossover, "timed", lambda run, device: measured.append(1.0) or float(len(measured)))
     attention = einfuse.compile(CASES["sums"], backend="torch")
     sizes = {"B": 1, "H": 8, "Nq": 4096, "Nk": 4096, "D": 64, "E": 64, "group": 1}
     x = torch.empty(0)
     first = attention.forms.choose(sizes, x, False)
-    rates = [crossover.known(kind, Setting.of(x, False, 64)) for kind in ("quadratic", "sums")]
-    assert first == "linear" if not measured else all(rates)
+    speeds = [crossover.known(kind, Setting.of(x, False, 64)) for kind in ("quadratic", "sums")]
+    assert first == "linear" if not measured else all(speeds)
     monkeypatch.setattr(crossover, "NEAR", 1e9)
     again = einfuse.compile(CASES["sums"], backend="torch")
     again.forms.choose(sizes, x, False)
-    assert len(measured) == 2
+    assert len(measured) == 4, "a small and a large call of each form"
     assert all(crossover.known(kind, Setting.of(x, False, 60)) for kind in ("quadratic", "sums"))
     einfuse.compile(CASES["sums"], backend="torch").forms.choose(sizes, x, False)
-    assert len(measured) == 2
+    assert len(measured) == 4, "a small and a large call of each form"
 
 
 @pytest.mark.slow

@@ -34,13 +34,27 @@ def test_five_products_of_seven() -> None:
 def test_what_is_not_merged() -> None:
     rows, columns = pair("causal")
     assert cpu.merge(columns, columns) is None  # not crossed
-    assert cpu.merge(*pair("alibi")) is None  # the gradient of the slopes is no product
+    assert cpu.merge(*pair("cosine")) is None  # the sums of its rows are not what they store
+    assert cpu.merge(einfuse.compile("causal").plans("cpu", torch.float32)[0], columns) is None  # a maximum is no sum
     narrow = replace(rows, tensors=tuple(replace(t, storage="bf16") if t.out else t for t in rows.tensors))
     assert cpu.merge(narrow, columns) is None  # sums would be rounded at every tile
     assert cpu.merge(replace(rows, ambient=rows.ambient[:1]), columns) is None
 
 
-CASES = [("causal", torch.float32, 2e-6), ("document", torch.bfloat16, 1.5e-2)]
+def test_sums_that_are_no_products() -> None:
+    rows, columns = pair("alibi")
+    merged = cpu.merge(rows, columns)
+    assert merged is not None
+    assert {t.name for t in merged.tensors if t.out} == {"d_q", "d_k", "d_v", "d_slope"}
+
+
+CASES = [  # the last two do something with the sums of their rows
+    ("causal", torch.float32, 2e-6),
+    ("document", torch.bfloat16, 1.5e-2),
+    ("alibi", torch.float32, 4e-6),
+    ("cosine", torch.float32, 4e-6),
+    ("rope", torch.bfloat16, 1.5e-2),
+]
 
 
 @pytest.mark.slow
@@ -52,6 +66,7 @@ def test_gradients(name: str, dtype: torch.dtype, bound: float, monkeypatch) -> 
     attn = einfuse.compile(name)
     extra = {"doc": (torch.arange(133) // 50)[None].int()} if name == "document" else {}
     x = [torch.randn(1, 3, 133, 24).to(dtype).requires_grad_() for _ in range(3)]
+    x += [torch.rand(3).requires_grad_() for t in attn.cascade.inputs if t.name in ("slope", "tau")]
     upstream = torch.randn(1, 3, 133, 24).to(dtype)
     exact = [v.detach().double().requires_grad_() for v in x]
     truth = torch.autograd.grad(attn.reference(*exact, **extra), exact, upstream.double())
@@ -69,3 +84,4 @@ def test_gradients(name: str, dtype: torch.dtype, bound: float, monkeypatch) -> 
     assert all(torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
     kernels = [b.plan.name for b in attn.program.built.values()]
     assert any(k.endswith("_rows") for k in kernels)
+    assert any(k.endswith("_tail") for k in kernels) == (name in ("cosine", "rope"))
