@@ -24,7 +24,9 @@ FUNCTIONS = {
     "reciprocal_root": (torch.rsqrt, (1e-30, 100), 1.5),
     "error_function": (torch.erf, (-5, 5), 1.5),
     "sine": (torch.sin, (-100, 100), 1.5),
+    "cosine": (torch.cos, (-100, 100), 1.5),
 }
+WAVES = ("sine", "cosine")
 
 
 @pytest.fixture(scope="module", params=[(), ("-mno-avx512f",)], ids=["machine", "narrower"])
@@ -36,6 +38,8 @@ def apply(tmp_path_factory, request):
     text += "".join(HEADERS[h].read_text() for h in ("vector", "hash", "vmath", "vmath_f32"))
     for name in FUNCTIONS:
         text += f'extern "C" void run_{name}(float* x, long n) {{ for (long k = 0; k < n; k += W) store(x + k, {name}(load(x + k))); }}\n'
+    text += 'extern "C" void run_power(float* x, float* y, long n) {'
+    text += " for (long k = 0; k < n; k += W) store(x + k, power(load(x + k), load(y + k))); }\n"
     path: Path = tmp_path_factory.mktemp("vmath") / "vmath.so"
     flags = [
         "-std=c++20",
@@ -51,10 +55,11 @@ def apply(tmp_path_factory, request):
     subprocess.run([find_compiler(), *flags, "-x", "c++", "-", "-o", str(path)], input=text, text=True, check=True)
     library = ctypes.CDLL(str(path))
 
-    def call(name: str, x: torch.Tensor) -> torch.Tensor:
-        out = torch.cat([x, torch.zeros(-len(x) % 16)]).contiguous()
-        getattr(library, f"run_{name}")(ctypes.c_void_p(out.data_ptr()), ctypes.c_long(len(out)))
-        return out[: len(x)]
+    def call(name: str, *args: torch.Tensor) -> torch.Tensor:
+        n = len(args[0])
+        held = [torch.cat([x, torch.zeros(-n % 16)]).contiguous() for x in args]
+        getattr(library, f"run_{name}")(*(ctypes.c_void_p(x.data_ptr()) for x in held), ctypes.c_long(len(held[0])))
+        return held[0][:n]
 
     return call
 
@@ -80,10 +85,72 @@ def test_accuracy(name: str, apply) -> None:
     assert error.max() <= bound, f"{error.max():.3f} ulp at {x[error.argmax()]}"
 
 
+@pytest.mark.parametrize("name", WAVES)
+def test_large_angles(name: str, apply) -> None:
+    """Positions far along a sequence, on both sides of where the C library takes over, and near zeros of the function."""
+    x = torch.cat(
+        [
+            torch.linspace(-1e6, 1e6, 300_001),
+            torch.linspace(0.99e6, 4e6, 1000),
+            (torch.arange(1, 300_000) * (math.pi / 2)).float(),
+        ]
+    )
+    expected = FUNCTIONS[name][0](x.double())
+    _, exponent = torch.frexp(expected.float())
+    error = (apply(name, x).double() - expected).abs() / torch.ldexp(torch.ones_like(expected), exponent.clamp(min=-125) - 24)
+    assert error.max() <= 1.5, f"{error.max():.3f} ulp at {x[error.argmax()]}"
+
+
+def test_powers(apply) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.rand(200_000, generator=generator) * 4, torch.logspace(-44, 38, 20_000, dtype=torch.float64).float()])
+    y = torch.randn(len(x), generator=generator) * torch.logspace(-3, 2, len(x))
+    x = torch.cat([x, -x])
+    y = torch.cat([y, y.round()])
+    expected = x.double() ** y.double()
+    keep = expected.float().isfinite()
+    x, y, expected = x[keep], y[keep], expected[keep]
+    _, exponent = torch.frexp(expected.float())
+    error = (apply("power", x, y).double() - expected).abs() / torch.ldexp(
+        torch.ones_like(expected), exponent.clamp(min=-125) - 24
+    )
+    assert error.max() <= 1.5, f"{error.max():.3f} ulp at {x[error.argmax()]} ^ {y[error.argmax()]}"
+
+
+def test_powers_of_special_operands(apply) -> None:
+    one = torch.tensor(
+        [
+            math.nan,
+            math.inf,
+            -math.inf,
+            0.0,
+            -0.0,
+            1.0,
+            -1.0,
+            2.0,
+            -2.0,
+            0.5,
+            -0.5,
+            3.0,
+            -3.0,
+            2.5,
+            1e30,
+            -1e30,
+            1e-42,
+            16777217.0,
+        ]
+    )
+    x, y = (a.flatten() for a in torch.meshgrid(one, one, indexing="ij"))
+    expected = (x.double() ** y.double()).float()
+    torch.testing.assert_close(apply("power", x, y), expected, rtol=2e-7, atol=1e-44, equal_nan=True)
+    zero = expected == 0
+    assert torch.equal(apply("power", x, y)[zero].signbit(), expected[zero].signbit())
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_special_operands(name: str, apply) -> None:
     x = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1e30, -1e30, 3e38, -3e38, 1.0, -1.0, 1e-42])
     expected = FUNCTIONS[name][0](x.double()).float()
-    if name == "sine":  # the argument reduction of huge operands is the C library's
+    if name in WAVES:  # the argument reduction of huge operands is the C library's
         x, expected = x[:5], expected[:5]
     torch.testing.assert_close(apply(name, x), expected, rtol=1e-6, atol=1e-44, equal_nan=True)
