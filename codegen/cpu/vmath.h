@@ -1,6 +1,6 @@
 // Elementary functions of vectors. Largest errors against float64, in units in the last place of float (T = float):
-//   exp 0.9  exp2 0.9  log 0.8  log2 1.4  log1p 1.5  tanh 1.3 (1.8 without AVX-512)  sigmoid 1.5  softplus 2.0  rsqrt 1.5  erf 0.9  sin, cos 1.3
-//   powers 1.1 (erf, and sines and cosines of more than 300,000, are the C library's, lane by lane)
+//   exp 0.9  exp2 0.9  log 0.8  log2 1.4  log1p 1.5  tanh 1.3 (1.8 without AVX-512)  sigmoid 1.5  softplus 2.0  rsqrt 1.5  erf 1.1  sin, cos 1.3
+//   powers 1.1 (sines and cosines of more than 300,000 are the C library's, lane by lane)
 // Infinities, NaN and signed zeros as in the C library; results below the normal range may be off by one subnormal unit.
 // With T = double every function is the C library's, lane by lane.
 
@@ -23,7 +23,6 @@ template <class F> INLINE V each(V x, F f) {
 }
 INLINE V square_root(V x) { return each(x, [](T v) { return c_sqrt(v); }); }
 INLINE V reciprocal_root(V x) { return 1 / square_root(x); }
-INLINE V error_function(V x) { return each(x, [](T v) { return c_erf(v); }); }
 INLINE VI floor_whole(V x) { V t = real(whole(x)); return whole((V)(t > x ? t - 1 : t)); }
 INLINE long floor_whole(T x) { return (long)c_floor(x); }
 

@@ -10,6 +10,7 @@ INLINE V logistic(V x) {
   return each(x, [](T v) { T e = c_exp(-c_fabs(v)); return (v >= 0 ? 1 : e) / (1 + e); });
 }
 INLINE V soft_plus(V x) { return each(x, [](T v) { return (v > 0 ? v : v <= 0 ? 0 : v) + c_log1p(c_exp(-c_fabs(v))); }); }
+INLINE V error_function(V x) { return each(x, [](T v) { return c_erf(v); }); }
 INLINE V sine(V x) { return each(x, [](T v) { return c_sin(v); }); }
 INLINE V cosine(V x) { return each(x, [](T v) { return c_cos(v); }); }
 INLINE V power(V x, V y) { V z; for (int l = 0; l < W; ++l) z[l] = c_pow(x[l], y[l]); return z; }
