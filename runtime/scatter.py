@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -65,14 +66,35 @@ def _indexed(
     given: Given,
     window: Window,
 ) -> torch.Tensor:
-    """A tensor of zeros with ``value`` added at the computed indices, one after the other."""
+    """A tensor of zeros with ``value`` added at the computed indices, one after the other: rows of the last axes that are read whole."""
+    row = _row(index, ranks, value, shape)
+    places = tuple(r for r in ranks if r not in row)
+    value = value.permute([ranks.index(r) for r in (*places, *row)])
+    first = len(shape) - len(row)
     asked = set().union(*(reads(e) for e in index))
     known = {n: x for n, x in given.inputs.items() if n in asked}
     flat = torch.zeros((), dtype=torch.int64, device=value.device)
-    for at, extent in zip(evaluate_indices(cascade, index, ranks, known, given.sizes, window), shape, strict=True):
+    found = evaluate_indices(cascade, index[:first], places, known, given.sizes, window)
+    for at, extent in zip(found, shape[:first], strict=True):
         flat = flat * extent + at.to(value.device).clamp(0, extent - 1)
-    out = torch.zeros(torch.Size(shape).numel(), dtype=value.dtype, device=value.device)
-    return out.index_put((flat.expand(value.shape).flatten(),), value.flatten(), accumulate=True).view(shape)
+    flat = flat.expand(value.shape[: len(places)]).flatten()
+    rows = value.reshape(-1, *shape[first:])
+    out = torch.zeros((math.prod(shape[:first]), *shape[first:]), dtype=value.dtype, device=value.device)
+    if value.device.type == "cpu":  # the other one is atomic here, and this one on GPUs
+        return out.index_add(0, flat, rows).view(shape)
+    return out.index_put((flat,), rows, accumulate=True).view(shape)
+
+
+def _row(index: tuple[Expr, ...], ranks: tuple[str, ...], value: torch.Tensor, shape: list[int]) -> tuple[str, ...]:
+    """The ranks of the last axes that are read from end to end, each at its own coordinate."""
+    row: list[str] = []
+    for n in reversed(range(len(index))):
+        e, others = index[n], (*index[:n], *index[n + 1 :])
+        plain = e.op == "index" and e.name in ranks and not any(e.name in indices(o) for o in others)
+        if not plain or value.shape[ranks.index(e.name)] != shape[n]:
+            break
+        row.append(e.name)
+    return tuple(reversed(row))
 
 
 def _summed(value: torch.Tensor, part: Gradient) -> tuple[torch.Tensor, tuple[str, ...]]:
