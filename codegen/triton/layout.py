@@ -32,14 +32,20 @@ class Layout:
         multiplied = {r for op in operations(plan) if isinstance(op, Dot) for r in (*op.a.dims, *op.b.dims)}
         self.blocks: dict[str, int] = {}
         if plan.tile:
-            self.blocks[plan.tile.rank] = self._widened(plan.tile, multiplied)
+            self.blocks[plan.tile.rank] = self._widened(plan.tile.rank, plan.tile.block, multiplied)
         self.blocks |= {r: f.step for r, f in self.folds.items()}
-        self.blocks |= {f.rank: self._widened(f, multiplied) for f in plan.features}
+        self.blocks |= {f.rank: self._widened(f.rank, self._whole(f), multiplied) for f in plan.features}
 
     @staticmethod
-    def _widened(block: Block, multiplied: set[str]) -> int:
-        held = max(block.block, block.size) if isinstance(block.size, int) and block.block != 1 else block.block
-        return max(power_of_two(held), MATRIX if block.rank in multiplied else 1)
+    def _whole(feature: Block) -> int:
+        """Features are held whole where their number is known and they are held at all."""
+        if isinstance(feature.size, int) and feature.block != 1:
+            return max(feature.block, feature.size)
+        return feature.block
+
+    @staticmethod
+    def _widened(rank: str, held: int, multiplied: set[str]) -> int:
+        return max(power_of_two(held), MATRIX if rank in multiplied else 1)
 
     def is_tile(self, rank: str) -> bool:
         return self.plan.tile is not None and self.plan.tile.rank == rank

@@ -102,6 +102,14 @@ def test_small_tiles_are_widened_for_the_matrix_units() -> None:
 
 
 @pytest.mark.slow
+def test_tiles_of_a_known_number_of_rows_stay_tiles() -> None:
+    """The 2177 features of a polynomial are rows of a kernel: 4096 of them in every program computed the same 32 times."""
+    plan = softmax(storage="bf16").plan
+    assert plan.tile is not None
+    known = replace(plan, tile=replace(plan.tile, size=2177))
+    assert re.findall(r"BLOCK_I=(\d+)", emit(known)) == re.findall(r"BLOCK_I=(\d+)", emit(plan)) == [str(plan.tile.block)]
+
+
 def test_kernels_over_pairs_and_features_have_somewhere_left_to_go() -> None:
     """At a step of 4 the gradient of GATv2 keeps its values in registers, on warps enough; at 8 it does not."""
     attention = einfuse.compile("gatv2")
