@@ -39,7 +39,8 @@ def spread(cascade: Cascade, read: Expr, beside: set[str], taken: set[str]) -> S
         if e.op == "index" or not rows or len(ex.indices(e) - set(cascade.over)) > 1:
             continue
         sized = [r for r in cascade.ranks if r.kind == "feature" and ex.size(r.size) == axis]
-        free = next((r.name for r in sized if r.name not in beside), None)
+        mine = {a.name for a in args if a.op == "index"}  # no two axes share a coordinate
+        free = next((r.name for r in sized if r.name not in beside | mine), None)
         if free is None and sized:
             free = fresh(sized[0].name, taken)
             cascade = replace(cascade, ranks=(*cascade.ranks, replace(sized[0], name=free)))

@@ -25,6 +25,7 @@ HEAD = """cascade {name} over b, h {{
   in bias[B, H, Nq, Nk]: float
   in head_bias[H, Nq, Nk]: float
   in table[H, Nq + Nk]: float
+  in square[B, H, Nk, D, D]: float
   in row[H, Nq]: float
   in column[B, Nk]: float
   in doc[B, Nk]: int
@@ -48,8 +49,8 @@ COSINE = """  qn[i] = sum[d] q[b, h, i, d] * q[b, h, i, d]
 """
 ROTARY = COSINE.replace("/ sqrt(qn[i])", "* cos(float(i * d)) + q[b, h, i, (d + D // 2) % D] * sin(float(i * d))")
 PLACES = """  qk[i, j] = sum[d] q[b, h, i, 2 * d - 3] * k[b, h // group, j, doc[b, d]]
-  s[i, j] = qk[i, j] / sqrt(D) + k[b, h // group, j, 2] - q[b, h, i, i % D]
-"""  # features outside an axis, at places in a tensor, at one place, and at one of the row's own
+  s[i, j] = qk[i, j] / sqrt(D) + k[b, h // group, j, 2] - q[b, h, i, i % D] + square[b, h, j, j % D, (j + 1) % D]
+"""  # features outside an axis, at places in a tensor, at one place, at one of the row's own, and at two such
 BIASES = """  s[i, j] = qk[i, j] / sqrt(D) + bias[b, h, i, j] + head_bias[h, i, j] + table[h, j - i + Nq] * slope[h] + row[h, i] + column[b, j]
 """
 COUNT = "  n[i] = sum[j] 1 where j <= i and i - j < window[]\n"
