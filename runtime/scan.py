@@ -35,6 +35,8 @@ def program_of(cascade: Cascade, strict: bool, wide: bool = False) -> Program:
 FINE = 16
 """Points of a block where products are multiply-adds of registers, as in fp32 on a GPU: a thread holds whole rows and columns of both
 factors. Blocks of 64 points end in some 40 kernels of `linear`, forward and backward, those of 16 in 5."""
+HELD = 128
+"""Features of a state beside which blocks of 64 points spill."""
 
 
 @dataclass
@@ -56,8 +58,12 @@ class ScanProgram(Program):
         return self if self.step <= FINE else ScanProgram(self.cascade, self.strict, points=FINE)
 
     def suited(self, backend: BackendName, narrow: bool) -> ScanProgram:
-        """The program whose blocks are of a size for that back end and dtype."""
-        return self if narrow or backend != "triton" else self.fine
+        """The program whose blocks are of a size for that back end and dtype.
+
+        On GPUs 16-bit blocks are as long as the matrix units like them, where a program holds them beside the features of its state.
+        """
+        many = any(isinstance(r.size, int) and r.size > HELD for r in self.blocked.ranks if r.kind == "feature")
+        return self if backend != "triton" or (narrow and not many) else self.fine
 
     @property
     def rank(self) -> str:

@@ -42,10 +42,16 @@ def scan_of(cascade: Cascade) -> Fold | None:
 
 
 def run(cascade: Cascade, step: int | None = None) -> Cascade:
-    """The chunked form of the scan of ``cascade``; point by point (step 1) where the recurrence is not linear."""
+    """The chunked form of the scan of ``cascade``; point by point (step 1) where the recurrence is not linear.
+
+    A scan that comes in blocks (from `reassociate`) says the same in blocks of fewer points.
+    """
     scan = scan_of(cascade)
-    if scan is None or scan.step:
+    if scan is None:
         return cascade
+    if scan.step:
+        finer = replace(scan, step=min(step or scan.step, scan.step))
+        return replace(cascade, body=tuple(finer if x is scan else x for x in cascade.body))
     whole = _whole(cascade, scan)
     try:
         return _chunked(whole, scan_of(whole) or scan, step)

@@ -47,6 +47,19 @@ def test_blocks_mean_the_same(path: Path, step: int) -> None:
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda p: p.stem)
+def test_blocks_may_be_made_finer(path: Path) -> None:
+    c = built(path)
+    coarse = chunk.run(c, 4)
+    fine = verify(chunk.run(coarse, 3))
+    assert all(x.step <= 3 for x in fine.body if isinstance(x, Fold))
+    assert chunk.run(coarse) == coarse == chunk.run(coarse, 8)
+    x, sizes = drawn(c)
+    wanted = interpret(c, x, sizes)
+    for name, found in interpret(fine, x, sizes).items():
+        torch.testing.assert_close(found, wanted[name], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda p: p.stem)
 def test_the_backward_is_autograd(path: Path) -> None:
     c = built(path)
     x, sizes = drawn(c)
