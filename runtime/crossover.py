@@ -34,6 +34,8 @@ NEAR = 6.0
 """Times closer than this factor are measured; what is further apart no calibration would turn round."""
 NARROW, WIDE = 16, 128
 """The widths of features that rates are measured between, at powers of two: products of narrower blocks do less at a time."""
+MOST = 200
+"""Repeats of a call that is timed."""
 WORTH = 2e-3
 """Seconds below which the choice is not worth a measurement."""
 
@@ -126,18 +128,18 @@ def keep(kind: str, setting: Setting, found: Speed) -> None:
         write_atomic(path, json.dumps(about).encode())
 
 
-def timed(run: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
-    """The least time of ``run`` after two calls that warm up: what else a machine does only adds to it."""
+def timed(run: Callable[[], object], device: torch.device, repeats: int = 7, enough: float = 0.15) -> float:
+    """The least time of ``run``, over ``enough`` seconds and after two calls that warm up: what else a machine does only adds to it."""
     for _ in range(2):
         run()
-    least = float("inf")
-    for _ in range(repeats):
+    taken: list[float] = []
+    while len(taken) < repeats or (sum(taken) < enough and len(taken) < MOST):
         _wait(device)
         start = time.perf_counter()
         run()
         _wait(device)
-        least = min(least, time.perf_counter() - start)
-    return least
+        taken.append(time.perf_counter() - start)
+    return min(taken)
 
 
 def _wait(device: torch.device) -> None:
