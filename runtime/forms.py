@@ -52,8 +52,8 @@ _POLYNOMIAL = "(1 + s[i, j] + s[i, j] * s[i, j])"
 
 def _reference(weight: str, mask: str = "") -> str:
     """Normalised weights of this form: what most attentions with a linear form are."""
-    sums = (f"sum[j] {weight}{times}" for times in (" * v[b, h, j, e]", ""))
-    return f"{mask}\n  p[i, e] = {next(sums)}\n  l[i] = {next(sums)}\n  o[i, e] = p[i, e] / l[i]\n  out o\n}}"
+    sums = f"p[i, e] = sum[j] {weight} * v[b, h, j, e]\n  l[i] = sum[j] {weight}"
+    return f"{mask}\n  {sums}\n  o[i, e] = p[i, e] / l[i]\n  out o\n}}"
 
 
 _CAUSAL = " where j <= i"
@@ -115,10 +115,15 @@ class Forms:
     def _rank(self, sizes: Mapping[str, int]) -> int:
         """The rank of the weights, worked out once for these widths."""
         assert self.found is not None, "asked of weights that factor"
-        key = tuple(sizes[n] for n in sorted(self.found.widths))
+        key = self._widths(sizes)
         if key not in self.ranks:
             self.ranks[key] = self.found.rank(sizes)
         return self.ranks[key]
+
+    def _widths(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The widths that the linear form is written for."""
+        assert self.found is not None, "asked of weights that factor"
+        return tuple(sizes[n] for n in sorted(self.found.widths))
 
     def linear(self, sizes: Mapping[str, int]) -> Attention:
         """The linear form for these sizes. Raises SpecError where there is none."""
@@ -135,7 +140,7 @@ class Forms:
         assert self.found is not None, "only a linear form is built"
         if (reason := self.crowd(widths)) is not None:
             raise SpecError(f"{self.quadratic.name} has no linear form: {reason}", self.quadratic.cascade.loc)
-        key = (points, *(widths[n] for n in sorted(self.found.widths)))
+        key = (points, *self._widths(widths))
         if key not in self.linears:
             if torch.compiler.is_compiling():
                 missing = f"the linear form of {self.quadratic.name} for the widths {key[1:]} is not built"
@@ -248,10 +253,8 @@ class Forms:
         plans = run.work_plans(self._backend(device), dtype, training, widths)
 
         def measured(n: int) -> tuple[float, float]:
-            inputs = [
-                torch.rand(1, heads, n, setting.width, dtype=dtype, device=device) for _ in range(3)
-            ]  # no sum of weights is 0
-            leaves = [x.requires_grad_(training) for x in inputs]
+            shape = (1, heads, n, setting.width)  # of positive numbers, so that no sum of weights is 0
+            leaves = [torch.rand(shape, dtype=dtype, device=device).requires_grad_(training) for _ in range(3)]
 
             def once() -> None:
                 out = run(*leaves)

@@ -57,8 +57,8 @@ def _wanted(program: Program, needs: Sequence[bool]) -> tuple[str, ...]:
 
 def _as_given(tensors: Sequence[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
     """Inside an operator dtypes are chosen already: autocast, which also looks into its body, would round sums between two kernels."""
-    kinds = {x.device.type for x in tensors if torch.is_autocast_enabled(x.device.type)}
-    return torch.autocast(kinds.pop(), enabled=False) if kinds else contextlib.nullcontext()
+    device = tensors[0].device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 @torch.library.custom_op("einfuse::forward", mutates_args=())

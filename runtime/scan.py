@@ -62,8 +62,10 @@ class ScanProgram(Program):
 
         On GPUs 16-bit blocks are as long as the matrix units like them, where a program holds them beside the features of its state.
         """
+        if backend != "triton":
+            return self
         many = any(isinstance(r.size, int) and r.size > HELD for r in self.blocked.ranks if r.kind == "feature")
-        return self if backend != "triton" or (narrow and not many) else self.fine
+        return self if narrow and not many else self.fine
 
     @property
     def rank(self) -> str:

@@ -124,9 +124,8 @@ class _Merger:
         """What a block adds to a state: a product, or the sum of a block over the fold; None where the state is anything else."""
         op = made.get(update.name)
         if isinstance(op, Map) and op.fn == "+" and state in op.args:
-            share = made.get(op.args[1 - op.args.index(state)].name)
-            summed = isinstance(share, Reduce) and share.fn == "sum" and share.rank == self.mine.rank
-            return share if summed else None  # type: ignore[return-value]  # a Reduce
+            op = made.get(op.args[1 - op.args.index(state)].name)
+            return op if isinstance(op, Reduce) and op.fn == "sum" and op.rank == self.mine.rank else None
         return op if isinstance(op, Dot) and op.acc == state and op.rank == self.mine.rank else None
 
     def _local(self, op: Op) -> bool:

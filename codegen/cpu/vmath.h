@@ -1,5 +1,5 @@
 // Elementary functions of vectors. Largest errors against float64, in units in the last place of float (T = float):
-//   exp 0.9  exp2 0.9  log 0.8  log2 1.4  log1p 1.5  tanh 1.3 (1.8 without AVX-512)  sigmoid 1.5  softplus 2.0  rsqrt 1.5  erf 1.1  sin, cos 1.3
+//   exp 0.9  exp2 0.9  log 0.8  log2 1.4  log1p 1.5  tanh 1.3 (1.8 without AVX-512)  sigmoid 1.5  softplus 2.0  rsqrt 1.5  erf 1.1  sin, cos 0.9
 //   powers 1.1 (sines and cosines of more than 300,000 are the C library's, lane by lane)
 // Infinities, NaN and signed zeros as in the C library; results below the normal range may be off by one subnormal unit.
 // With T = double every function is the C library's, lane by lane.

@@ -78,14 +78,18 @@ INLINE V quotient(V top, V u, V lost) {
   return y + ((top - y * u) - y * lost) * over;
 }
 
-// x = m * 2^n with m in [sqrt(1/2), sqrt(2)), for positive finite x; then log(m) = r - r^2/2 + r^3 p(r), r = m - 1
+// x = m * 2^n with m in [sqrt(1/2), sqrt(2)), for positive finite x
+struct Parted { V m, n; };
+INLINE Parted parted(V x) {
+  const VI tiny = x < 1.17549435e-38f;
+  const VI shifted = bits_int(select(tiny, x * 8388608.f, x)) - 0x3f3504f3;
+  return {bits_real((shifted & 0x7fffff) + 0x3f3504f3), real(shifted >> 23) - select(tiny, spread(23.f), V{})};
+}
+// log(m) = r - r^2/2 + r^3 p(r), r = m - 1
 struct Split { V r, tail, n; };
 INLINE Split logarithm_split(V x) {
-  const VI tiny = x < 1.17549435e-38f;
-  const VI b = bits_int(select(tiny, x * 8388608.f, x));
-  const VI shifted = b - 0x3f3504f3;
-  V n = real(shifted >> 23) - select(tiny, spread(23.f), V{});
-  const V r = bits_real((shifted & 0x7fffff) + 0x3f3504f3) - 1.f;
+  const Parted parts = parted(x);
+  const V r = parts.m - 1.f;
   V p = spread(7.0376836292e-2f);
   p = p * r - 1.1514610310e-1f;
   p = p * r + 1.1676998740e-1f;
@@ -95,7 +99,7 @@ INLINE Split logarithm_split(V x) {
   p = p * r + 2.0000714765e-1f;
   p = p * r - 2.4999993993e-1f;
   p = p * r + 3.3333331174e-1f;
-  return {r, p * r * (r * r), n};
+  return {r, p * r * (r * r), parts.n};
 }
 INLINE V logarithm_ends(V x, V y) {  // what the split cannot say: 0, inf, negative numbers and NaN
   const V inf = spread(__builtin_inff());
@@ -221,10 +225,8 @@ INLINE V cosine(V x) { return sine_from<1>(x); }
 typedef double Wide __attribute__((vector_size(2 * BYTES)));
 INLINE V power(V x, V y) {
   const V a = absolute(x);
-  const VI tiny = a < 1.17549435e-38f;
-  const VI b = bits_int(select(tiny, a * 8388608.f, a)) - 0x3f3504f3;
-  const Wide n = __builtin_convertvector(real(b >> 23) - select(tiny, spread(23.f), V{}), Wide);
-  const Wide m = __builtin_convertvector(bits_real((b & 0x7fffff) + 0x3f3504f3), Wide);
+  const Parted parts = parted(a);
+  const Wide m = __builtin_convertvector(parts.m, Wide), n = __builtin_convertvector(parts.n, Wide);
   const Wide z = (m - 1.0) / (m + 1.0), u = z * z;
   Wide p = 0.340725775261908 * u + 0.41167297444254486;
   p = p * u + 0.5770835800186052;

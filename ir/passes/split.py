@@ -21,7 +21,7 @@ from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, Scalar, State, Statement, Tensor
 from einfuse.ir.passes import canonicalise, online_fuse, stages
-from einfuse.ir.rewrite import fresh, prune
+from einfuse.ir.rewrite import fresh, prune, with_used_ranks
 
 PART = "part"
 PARTS = "Parts"
@@ -215,8 +215,7 @@ def _needed(c: Cascade, known: set[str]) -> Cascade:
     assert all(isinstance(x, Einsum) for x in c.body), "there is one fold"
     body = [x for x in c.body if isinstance(x, Einsum)]
     used = known | {n for x in body for n in ex.reads(x.map) | ex.reads(x.mask)}
-    ranks = {*c.over, *(r for x in body for r in (*x.ranks, *x.over))}
-    return replace(c, inputs=tuple(t for t in c.inputs if t.name in used), ranks=tuple(r for r in c.ranks if r.name in ranks))
+    return with_used_ranks(replace(c, inputs=tuple(t for t in c.inputs if t.name in used)))
 
 
 def _finite(e: Expr) -> Expr:
