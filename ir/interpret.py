@@ -16,7 +16,7 @@ from einfuse.ir import expr as ex
 from einfuse.ir.evaluate import Block, Evaluator, Span
 from einfuse.ir.meaning import COMBINE
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Range, Scalar, State
-from einfuse.ir.passes.infer_space import run as infer_space
+from einfuse.ir.spaces import inferred
 from einfuse.ir.statements import is_let
 
 
@@ -30,7 +30,7 @@ def interpret(
 
     Returns the outputs, each with the ambient ranks first, in floats of ``dtype``. Differentiable in every float input.
     """
-    return _Interpreter(infer_space(cascade), inputs, dict(sizes), dtype).run()
+    return _Interpreter(inferred(cascade), inputs, dict(sizes), dtype).run()
 
 
 def evaluate_indices(
@@ -46,7 +46,7 @@ def evaluate_indices(
     They may read ``inputs`` that the cascade itself does not: a table's gradient needs its place only when it is added up.
     """
     run = Evaluator(
-        infer_space(cascade), {t.name: inputs[t.name] for t in cascade.inputs if t.name in inputs}, dict(sizes), torch.float64
+        inferred(cascade), {t.name: inputs[t.name] for t in cascade.inputs if t.name in inputs}, dict(sizes), torch.float64
     )
     run.inputs |= {n: torch.as_tensor(x, device=run.device) for n, x in inputs.items() if n not in run.inputs}
     span = {r: (0, n) for r, n in run.extent.items()} | dict(window or {})

@@ -1,31 +1,20 @@
-"""The passes, in order, and why in this order."""
+"""Runs the pipeline, or the part of it that does or does not depend on tiles."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+from einfuse.ir import debug
+from einfuse.ir.errors import EinfuseError
 from einfuse.ir.nodes import Cascade
-from einfuse.ir.passes import canonicalise, chunk, infer_space, mask_ranges, name_scores, online_fuse, schedule
-from einfuse.ir.verify import Stage, verify
+from einfuse.ir.passes.registry import PIPELINE, Pass
+from einfuse.ir.text import show
+from einfuse.ir.verify import verify
 
-PassName = Literal["build", "infer_space", "chunk", "canonicalise", "online_fuse", "name_scores", "schedule", "mask_ranges"]
-PASSES: tuple[PassName, ...] = (
-    "build",
-    "infer_space",
-    "chunk",
-    "canonicalise",
-    "online_fuse",
-    "name_scores",
-    "schedule",
-    "mask_ranges",
-)
-_AFTER: dict[str, Stage] = {
-    "canonicalise": "canonical",
-    "online_fuse": "fused",
-    "name_scores": "fused",
-    "schedule": "scheduled",
-}
+PASSES: tuple[str, ...] = tuple(p.name for p in PIPELINE)
+_TILES = next(n for n, p in enumerate(PIPELINE) if "block" in p.options)
+Observer = Callable[[str, Cascade], None]
 
 
 def run(
@@ -33,35 +22,37 @@ def run(
     block: int = 64,
     step: int = 64,
     strict: bool = False,
-    after: PassName = "mask_ranges",
-    observe: Callable[[str, Cascade], None] | None = None,
-    since: PassName | None = None,
+    after: str = PASSES[-1],
+    observe: Observer | None = None,
 ) -> Cascade:
-    """From the cascade as built to one a kernel can be lowered from; stops after the pass named ``after``.
+    """From the cascade as built to one that a kernel can be lowered from; stops after the pass named ``after``.
 
-    ``since`` says that the cascade already is what that pass gives, and goes on from there.
-    ``observe`` sees every stage by name. Raises SpecError where the cascade breaks the rules of a stage.
+    ``observe`` sees every stage by name. Raises SpecError where the cascade breaks a rule that a pass ensures.
     """
-    passes: tuple[tuple[PassName, Callable[[Cascade], Cascade]], ...] = (
-        ("build", lambda c: c),
-        ("infer_space", infer_space.run),  # first: every later pass may move a statement away from the `where` it inherits
-        ("chunk", chunk.run),  # before anything else looks at a scan; a scan in blocks needs no pass after it
-        ("canonicalise", canonicalise.run),  # whole maps for the rank test, so before fusing
-        ("online_fuse", lambda c: online_fuse.run(c, strict)),
-        ("name_scores", name_scores.run),  # fusing is what makes the copies
-        ("schedule", lambda c: schedule.run(c, block, step)),
-        ("mask_ranges", mask_ranges.run),  # ranges are written in tile bounds and steps
-    )
-    stage: Stage = "built"
-    if since is not None:
-        passes = passes[1 + PASSES.index(since) :]
-        stage = _AFTER.get(since, stage)
-    for name, apply in passes:
-        cascade = apply(cascade)
-        stage = _AFTER.get(name, stage)
-        verify(cascade, stage)
+    if after not in PASSES:
+        raise EinfuseError(f"there is no stage {after!r}; the stages are {', '.join(PASSES)}")
+    chosen = PIPELINE[: 1 + PASSES.index(after)]
+    return _through(cascade, chosen, {"block": block, "step": step, "strict": strict}, observe)
+
+
+def before_tiles(cascade: Cascade, strict: bool = False) -> Cascade:
+    """The cascade after every pass that does not depend on tiles."""
+    return _through(cascade, PIPELINE[:_TILES], {"strict": strict})
+
+
+def with_tiles(cascade: Cascade, block: int, step: int) -> Cascade:
+    """The cascade that `before_tiles` returned, after the other passes."""
+    return _through(cascade, PIPELINE[_TILES:], {"block": block, "step": step})
+
+
+def _through(cascade: Cascade, passes: Iterable[Pass], options: Mapping[str, Any], observe: Observer | None = None) -> Cascade:
+    for p in passes:
+        if not p.applies(cascade):
+            continue
+        (cascade,) = p.cascades(cascade, options)
+        verify(cascade, *p.ensures)
+        if debug.enabled("passes"):
+            debug.show(f"{cascade.name} after {p.name}", show(cascade))
         if observe is not None:
-            observe(name, cascade)
-        if name == after or (name == "chunk" and chunk.scan_of(cascade) is not None):
-            break
+            observe(p.name, cascade)
     return cascade

@@ -43,7 +43,7 @@ def show_expr(e: Expr, above: int = 0) -> str:
 
 
 def _number(e: Expr, above: int) -> str:
-    text = repr(e.value)
+    text = repr(e.value).replace("inf", "1e999")  # reads back as inf, and takes no name from ranks and sizes
     return f"({text})" if text.startswith("-") else text
 
 

@@ -1,12 +1,34 @@
-"""The written specification of each stage: what must hold of a cascade before and after every pass.
+"""The rules of the IR: what must hold of every cascade, and the properties that passes require and ensure.
 
-`verify` raises SpecError with the statement's place for what a user can cause, and names the rule (V1 ... V13) that is broken.
+`verify` raises SpecError with the statement's place, and names the rule that is broken. Of every cascade:
+
+V1   Every rank is declared once, with a known kind; a statement has no rank twice.
+V2   Every name is assigned once, and read only after that.
+V3   A read has one index for every axis, a function its number of operands.
+V4   An expression mentions only ranks that its statement keeps, reduces over, or that are ambient.
+V5   A reducer is known and has ranks to reduce over, none of which the statement keeps.
+V6   A state does not keep the rank of its fold.
+V7   A re-based value ``X'`` stands only in a carry, and X is an earlier state or let of the fold.
+V8   A sequential state is not split.
+V11  Indices and bounds are ints, conditions truth values, operands of the types that their function takes.
+V12  Outputs are defined, and a place has one index for every axis.
+
+Of a cascade with a property:
+
+V9   ``fused``: every reduction over a sequence rank is inside a fold.
+V10  ``spaced``: a statement has the conditions of everything that it reads.
+V13  ``scheduled``: every fold has a step; tiles are powers of two or multiples of 16.
+V15  ``flat``: there are no folds.
+V16  ``canonical``: a reduction goes over one feature at a time, and its condition mentions no feature.
+V17  ``ranged``: every fold has ranges, or gets them from a table at launch.
+V18  ``blocked``: the cascade is one scan in blocks.
+
 V14, the merge law, is numeric: see `merge_law`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -16,18 +38,17 @@ from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
 from einfuse.ir.interpret import interpret
 from einfuse.ir.nodes import RANK_KINDS, Cascade, DType, Einsum, Expr, Fold, Scalar, Span, State
+from einfuse.ir.spaces import Spaces, conditions, given_on
 from einfuse.ir.statements import is_let
 
-Stage = Literal["built", "canonical", "fused", "scheduled"]
+Property = Literal["spaced", "flat", "canonical", "fused", "scheduled", "ranged", "blocked"]
 
 
-def verify(cascade: Cascade, stage: Stage = "built") -> Cascade:
-    """Returns the cascade if it is well formed at ``stage``; raises SpecError otherwise."""
+def verify(cascade: Cascade, *properties: Property) -> Cascade:
+    """Returns the cascade if it is well formed and has the properties; raises SpecError otherwise."""
     _Verifier(cascade).run()
-    if stage in ("fused", "scheduled"):
-        _fused(cascade)
-    if stage == "scheduled":
-        _scheduled(cascade)
+    for name in properties:
+        _PROPERTIES[name](cascade)
     return cascade
 
 
@@ -166,21 +187,68 @@ class _Verifier:
         self.local = {**outside, **states, **emitted}
 
 
+def _einsums(c: Cascade) -> Iterator[Einsum]:
+    return (x for x in c.body if isinstance(x, Einsum))
+
+
+def _folds(c: Cascade) -> Iterator[Fold]:
+    return (x for x in c.body if isinstance(x, Fold))
+
+
 def _fused(c: Cascade) -> None:
-    """V9: no reduction over a sequence rank stands outside a fold."""
     whole = {r.name for r in c.ranks if not r.is_sequence}
-    for x in c.body:
-        if isinstance(x, Einsum):
-            _require(set(x.over) <= whole, "V9", f"{x.target} still reduces over {', '.join(x.over)} outside a fold", x.loc)
+    for x in _einsums(c):
+        _require(set(x.over) <= whole, "V9", f"{x.target} still reduces over {', '.join(x.over)} outside a fold", x.loc)
+
+
+def _spaced(c: Cascade) -> None:
+    spaces: Spaces = {}
+    for x in _einsums(c):
+        inherited = set(conditions(x.map, spaces))
+        _require(inherited <= set(ex.conjuncts(x.mask)), "V10", f"{x.target} exists where what it reads does not", x.loc)
+        spaces |= given_on(c, x)
 
 
 def _scheduled(c: Cascade) -> None:
-    """V13: every loop has a step, tiles are powers of two."""
     for rank, block in c.tile:
         _require((block > 0 and block & (block - 1) == 0) or block % 16 == 0, "V13", f"the tile of {rank} is {block}", c.loc)
-    for x in c.body:
-        if isinstance(x, Fold):
-            _require(x.step > 0, "V13", f"the fold over {x.rank} has no step", x.loc)
+    for f in _folds(c):
+        _require(f.step > 0, "V13", f"the fold over {f.rank} has no step", f.loc)
+
+
+def _flat(c: Cascade) -> None:
+    for f in _folds(c):
+        _require(False, "V15", f"there is a fold over {f.rank}", f.loc)
+
+
+def _canonical(c: Cascade) -> None:
+    features = {r.name for r in c.ranks if not r.is_sequence} - set(c.over)
+    for x in _einsums(c):
+        if x.red in (None, "solve"):
+            continue
+        _require(len(features & set(x.over)) < 2, "V16", f"{x.target} reduces over several features at once", x.loc)
+        _require(not ex.indices(x.mask) & features, "V16", f"the condition of {x.target} mentions a feature", x.loc)
+
+
+def _ranged(c: Cascade) -> None:
+    for f in _folds(c):
+        _require(bool(f.ranges) != f.tabulated, "V17", f"the fold over {f.rank} has neither ranges nor a table", f.loc)
+
+
+def _blocked(c: Cascade) -> None:
+    blocked = len(c.body) == 1 and all(f.sequential and f.step for f in _folds(c)) and not any(_einsums(c))
+    _require(blocked, "V18", f"{c.name} is not one scan in blocks", c.loc)
+
+
+_PROPERTIES: dict[Property, Callable[[Cascade], None]] = {
+    "spaced": _spaced,
+    "flat": _flat,
+    "canonical": _canonical,
+    "fused": _fused,
+    "scheduled": _scheduled,
+    "ranged": _ranged,
+    "blocked": _blocked,
+}
 
 
 def merge_law(

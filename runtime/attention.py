@@ -303,7 +303,7 @@ class Attention:
 
     # -- looking inside ----------------------------------------------------------------------------------------------------------
 
-    def ir(self, after: pipeline.PassName = "build", block: int = 64, step: int = 64) -> str:
+    def ir(self, after: str = "build", block: int = 64, step: int = 64) -> str:
         """The cascade as text after the pass of that name (see `einfuse.ir.pipeline`)."""
         return show(pipeline.run(self.cascade, block, step, self.strict, after))
 

@@ -9,14 +9,14 @@ from einfuse.runtime import cache
 
 
 def fused(cascade: Cascade, strict: bool = False) -> Cascade:
-    """The cascade after every pass that knows nothing of tiles."""
+    """The cascade after every pass that does not depend on tiles."""
     name = cache.key("fused", show(cascade), strict)
-    return cache.remembered("fused", name, lambda: pipeline.run(cascade, strict=strict, after="name_scores"))
+    return cache.remembered("fused", name, lambda: pipeline.before_tiles(cascade, strict))
 
 
 def scheduled(cascade: Cascade, block: int, step: int, strict: bool = False) -> Cascade:
     """The cascade after all passes, as `pipeline.run` gives it."""
-    return pipeline.run(fused(cascade, strict), block, step, strict, since="name_scores")
+    return pipeline.with_tiles(fused(cascade, strict), block, step)
 
 
 def derivations(cascade: Cascade) -> list[derivation.Derivation]:

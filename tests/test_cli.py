@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +114,40 @@ def test_list_finds_by_name_family_paper_and_formula(capsys: pytest.CaptureFixtu
 def test_ir_after_every_pass(capsys: pytest.CaptureFixture[str], good: str, name: str) -> None:
     assert main(["ir", good, "--after", name]) == 0
     assert capsys.readouterr().out.startswith("cascade mine over b, h {")
+
+
+def test_opt_reads_what_it_prints(capsys: pytest.CaptureFixture[str], good: str, tmp_path: Path) -> None:
+    assert main(["ir", good, "--after", "online_fuse"]) == 0
+    (text := tmp_path / "fused.txt").write_text(capsys.readouterr().out)
+    assert main(["opt", str(text), "--passes", "name_scores,schedule,mask_ranges", "--print-after-all", "--time-passes"]) == 0
+    by_file = capsys.readouterr()
+    assert [line for line in by_file.err.splitlines() if line.startswith("# mine after")] == [
+        f"# mine after {name}" for name in ("name_scores", "schedule", "mask_ranges")
+    ]
+    assert re.search(r"^# schedule: \d+\.\d ms$", by_file.err, re.MULTILINE)
+    assert main(["opt", good]) == 0
+    assert capsys.readouterr().out == by_file.out
+
+
+def test_opt_reads_stdin_and_prints_every_kernel(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, good: str
+) -> None:
+    assert main(["opt", good, "--passes", "canonicalise"]) == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO(capsys.readouterr().out))
+    assert main(["opt", "-", "--passes", "differentiate{wanted=q,k}"]) == 0
+    assert re.findall(r"^cascade (\w+)", capsys.readouterr().out, re.MULTILINE) == [
+        "mine_prepass",
+        "mine_rows",
+        "mine_columns_j",
+    ]
+
+
+def test_opt_says_what_is_wrong(capsys: pytest.CaptureFixture[str], good: str, tmp_path: Path) -> None:
+    assert main(["opt", good, "--passes", "schedule"]) == 1
+    assert "run online_fuse first" in capsys.readouterr().err
+    (bad := tmp_path / "bad.txt").write_text("cascade c { o[i] = x[i] out o }")
+    assert main(["opt", str(bad)]) == 1
+    assert "o uses a rank that is not declared (V1)" in capsys.readouterr().err
 
 
 def test_passes(capsys: pytest.CaptureFixture[str], good: str) -> None:

@@ -22,7 +22,7 @@ def tile_rank(cascade: Cascade) -> str | None:
     return next((r for r in candidates if r not in folded), candidates[0] if candidates else None)
 
 
-def run(cascade: Cascade, block: int, step: int) -> Cascade:
+def run(cascade: Cascade, block: int = 64, step: int = 64) -> Cascade:
     """Sets the tile to ``block`` and every fold's step to ``step``, or to what suits a rank of known size better."""
     rank = tile_rank(cascade)
     body = tuple(replace(x, step=_least(cascade.rank(x.rank).size, step)) if isinstance(x, Fold) else x for x in cascade.body)

@@ -104,6 +104,14 @@ def _inside_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         "--form", choices=("quadratic", "linear"), default="quadratic", help="the linear form is that of the widths given"
     )
     ir.add_argument("--size", action="append", default=[], metavar="NAME=N", type=_size, help="a width; 64 unless given")
+    opt = _add(commands, "opt", "opt:run", "run passes on the text of a cascade, or on a spec")
+    opt.add_argument("file", metavar="FILE", help="a cascade as `einfuse ir` prints it, - for stdin, or a SPEC")
+    opt.add_argument(
+        "--passes", metavar="LIST", help="NAME,NAME{OPTION=VALUE ...}: those named; the whole pipeline unless given"
+    )
+    opt.add_argument("--print-after-all", action="store_true", help="print the cascade after every pass, on stderr")
+    opt.add_argument("--time-passes", action="store_true", help="print the time of every pass, on stderr")
+    _params(opt)
     passes = _add(commands, "passes", "inside:passes", "how often the keys are read, and what forces it", report=True)
     _spec(passes)
     passes.add_argument("--rank", help="another folded rank than the first")

@@ -1,0 +1,31 @@
+"""``EINFUSE_DEBUG=passes`` prints what the compiler makes to stderr, as it makes it: every cascade after each pass.
+
+What is found in the cache is not made again and not shown: set ``EINFUSE_CACHE`` to an empty folder to see all of it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Literal, get_args
+
+VARIABLE = "EINFUSE_DEBUG"
+Topic = Literal["passes"]
+TOPICS: tuple[Topic, ...] = get_args(Topic)
+
+
+def enabled(topic: Topic) -> bool:
+    """Whether the variable names the topic. Raises ValueError where it names anything else than topics."""
+    text = os.environ.get(VARIABLE)
+    if not text:  # the common case, on the way of every launch
+        return False
+    asked = {part.strip() for part in text.split(",")}
+    unknown = sorted(asked - {*TOPICS})
+    if unknown:
+        raise ValueError(f"{VARIABLE} names {', '.join(unknown)}; its topics are {', '.join(TOPICS)}")
+    return topic in asked
+
+
+def show(title: str, text: str = "") -> None:
+    """One block on stderr, with a heading."""
+    print(f"# {title}", *([text] if text else []), sep="\n", file=sys.stderr, flush=True)
