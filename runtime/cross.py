@@ -5,13 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import os
-import pickle
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TypedDict
 
 import torch
@@ -20,7 +17,7 @@ from einfuse.codegen import KernelPlan
 from einfuse.codegen.plan import Fold
 from einfuse.codegen.scan import ScanPlan
 from einfuse.ir import EinfuseError, Scalar
-from einfuse.runtime import binding, cache, tiles
+from einfuse.runtime import binding, cache, records, tiles
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import Target, TritonBackend
 from einfuse.runtime.given import Given
@@ -143,23 +140,19 @@ def _tiling(plan: KernelPlan | ScanPlan) -> tuple[int, int]:
 
 def _run(jobs: list[_Job]) -> list[dict[str, object]]:
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "jobs.pickle"
-        path.write_bytes(pickle.dumps(jobs))
-        done = subprocess.run(
-            [sys.executable, "-m", "einfuse.runtime.cross", str(path)], env=env, capture_output=True, text=True, check=False
-        )
+    command = [sys.executable, "-m", "einfuse.runtime.cross"]
+    done = subprocess.run(command, input=records.dumps(jobs), env=env, capture_output=True, check=False)
     if done.returncode:
-        raise EinfuseError(f"a kernel does not compile:\n{done.stderr[-4000:]}")
+        raise EinfuseError(f"a kernel does not compile:\n{done.stderr.decode(errors='replace')[-4000:]}")
     out: list[dict[str, object]] = json.loads(done.stdout.splitlines()[-1])
     return out
 
 
-def _main(path: str) -> None:
+def _main() -> None:
     from einfuse.codegen.triton import measure
 
     out = []
-    for job in pickle.loads(Path(path).read_bytes()):
+    for job in records.loads(sys.stdin.buffer.read()):
         found = measure(job["plan"], job["source"], job["target"], cache.folder() / "triton", **job["options"])
         kept = {k: v for k, v in asdict(found).items() if k in ("registers", "spills", "shared", "matrix")}
         out.append({**kept, "fits": found.fits})
@@ -167,4 +160,4 @@ def _main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1])
+    _main()

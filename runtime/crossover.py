@@ -10,18 +10,17 @@ It is measured with a small and a large call the first time that two forms are n
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
-from einfuse.codegen import KernelPlan
+from einfuse.codegen import KernelPlan, files
 from einfuse.codegen.cost import cost, scan_work, weighted
-from einfuse.codegen.files import write_atomic
 from einfuse.codegen.scan import ScanPlan
 from einfuse.runtime import cache
 
@@ -112,20 +111,21 @@ def speed(kind: str, setting: Setting, device: torch.device) -> Speed:
 
 def known(kind: str, setting: Setting) -> Speed | None:
     """The measured speed, if there is one."""
-    path = cache.folder() / "rate" / f"{setting.key(kind)}.json"
-    try:
-        found = json.loads(path.read_text())
-        return Speed(float(found["launch"]), float(found["rate"]))
-    except (OSError, ValueError, KeyError):
+    body = files.read(_path(kind, setting))
+    if body is None:
         return None  # not measured yet
+    found = json.loads(body)
+    return Speed(float(found["launch"]), float(found["rate"]))
 
 
 def keep(kind: str, setting: Setting, found: Speed) -> None:
     """Remembers a measured speed on disk, where that can be written."""
-    path = cache.folder() / "rate" / f"{setting.key(kind)}.json"
     about = {**asdict(found), "kind": kind, **asdict(setting)}
-    with contextlib.suppress(OSError):  # a full or read-only disk: measured again by the next process
-        write_atomic(path, json.dumps(about).encode())
+    files.keep(_path(kind, setting), json.dumps(about).encode())
+
+
+def _path(kind: str, setting: Setting) -> Path:
+    return cache.folder() / "rate" / f"{setting.key(kind)}.json"
 
 
 def timed(run: Callable[[], object], device: torch.device, repeats: int = 7, enough: float = 0.15) -> float:

@@ -237,11 +237,30 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(c["advice"] for c in checks.values() if not c["ok"])
 
 
-def test_doctor_counts_a_cache_that_others_write_to(tmp_path: Path) -> None:
+def test_doctor_says_what_to_do_about_a_cache(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EINFUSE_CACHE", str(tmp_path))
+    tmp_path.chmod(0o777)
+    found = reported(capsys, "doctor", code=1)
+    (kept,) = [c for c in found["checks"] if c["what"] == "cache"]
+    assert not kept["ok"]
+    assert "others may write to it" in kept["advice"]
+
+
+@pytest.mark.parametrize(("script", "advice"), [("sleep 60", "does not run"), ("exit 3", "ends with 3")])
+def test_doctor_does_not_wait_for_a_compiler(
+    script: str, advice: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from einfuse._cli import doctor
 
-    (tmp_path / "kept").write_bytes(b"abc")
-    assert [doctor._size(tmp_path / name) for name in ("kept", "renamed meanwhile", ".")] == [3, None, None]
+    (tmp_path / "cxx").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "cxx").chmod(0o755)
+    monkeypatch.setattr(doctor, "compiler", lambda: str(tmp_path / "cxx"))
+    monkeypatch.setattr(doctor, "PATIENCE", 0.2)
+    found = reported(capsys, "doctor", code=1)
+    (seen,) = [c for c in found["checks"] if c["what"] == "C++ compiler"]
+    assert advice in seen["advice"]
 
 
 def test_doctor_says_what_to_do_without_a_compiler(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,6 +269,62 @@ def test_doctor_says_what_to_do_without_a_compiler(capsys: pytest.CaptureFixture
     monkeypatch.setattr(doctor, "compiler", lambda: None)
     assert main(["doctor"]) == 1
     assert "install g++ or clang++" in capsys.readouterr().out
+
+
+# -- the cache -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two entries of a cache, and a file beside that is not ours."""
+    from einfuse.codegen import files
+
+    monkeypatch.setenv("EINFUSE_CACHE", str(tmp_path))
+    files.keep(tmp_path / "v1" / "plan" / "a.json", b"1")
+    files.keep(tmp_path / "v1" / "cpu" / "b.so", b"2" * 1000)
+    (tmp_path / "letter.txt").write_text("mine")
+    return tmp_path
+
+
+def test_cache_info(capsys: pytest.CaptureFixture[str], kept: Path) -> None:
+    found = reported(capsys, "cache", "info")
+    assert (found["folder"], found["refused"], found["entries"], found["most"]) == (str(kept), None, 2, 2 << 30)
+    assert {kind: x["entries"] for kind, x in found["kinds"].items()} == {"cpu": 1, "plan": 1}
+    assert found["bytes"] == sum(x["bytes"] for x in found["kinds"].values()) > 1000
+    assert main(["cache", "info"]) == 0
+    assert str(kept) in capsys.readouterr().out
+
+
+def test_cache_verify_names_what_is_damaged(capsys: pytest.CaptureFixture[str], kept: Path) -> None:
+    assert reported(capsys, "cache", "verify") == {"ok": True, "checked": 2, "damaged": []}
+    bad = kept / "v1" / "cpu" / "b.so"
+    bad.write_bytes(bad.read_bytes()[:-1])
+    assert reported(capsys, "cache", "verify", code=1) == {"ok": False, "checked": 2, "damaged": [str(bad)]}
+    assert main(["cache", "verify"]) == 1
+    assert f"damaged: {bad}" in capsys.readouterr().out
+
+
+def test_cache_clear_removes_our_entries_alone(capsys: pytest.CaptureFixture[str], kept: Path) -> None:
+    found = reported(capsys, "cache", "clear")
+    assert (found["ok"], found["removed"], found["left"]) == (True, 2, 0)
+    assert [p.name for p in kept.rglob("*") if p.is_file()] == ["letter.txt"]
+    assert reported(capsys, "cache", "info")["entries"] == 0
+
+
+def test_cache_of_a_folder_that_is_refused(capsys: pytest.CaptureFixture[str], kept: Path) -> None:
+    kept.chmod(0o777)
+    assert "others may write to it" in reported(capsys, "cache", "info", code=1)["refused"]
+    assert main(["cache", "clear"]) == 1
+    assert "is left alone: others may write to it" in capsys.readouterr().err
+    assert (kept / "v1" / "plan" / "a.json").exists()
+
+
+def test_cache_where_there_is_none(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EINFUSE_CACHE", str(tmp_path / "none"))
+    assert reported(capsys, "cache", "info")["entries"] == 0
+    assert reported(capsys, "cache", "verify")["checked"] == 0
+    assert reported(capsys, "cache", "clear")["removed"] == 0
+    assert not (tmp_path / "none").exists()
 
 
 # -- usage ---------------------------------------------------------------------------------------------------------------------------

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
-import hashlib
+import itertools
 import os
 import platform
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from einfuse.codegen import files
 from einfuse.codegen.cpu import keep, openmp
 from einfuse.codegen.cpu.names import identifier
 from einfuse.codegen.plan import KernelPlan, table_ranks
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
 FLAGS = ("-std=c++20", "-O2", "-fexpensive-optimizations", "-march=native", "-fno-math-errno", "-fno-trapping-math",
          "-ffp-contract=fast", "-fno-semantic-interposition", "-w", "-shared", "-fPIC", "-fopenmp")  # fmt: skip
 
+LIMIT = 600
+"""Seconds after which a compiler hangs: the largest kernels take some 20."""
+
 
 class BuildError(EinfuseError):
     """No compiler, or it failed: ``str(error)`` says which, with the end of its output."""
@@ -36,7 +42,7 @@ class BuildError(EinfuseError):
 
 @dataclass(frozen=True, slots=True)
 class CpuKernel:
-    """A loaded kernel; a call writes the plan's output tensors. ``library`` is the file it was loaded from.
+    """A loaded kernel; a call writes the plan's output tensors. ``library`` is the entry of the cache that holds it.
 
     ``keeps``: it may keep scores that several loops read (`keep`); the plan of a scan has no such loops.
     """
@@ -99,22 +105,23 @@ def build(plan: KernelPlan, source: str, folder: Path, flags: Sequence[str] = ()
 
     ``flags``, and then those of ``$CXXFLAGS``, are given to the compiler after `FLAGS`.
 
-    The compiled file is kept in ``folder``, which machines with different processors may share; a temporary folder stands in where it
-    cannot be written. Raises BuildError.
+    The compiled file is an entry of ``folder``, which machines with different processors may share. Raises BuildError.
     """
     compiler = find_compiler()
     options = [*FLAGS, *flags, *own_flags()]
     runtime = openmp.loaded()
     key = "\n".join([source, *options, _version(compiler), processor(), runtime.name if runtime else ""])
-    name = f"einfuse_{identifier(plan.name)}_{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
-    path = folder / name
-    if path.exists():
+    path = folder / f"{files.stem(identifier(plan.name), key)}.so"
+    kept = files.read(path)
+    if kept is not None:
         try:
-            return CpuKernel(plan, path, _function(path), tuple(flags), keeps)
+            return CpuKernel(plan, path, _function(kept, path), tuple(flags), keeps)
         except BuildError:
-            pass  # a damaged file, or one that lies where nothing may be executed: made again below
-    path = _compile(compiler, options, source, path)
-    return CpuKernel(plan, path, _function(path), tuple(flags), keeps)
+            pass  # whole, but not for this system, as where containers share a home folder: made again below
+    made = _compiled(compiler, options, source, path.stem)
+    kernel = CpuKernel(plan, path, _function(made, path), tuple(flags), keeps)
+    files.keep(path, made)
+    return kernel
 
 
 _forked: ThreadPoolExecutor | None = None
@@ -151,59 +158,80 @@ def find_compiler() -> str:
     raise BuildError("no C++ compiler: looked for $CXX, c++, g++ and clang++; install one, or use the torch back end")
 
 
-def _function(path: Path) -> Any:
+def _function(library: bytes, path: Path) -> Any:
     try:
-        function = ctypes.CDLL(str(path)).einfuse_kernel
-    except OSError as error:
-        raise BuildError(f"the compiled kernel {path} cannot be loaded: {error}") from error
+        function = _loaded(library, path.stem).einfuse_kernel
+    except (OSError, AttributeError) as error:
+        raise BuildError(f"the compiled kernel {path.name} cannot be loaded: {error}") from error
     function.restype = ctypes.c_int
     function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int]
     return function
 
 
-def _compile(compiler: str, options: Sequence[str], source: str, path: Path) -> Path:
-    """Compile to ``path`` by an atomic rename: two processes that build the same kernel do not meet half a file."""
-    folder = _writable(path.parent)
+def _loaded(library: bytes, name: str) -> ctypes.CDLL:
+    """The library made of these very bytes, which nobody can change, truncate or forbid to run: they are in memory, not in a folder.
+
+    Where a system has no such files, or forbids to run them, they go through a file of this process alone.
+    """
+    if hasattr(os, "memfd_create"):
+        with contextlib.suppress(OSError), os.fdopen(os.memfd_create(name), "wb") as file:
+            file.write(library)
+            file.flush()
+            # the loader takes two files of one name for one library, and numbers are used again: more slashes are another name
+            return ctypes.CDLL(f"/proc/self/fd/{'/' * next(_loads)}{file.fileno()}")
+    with tempfile.NamedTemporaryFile(prefix=name, suffix=".so") as other:
+        other.write(library)
+        other.flush()
+        return ctypes.CDLL(other.name)
+
+
+_loads = itertools.count()
+
+
+def _compiled(compiler: str, options: Sequence[str], source: str, name: str) -> bytes:
+    """The library that the compiler makes of a text. Raises BuildError."""
+    if compiler in _hung:
+        raise BuildError(f"{compiler} took more than {LIMIT} s before")
     try:
-        handle, temporary = tempfile.mkstemp(dir=folder, suffix=".so.tmp")
+        with tempfile.TemporaryDirectory(prefix="einfuse-", ignore_cleanup_errors=True) as folder:
+            library = Path(folder, "kernel.so")
+            command = [compiler, *options, "-o", str(library), "-x", "c++", "-", *openmp.link_options()]
+            code, output = _run(command, source)
+            if code:
+                tail = "\n".join(output.strip().splitlines()[-20:])
+                raise BuildError(f"{compiler} failed ({code}) on the kernel {name}:\n{tail}")
+            return library.read_bytes()
+    except subprocess.TimeoutExpired as error:
+        _hung.add(compiler)
+        raise BuildError(f"{compiler} took more than {LIMIT} s on the kernel {name}") from error
     except OSError as error:
-        raise BuildError(f"{path.name} cannot be built in {folder}: {error}") from error
-    os.close(handle)
-    try:
-        done = subprocess.run(
-            [compiler, *options, "-o", temporary, "-x", "c++", "-", *openmp.link_options()],
-            input=source,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            tail = "\n".join(done.stderr.strip().splitlines()[-20:])
-            raise BuildError(f"{compiler} failed ({done.returncode}) on the kernel {path.stem}:\n{tail}")
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, folder / path.name)
-    except OSError as error:
-        raise BuildError(f"{path.name} cannot be built in {folder}: {error}") from error
-    finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-    return folder / path.name
+        raise BuildError(f"{name} cannot be built: {error}") from error
 
 
-def _writable(folder: Path) -> Path:
-    """``folder``, or a private temporary one where it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass  # a read-only home folder: the kernel is compiled once a process instead
-    return _private_folder()
+_hung: set[str] = set()
 
 
-@functools.cache
-def _private_folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="einfuse_"))
+def _run(command: Sequence[str], text: str) -> tuple[int, str]:
+    """The exit code and messages of a compiler that reads ``text``. It ends with this call, and so do the processes it started.
+
+    Raises subprocess.TimeoutExpired after `LIMIT` seconds.
+    """
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        process_group=0,
+    ) as process:
+        try:
+            _, output = process.communicate(text, timeout=LIMIT)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+        return process.returncode, output
 
 
 @functools.cache

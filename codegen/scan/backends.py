@@ -38,7 +38,7 @@ def pieces(plan: ScanPlan, backend: Name, target: GpuTarget = "sm_90", crew: int
         return ladder.kernels(plan, target)
     if backend == "cpu":
         return team.kernels(plan, crew)
-    return (team.Whole(plan, emit_torch.emit),)
+    return (team.Whole(plan, emit_torch.emit(plan)),)
 
 
 def build(plan: ScanPlan, source: str, backend: Name, folder: Path) -> Kernel:

@@ -6,7 +6,6 @@ of the states for what does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from einfuse.codegen.scan.columns import share, shareable
@@ -23,12 +22,8 @@ class Whole:
     """A kernel that nothing is done about."""
 
     plan: ScanPlan
-    emit: Callable[[ScanPlan], str]
+    source: str
     options: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def source(self) -> str:
-        return self.emit(self.plan)
 
     def smaller(self) -> tuple[Whole, ...]:
         return ()
@@ -39,9 +34,9 @@ def kernels(plan: ScanPlan, crew: int) -> tuple[Whole, ...]:
     from einfuse.codegen.scan.cpu import emit
 
     if crew < 2:
-        return (Whole(plan, emit),)
+        return (Whole(plan, emit(plan)),)
     parts = [q for p in cut(plan) for q in (divide(p) if p.states else (p,))]
-    return tuple(Whole(_shared(p, crew), emit) for p in parts)
+    return tuple(Whole(p, emit(p)) for p in (_shared(p, crew) for p in parts))
 
 
 def _shared(plan: ScanPlan, crew: int) -> ScanPlan:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import linecache
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from einfuse.codegen.files import write_atomic
+from einfuse.codegen import files
 from einfuse.codegen.plan import KernelPlan
 from einfuse.codegen.torch.printer import identifier
 from einfuse.ir import Scalar
@@ -36,12 +33,8 @@ class TorchKernel:
 
 def build(plan: KernelPlan, source: str, folder: Path) -> TorchKernel:
     """The kernel of a text that `emit` made."""
-    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
-    path = folder / f"einfuse_{identifier(plan.name)}_{digest}.py"
-    if not path.exists():
-        with contextlib.suppress(OSError):  # a folder that cannot be written loses only the file: the kernel runs from memory
-            write_atomic(path, source.encode())
-    linecache.cache[str(path)] = (len(source), None, source.splitlines(True), str(path))
+    path = folder / f"{files.stem(identifier(plan.name), source)}.py"
+    files.keep_text(path, source)
     namespace: dict[str, object] = {"__name__": path.stem}
     exec(compile(source, str(path), "exec"), namespace)  # our own text, made by `emit`
     function = namespace["kernel"]

@@ -1,9 +1,8 @@
-"""`build`: a generated module's text made callable. It is imported from a file, because Triton reads a kernel's source back."""
+"""`build`: a generated module's text made callable. It is known by a path, because Triton reads a kernel's source back."""
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
+import importlib
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from einfuse.codegen.files import write_atomic
+from einfuse.codegen import files
 from einfuse.codegen.plan import KernelPlan
 from einfuse.codegen.triton.names import identifier
 from einfuse.ir import EinfuseError
@@ -78,17 +77,13 @@ def _quiet() -> Iterator[None]:
 
 
 def build(plan: KernelPlan, source: str, directory: Path) -> TritonKernel:
-    """The kernel of a text that `emit` made, kept as a file in ``directory`` under a name made of its contents."""
-    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
-    name = f"einfuse_{identifier(plan.name)}_{digest}"
+    """The kernel of a text that `emit` made, run from memory and kept for readers in ``directory`` under a name made of its contents."""
+    name = files.stem(identifier(plan.name), source)
     if name not in sys.modules:
         path = directory / f"{name}.py"
-        if not (path.exists() and path.read_text() == source):
-            write_atomic(path, source.encode())
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None, "a path that ends in .py has a spec"
-        assert spec.loader is not None, "and a loader"
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        files.keep_text(path, source)
+        module = ModuleType(name)
+        module.__file__ = str(path)
+        exec(compile(source, str(path), "exec"), module.__dict__)  # our own text, made by `emit`
         sys.modules[name] = module
     return TritonKernel(plan, sys.modules[name])

@@ -158,6 +158,8 @@ def _measuring_commands(commands: Commands[argparse.ArgumentParser]) -> None:
 
 def _machine_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     _add(commands, "doctor", "doctor:doctor", "what einfuse finds on this machine, and what to do about the rest", report=True)
+    kept = _add(commands, "cache", "cache:cache", "what is kept on disk: look at it, check it, remove it", report=True)
+    kept.add_argument("action", choices=("info", "verify", "clear"), help="count entries; find damaged ones; remove all")
     demo = _add(commands, "demo", "demo:demo", "one spec from its text to a verified, timed kernel")
     demo.add_argument("spec", nargs="?", default="alibi_window", metavar="SPEC", help="%(default)s unless given")
     demo.add_argument("--length", type=_positive, default=2048, metavar="N", help="tokens to time; %(default)s unless given")

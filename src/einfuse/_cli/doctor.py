@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import stat
 import subprocess
 import warnings
 from collections.abc import Callable
@@ -16,10 +15,14 @@ from pathlib import Path
 import torch
 
 from einfuse._cli import screen
+from einfuse.codegen import files
 from einfuse.runtime import cache
 from einfuse.runtime.backends import compiler
 
 WIDE = ("avx512f", "avx512_bf16", "amx_bf16", "avx2", "fma", "asimd", "sve", "bf16")
+
+PATIENCE = 10
+"""Seconds for a compiler to say its version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,13 @@ def _compiler() -> Finding:
     if path is None:
         advice = "install g++ or clang++ (or set CXX): CPU kernels run as tiled torch code until then, several times slower"
         return Finding("C++ compiler", "none", False, advice)
-    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-    return Finding("C++ compiler", f"{path}: {(done.stdout or done.stderr).splitlines()[0]}")
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=PATIENCE)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("C++ compiler", path, False, f"it does not run ({error}): set CXX to another")
+    said = (done.stdout or done.stderr).splitlines() or [""]
+    advice = "" if done.returncode == 0 else f"it ends with {done.returncode}: set CXX to another"
+    return Finding("C++ compiler", f"{path}: {said[0]}", not advice, advice)
 
 
 def _processor() -> Finding:
@@ -103,20 +111,11 @@ def _gpu() -> Finding:
     return Finding("GPU", "none: Triton kernels run in Triton's interpreter, for tests only")
 
 
-def _size(path: Path) -> int | None:
-    """Its bytes; None for what is not a file, or no longer: another process may be writing here and renaming what it wrote."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
-
-
 def _cache() -> Finding:
-    folder = cache.folder()
-    sizes = [size for path in folder.rglob("*") if (size := _size(path)) is not None]
-    found = f"{folder}: {len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB"
-    wanted = os.environ.get("EINFUSE_CACHE")
-    if wanted and folder != Path(wanted):
-        return Finding("cache", found, False, f"{wanted} (EINFUSE_CACHE) cannot be written: kernels are built in every process")
-    return Finding("cache", found)
+    found = cache.entries(cache.place() / cache.LAYOUT)
+    held = f"{files.shown(cache.place())}: {len(found)} files, {sum(x.size for x in found) / 2**20:.1f} MiB"
+    refused = cache.refusal()
+    if refused is None and cache.place().exists() and not os.access(cache.place(), os.W_OK):
+        refused = "it cannot be written"
+    advice = f"not used: {refused}; kernels are built in every process (the folder is {cache.FOLDER})" if refused else ""
+    return Finding("cache", held, not refused, advice)

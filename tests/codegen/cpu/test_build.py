@@ -1,19 +1,21 @@
 """Compiling: what a missing or failing compiler says, what the cache is keyed by, and folders that cannot be written."""
 
+import ctypes
 import errno
 import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
 from plans import Code
 
 import einfuse.runtime.backends  # noqa: F401  # found by name below
-from einfuse.codegen import cpu
+from einfuse.codegen import cpu, files
 from einfuse.codegen.plan import Arg, Block, KernelPlan
 from einfuse.ir import EinfuseError
 
@@ -36,14 +38,14 @@ def test_a_build_is_kept_and_found_again(tmp_path, monkeypatch) -> None:
     kernel({"x": x, "out": out}, {}, {"N": 50})
     assert torch.equal(out, 2 * x)
     assert [p.name for p in tmp_path.iterdir()] == [kernel.library.name]
-    monkeypatch.setattr(building.subprocess, "run", lambda *a, **k: pytest.fail("compiled twice"))
+    monkeypatch.setattr(building, "_run", lambda *_: pytest.fail("compiled twice"))
     assert cpu.build(plan, cpu.emit(plan), tmp_path, ["-O0"]).library == kernel.library
 
 
 def test_the_processor_and_the_compiler_are_part_of_the_name(tmp_path, monkeypatch) -> None:
     plan, names = doubled(), set()
-    monkeypatch.setattr(building, "_compile", lambda compiler, options, source, path: path)
-    monkeypatch.setattr(building, "_function", names.add)
+    monkeypatch.setattr(building, "_compiled", lambda *_: b"")
+    monkeypatch.setattr(building, "_function", lambda _, path: names.add(path))
     cpu.build(plan, cpu.emit(plan), tmp_path)
     monkeypatch.setattr(building, "processor", lambda: "another")
     cpu.build(plan, cpu.emit(plan), tmp_path)
@@ -54,8 +56,8 @@ def test_the_processor_and_the_compiler_are_part_of_the_name(tmp_path, monkeypat
 
 def test_cxxflags_come_last_and_are_part_of_the_name(tmp_path, monkeypatch) -> None:
     seen = []
-    monkeypatch.setattr(building, "_compile", lambda compiler, options, source, path: seen.append((options, path)) or path)
-    monkeypatch.setattr(building, "_function", lambda path: None)
+    monkeypatch.setattr(building, "_compiled", lambda compiler, options, source, name: seen.append((options, name)) or b"")
+    monkeypatch.setattr(building, "_function", lambda *_: None)
     plan = doubled()
     for text in ("", "-O1", "-O1 -DNAME='a b'"):
         monkeypatch.setenv("CXXFLAGS", text)
@@ -83,31 +85,94 @@ def test_a_compiler_that_fails(tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
-def test_a_folder_that_cannot_be_written(tmp_path) -> None:
-    tmp_path.chmod(0o500)
-    kernel = cpu.build(doubled(), cpu.emit(doubled()), tmp_path / "cache", ["-O0"])
-    assert kernel.library.exists()
+def doubles(kernel: cpu.CpuKernel) -> None:
+    x, out = torch.arange(5.0), torch.zeros(5)
+    kernel({"x": x, "out": out}, {}, {"N": 5})
+    assert torch.equal(out, 2 * x)
 
 
-def test_a_file_in_the_way_of_the_folder(tmp_path) -> None:
+def test_a_folder_that_cannot_be_made(tmp_path) -> None:
     (tmp_path / "cache").write_text("")
-    kernel = cpu.build(doubled(), cpu.emit(doubled()), Path(tmp_path / "cache"), ["-O0"])
-    assert kernel.library.exists()
+    doubles(cpu.build(doubled(), cpu.emit(doubled()), tmp_path / "cache", ["-O0"]))
 
 
-def test_a_damaged_file_is_made_again(tmp_path) -> None:
+@pytest.mark.parametrize("damage", ["half", "one bit", "empty", "other", "not for this system"])
+def test_a_damaged_entry_is_made_again(tmp_path, damage: str) -> None:
+    """Loaded as it is, half a library would end the process: its pages behind the end are not there."""
     plan = doubled()
     path = cpu.build(plan, cpu.emit(plan), tmp_path, ["-O0"]).library
-    for damage in (b"", b"no library"):
-        copy = tmp_path / "again"
-        copy.mkdir(exist_ok=True)
-        (copy / path.name).write_bytes(damage)
-        kernel = cpu.build(plan, cpu.emit(plan), copy, ["-O0"])
-        x, out = torch.arange(5.0), torch.zeros(5)
-        kernel({"x": x, "out": out}, {}, {"N": 5})
-        assert torch.equal(out, 2 * x)
-        (copy / path.name).unlink()
+    whole = path.read_bytes()
+    at = len(whole) // 2
+    bad = {
+        "half": whole[:at],
+        "one bit": whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :],
+        "empty": b"",
+        "other": b"no library",
+    }
+    path.write_bytes(bad[damage] if damage in bad else files.sealed(path, b"a library of another system"))
+    doubles(cpu.build(plan, cpu.emit(plan), tmp_path, ["-O0"]))
+    assert files.opened(path, path.read_bytes()) is not None
+
+
+def test_the_bytes_that_were_checked_are_the_bytes_that_run(tmp_path) -> None:
+    """What happens to the file afterwards changes nothing: kernels are loaded from memory."""
+    plan = doubled()
+    kernels = []
+    for level in ("-O0", "-O1", "-O2"):
+        kernel = cpu.build(plan, cpu.emit(plan), tmp_path, [level])
+        with kernel.library.open("r+b") as file:
+            file.truncate(10)
+        kernels.append(kernel)
+    for kernel in kernels:
+        doubles(kernel)
+    address = [ctypes.cast(k.function, ctypes.c_void_p).value for k in kernels]
+    assert len(set(address)) == 3  # none was taken for another, though their descriptors had the same number
+
+
+def test_without_files_in_memory(tmp_path, monkeypatch) -> None:
+    def refused(name: str) -> int:
+        raise PermissionError(errno.EACCES, "forbidden here")
+
+    monkeypatch.setattr(os, "memfd_create", refused)
+    monkeypatch.setattr(building.tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    doubles(cpu.build(doubled(), cpu.emit(doubled()), tmp_path / "cache", ["-O0"]))
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_compiler_that_hangs_is_asked_once(tmp_path, monkeypatch) -> None:
+    """It ends with all that it started, and so does the wait for it."""
+    compiler, ends = tmp_path / "cxx", tmp_path / "left"
+    compiler.write_text(f"#!/bin/sh\nsh -c 'sleep 2; touch {ends}' &\nsleep 60\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(building, "LIMIT", 0.3)
+    monkeypatch.setattr(building, "_hung", set())
+    begin = time.monotonic()
+    for said in (r"took more than 0\.3 s on the kernel", r"took more than 0\.3 s before"):
+        with pytest.raises(cpu.BuildError, match=said):
+            cpu.build(doubled(), cpu.emit(doubled()), tmp_path, ["-O0"])
+    assert time.monotonic() - begin < 2
+    time.sleep(2.2 - min(2.2, time.monotonic() - begin))
+    assert not ends.exists()
+
+
+@pytest.mark.parametrize("script", ["exit 0", "kill -9 $$", "echo oops >&2; exit 4", "eval 'echo > $9; true'"])
+def test_a_compiler_that_is_none(tmp_path, monkeypatch, script: str) -> None:
+    compiler = tmp_path / "cxx"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(cpu.BuildError, match=r"cannot be built|failed|cannot be loaded"):
+        cpu.build(doubled(), cpu.emit(doubled()), tmp_path / "cache", ["-O0"])
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_kernel_with_a_long_name(tmp_path) -> None:
+    plan = replace(doubled(), name="doubled" * 60)
+    kernel = cpu.build(plan, cpu.emit(plan), tmp_path, ["-O0"])
+    doubles(kernel)
+    assert kernel.library.exists()
 
 
 def test_builders_at_once(tmp_path) -> None:
@@ -130,7 +195,7 @@ def test_what_cannot_be_built_runs_as_torch(fault: str, tmp_path, monkeypatch) -
         monkeypatch.setenv("CXXFLAGS", "--no-such-option")
     else:
         full = OSError(errno.ENOSPC, "No space left on device")
-        monkeypatch.setattr(building.tempfile, "mkstemp", lambda **_: (_ for _ in ()).throw(full))
+        monkeypatch.setattr(building.tempfile, "TemporaryDirectory", lambda **_: (_ for _ in ()).throw(full))
     plan, said = doubled(), {"compiler": "no C", "disk": "No space left", "options": "no-such-option"}[fault]
     backend = backends.BACKENDS["cpu"]
     with pytest.warns(UserWarning, match=f"(?s)torch code.*{said}"):
