@@ -23,6 +23,7 @@ from einfuse.runtime.forms import FormName, Forms, known_form
 from einfuse.runtime.given import Given
 from einfuse.runtime.inside import Candidate, PassReport
 from einfuse.runtime.program import Program
+from einfuse.runtime.recent import Recent
 from einfuse.runtime.scan import ScanProgram, program_of
 
 Output = torch.Tensor | tuple[torch.Tensor, ...]
@@ -49,8 +50,8 @@ class Attention:
     inner: bool = field(default=False, repr=False)
     """A stage of another attention: its tensors have the dtypes that the other one gave them."""
     _forward_modes: dict[tuple[str, ...], Attention] = field(default_factory=dict, init=False, repr=False)
-    _plans: dict[str, list[KernelPlan] | list[ScanPlan]] = field(default_factory=dict, init=False, repr=False)
-    _packed: dict[pack.Groups, tuple[pack.Packed, Attention]] = field(default_factory=dict, init=False, repr=False)
+    _plans: Recent[str, list[KernelPlan] | list[ScanPlan]] = field(default_factory=Recent, init=False, repr=False)
+    _packed: Recent[pack.Groups, tuple[pack.Packed, Attention]] = field(default_factory=Recent, init=False, repr=False)
     program: Program = field(init=False)
     resumed: Attention | None = field(default=None, init=False, repr=False)
     key: str = field(init=False)
@@ -89,8 +90,9 @@ class Attention:
         if self.optional & set(kwargs):
             return self.given(self.optional & set(kwargs))(*args, **{n: x for n, x in kwargs.items() if x is not None})
         kind = prepared.signature(args, kwargs) if self._calls is not None else None
-        if kind is not None and self._calls is not None and kind in self._calls.known:
-            return _returned(self._calls.known[kind](args, kwargs))
+        ready = self._calls.known.get(kind) if kind is not None and self._calls is not None else None
+        if ready is not None:
+            return _returned(ready(args, kwargs))
         tensors, numbers = binding.arguments(self.cascade, args, kwargs)
         if any(x.is_nested for x in tensors.values()):
             return packed.nested(self, tensors, numbers, Attention.__call__)
@@ -246,10 +248,12 @@ class Attention:
 
     def packed(self, groups: pack.Groups) -> tuple[pack.Packed, Attention]:
         """The form for sequences of different lengths (see `varlen`), by the sizes that have the same bounds; derived once."""
-        if groups not in self._packed:
+
+        def derived() -> tuple[pack.Packed, Attention]:
             found = pack.run(self.cascade, groups)
-            self._packed[groups] = found, Attention(found.cascade, self.backend, self.strict)
-        return self._packed[groups]
+            return found, Attention(found.cascade, self.backend, self.strict)
+
+        return self._packed.made(groups, derived)
 
     # -- in parts ----------------------------------------------------------------------------------------------------------------
 
@@ -350,10 +354,8 @@ class Attention:
         """The plans of every kernel for these widths, from disk where they were made before: what the model of costs counts."""
         static = sorted((r.size, sizes[r.size]) for r in self.cascade.ranks if r.kind == "feature" and isinstance(r.size, str))
         name = cache.key("work", self.key, backend, dtype, backward, static)
-        if name not in self._plans:
-            make = lambda: [plan for plan, _ in self.emitted(backend, dtype, backward, dict(static))]  # noqa: E731
-            self._plans[name] = cache.remembered("work", name, make)
-        return self._plans[name]
+        make = lambda: [plan for plan, _ in self.emitted(backend, dtype, backward, dict(static))]  # noqa: E731
+        return self._plans.made(name, lambda: cache.remembered("work", name, make))
 
     def example_storage(self, c: Cascade, dtype: torch.dtype) -> dict[str, Storage]:
         """Storage as a call with tensors of ``dtype`` would have it."""

@@ -22,6 +22,7 @@ from einfuse.ir.text import parse
 from einfuse.runtime import crossover
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.crossover import Estimate, Setting, Speed
+from einfuse.runtime.recent import Recent
 
 if TYPE_CHECKING:
     from einfuse.runtime.attention import Attention
@@ -80,9 +81,9 @@ class Forms:
     quadratic: Attention
     found: Factorisation | None = None
     obstacle: str | None = None
-    linears: dict[tuple[int, ...], Attention] = field(default_factory=dict)
+    linears: dict[tuple[int, ...], Attention] = field(default_factory=dict)  # torch.compile looks into these two: no `Recent`
     ranks: dict[tuple[int, ...], int] = field(default_factory=dict)
-    choices: dict[tuple[object, ...], FormName] = field(default_factory=dict)
+    choices: Recent[tuple[object, ...], FormName] = field(default_factory=Recent)
 
     def __post_init__(self) -> None:
         try:
@@ -169,10 +170,7 @@ class Forms:
         if asked != "auto":
             return asked
         key = (*sorted(sizes.items()), x.dtype, x.device, training)
-        if key not in self.choices:
-            found = self._choose(sizes, x, training)
-            self.choices[key] = found
-        return self.choices[key]
+        return self.choices.made(key, lambda: self._choose(sizes, x, training))
 
     def _choose(self, sizes: Mapping[str, int], x: torch.Tensor, training: bool) -> FormName:
         assert self.found is not None, "asked of a linear form"

@@ -24,6 +24,7 @@ from einfuse.runtime.given import Given
 from einfuse.runtime.kernels import kernel_key, static_sizes, tilings
 from einfuse.runtime.launch import Built, Launch
 from einfuse.runtime.pairs import Pairs
+from einfuse.runtime.recent import Recent
 from einfuse.runtime.scatter import accumulate, contracted
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Gradients:
     ``cuts`` its cascade behind its sums (`ir.passes.tail`)."""
 
     program: Program
-    built: dict[tuple[object, ...], Built | None] = field(default_factory=dict)
+    built: Recent[tuple[object, ...], Built | None] = field(default_factory=Recent)
     dense: dict[tuple[object, ...], Pairs | None] = field(default_factory=dict)
     cuts: dict[tuple[object, ...], tuple[Cascade, Cascade] | None] = field(default_factory=dict)
 
@@ -133,15 +134,13 @@ class Gradients:
         static, other = static_sizes(a, mine.sizes), static_sizes(b, mine.sizes)
         small = self.program.variant(b, storage, other, mine.numbers, mine.sizes, backend)[1].small
         key = (a.name, a.outs, a.ranks, a.inputs, small, *kernel_key(b, storage, static | other, backend))
-        if key in self.built and self.built[key] is None:
-            return None
+        if self.built.get(key, self) is None:
+            return None  # it was found that they make none
         outs = _allocate(rows, known, added=True) | _allocate(columns, known)
         if not all(x.numel() for x in outs.values()):
             return None
-        if key not in self.built:
-            storage |= {n: STORAGE[x.dtype] for n, x in outs.items()}
-            self.built[key] = self._build(a, b, storage, static | other, backend, dict(small))
-        built = self.built[key]
+        storage |= {n: STORAGE[x.dtype] for n, x in outs.items()}
+        built = self.built.made(key, lambda: self._build(a, b, storage, static | other, backend, dict(small)))
         if built is None:
             return None
         Launch(built, mine.numbers, mine.sizes)({**mine.tensors, **outs})

@@ -19,8 +19,7 @@ from einfuse.runtime.forms import FORM
 from einfuse.runtime.given import Given
 from einfuse.runtime.launch import Ready
 from einfuse.runtime.program import Output, Program
-
-MOST = 256  # calls that are kept; all are dropped where more kinds turn up, as when keys are appended one by one
+from einfuse.runtime.recent import Recent
 
 Key = tuple[object, ...]
 Argument = torch.Tensor | Scalar
@@ -64,7 +63,7 @@ class Calls:
 
     program: Program
     backend: BackendName | None
-    known: dict[Key, Prepared] = field(default_factory=dict)
+    known: Recent[Key, Prepared] = field(default_factory=Recent)
 
     def prepare(self, key: Key, given: Given) -> Prepared:
         """A kind of call made ready, from one of them whose arguments are known to fit."""
@@ -75,9 +74,7 @@ class Calls:
         if any(x.numel() for x in outs.values()):
             program.check_ranges(given)
             launch = program.launch(program.cascade, given.more(outs), choose(given.device, self.backend))
-        if len(self.known) >= MOST:
-            self.known.clear()
-        self.known[key] = Prepared(
+        self.known[key] = ready = Prepared(
             tuple(given.tensors),
             tuple(made.items()),
             given.device,
@@ -87,7 +84,7 @@ class Calls:
             launch,
             any(x for _, x in program.suspects),
         )
-        return self.known[key]
+        return ready
 
 
 def signature(args: Sequence[Argument], kwargs: Mapping[str, Argument]) -> Key | None:

@@ -22,6 +22,7 @@ from einfuse.runtime.gradients import Gradients
 from einfuse.runtime.kernels import kernel_key, static_sizes, storage_of, tiled, tilings
 from einfuse.runtime.launch import Built, Launch, Ready
 from einfuse.runtime.memory import empty
+from einfuse.runtime.recent import Recent
 from einfuse.runtime.tiles import Variant
 from einfuse.runtime.unchanged import Unchanged
 from einfuse.runtime.walks import Chosen, Walks
@@ -49,9 +50,9 @@ class Program:
     strict: bool = False
     wide: bool = False  # outputs stay in accumulation precision
     suspects: tuple[tuple[ranges.Suspect, tuple[str, ...]], ...] = ()  # with the tables whose values decide
-    in_range: dict[tuple[object, ...], Unchanged] = field(default_factory=dict)
-    built: dict[tuple[object, ...], Built] = field(default_factory=dict)
-    variants: dict[tuple[object, ...], Variant] = field(default_factory=dict)
+    in_range: Recent[tuple[object, ...], Unchanged] = field(default_factory=Recent)
+    built: Recent[tuple[object, ...], Built] = field(default_factory=Recent)
+    variants: Recent[tuple[object, ...], Variant] = field(default_factory=Recent)
     backwards: dict[tuple[str, ...], Backward] = field(default_factory=dict)
     savings: dict[tuple[str, ...], Cascade] = field(default_factory=dict)
     walks: Walks = field(init=False)
@@ -154,9 +155,8 @@ class Program:
             self.built[which] = made
             return made
 
-        if which not in self.built:
-            self.built[which] = self._build(cascade, storage, static, backend, variant)
-        return Launch(self.built[which], given.numbers, given.sizes, smaller)
+        built = self.built.made(which, lambda: self._build(cascade, storage, static, backend, variant))
+        return Launch(built, given.numbers, given.sizes, smaller)
 
     def variant(
         self,
@@ -170,10 +170,12 @@ class Program:
         """The key of the cascade's kernels for such tensors, and the one that suits its masks at about these sizes and host numbers."""
         key, about = kernel_key(cascade, storage, static, backend), tiles.rounded(sizes)
         here = (*key, *sorted(about.items()), *sorted(numbers.items()))
-        if here not in self.variants:
+
+        def suited() -> Variant:
             ladder = tilings(cascade, storage, static, backend, self._is_backward(cascade))
-            self.variants[here] = tiles.variant(cascade, ladder, numbers, about, self.strict)
-        return key, self.variants[here]
+            return tiles.variant(cascade, ladder, numbers, about, self.strict)
+
+        return key, self.variants.made(here, suited)
 
     def _is_backward(self, cascade: Cascade) -> bool:
         return not set(self.cascade.outs) <= set(cascade.outs)

@@ -23,6 +23,7 @@ from einfuse.runtime.given import Given
 from einfuse.runtime.kernels import kernel_key, static_sizes, storage_of
 from einfuse.runtime.memory import empty
 from einfuse.runtime.program import Program
+from einfuse.runtime.recent import Recent
 from einfuse.runtime.scatter import accumulate
 from einfuse.runtime.sequence import Sequence
 
@@ -46,7 +47,7 @@ class ScanProgram(Program):
     points: int | None = None
     blocked: Cascade = field(init=False)
     derived: dict[tuple[str, ...], ScanBackward] = field(default_factory=dict)
-    kernels: dict[tuple[object, ...], Sequence] = field(default_factory=dict)
+    kernels: Recent[tuple[object, ...], Sequence] = field(default_factory=Recent)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,9 +165,8 @@ class ScanProgram(Program):
         points = math.prod(extent_of(cascade, r, known.sizes) for r in cascade.over)
         crew = _crew(points, extent_of(cascade, self.rank, known.sizes) > 4 * self.step) if backend.name == "cpu" else 1
         key = (crew, *kernel_key(cascade, storage, static, backend))
-        if key not in self.kernels:
-            self.kernels[key] = Sequence(self._pieces(cascade, storage, static, backend, crew), backend.name)
-        self.kernels[key].run(known)
+        make = lambda: Sequence(self._pieces(cascade, storage, static, backend, crew), backend.name)  # noqa: E731
+        self.kernels.made(key, make).run(known)
 
     def _pieces(
         self, cascade: Cascade, storage: Mapping[str, Storage], static: Mapping[str, int], backend: Backend, crew: int

@@ -18,13 +18,14 @@ from einfuse.runtime import cache, derived, tiles
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.launch import fold_tiles
+from einfuse.runtime.recent import Recent
 
 GAIN = 0.8
 """Lists are taken where their work is at most this share of that of tiles: they are loaded, and make another kernel."""
 FEWEST = 128
 """Rows from which on they are thought of."""
 REMEMBERED = 64
-"""Choices of a program that are kept; all are dropped where more turn up."""
+"""Choices of a program that are kept, with their lists."""
 MOST_ROWS = 64
 """Rows of a group, and columns of one that is computed without a loop."""
 
@@ -63,8 +64,8 @@ class Walks:
     strict: bool = False
     fewest: int = FEWEST
     pairs: dict[tuple[object, ...], walk.Pair | None] = field(default_factory=dict)
-    chosen: dict[tuple[object, ...], Chosen | None] = field(default_factory=dict)
-    turned: dict[tuple[object, ...], Chosen | None] = field(default_factory=dict)
+    chosen: Recent[tuple[object, ...], Chosen | None] = field(default_factory=lambda: Recent(REMEMBERED))
+    turned: Recent[tuple[object, ...], Chosen | None] = field(default_factory=lambda: Recent(REMEMBERED))
 
     def pair(self, cascade: Cascade) -> walk.Pair | None:
         """What lists could say of a cascade of the program."""
@@ -79,20 +80,14 @@ class Walks:
         if pair is None:
             return None
         key = (cascade.name, cascade.outs, tiling, given.device, *given.key)
-        if key not in self.chosen:
-            if len(self.chosen) >= REMEMBERED:
-                self.chosen.clear()
-                self.turned.clear()
-            self.chosen[key] = self._chosen(pair, given, tiling)
-        return self.chosen[key]
+        return self.chosen.made(key, lambda: self._chosen(pair, given, tiling))
 
     def over_columns(self, first: Chosen, rows: Cascade, columns: Cascade) -> Chosen | None:
         """The cascade ``columns``, whose own rows are the columns of ``rows``, over the lists of that one; None where one is listed twice."""
-        key = (columns.name, columns.outs, id(first))
-        if key not in self.turned:
-            mine, theirs = self.pair(rows), self.pair(columns)
-            self.turned[key] = _turned(first, mine, theirs) if mine and theirs else None
-        return self.turned[key]
+        mine, theirs = self.pair(rows), self.pair(columns)
+        if mine is None or theirs is None:
+            return None
+        return self.turned.made((columns.name, columns.outs, first), lambda: _turned(first, mine, theirs))
 
     def _chosen(self, pair: walk.Pair, given: Given, tiling: tuple[int, int]) -> Chosen | None:
         rows, columns = ((r, extent_of(pair.cascade, r, given.sizes)) for r in (pair.rows, pair.columns))

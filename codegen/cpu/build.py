@@ -13,7 +13,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,16 +113,29 @@ def build(plan: KernelPlan, source: str, folder: Path, flags: Sequence[str] = ()
     runtime = openmp.loaded()
     key = "\n".join([source, *options, _version(compiler), processor(), runtime.name if runtime else ""])
     path = folder / f"{files.stem(identifier(plan.name), key)}.so"
-    kept = files.read(path)
-    if kept is not None:
-        try:
-            return CpuKernel(plan, path, _function(kept, path), tuple(flags), keeps)
-        except BuildError:
-            pass  # whole, but not for this system, as where containers share a home folder: made again below
-    made = _compiled(compiler, options, source, path.stem)
-    kernel = CpuKernel(plan, path, _function(made, path), tuple(flags), keeps)
-    files.keep(path, made)
-    return kernel
+    with _one_builder(path):
+        kept = files.read(path)
+        if kept is not None:
+            with contextlib.suppress(BuildError):  # whole, but for another system, as where containers share a home folder
+                return CpuKernel(plan, path, _function(kept, path), tuple(flags), keeps)
+        made = _compiled(compiler, options, source, path.stem)
+        kernel = CpuKernel(plan, path, _function(made, path), tuple(flags), keeps)
+        files.keep(path, made)
+        return kernel
+
+
+@contextlib.contextmanager
+def _one_builder(path: Path) -> Iterator[None]:
+    """Threads that want the same kernel wait for the first of them and find what it has built; others go on."""
+    lock = _building.setdefault(path, threading.Lock())
+    try:
+        with lock:
+            yield
+    finally:
+        _building.pop(path, None)
+
+
+_building: dict[Path, threading.Lock] = {}
 
 
 _forked: ThreadPoolExecutor | None = None
@@ -130,6 +144,7 @@ _forked: ThreadPoolExecutor | None = None
 def _after_fork() -> None:
     global _forked
     _forked = ThreadPoolExecutor(1, "einfuse")
+    _building.clear()  # threads that held its locks are not here
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -157,7 +157,10 @@ def test_a_compiler_that_hangs_is_asked_once(tmp_path, monkeypatch) -> None:
     assert not ends.exists()
 
 
-@pytest.mark.parametrize("script", ["exit 0", "kill -9 $$", "echo oops >&2; exit 4", "eval 'echo > $9; true'"])
+WRITES_NONSENSE = 'while [ "$1" != -o ]; do shift; done; echo nonsense > "$2"'
+
+
+@pytest.mark.parametrize("script", ["exit 0", "kill -9 $$", "echo oops >&2; exit 4", WRITES_NONSENSE])
 def test_a_compiler_that_is_none(tmp_path, monkeypatch, script: str) -> None:
     compiler = tmp_path / "cxx"
     compiler.write_text(f"#!/bin/sh\n{script}\n")
@@ -175,12 +178,17 @@ def test_a_kernel_with_a_long_name(tmp_path) -> None:
     assert kernel.library.exists()
 
 
-def test_builders_at_once(tmp_path) -> None:
-    plan = doubled()
+def test_builders_at_once(tmp_path, monkeypatch) -> None:
+    """The first of them builds, the others wait and load what it built."""
+    plan, compiled = doubled(), []
+    run = building._run
+    monkeypatch.setattr(building, "_run", lambda *args: compiled.append(args) or run(*args))
     with ThreadPoolExecutor(3) as pool:
         built = [pool.submit(cpu.build, plan, cpu.emit(plan), tmp_path, ["-O0"]) for _ in range(3)]
     assert len({b.result().library for b in built}) == 1
     assert [p.suffix for p in tmp_path.iterdir()] == [".so"]
+    assert len(compiled) == 1
+    assert not building._building
 
 
 @pytest.mark.parametrize("fault", ["compiler", "disk", "options"])

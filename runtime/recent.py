@@ -1,0 +1,71 @@
+"""A bounded mapping: what follows from the shapes of calls is worked out once and forgotten when it was not used for long."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+MOST = 256
+"""Values that are held: more than the shapes of a model, fewer than sequences that grow token by token make."""
+
+
+class Recent(MutableMapping[K, V]):
+    """At most ``most`` values by key; the one that was used longest ago makes room. Threads may share it."""
+
+    __slots__ = ("_lock", "_values", "most")
+
+    def __init__(self, most: int = MOST) -> None:
+        self.most = most
+        self._values: OrderedDict[K, V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def made(self, key: K, make: Callable[[], V]) -> V:
+        """The value of a key, made if there is none. Two threads may both make it; the one that comes first is kept, and both get it."""
+        try:
+            return self[key]
+        except KeyError:
+            value = make()
+        with self._lock:
+            value = self._values.setdefault(key, value)
+            self._bound()
+        return value
+
+    def __getitem__(self, key: K) -> V:
+        with self._lock:
+            value = self._values[key]
+            self._values.move_to_end(key)
+        return value
+
+    def __setitem__(self, key: K, value: V) -> None:
+        with self._lock:
+            self._values[key] = value
+            self._values.move_to_end(key)
+            self._bound()
+
+    def __delitem__(self, key: K) -> None:
+        with self._lock:
+            del self._values[key]
+
+    def __contains__(self, key: object) -> bool:
+        """A look, which is no use."""
+        return key in self._values
+
+    def __iter__(self) -> Iterator[K]:
+        """The keys there are now, the one that was used longest ago first."""
+        with self._lock:
+            return iter(list(self._values))
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Recent({len(self)} of {self.most})"
+
+    def _bound(self) -> None:
+        while len(self._values) > self.most:
+            self._values.popitem(last=False)
