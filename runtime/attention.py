@@ -17,14 +17,16 @@ from einfuse.ir.passes import classify_score, pack, stages, tangent
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.rewrite import expressions, statements
 from einfuse.ir.text import show
-from einfuse.runtime import binding, cache, inside, ops, packed, parts, prefix, prepared, stream
+from einfuse.runtime import binding, cache, inside, ops, packed, parts, prefix, prepared, stream, transforms
+from einfuse.runtime.apart import apart, transformed
 from einfuse.runtime.backends import BackendName, Target
 from einfuse.runtime.forms import FormName, Forms, known_form
 from einfuse.runtime.given import Given
 from einfuse.runtime.inside import Candidate, PassReport
 from einfuse.runtime.program import Program
 from einfuse.runtime.recent import Recent
-from einfuse.runtime.scan import ScanProgram, program_of
+from einfuse.runtime.scan import ScanProgram
+from einfuse.runtime.source import Source, elaborated
 
 Output = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -43,7 +45,8 @@ class Attention:
     cascade: Cascade
     backend: BackendName | None = None
     strict: bool = False
-    elaborate: Callable[[frozenset[str]], Cascade] | None = field(default=None, repr=False)
+    origin: Source | None = field(default=None, repr=False)
+    """What makes the variants with optional inputs; None where the spec has none."""
     optional: frozenset[str] = frozenset()
     wide: bool = field(default=False, repr=False)
     form: FormName = "auto"
@@ -53,6 +56,8 @@ class Attention:
     _plans: Recent[str, list[KernelPlan] | list[ScanPlan]] = field(default_factory=Recent, init=False, repr=False)
     _packed: Recent[pack.Groups, tuple[pack.Packed, Attention]] = field(default_factory=Recent, init=False, repr=False)
     program: Program = field(init=False)
+    text: str = field(init=False, repr=False)
+    """The text form of the cascade: what operators in captured graphs carry."""
     resumed: Attention | None = field(default=None, init=False, repr=False)
     key: str = field(init=False)
     stages: tuple[Attention, ...] = field(init=False, repr=False)
@@ -61,9 +66,9 @@ class Attention:
     _read: frozenset[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.key = cache.content(show(self.cascade), self.strict, self.wide)
         self._read = frozenset(n for x in statements(self.cascade) for e in expressions(x) for n in ex.reads(e))
-        self.program = ops.register(self.key, program_of(self.cascade, self.strict, self.wide))
+        self.text, self.program = ops.register(self.cascade, self.strict, self.wide)
+        self.key = cache.content(self.text, self.strict, self.wide)
         cut = () if isinstance(self.program, ScanProgram) else stages.run(self.cascade)
         self.stages = (
             tuple(Attention(c, self.backend, self.strict, form="quadratic", inner=True) for c in cut) if len(cut) > 1 else ()
@@ -83,6 +88,18 @@ class Attention:
     @property
     def name(self) -> str:
         return self.cascade.name
+
+    # -- copies: an attention is as immutable as a function, and what it has built can be built again ---------------------------
+
+    def __copy__(self) -> Attention:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Attention:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Attention], tuple[object, ...]]:
+        rest = (self.backend, self.strict, self.origin, self.optional, self.wide, self.form, self.inner)
+        return _restored, (self.text, self.cascade.doc, *rest)
 
     # -- running -----------------------------------------------------------------------------------------------------------------
 
@@ -109,26 +126,22 @@ class Attention:
         if kind is not None and self._calls is not None and prepared.fits(self.cascade, args, kwargs):
             return _returned(self._calls.prepare(kind, Given(tensors, numbers, sizes))(args, kwargs))  # type: ignore[arg-type]  # no symbols here
         params = [t for t in self.cascade.inputs if t.param]
-        ints = [
-            int(numbers[t.name]) if not torch.compiler.is_compiling() else numbers[t.name] for t in params if t.dtype == "int"
-        ]
+        symbolic = torch.compiler.is_compiling()
+        ints: list[Any] = [numbers[t.name] if symbolic else int(numbers[t.name]) for t in params if t.dtype == "int"]
         floats = [float(numbers[t.name]) for t in params if t.dtype == "float"]
-        held = list(tensors.values())
-        grad = torch.is_grad_enabled()
-        needs = [grad and x.requires_grad for x in held]
-        outs = ops.forward(self.key, self.backend or "", held, ints, floats, needs)[: len(self.cascade.outs)]
-        return _returned(outs)
+        call = ops.Call(self.text, self.backend or "", self.strict, self.wide, ints or None, floats or None)
+        return _returned(transforms.attention(*call, list(tensors.values())))
 
     # -- forms -------------------------------------------------------------------------------------------------------------------
 
     @functools.cached_property
     def forms(self) -> Forms:
         """The quadratic form and, where the weights factor, the linear one: `Forms.found` or `Forms.obstacle` says which."""
-        return Forms(self)
+        return apart(lambda: Forms(self))
 
     def _linear(self, sizes: Mapping[str, binding.Size], tensors: Mapping[str, torch.Tensor]) -> Attention | None:
-        """The linear form, where it is asked for or faster. What torch.compile traces is the form that was asked for."""
-        if self.form == "auto" and torch.compiler.is_compiling():
+        """The linear form, where it is asked for or faster. What torch.compile or a transform sees is the form that was asked for."""
+        if self.form == "auto" and (torch.compiler.is_compiling() or transformed()):
             return None
         known: Mapping[str, int] = sizes  # type: ignore[assignment]  # concrete, or numbers that a trace fixes
         if self.form == "linear":
@@ -187,8 +200,11 @@ class Attention:
 
     def given(self, optional: Iterable[str]) -> Attention:
         """The same attention with these of its optional inputs given (a spec of its own, compiled once)."""
-        assert self.elaborate is not None, "only a spec with optional inputs has variants"
-        return _variant(self.elaborate, frozenset(optional), self.backend, self.strict, self.form)
+        given = tuple(sorted(optional))
+        name = f"_with_{'_'.join(given)}"
+        if not hasattr(self, name):
+            elaborated(self, name, given)
+        return getattr(self, name)  # type: ignore[no-any-return]  # set by `elaborated`
 
     def _autocast(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         device = next(iter(tensors.values())).device.type
@@ -236,8 +252,7 @@ class Attention:
             raise TypeError(f"{self.name}: tangents are for {', '.join(sorted(floats))}, found {found}")
         along = tuple(n for n in (t.name for t in self.cascade.inputs) if n in tangents)
         if along not in self._forward_modes:
-            cascade = tangent.run(self.cascade, along)
-            self._forward_modes[along] = Attention(cascade, self.backend, self.strict)
+            self._forward_modes[along] = apart(lambda: Attention(tangent.run(self.cascade, along), self.backend, self.strict))
         whole = self._forward_modes[along]
         tensors, numbers = binding.arguments(self.cascade, args, kwargs)
         names = [t.name for t in whole.cascade.inputs if not t.param][len(tensors) :]
@@ -253,15 +268,18 @@ class Attention:
             found = pack.run(self.cascade, groups)
             return found, Attention(found.cascade, self.backend, self.strict)
 
-        return self._packed.made(groups, derived)
+        return self._packed.made(groups, lambda: apart(derived))
 
     # -- in parts ----------------------------------------------------------------------------------------------------------------
 
     @functools.cached_property
     def _parts(self) -> tuple[splitting.Split, Attention, Attention, Attention]:
-        found = splitting.run(self.cascade)
-        of = functools.partial(Attention, backend=self.backend, strict=self.strict)
-        return found, of(found.partial, wide=True), of(found.merge, wide=True), of(found.finalise, wide=True)
+        def derived() -> tuple[splitting.Split, Attention, Attention, Attention]:
+            found = splitting.run(self.cascade)
+            of = functools.partial(Attention, backend=self.backend, strict=self.strict)
+            return found, of(found.partial, wide=True), of(found.merge, wide=True), of(found.finalise, wide=True)
+
+        return apart(derived)
 
     @property
     def split(self) -> splitting.Split:
@@ -363,11 +381,11 @@ class Attention:
 
     def with_backend(self, backend: BackendName | None) -> Attention:
         """The same attention on another back end."""
-        return Attention(self.cascade, backend, self.strict, self.elaborate, self.optional, self.wide, self.form)
+        return Attention(self.cascade, backend, self.strict, self.origin, self.optional, self.wide, self.form)
 
     def with_form(self, form: FormName) -> Attention:
         """The same attention in one form: ``quadratic``, ``linear`` or ``auto``. Raises SpecError where it has no linear form."""
-        return Attention(self.cascade, self.backend, self.strict, self.elaborate, self.optional, self.wide, form)
+        return Attention(self.cascade, self.backend, self.strict, self.origin, self.optional, self.wide, form)
 
 
 def _returned(outs: Sequence[torch.Tensor]) -> Output:
@@ -379,12 +397,7 @@ def _asked(cascade: Cascade, given: Mapping[str, Any]) -> dict[str, Any]:
     return {n: x for n, x in given.items() if n in names}
 
 
-@functools.lru_cache(256)
-def _variant(
-    elaborate: Callable[[frozenset[str]], Cascade],
-    given: frozenset[str],
-    backend: BackendName | None,
-    strict: bool,
-    form: FormName,
-) -> Attention:
-    return Attention(elaborate(given), backend, strict, form=form)
+def _restored(text: str, doc: str, *rest: Any) -> Attention:
+    """The attention that was pickled."""
+    cascade = ops.Call(text, "", rest[1], rest[4], None, None).cascade  # strict and wide
+    return Attention(replace(cascade, doc=doc), *rest)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
-from einfuse.ir import Cascade, Scalar, SpecError, read_spec
-from einfuse.runtime import cache
+from einfuse.ir import Scalar, SpecError, read_spec
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import BackendName
 from einfuse.runtime.forms import FormName
+from einfuse.runtime.source import Source
 
-if TYPE_CHECKING:
-    from einfuse import dsl  # imported where a text is read: a process that finds its kernels on disk reads none
-
-T = TypeVar("T")
 SPECS = Path(__file__).resolve().parents[1] / "library" / "specs"
 
 
@@ -54,35 +48,9 @@ def compile(
     weights do not factor) or chosen at every call by its shapes. Raises SpecError with line, column and hint.
     """
     text, file, folder = _found(source)
-    search = (folder,) if folder is not None else ()
-
-    @functools.cache
-    def module() -> dsl.Module:
-        from einfuse import dsl
-
-        return dsl.parse(text, file)
-
-    def elaborate(given: frozenset[str]) -> Cascade:
-        def make() -> Cascade:
-            from einfuse import dsl
-
-            return dsl.elaborate(module(), params=dict(params), given=set(given), search=search)
-
-        return _kept("cascade", make, text, file, sorted(params.items()), sorted(given))
-
-    def find() -> frozenset[str]:
-        from einfuse import dsl
-
-        return frozenset(i.name for i in dsl.signature(module()).inputs if i.optional)
-
-    return attention_of(elaborate, _kept("optional", find, text, file), backend, strict, form)
-
-
-def _kept(kind: str, make: Callable[[], T], text: str, *more: object) -> T:
-    """What follows from a spec's text: from disk where it is known. A text that uses other files is read each time, with them."""
-    if re.search(r"^\s*use\b", text, re.MULTILINE):
-        return make()
-    return cache.remembered("spec", cache.key(kind, text, *map(repr, more)), make)
+    spec = Source(text, file, str(folder or ""), tuple(sorted(params.items())))
+    optional = spec.optional()
+    return Attention(spec.cascade(frozenset()), backend, strict, spec if optional else None, optional, form=form)
 
 
 def attention(
@@ -102,17 +70,6 @@ def attention(
     from einfuse import dsl
 
     return Attention(dsl.attention(score_mod=score_mod, mask_mod=mask_mod, normalizer=normalizer, scale=scale), backend, strict)
-
-
-def attention_of(
-    elaborate: Callable[[frozenset[str]], Cascade],
-    optional: frozenset[str],
-    backend: BackendName | None,
-    strict: bool,
-    form: FormName = "auto",
-) -> Attention:
-    """The attention without its optional inputs, able to become the one with those that a call gives."""
-    return Attention(elaborate(frozenset()), backend, strict, elaborate if optional else None, optional, form=form)
 
 
 def _found(source: str | Path) -> tuple[str, str, Path | None]:

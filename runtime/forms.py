@@ -20,6 +20,7 @@ from einfuse.ir.factorisation import Factorisation, find
 from einfuse.ir.passes import reassociate
 from einfuse.ir.text import parse
 from einfuse.runtime import crossover
+from einfuse.runtime.apart import apart
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.crossover import Estimate, Setting, Speed
 from einfuse.runtime.recent import Recent
@@ -91,6 +92,9 @@ class Forms:
         except NotFactorableError as reason:
             self.obstacle = str(reason)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return getattr, (self.quadratic, "forms")  # found again from what defines them
+
     def fits(self, sizes: Mapping[str, int]) -> str | None:
         """Why the linear form does not take these sizes; None where it does."""
         if self.found is None:
@@ -148,8 +152,10 @@ class Forms:
                 raise SpecError(missing, self.quadratic.cascade.loc, "call it once before it is captured")
             from einfuse.runtime.attention import Attention
 
-            cascade = reassociate.run(self.quadratic.cascade, widths, points)
-            self.linears[key] = Attention(cascade, self.quadratic.backend, self.quadratic.strict, form="quadratic")
+            whole = self.quadratic
+            self.linears[key] = apart(
+                lambda: Attention(reassociate.run(whole.cascade, widths, points), whole.backend, whole.strict, form="quadratic")
+            )
         return self.linears[key]
 
     def decoding(self, sizes: Mapping[str, int], dtype: torch.dtype) -> int | None:

@@ -1,187 +1,197 @@
-"""The two operators that torch sees: forward and backward of any compiled attention, with fake kernels and autograd.
+"""The operators that torch sees. Each takes the text of a cascade, so a captured graph says all that it needs to run in another process.
 
-A program is found by key, a content hash, so that graphs captured by torch.compile or torch.export name it stably. Host numbers
-travel as lists of ints and floats in the order of the cascade's parameters, tensors in the order of its inputs.
+`attention` computes outputs; `forward` computes them and what a backward will read; `backward` computes gradients; `derivative`
+computes derivatives of any order. Host numbers travel as lists of ints and floats in the order of the cascade's parameters (None in
+place of an empty list, which AOTInductor cannot pass), tensors in the order of its inputs. What torch's autograd and transforms do
+with these operators is in `einfuse.runtime.transforms`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch._compile import _disable_dynamo
 
-from einfuse.ir import EinfuseError, Scalar, interpret
+from einfuse.ir import Cascade, EinfuseError, Scalar, SpecError
+from einfuse.ir.text import parse, show
+from einfuse.runtime import higher
+from einfuse.runtime.apart import apart
 from einfuse.runtime.backends import Backend, choose
 from einfuse.runtime.given import Given
 from einfuse.runtime.program import Program
+from einfuse.runtime.scan import program_of
 
-_PROGRAMS: dict[str, Program] = {}  # for ever: a captured graph may outlive the object it was captured from
+Key = tuple[str, bool, bool]
+"""A cascade's text, and whether its program is strict and gives out wide numbers."""
+
+_PROGRAMS: dict[Key, Program] = {}  # for ever: a captured graph may outlive the object it was captured from
 
 
-def register(key: str, program: Program) -> Program:
-    """The program known by ``key`` (the given one, if there was none)."""
-    return _PROGRAMS.setdefault(key, program)
-
-
-def _program(key: str) -> Program:
-    """The program of a captured graph. Raises EinfuseError where this process has not compiled its spec."""
+def register(cascade: Cascade, strict: bool, wide: bool) -> tuple[str, Program]:
+    """The cascade's text, and the one program of this process for it."""
+    text = show(cascade)
+    key = (text, strict, wide)
     if key not in _PROGRAMS:
-        raise EinfuseError(
-            f"no attention with the key {key} is compiled in this process: compile its spec before running the graph"
-        )
-    return _PROGRAMS[key]
+        _PROGRAMS.setdefault(key, program_of(cascade, strict, wide))
+    return text, _PROGRAMS[key]
 
 
-def _suited(key: str, backend: str, tensors: Sequence[torch.Tensor]) -> tuple[Program, Backend]:
-    """The program that a call of a captured graph takes, and the back end it runs on."""
-    chosen = choose(tensors[0].device, backend or None)  # type: ignore[arg-type]  # checked by `choose`
-    narrow = any(x.dtype in (torch.bfloat16, torch.float16) for x in tensors)
-    return _program(key).suited(chosen.name, narrow), chosen
+class Call(NamedTuple):
+    """The arguments that every operator begins with."""
+
+    spec: str
+    backend: str
+    strict: bool
+    wide: bool
+    ints: Sequence[int] | None
+    floats: Sequence[float] | None
+
+    @property
+    def program(self) -> Program:
+        """The program of the spec. Raises EinfuseError where its text cannot be read."""
+        key = (self.spec, self.strict, self.wide)
+        if key not in _PROGRAMS:
+            try:
+                apart(lambda: register(parse(self.spec), self.strict, self.wide))
+            except SpecError as error:
+                raise EinfuseError(
+                    f"this graph holds an attention that this version of einfuse cannot read; capture it again: {self.spec[:200]}"
+                ) from error
+        return _PROGRAMS[key]
+
+    @property
+    def cascade(self) -> Cascade:
+        """The spec as a cascade."""
+        return self.program.cascade
+
+    @property
+    def differentiable(self) -> list[bool]:
+        """Of each tensor, whether it has derivatives."""
+        return [t.dtype == "float" for t in self.cascade.inputs if not t.param]
+
+    def suited(self, tensors: Sequence[torch.Tensor]) -> tuple[Program, Backend]:
+        """The program that serves these tensors best, and the back end it runs on."""
+        chosen = choose(tensors[0].device, self.backend or None)  # type: ignore[arg-type]  # checked by `choose`
+        narrow = any(x.dtype in (torch.bfloat16, torch.float16) for x in tensors)
+        return self.program.suited(chosen.name, narrow), chosen
+
+    def given(self, tensors: Sequence[torch.Tensor]) -> Given:
+        """What the call brings, by name."""
+        c = self.cascade
+        names = [t.name for t in c.inputs if not t.param]
+        numbers: dict[str, Scalar] = {}
+        for kind, values in (("int", self.ints or ()), ("float", self.floats or ())):
+            numbers |= dict(zip([t.name for t in c.inputs if t.param and t.dtype == kind], values, strict=True))
+        return Given.of(c, dict(zip(names, tensors, strict=True)), numbers)
+
+    def wanted(self, needs: Sequence[bool]) -> tuple[str, ...]:
+        """The names of the float inputs that are marked in ``needs``."""
+        inputs = [t for t in self.cascade.inputs if not t.param]
+        return tuple(t.name for t, need in zip(inputs, needs, strict=True) if need and t.dtype == "float")
 
 
-def _given(program: Program, tensors: Sequence[torch.Tensor], ints: Sequence[int], floats: Sequence[float]) -> Given:
-    c = program.cascade
-    names = [t.name for t in c.inputs if not t.param]
-    numbers: dict[str, Scalar] = {}
-    for kind, values in (("int", ints), ("float", floats)):
-        numbers |= dict(zip([t.name for t in c.inputs if t.param and t.dtype == kind], values, strict=True))
-    return Given.of(c, dict(zip(names, tensors, strict=True)), numbers)
-
-
-def _wanted(program: Program, needs: Sequence[bool]) -> tuple[str, ...]:
-    inputs = [t for t in program.cascade.inputs if not t.param]
-    return tuple(t.name for t, need in zip(inputs, needs, strict=True) if need and t.dtype == "float")
-
-
-def _as_given(tensors: Sequence[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
-    """Inside an operator dtypes are chosen already: autocast, which also looks into its body, would round sums between two kernels."""
+def _settled(tensors: Sequence[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
+    """Turns autocast off: inside an operator dtypes are chosen already, and autocast would round sums between two kernels."""
     device = tensors[0].device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
-@torch.library.custom_op("einfuse::forward", mutates_args=())
-def forward(
-    key: str, backend: str, tensors: Sequence[torch.Tensor], ints: Sequence[int], floats: Sequence[float], needs: Sequence[bool]
-) -> list[torch.Tensor]:
-    """The outputs of a program, then what its backward (for the tensors marked in ``needs``) will read."""
-    program, chosen = _suited(key, backend, tensors)
-    with _as_given(tensors):
-        return list(program.forward(_given(program, tensors, ints, floats), chosen, _wanted(program, needs)).values())
+LIBRARY = torch.library.Library("einfuse", "FRAGMENT")
+_CALL = "str spec, str backend, bool strict, bool wide, SymInt[]? ints, float[]? floats"
 
 
-@forward.register_fake
-def _(
-    key: str, backend: str, tensors: Sequence[torch.Tensor], ints: Sequence[int], floats: Sequence[float], needs: Sequence[bool]
-) -> list[torch.Tensor]:
-    program, _ = _suited(key, backend, tensors)
-    given = _given(program, tensors, ints, floats)
-    return list(program.allocate(program.saving(_wanted(program, needs)), given.tensors, given.sizes).values())
+def _operator(schema: str) -> Callable[[Callable[..., list[torch.Tensor]]], Any]:
+    """Defines an operator of this schema whose kernel, on every device, is the decorated function."""
+
+    def define(kernel: Callable[..., list[torch.Tensor]]) -> Any:
+        LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        name = schema.split("(")[0]
+        LIBRARY.impl(name, _disable_dynamo(kernel), "CompositeExplicitAutograd")
+        return getattr(torch.ops.einfuse, name).default
+
+    return define
 
 
-@torch.library.custom_op("einfuse::backward", mutates_args=())
-def backward(
-    key: str,
-    backend: str,
-    tensors: Sequence[torch.Tensor],
-    outs: Sequence[torch.Tensor],
-    gradients: Sequence[torch.Tensor],
-    ints: Sequence[int],
-    floats: Sequence[float],
-    needs: Sequence[bool],
-) -> list[torch.Tensor]:
-    """The gradients of the tensors marked in ``needs``, given everything that `forward` returned."""
-    program, chosen = _suited(key, backend, tensors)
-    given = _given(program, tensors, ints, floats)
-    wanted = _wanted(program, needs)
+@_operator(f"attention({_CALL}, Tensor[] tensors) -> Tensor[]")
+def attention(*args: Any) -> list[torch.Tensor]:
+    """The outputs of a cascade."""
+    call, (tensors,) = Call(*args[:6]), args[6:]
+    program, chosen = call.suited(tensors)
+    with _settled(tensors):
+        return list(program.forward(call.given(tensors), chosen).values())
+
+
+@_operator(f"forward({_CALL}, Tensor[] tensors, bool[] needs) -> Tensor[]")
+def forward(*args: Any) -> list[torch.Tensor]:
+    """The outputs of a cascade, then what its backward (for the tensors marked in ``needs``) will read."""
+    call, (tensors, needs) = Call(*args[:6]), args[6:]
+    program, chosen = call.suited(tensors)
+    with _settled(tensors):
+        return list(program.forward(call.given(tensors), chosen, call.wanted(needs)).values())
+
+
+@_operator(f"backward({_CALL}, Tensor[] tensors, bool[] needs, Tensor[] outs, Tensor[] gradients) -> Tensor[]")
+def backward(*args: Any) -> list[torch.Tensor]:
+    """The gradients of the float tensors marked in ``needs``, from all that `forward` returned and the gradients of the outputs."""
+    call, (tensors, needs, outs, gradients) = Call(*args[:6]), args[6:]
+    program, chosen = call.suited(tensors)
+    wanted = call.wanted(needs)
     saved = dict(zip(program.saving(wanted).outs, outs, strict=True))
     directions = dict(zip(program.cascade.outs, gradients, strict=True))
-    with _as_given(tensors):
-        return list(program.backward(given, saved, directions, chosen, wanted).values())
+    with _settled(tensors):
+        return list(program.backward(call.given(tensors), saved, directions, chosen, wanted).values())
 
 
-@backward.register_fake
-def _(
-    key: str,
-    backend: str,
-    tensors: Sequence[torch.Tensor],
-    outs: Sequence[torch.Tensor],
-    gradients: Sequence[torch.Tensor],
-    ints: Sequence[int],
-    floats: Sequence[float],
-    needs: Sequence[bool],
-) -> list[torch.Tensor]:
-    program = _program(key)
-    wanted = _wanted(program, needs)
-    names = [t.name for t in program.cascade.inputs if not t.param]
-    return [
-        torch.empty_like(x, memory_format=torch.contiguous_format) for n, x in zip(names, tensors, strict=True) if n in wanted
-    ]
+@_operator(f"derivative({_CALL}, Tensor[] tensors, Tensor[] directions, str order) -> Tensor[]")
+def derivative(*args: Any) -> list[torch.Tensor]:
+    """A derivative of any order (see `einfuse.runtime.higher`), by the interpreter: right for every cascade, as slow as plain torch."""
+    call, (tensors, directions, order) = Call(*args[:6]), args[6:]
+    kinds = [(x.shape, x.dtype) for x in _like_outputs(call, [x.to("meta") for x in tensors])]
+    with _settled(tensors):
+        return higher.derivative(call.cascade, call.given(tensors), kinds, directions, order)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
-    key, backend, tensors, ints, floats, needs = inputs
-    ctx.key, ctx.backend, ctx.ints, ctx.floats, ctx.needs = key, backend, ints, floats, needs
-    ctx.count = len(tensors)
-    ctx.save_for_backward(*tensors, *output)
+def _like_outputs(call: Call, tensors: Sequence[torch.Tensor], needs: Sequence[bool] = ()) -> list[torch.Tensor]:
+    """Tensors like those that `attention` or, with ``needs``, `forward` gives out."""
+    program, _ = call.suited(tensors)
+    given = call.given(tensors)
+    cascade = apart(lambda: program.saving(call.wanted(needs) if needs else ()))
+    found = program.allocate(cascade, given.tensors, given.sizes)
+    return list(found.values())
 
 
-def _again(ctx: Any, gradients: list[torch.Tensor | None]) -> tuple[Any, ...]:
-    """The gradient of a gradient: through the interpreter of the cascade as written, which autograd differentiates any number of times.
-
-    Right for every cascade, and as slow and large as plain torch.
-    """
-    program, saved = _program(ctx.key), ctx.saved_tensors
-    tensors, given = saved[: ctx.count], saved[ctx.count :]
-    names = [t.name for t in program.cascade.inputs if not t.param]
-    wanted = [n in _wanted(program, ctx.needs) for n in names]
-    with torch.enable_grad(), _as_given(tensors):
-        leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in tensors]
-        directions = [g.detach().requires_grad_() for g in given]
-        again = _given(program, leaves, ctx.ints, ctx.floats)
-        dtype = torch.promote_types(directions[0].dtype, torch.float32)
-        outs = interpret(program.cascade, again.inputs, again.sizes, dtype)
-        inner = [x for x, w in zip(leaves, wanted, strict=True) if w]
-        first = torch.autograd.grad(
-            list(outs.values()), inner, [g.to(dtype) for g in directions], create_graph=True, allow_unused=True
-        )
-        pairs = [
-            (f, g.to(f.dtype))
-            for f, g in zip(first, gradients, strict=True)
-            if f is not None and g is not None and f.requires_grad
-        ]
-        sources = [x for x in leaves if x.requires_grad] + directions
-        if not pairs:
-            second: tuple[torch.Tensor | None, ...] = (None,) * len(sources)
-        else:
-            second = torch.autograd.grad([f for f, _ in pairs], sources, [g for _, g in pairs], allow_unused=True)
-    found = iter(second)
-    to_tensors = [next(found) if x.requires_grad else None for x in leaves]
-    to_given = list(found)
-    return (None, None, to_tensors, [None] * ctx.outs, to_given, *([] if not n else None for n in (ctx.ints, ctx.floats)), None)
+def _fake_attention(*args: Any) -> list[torch.Tensor]:
+    return _like_outputs(Call(*args[:6]), args[6])
 
 
-def _setup_again(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
-    key, _, tensors, outs, gradients, ints, floats, needs = inputs
-    ctx.key, ctx.ints, ctx.floats, ctx.needs = key, ints, floats, needs
-    ctx.count, ctx.outs = len(tensors), len(outs)
-    ctx.save_for_backward(*tensors, *gradients)
+def _fake_forward(*args: Any) -> list[torch.Tensor]:
+    return _like_outputs(Call(*args[:6]), args[6], args[7])
 
 
-backward.register_autograd(_again, setup_context=_setup_again)
+def _fake_backward(*args: Any) -> list[torch.Tensor]:
+    call, (tensors, needs, _, _) = Call(*args[:6]), args[6:]
+    names = [t.name for t in call.cascade.inputs if not t.param]
+    wanted = call.wanted(needs)
+    return [_contiguous(x) for n, x in zip(names, tensors, strict=True) if n in wanted]
 
 
-def _backward(ctx: Any, gradients: list[torch.Tensor | None]) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors
-    tensors, outs = list(saved[: ctx.count]), list(saved[ctx.count :])
-    public = len(_program(ctx.key).cascade.outs)
-    given = [torch.zeros_like(o) if g is None else g for g, o in zip(gradients[:public], outs[:public], strict=True)]
-    parts = iter(backward(ctx.key, ctx.backend, tensors, outs, given, ctx.ints, ctx.floats, ctx.needs))
-    inputs = [t for t in _program(ctx.key).cascade.inputs if not t.param]
-    out = [next(parts) if need and t.dtype == "float" else None for t, need in zip(inputs, ctx.needs, strict=True)]
-    # torch takes an empty list for a list of tensors, and wants one back
-    return None, None, out, *([] if not numbers else None for numbers in (ctx.ints, ctx.floats)), None
+def _fake_derivative(*args: Any) -> list[torch.Tensor]:
+    call, (tensors, directions, order) = Call(*args[:6]), args[6:]
+    outs = _like_outputs(call, tensors)
+    return [_contiguous(x) for x in higher.like(tensors, outs, directions, order)]
 
 
-forward.register_autograd(_backward, setup_context=_setup)
+def _contiguous(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+for _name, _fake in (
+    ("attention", _fake_attention),
+    ("forward", _fake_forward),
+    ("backward", _fake_backward),
+    ("derivative", _fake_derivative),
+):
+    torch.library.register_fake(f"einfuse::{_name}", _fake, lib=LIBRARY)

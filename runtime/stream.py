@@ -18,6 +18,7 @@ from einfuse.ir.expr import walk
 from einfuse.ir.passes import chunk
 from einfuse.ir.rewrite import expressions, fresh
 from einfuse.runtime import binding
+from einfuse.runtime.apart import apart
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.parts import PartialState
 
@@ -104,7 +105,7 @@ def _scanned(
 
     cascade, states = resumed(attention.cascade)
     if attention.resumed is None:
-        attention.resumed = Compiled(cascade, attention.backend, attention.strict)
+        attention.resumed = apart(lambda: Compiled(cascade, attention.backend, attention.strict))
     tensors, numbers = binding.arguments(attention.cascade, args, kwargs)
     if state is None:
         state = _first(attention.cascade, states, tensors)

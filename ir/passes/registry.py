@@ -15,6 +15,7 @@ from typing import Any, Literal
 from einfuse.ir.errors import EinfuseError
 from einfuse.ir.nodes import Cascade
 from einfuse.ir.passes import (
+    batch,
     canonicalise,
     chunk,
     chunk_backward,
@@ -180,6 +181,13 @@ TRANSFORMS: tuple[Pass, ...] = (
         does="the backward of a scan in blocks",
     ),
     Pass("tangent", tangent.run, ("flat",), options={"along": names}, does="forward mode: outputs and their derivatives"),
+    Pass(
+        "batch",
+        batch.run,
+        options={"inputs": names},
+        takes="any",
+        does="one more ambient rank, along which some inputs have an axis",
+    ),
     Pass(
         "reassociate",
         reassociate.run,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -25,17 +29,22 @@ def tensors(grad: bool = True, dtype: torch.dtype = torch.float32, seed: int = 0
     return [torch.randn(s, generator=g).to(dtype).requires_grad_(grad) for s in shapes]
 
 
-def test_opcheck_of_forward_and_backward(attn: einfuse.Attention) -> None:
-    held = tensors()
-    torch.library.opcheck(ops.forward, (attn.key, "", held, [5], [], [True] * 4))
-    outs = ops.forward(attn.key, "", held, [5], [], [True] * 4)
+def call(attn: einfuse.Attention, *ints: int) -> ops.Call:
+    return ops.Call(attn.text, "", False, False, list(ints), None)
+
+
+def test_opcheck_of_every_operator(attn: einfuse.Attention) -> None:
+    held, needs = tensors(), [True] * 4
+    torch.library.opcheck(ops.attention, (*call(attn, 5), held))
+    torch.library.opcheck(ops.forward, (*call(attn, 5), held, needs), test_utils=("test_schema", "test_faketensor"))
     plain = [x.detach() for x in held]
+    outs = ops.forward(*call(attn, 5), plain, needs)
     given = [torch.ones_like(outs[0])]
     torch.library.opcheck(
-        ops.backward,
-        (attn.key, "", plain, [o.detach() for o in outs], given, [5], [], [True] * 4),
-        test_utils=("test_schema", "test_faketensor"),
+        ops.backward, (*call(attn, 5), plain, needs, outs, given), test_utils=("test_schema", "test_faketensor")
     )
+    for order, directions in (("r1111", given), ("f1001", [held[0].detach(), held[3].detach()])):
+        torch.library.opcheck(ops.derivative, (*call(attn, 5), held, directions, order))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -54,18 +63,61 @@ def test_compile_fullgraph_equals_eager(attn: einfuse.Attention, dynamic: bool) 
             torch.testing.assert_close(a, b)
 
 
-def test_export_runs_and_names_a_missing_spec(attn: einfuse.Attention) -> None:
-    class Model(torch.nn.Module):
-        def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
-            out = attn(q, k, v, slope=slope)
-            assert isinstance(out, torch.Tensor)
-            return out
+class Model(torch.nn.Module):
+    def __init__(self, attn: einfuse.Attention) -> None:
+        super().__init__()
+        self.attn = attn
 
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+        out = self.attn(q, k, v, slope=slope)
+        assert isinstance(out, torch.Tensor)
+        return out
+
+
+def exported(attn: einfuse.Attention, dynamic: bool) -> tuple[list[torch.Tensor], torch.export.ExportedProgram]:
     held = tensors(grad=False)
-    exported = torch.export.export(Model(), tuple(held))
-    torch.testing.assert_close(exported.module()(*held), attn(*held))
-    with pytest.raises(EinfuseError, match="compile its spec before"):
-        ops.forward("0" * 32, "", held, [5], [], [False] * 4)
+    keys = torch.export.Dim("M", min=2, max=64)
+    axes = {"q": None, "k": {2: keys}, "v": {2: keys}, "slope": None}
+    return held, torch.export.export(Model(attn), tuple(held), dynamic_shapes=axes if dynamic else None)
+
+
+ELSEWHERE = """
+import sys, torch, einfuse
+load = {{"export": lambda p: torch.export.load(p).module(), "package": torch._inductor.aoti_load_package}}
+held, expected = torch.load({held!r})
+torch.testing.assert_close(load[{kind!r}]({path!r})(*held), expected)
+"""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # by torch._inductor itself
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("kind", ["export", "package"])
+def test_a_saved_program_runs_in_a_process_that_imports_einfuse(tmp_path: Path, kind: str, dynamic: bool) -> None:
+    attn = einfuse.compile("alibi_window" if dynamic else "alibi")  # without host numbers, AOTInductor passes no list
+    held, program = exported(attn, dynamic)
+    path = str(tmp_path / "saved.pt2")
+    if kind == "export":
+        torch.export.save(program, path)
+    else:
+        torch._inductor.aoti_compile_and_package(program, package_path=path)
+    if dynamic:
+        held[1], held[2] = (torch.cat([x, x], 2) for x in held[1:3])
+    torch.save((held, attn(*held)), tmp_path / "held.pt")
+    text = ELSEWHERE.format(held=str(tmp_path / "held.pt"), kind=kind, path=path)
+    subprocess.run([sys.executable, "-c", text], check=True)
+
+
+def test_a_program_exported_for_inference_can_be_trained(attn: einfuse.Attention) -> None:
+    _, program = exported(attn, False)
+    held = tensors()
+    found = torch.autograd.grad(program.module()(*held).square().sum(), held)
+    for a, b in zip(found, torch.autograd.grad(Model(attn)(*held).square().sum(), held), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_text_that_is_no_cascade_is_named(attn: einfuse.Attention) -> None:
+    with pytest.raises(EinfuseError, match="cannot read; capture it again: cascade of another version"):
+        ops.attention("cascade of another version", "", False, False, None, None, tensors(grad=False))
 
 
 def test_meta_tensors_give_shapes(attn: einfuse.Attention) -> None:
