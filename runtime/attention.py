@@ -114,8 +114,8 @@ class Attention:
         if any(x.is_nested for x in tensors.values()):
             return packed.nested(self, tensors, numbers, Attention.__call__)
         if not self.inner:
-            tensors = self._autocast(tensors)
-            self._one_dtype(tensors)
+            tensors = binding.autocast(tensors)
+            binding.one_dtype(self.cascade, tensors)
         sizes = binding.sizes(self.cascade, tensors)  # a mismatch is reported here, before anything runs
         if self.form != "quadratic":
             linear = self._linear(sizes, tensors)
@@ -205,22 +205,6 @@ class Attention:
         if not hasattr(self, name):
             elaborated(self, name, given)
         return getattr(self, name)  # type: ignore[no-any-return]  # set by `elaborated`
-
-    def _autocast(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        device = next(iter(tensors.values())).device.type
-        if device == "meta" or not torch.is_autocast_enabled(device):
-            return tensors
-        dtype = torch.get_autocast_dtype(device)
-        return {n: x.to(dtype) if x.dtype == torch.float32 else x for n, x in tensors.items()}
-
-    def _one_dtype(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Tensors with features share a dtype; others (slopes, biases) may be wider or narrower."""
-        features = {r.size for r in self.cascade.ranks if r.kind == "feature"}
-        wide = [t.name for t in self.cascade.inputs if t.dtype == "float" and any(a.value in features for a in t.axes)]
-        found = {n: tensors[n].dtype for n in wide}
-        if len(set(found.values())) > 1:
-            listed = ", ".join(f"{n}: {d}" for n, d in found.items())
-            raise TypeError(f"{self.name}: tensors with feature axes must share one dtype, found {listed}")
 
     def reference(self, *args: torch.Tensor, dtype: torch.dtype = torch.float64, **kwargs: torch.Tensor | Scalar) -> Output:
         """The cascade as written, interpreted point by point in ``dtype``: the oracle. Differentiable; slow."""

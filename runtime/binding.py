@@ -114,6 +114,25 @@ def _tensor(cascade: Cascade, t: Tensor, value: object) -> torch.Tensor:
     return value
 
 
+def autocast(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors in the dtype of an autocast region, if the call is in one."""
+    device = next(iter(tensors.values())).device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return {n: x.to(dtype) if x.dtype == torch.float32 else x for n, x in tensors.items()}
+
+
+def one_dtype(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises TypeError where tensors with features differ in dtype; others (slopes, biases) may be wider or narrower."""
+    features = {r.size for r in cascade.ranks if r.kind == "feature"}
+    wide = [t.name for t in cascade.inputs if t.dtype == "float" and any(a.value in features for a in t.axes)]
+    found = {n: tensors[n].dtype for n in wide}
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{n}: {d}" for n, d in found.items())
+        raise TypeError(f"{cascade.name}: tensors with feature axes must share one dtype, found {listed}")
+
+
 def _found(value: object) -> str:
     return f"{type(value).__name__} {value!r}"[:80]
 
