@@ -256,11 +256,17 @@ class _Interpreter(Evaluator):
                     if len(set(now.ranks) & moving) == 1:
                         emitted.setdefault(now.target, []).append(local[now.target])
         out = {y.target: local[y.target] for y in states}
+        if not blocks:  # a scan of no points gives out what has none
+            out |= {y.target: self._without_points(y, span) for y in f.body if len(set(y.ranks) & moving) == 1}
         for name, parts in emitted.items():
             axis = next(n for n, d in enumerate(parts[0].dims) if d in moving)
             parts = parts[::-1] if f.reverse else parts
             out[name] = replace(parts[0], data=torch.cat([p.data for p in parts], axis))
         return out
+
+    def _without_points(self, y: Einsum | State, span: Span) -> Block:
+        dims = self.in_order((*self.cascade.over, *y.ranks))
+        return Block(torch.zeros([span[d][1] - span[d][0] for d in dims], dtype=self.dtype, device=self.device), dims)
 
     def _held(self, y: State, e: Expr, dims: tuple[str, ...], env: dict[str, Block], span: Span) -> Block:
         """The value of a sequential state: what does not depend on the block's one point has no axis for it."""

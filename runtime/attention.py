@@ -143,6 +143,8 @@ class Attention:
         """The linear form, where it is asked for or faster. What torch.compile or a transform sees is the form that was asked for."""
         if self.form == "auto" and (torch.compiler.is_compiling() or transformed()):
             return None
+        if not all(sizes.values()):
+            return None  # there is nothing to sum
         known: Mapping[str, int] = sizes  # type: ignore[assignment]  # concrete, or numbers that a trace fixes
         if self.form == "linear":
             return self.forms.linear(known)
@@ -261,7 +263,8 @@ class Attention:
         def derived() -> tuple[splitting.Split, Attention, Attention, Attention]:
             found = splitting.run(self.cascade)
             of = functools.partial(Attention, backend=self.backend, strict=self.strict)
-            return found, of(found.partial, wide=True), of(found.merge, wide=True), of(found.finalise, wide=True)
+            states = functools.partial(of, wide=True, inner=True)  # in accumulation precision, also where autocast is on
+            return found, of(found.partial, wide=True), states(found.merge), states(found.finalise)
 
         return apart(derived)
 
@@ -279,9 +282,9 @@ class Attention:
         differentiable. Raises SpecError for an attention of more than one pass, ValueError for a part that is not within the keys.
         """
         found, partial, _, _ = self._parts
-        call = Given.of(self.cascade, *binding.arguments(self.cascade, args, kwargs))
+        call = Given.called(self.cascade, args, kwargs)
         bounds = parts.bounds(found, self.cascade, call.sizes, keys).to(call.device)
-        outs = partial(*args, **kwargs, **{partial.cascade.inputs[-1].name: bounds})
+        outs = partial(**call.inputs, **{partial.cascade.inputs[-1].name: bounds})
         outs = outs if isinstance(outs, tuple) else (outs,)
         over = len(self.cascade.over)
         values = {n: o.squeeze(over) for n, o in zip(found.states, outs, strict=True)}

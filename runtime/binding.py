@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
 import torch
+from torch.autograd import forward_ad
 
 from einfuse.codegen import Storage
 from einfuse.ir import Cascade, Expr, Rank, Scalar, Tensor
 from einfuse.ir.expr import FUNCTIONS
 from einfuse.ir.expr import sizes as made_of
 from einfuse.ir.text import show_expr
+from einfuse.runtime.apart import transformed
 
 STORAGE: dict[torch.dtype, Storage] = {
     torch.float64: "f64",
@@ -83,9 +85,38 @@ def _described(t: Tensor) -> str:
     return f"{t.name}{axes}: {t.dtype}"
 
 
+def host_number(where: str, name: str, value: object, instead: str) -> object:
+    """The number that a tensor of no axes holds; other values as they are.
+
+    Raises TypeError for a tensor that a derivative may be asked for, or that vmap gives many values: a kernel takes one number,
+    which has no derivative. ``instead`` says what to do.
+    """
+    if not isinstance(value, torch.Tensor) or value.ndim:
+        return value
+    reason = _beyond_a_number(value)
+    if reason:
+        raise TypeError(f"{where}: {name} is a number of the host, found a tensor {reason}; {instead}")
+    return value.item()
+
+
+def _beyond_a_number(x: torch.Tensor) -> str:
+    """What is lost of a tensor of no axes where only its number is taken; empty: nothing."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return "that requires a gradient"
+    if torch.compiler.is_compiling() or not transformed():
+        return ""
+    if torch._C._functorch.is_batchedtensor(x):
+        return "with many values under vmap"
+    if forward_ad.unpack_dual(x, level=0).tangent is not None:
+        return "that has a tangent"
+    return _beyond_a_number(torch._C._functorch.get_unwrapped(x)) if torch._C._functorch.is_functorch_wrapped_tensor(x) else ""
+
+
 def _number(cascade: Cascade, t: Tensor, value: object) -> Scalar:
-    if isinstance(value, torch.Tensor) and value.ndim == 0:
-        value = value.item()
+    if isinstance(value, torch.Tensor):
+        value = host_number(
+            cascade.name, t.name, value, f"declare it as an input of the spec, `in {t.name}[]`, in place of a parameter"
+        )
     if not _is_number(value) or (t.dtype == "int" and not isinstance(value, int | torch.SymInt)):
         raise TypeError(
             f"{cascade.name}: {t.name} must be {'an int' if t.dtype == 'int' else 'a number'}, found {_found(value)}"
@@ -104,6 +135,10 @@ def _tensor(cascade: Cascade, t: Tensor, value: object) -> torch.Tensor:
         value = torch.tensor(value)
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{cascade.name}: {_described(t)} must be a tensor, found {_found(value)}")
+    if value.layout not in (torch.strided, torch.jagged):
+        raise TypeError(
+            f"{cascade.name}: {t.name} must be a dense tensor, found one of {value.layout}; call {t.name}.to_dense()"
+        )
     storage = STORAGE.get(value.dtype)
     if storage not in _KINDS[t.dtype]:
         raise TypeError(
@@ -115,12 +150,12 @@ def _tensor(cascade: Cascade, t: Tensor, value: object) -> torch.Tensor:
 
 
 def autocast(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors in the dtype of an autocast region, if the call is in one."""
+    """The tensors in the dtype of an autocast region, if the call is in one: as torch's, it casts floats of 16 and of 32 bits."""
     device = next(iter(tensors.values())).device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
-    return {n: x.to(dtype) if x.dtype == torch.float32 else x for n, x in tensors.items()}
+    return {n: x.to(dtype) if x.dtype in (torch.float32, torch.bfloat16, torch.float16) else x for n, x in tensors.items()}
 
 
 def one_dtype(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -183,6 +218,9 @@ def _divisor(cascade: Cascade, t: Tensor, n: int, axis: Expr, found: Size, bound
     free = axis.args[1] if axis.op == "//" else None
     if free is not None and free.op == "size" and free.name not in bound:
         whole = evaluate(axis.args[0], bound)
+        if whole == found == 0:  # no heads, in groups of any size
+            bound[free.name] = 1
+            return
         if found == 0 or whole % found != 0:  # type: ignore[operator]  # symbolic sizes count like numbers
             raise ValueError(f"{where}: {whole} must be a multiple of it, found {found}")
         bound[free.name] = whole // found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Never
@@ -28,6 +28,14 @@ class Given:
         """With the sizes that the tensors tell. Raises ValueError where one of them does not fit."""
         sizes: Mapping[str, int] = binding.sizes(cascade, tensors)  # type: ignore[assignment]  # symbols only where a graph is traced
         return Given(tensors, numbers, sizes)
+
+    @staticmethod
+    def called(cascade: Cascade, args: Sequence[torch.Tensor], kwargs: Mapping[str, torch.Tensor | Scalar]) -> Given:
+        """The arguments of a call, in the dtype of an autocast region. Raises as a call does for those that do not fit."""
+        tensors, numbers = binding.arguments(cascade, args, kwargs)
+        tensors = binding.autocast(tensors)
+        binding.one_dtype(cascade, tensors)
+        return Given.of(cascade, tensors, numbers)
 
     @property
     def device(self) -> torch.device:

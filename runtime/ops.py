@@ -141,8 +141,13 @@ def backward(*args: Any) -> list[torch.Tensor]:
     wanted = call.wanted(needs)
     saved = dict(zip(program.saving(wanted).outs, outs, strict=True))
     directions = dict(zip(program.cascade.outs, gradients, strict=True))
+    given = call.given(tensors)
+    if not any(
+        g.numel() for g in gradients
+    ):  # of outputs without elements: whatever else is empty, no kernel has anything to do
+        return [torch.zeros_like(given.tensors[n], memory_format=torch.contiguous_format) for n in wanted]
     with _settled(tensors):
-        return list(program.backward(call.given(tensors), saved, directions, chosen, wanted).values())
+        return list(program.backward(given, saved, directions, chosen, wanted).values())
 
 
 @_operator(f"derivative({_CALL}, Tensor[] tensors, Tensor[] directions, str order) -> Tensor[]")

@@ -126,7 +126,9 @@ def _flattened(spec: str, name: str, x: torch.Tensor, at: int) -> tuple[torch.Te
             f"{spec}: {name} must be a nested tensor, as others of this call are; found one of shape {tuple(x.shape)}"
         )
     if x.layout != torch.jagged:
-        raise ValueError(f"{spec}: nested tensors must have layout=torch.jagged, {name} has {x.layout}")
+        raise ValueError(
+            f"{spec}: nested tensors must have layout=torch.jagged, {name} has {x.layout}; build it with that layout"
+        )
     ragged = next(n for n, extent in enumerate(x.shape) if isinstance(extent, torch.SymInt))
     if ragged != at:
         raise ValueError(
@@ -184,7 +186,7 @@ def _check(spec: str, size: str, cu: torch.Tensor) -> None:
     """Raises TypeError or ValueError for what bounds no sequences. Looked at once for each version of the bounds."""
     if cu.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{spec}: the bounds of sequences must be int32 or int64, those of {size} are {cu.dtype}")
-    if cu.ndim != 1 or len(cu) < 2:
+    if cu.ndim != 1 or not len(cu):
         raise ValueError(f"{spec}: the bounds of sequences must have the shape [B + 1], those of {size} have {tuple(cu.shape)}")
     known = _made(cu)
     if "tokens" not in known:

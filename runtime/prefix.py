@@ -30,10 +30,10 @@ def prefixes(attention: Attention, args: tuple[torch.Tensor, ...], kwargs: Mappi
         raise SpecError(
             f"{c.name} has no ambient rank, among whose points prefixes could be computed", c.loc, "give it a batch rank"
         )
-    call = Given.of(c, *binding.arguments(c, args, kwargs))
+    call = Given.called(c, args, kwargs)
     count = binding.extent_of(c, found.rank, call.sizes)
     first = torch.arange(count, device=call.device)
-    outs = _tuple(partial(*args, **kwargs, **{partial.cascade.inputs[-1].name: torch.stack([first, first + 1], 1)}))
+    outs = _tuple(partial(**call.inputs, **{partial.cascade.inputs[-1].name: torch.stack([first, first + 1], 1)}))
     # [keys, *ambient, ...]: the keys go in front of the first ambient rank, whose points the kernels take them for
     states = {n: o.movedim(len(c.over), 0) for n, o in zip(found.states, outs, strict=True)}
     given = {**call.inputs, **splitting.constants(found.sizes, call.sizes)}

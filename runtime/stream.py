@@ -20,6 +20,7 @@ from einfuse.ir.rewrite import expressions, fresh
 from einfuse.runtime import binding
 from einfuse.runtime.apart import apart
 from einfuse.runtime.binding import extent_of
+from einfuse.runtime.given import Given
 from einfuse.runtime.parts import PartialState
 
 if TYPE_CHECKING:
@@ -105,14 +106,14 @@ def _scanned(
 
     cascade, states = resumed(attention.cascade)
     if attention.resumed is None:
-        attention.resumed = apart(lambda: Compiled(cascade, attention.backend, attention.strict))
-    tensors, numbers = binding.arguments(attention.cascade, args, kwargs)
+        attention.resumed = apart(lambda: Compiled(cascade, attention.backend, attention.strict, inner=True))
+    call = Given.called(attention.cascade, args, kwargs)  # the states are wider than these, also where autocast is on
     if state is None:
-        state = _first(attention.cascade, states, tensors)
+        state = _first(attention.cascade, states, call.tensors)
     if len(state) != len(states):
         raise ValueError(f"{attention.name} has {len(states)} states, found {len(state)}")
     names = [t.name for t in cascade.inputs if not t.param][-len(states) :]
-    outs = attention.resumed(**tensors, **dict(zip(names, state, strict=True)), **numbers)
+    outs = attention.resumed(**call.inputs, **dict(zip(names, state, strict=True)))
     every = outs if isinstance(outs, tuple) else (outs,)
     named = dict(zip(cascade.outs, every, strict=True))
     public = tuple(named[n] for n in attention.cascade.outs)

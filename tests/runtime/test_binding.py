@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 import einfuse
+from einfuse.flex import flex_attention
+from einfuse.integrations import scaled_dot_product_attention
 from einfuse.ir.text import parse
 from einfuse.runtime.attention import Attention
 
@@ -70,6 +73,12 @@ def test_a_good_call_is_good() -> None:
         ({"scale": float("nan")}, ValueError, ["scale must be finite", "nan"]),
         ({"scale": float("inf")}, ValueError, ["scale must be finite", "inf"]),
         ({"scale": "big"}, TypeError, ["scale must be a number", "str 'big'"]),
+        (
+            {"scale": torch.tensor(0.5, requires_grad=True)},
+            TypeError,
+            ["scale is a number of the host", "gradient", "`in scale[]`"],
+        ),
+        ({"q": torch.zeros(2, 4, 5, 6).to_sparse()}, TypeError, ["q must be a dense tensor", "sparse_coo", "q.to_dense()"]),
         ({"window": 2.5}, TypeError, ["window must be an int", "2.5"]),
         ({"window": True}, TypeError, ["window must be an int", "True"]),
         ({"q": torch.zeros(2, 4, 5, 6, device="meta")}, ValueError, ["one device", "q on meta"]),
@@ -133,3 +142,40 @@ def test_heads_that_a_group_does_not_divide_read_nothing_outside(queries: int) -
     with pytest.raises(ValueError, match=r"axis 1 of k is H // N: 6 must be a multiple of N = 4"):
         size(q, k, torch.zeros(4))
     assert size(q[:, :4], k, torch.zeros(4)).shape == (1, 4, queries, 8)
+
+
+LOST: dict[str, Callable[[Callable[[torch.Tensor], torch.Tensor]], object]] = {
+    "requires a gradient": lambda f: torch.func.grad(f)(torch.tensor(0.5)),
+    "has a tangent": lambda f: torch.func.jvp(f, (torch.tensor(0.5),), (torch.tensor(1.0),)),
+    "many values under vmap": lambda f: torch.func.vmap(f)(torch.ones(2)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # by torch.func.jvp itself
+@pytest.mark.parametrize("words", LOST)
+def test_a_derivative_along_a_host_number_is_refused(words: str) -> None:
+    """Wherever a number is taken, also where another transform lies between."""
+    x = torch.zeros(1, 2, 3, 4)
+    calls: list[Callable[[torch.Tensor], Any]] = [
+        lambda scale: call(scale=scale),
+        lambda scale: torch.func.vmap(lambda q: call(q=q, scale=scale))(torch.zeros(2, 2, 4, 5, 6)),
+        lambda scale: flex_attention(x, x, x, scale=scale),  # type: ignore[arg-type]  # what is tested
+        lambda scale: scaled_dot_product_attention(x, x, x, scale=scale),  # type: ignore[arg-type]  # what is tested
+    ]
+    for run in calls:
+        with pytest.raises(TypeError, match=f"scale is a number of the host.*{words}"):
+            LOST[words](lambda scale, run=run: run(scale).sum())  # type: ignore[misc]  # bound at once
+
+
+def test_a_number_in_a_tensor_is_a_number() -> None:
+    parameter = torch.nn.Parameter(torch.tensor(0.5))
+    with torch.no_grad():
+        assert torch.equal(call(scale=parameter), call(scale=0.5))  # type: ignore[arg-type]  # one output
+    assert torch.equal(call(scale=parameter.detach()), call(scale=0.5))  # type: ignore[arg-type]  # one output
+
+
+@pytest.mark.parametrize("name", ["query", "value", "attn_mask"])
+def test_what_is_no_tensor_is_named(name: str) -> None:
+    given: dict[str, Any] = dict.fromkeys(("query", "key", "value"), torch.zeros(1, 2, 3, 4))
+    with pytest.raises(TypeError, match=f"{name} must be a tensor, found list"):
+        scaled_dot_product_attention(**(given | {name: [1.0]}))

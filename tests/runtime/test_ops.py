@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.testing._internal.two_tensor import TwoTensor
 
 import einfuse
 from einfuse.ir import EinfuseError
@@ -144,17 +146,59 @@ def test_any_strides(attn: einfuse.Attention) -> None:
     torch.testing.assert_close(attn(*spread), attn(*held))
 
 
-@pytest.mark.parametrize(("b", "n", "m"), [(0, 3, 3), (1, 0, 5), (2, 3, 0), (1, 1, 1)])
-def test_empty_and_tiny(attn: einfuse.Attention, b: int, n: int, m: int) -> None:
-    q, k, v = torch.randn(b, H, n, D), torch.randn(b, G, m, D), torch.randn(b, G, m, E)
-    held = [x.requires_grad_() for x in (q, k, v)]
-    out = attn(*held, slope=torch.ones(H))
+EMPTY = {
+    "batch": (0, 4, 2, 3, 3, 8, 12),
+    "heads": (2, 0, 0, 3, 3, 8, 12),
+    "queries": (1, 4, 2, 0, 5, 8, 12),
+    "keys": (2, 4, 2, 3, 0, 8, 12),
+    "values": (2, 4, 2, 3, 3, 8, 0),
+    "everything": (0, 0, 0, 0, 0, 0, 0),
+    "nothing, of one point": (1, 1, 1, 1, 1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("sizes", EMPTY.values(), ids=EMPTY)
+@pytest.mark.parametrize("name", ["alibi_window", "full", "retention", "taylor2", "linear form of taylor2"])
+def test_empty_and_tiny(name: str, sizes: tuple[int, ...]) -> None:
+    b, h, g, n, m, d, e = sizes
+    attn = einfuse.compile(name.split()[-1], form="linear" if name.startswith("linear") else "auto")
+    if name == "retention":
+        g, m = h, n
+    if name.endswith("taylor2"):
+        m = n  # a scan goes along both
+    held = [torch.randn(b, h, n, d), torch.randn(b, g, m, d), torch.randn(b, g, m, e)]
+    held += [torch.ones(h)] if any(t.name == "slope" for t in attn.cascade.inputs) else []
+    held = [x.requires_grad_() for x in held]
+    outs, truth = (list(o) if isinstance(o, tuple) else [o] for o in (attn(*held), attn.reference(*held, dtype=torch.float32)))
+    torch.testing.assert_close(outs, truth)
+    with torch.no_grad():
+        torch.testing.assert_close(attn(*held), outs if len(outs) > 1 else outs[0])
+    for gradient, x in zip(torch.autograd.grad([o.sum() for o in outs], held), held, strict=True):
+        assert gradient.shape == x.shape
+        assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("bounds", [[0], [0, 0], [0, 0, 0], [0, 0, 3, 3]])
+def test_empty_sequences(bounds: list[int]) -> None:
+    attn, tokens = einfuse.compile("causal"), bounds[-1]
+    held = [torch.randn(tokens, 2, 4, requires_grad=True) for _ in range(3)]
+    out = einfuse.varlen(attn, *held, cu_seqlens_q=torch.tensor(bounds, dtype=torch.int32))
     assert isinstance(out, torch.Tensor)
-    assert out.shape == (b, H, n, E)
-    torch.testing.assert_close(out, attn.reference(*held, slope=torch.ones(H), dtype=torch.float32))
-    for g, x in zip(torch.autograd.grad(out.sum(), held), held, strict=True):
-        assert g.shape == x.shape
-        assert torch.isfinite(g).all()
+    assert [x.shape for x in (out, *torch.autograd.grad(out.sum(), held))] == [(tokens, 2, 4)] * 4
+
+
+def test_fake_tensors_and_tensors_in_tensors(attn: einfuse.Attention) -> None:
+    """Of the first no values are asked, of the second the operator is called with what they hold."""
+    with FakeTensorMode():
+        held = tensors()
+        out = attn(*held)
+        assert isinstance(out, torch.Tensor)
+        assert [x.shape for x in torch.autograd.grad(out.sum(), held)] == [x.shape for x in held]
+    plain = tensors(grad=False)
+    two = [TwoTensor(x, 2 * x) for x in plain]
+    found = attn(*two)
+    assert isinstance(found, TwoTensor)
+    assert torch.equal(found.b, attn(*(2 * x for x in plain)))  # type: ignore[arg-type]  # one output
 
 
 def test_only_wanted_gradients(attn: einfuse.Attention) -> None:

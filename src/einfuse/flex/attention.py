@@ -14,6 +14,7 @@ from einfuse.flex.masks import ScoreFunction
 from einfuse.flex.picked import sliced_mask_error
 from einfuse.flex.tracer import Tracer
 from einfuse.runtime import BackendName
+from einfuse.runtime.binding import host_number
 
 
 class AuxRequest(NamedTuple):
@@ -99,11 +100,16 @@ def _run(
     if torch.is_grad_enabled() and not any(x.requires_grad for x in (query, key, value)):
         if any(x.requires_grad for x in tensors.values()):
             query = query.detach().requires_grad_()  # a backward for captured tensors alone would have no loop over the keys
-    factor = 1 / math.sqrt(max(1, query.shape[-1])) if scale is None else float(scale)
+    factor = 1 / math.sqrt(max(1, query.shape[-1])) if scale is None else float(_number(scale))
     result = attention(query, key, value, **tensors, scale=factor, **numbers)
     if isinstance(result, torch.Tensor):
         return result, {}
     return result[0], dict(zip(extras, result[1:], strict=True))
+
+
+def _number(scale: object) -> Any:
+    """Raises TypeError for a tensor whose gradient would be lost."""
+    return host_number("flex_attention", "scale", scale, "multiply the score by it in score_mod, with scale=1.0")
 
 
 def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, enable_gqa: bool) -> None:

@@ -39,7 +39,7 @@ def general(
     (booleans, true: visible), bias[B, H, Nq, Nk] and sink[H]; masks and biases may be expanded views. A row that sees no key gives 0.
     """
     attention = _compiled(causal, aligned, window is not None, cap is not None, backend)
-    numbers: dict[str, float] = {"scale": q.shape[-1] ** -0.5 if scale is None else scale}
+    numbers: dict[str, float] = {"scale": max(1, q.shape[-1]) ** -0.5 if scale is None else scale}
     if window is not None:
         numbers["window"] = window
     if cap is not None:

@@ -14,6 +14,7 @@ import torch
 
 from einfuse.integrations.compiled import general
 from einfuse.runtime.backends import BackendName
+from einfuse.runtime.binding import host_number
 
 
 def scaled_dot_product_attention(
@@ -34,6 +35,10 @@ def scaled_dot_product_attention(
     counts from the first query and key, as torch does. Unlike torch's, a row that sees no key gives 0 on every device. Gradients reach
     q, k, v and a float mask. Raises ValueError for dropout, for a mask beside ``is_causal``, and for shapes that do not fit.
     """
+    for name, x in (("query", query), ("key", key), ("value", value), ("attn_mask", attn_mask)):
+        if not isinstance(x, torch.Tensor) and not (name == "attn_mask" and x is None):
+            raise TypeError(f"scaled_dot_product_attention: {name} must be a tensor, found {type(x).__name__}")
+    number = host_number("scaled_dot_product_attention", "scale", scale, "multiply query by it, with scale=1.0")
     if dropout_p > 0:
         raise ValueError(f"dropout_p must be 0: the fused kernels have no dropout; found {dropout_p}")
     if is_causal and attn_mask is not None:
@@ -42,7 +47,16 @@ def scaled_dot_product_attention(
         raise ValueError(f"query, key and value need two axes or more, found {query.ndim}, {key.ndim} and {value.ndim}")
     q, k, v, lead = _four_axes(query, key, value, enable_gqa)
     masks = {} if attn_mask is None else _mask(attn_mask, (*lead, q.shape[-2], k.shape[-2]), q)
-    out = general(q, k, v, masks, scale=scale, causal=is_causal, aligned=False, backend=backend)
+    out = general(
+        q,
+        k,
+        v,
+        masks,
+        scale=number,  # type: ignore[arg-type]  # checked where it is bound
+        causal=is_causal,
+        aligned=False,
+        backend=backend,
+    )
     return out.reshape(*lead, *out.shape[-2:])
 
 
