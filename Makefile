@@ -15,7 +15,7 @@ STAMP := .venv/installed
 DEV := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick check lint types format gpu wheel clean
+.PHONY: help setup demo test quick lanes check lint types format gpu wheel clean
 
 help:  ## these lines
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -41,6 +41,9 @@ test: $(STAMP)  ## every test
 
 quick: $(STAMP)  ## the tests of the compiler's parts that take no time (under 40 s)
 	@CXXFLAGS="$(CXXFLAGS_TEST)" $(BIN)/pytest -n $(JOBS) --dist worksteal -m "not slow" tests/dsl tests/ir tests/codegen tests/runtime 2>&1
+
+lanes: $(STAMP)  ## kernels under sanitizers, equal bits on one thread and two, thousands of shapes (part of `make test`)
+	@CXXFLAGS="$(CXXFLAGS_TEST)" $(BIN)/pytest -n $(JOBS) --dist worksteal tests/lanes tests/runtime/test_many_calls.py 2>&1
 
 check: lint types test  ## what CI runs: ruff, mypy, pytest
 
