@@ -15,8 +15,10 @@ ordinary Python value.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import linecache
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -44,6 +46,9 @@ class ScoreMod:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The function itself, for use inside another mod."""
         return self.fn(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _by_name(self) or (ScoreMod, (self.fn,))
 
     def trace(self, score: ast.Expr, captures: Captures) -> ast.Expr:
         """The modified score."""
@@ -81,6 +86,9 @@ class MaskMod:
     def __invert__(self) -> MaskMod:
         return MaskMod(None, "not", self)
 
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _by_name(self) or (MaskMod, (self.fn, self.op, *self.parts))
+
     def trace(self, captures: Captures) -> ast.Expr:
         """The predicate."""
         if self.fn is not None:
@@ -90,6 +98,21 @@ class MaskMod:
             return ast.Unary("not", parts[0], parts[0].loc)
         assert self.op is not None, "a mask is a function or an operation on masks"
         return ast.Binary(self.op, parts[0], parts[1], parts[0].loc)
+
+
+def _by_name(mod: ScoreMod | MaskMod) -> tuple[Callable[..., Any], tuple[str, str]] | None:
+    """How to pickle a mod that has taken the place of its function in a module: as functions are pickled, by name. None for another."""
+    module, name = getattr(mod.fn, "__module__", None), getattr(mod.fn, "__qualname__", None)
+    try:
+        held = module and name and _held(module, name)
+    except (ImportError, AttributeError):
+        return None  # a function in a function, or a lambda
+    return (_held, (str(module), str(name))) if held is mod else None
+
+
+def _held(module: str, name: str) -> Any:
+    """What a module holds under a name such as ``Masks.window``."""
+    return operator.attrgetter(name)(importlib.import_module(module))
 
 
 def score_mod(fn: Callable[..., Any]) -> ScoreMod:

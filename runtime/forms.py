@@ -120,15 +120,15 @@ class Forms:
     def _rank(self, sizes: Mapping[str, int]) -> int:
         """The rank of the weights, worked out once for these widths."""
         assert self.found is not None, "asked of weights that factor"
-        key = self._widths(sizes)
-        if key not in self.ranks:
-            self.ranks[key] = self.found.rank(sizes)
-        return self.ranks[key]
+        names = sorted(
+            {r.size for r in self.found.cascade.ranks if r.kind == "feature" and isinstance(r.size, str)} & sizes.keys()
+        )
+        return _ranked(self, {n: sizes[n] for n in names})
 
-    def _widths(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    def _widths(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """The widths that the linear form is written for."""
         assert self.found is not None, "asked of weights that factor"
-        return tuple(sizes[n] for n in sorted(self.found.widths))
+        return {n: sizes[n] for n in sorted(self.found.widths)}
 
     def linear(self, sizes: Mapping[str, int]) -> Attention:
         """The linear form for these sizes. Raises SpecError where there is none."""
@@ -145,18 +145,9 @@ class Forms:
         assert self.found is not None, "only a linear form is built"
         if (reason := self.crowd(widths)) is not None:
             raise SpecError(f"{self.quadratic.name} has no linear form: {reason}", self.quadratic.cascade.loc)
-        key = (points, *self._widths(widths))
-        if key not in self.linears:
-            if torch.compiler.is_compiling():
-                missing = f"the linear form of {self.quadratic.name} for the widths {key[1:]} is not built"
-                raise SpecError(missing, self.quadratic.cascade.loc, "call it once before it is captured")
-            from einfuse.runtime.attention import Attention
-
-            whole = self.quadratic
-            self.linears[key] = apart(
-                lambda: Attention(reassociate.run(whole.cascade, widths, points), whole.backend, whole.strict, form="quadratic")
-            )
-        return self.linears[key]
+        mine = self._widths(widths)
+        _built(self, points, mine)  # before `linears` is read: a trace keeps what it has seen of it
+        return self.linears[points, *mine.values()]
 
     def decoding(self, sizes: Mapping[str, int], dtype: torch.dtype) -> int | None:
         """The number of keys from which on a step of the scan moves fewer bytes than a query reads of keys; None where there is no scan."""
@@ -273,6 +264,32 @@ class Forms:
         found = Speed.of(len(plans), *map(measured, lengths))
         crossover.keep(kind, setting, found)
         return found
+
+
+def _ranked(forms: Forms, widths: dict[str, int]) -> int:
+    """The rank of the weights, worked out once for these widths. torch.compile calls this and the next, and does not trace them."""
+    assert forms.found is not None, "asked of weights that factor"
+    key = tuple(widths.values())
+    if key not in forms.ranks:
+        forms.ranks[key] = forms.found.rank(widths)
+    return forms.ranks[key]
+
+
+def _built(forms: Forms, points: bool, widths: dict[str, int]) -> bool:
+    """Leaves the linear form for these widths at the forms."""
+    from einfuse.runtime.attention import Attention
+
+    key = (points, *widths.values())
+    if key not in forms.linears:
+        whole = forms.quadratic
+        forms.linears[key] = apart(
+            lambda: Attention(reassociate.run(whole.cascade, widths, points), whole.backend, whole.strict, form="quadratic")
+        )
+    return True
+
+
+for _constant in (_ranked, _built):
+    vars(_constant)["_dynamo_marked_constant"] = True  # as `torch.compiler.assume_constant_result`, which imports the compiler
 
 
 def _product(c: Cascade, ranks: tuple[str, ...], sizes: Mapping[str, int], without: set[str]) -> int:

@@ -63,7 +63,7 @@ def elaborated(attention: Attention, name: str, given: tuple[str, ...]) -> bool:
     return True
 
 
-elaborated._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as `torch.compiler.assume_constant_result`, which imports the compiler
+vars(elaborated)["_dynamo_marked_constant"] = True  # as `torch.compiler.assume_constant_result`, which imports the compiler
 
 
 @functools.lru_cache(256)

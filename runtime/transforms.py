@@ -81,7 +81,8 @@ class _Attention(_SingleLevelFunction):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Gradients:
-        tensors, saved = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        held = ctx.saved_tensors  # asked for once: checkpointing computes them again, and only once
+        tensors, saved = held[: ctx.count], held[ctx.count :]
         if not ctx.own:
             saved = ops.forward(*ctx.call, tensors, ctx.needs)
         found = ops.backward(*ctx.call, tensors, ctx.needs, saved, gradients[: ctx.public])

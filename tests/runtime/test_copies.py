@@ -81,6 +81,25 @@ def test_what_belongs_to_an_attention_goes_with_it() -> None:
     assert forms.found is not None
 
 
+@einfuse.score_mod
+def tilted(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+    return score + i - j
+
+
+@einfuse.mask_mod
+def near(b: Any, h: Any, i: Any, j: Any) -> Any:
+    return abs(i - j) < 2
+
+
+@pytest.mark.parametrize("mod", [tilted, near, near & ~near, einfuse.masks.causal], ids=lambda m: m.name)
+def test_mods_are_pickled_as_functions_are(mod: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[tilted.fn.__module__])
+    made = pickle.loads(pickle.dumps(mod))
+    assert type(made) is type(mod)
+    assert made.name == mod.name
+    assert (made is mod) == (mod.fn is not None)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_averaged_and_quantised_layers() -> None:
     layer, x = RotaryAttention(16, 4), torch.randn(1, N, 16)

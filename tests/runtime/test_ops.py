@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils.checkpoint import checkpoint
 
 import einfuse
 from einfuse.ir import EinfuseError
@@ -199,6 +200,38 @@ def test_fake_tensors_and_tensors_in_tensors(attn: einfuse.Attention) -> None:
     found = attn(*two)
     assert isinstance(found, TwoTensor)
     assert torch.equal(found.b, attn(*(2 * x for x in plain)))  # type: ignore[arg-type]  # one output
+
+
+@pytest.mark.parametrize("name", ["full", "retention", "linformer"])
+def test_checkpoints_and_offloading(name: str) -> None:
+    """Both hand out what was saved once for every time it is asked for, and checkpointing but once."""
+    attn = einfuse.compile(name)
+    x = torch.randn(1, 2, 5, 8, requires_grad=True)
+    more = {"retention": [torch.ones(2)], "linformer": [torch.randn(2, 3, 5)] * 2}.get(name, [])
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        out = attn(x, x, x, *more)
+        return out[0] if isinstance(out, tuple) else out
+
+    (expected,) = torch.autograd.grad(run(x).sum(), x)
+    assert torch.equal(torch.autograd.grad(checkpoint(run, x, use_reentrant=False).sum(), x)[0], expected)  # type: ignore[union-attr]
+    with torch.autograd.graph.save_on_cpu():
+        out = run(x)
+    assert torch.equal(torch.autograd.grad(out.sum(), x)[0], expected)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_forms_and_variants_are_made_while_a_graph_is_captured(strict: bool) -> None:
+    """The linear form for a width, and the variant with an optional input, were never called before."""
+    x, pad = torch.randn(1, 2, 5, 6), torch.ones(1, 5, dtype=torch.bool)
+    linear, cross = einfuse.compile("taylor2", form="linear"), einfuse.compile("cross")
+
+    class Both(torch.nn.Module):
+        def forward(self, x: torch.Tensor, pad: torch.Tensor) -> object:
+            return linear(x, x, x), cross(x, x, x, pad=pad)
+
+    program = torch.export.export(Both(), (x, pad), strict=strict)
+    torch.testing.assert_close(program.module()(x, pad), Both()(x, pad))
 
 
 def test_only_wanted_gradients(attn: einfuse.Attention) -> None:
