@@ -76,7 +76,7 @@ def refusal() -> str | None:
     """Why that folder is not trusted with what is loaded and run; None where it is, and where it does not exist yet."""
     for path in (place(), place() / LAYOUT):
         try:
-            found = path.stat()
+            found, link = path.stat(), path.lstat()
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -85,6 +85,8 @@ def refusal() -> str | None:
             return "it is no folder"
         if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
             return f"it belongs to another user ({found.st_uid}, not {os.geteuid()})"
+        if hasattr(os, "geteuid") and link.st_uid not in (os.geteuid(), 0):
+            return f"it is a link of another user ({link.st_uid})"
         if found.st_mode & 0o022:
             return "others may write to it (`chmod go-w` makes it private)"
     return None

@@ -194,6 +194,31 @@ def test_a_folder_of_another_user_is_refused(fresh: Path, link: bool, tmp_path: 
     assert cache.refusal() == "it belongs to another user (12345, not 0)"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser makes files of others")
+def test_a_link_of_another_user_is_refused(fresh: Path, tmp_path: Path) -> None:
+    """Where it leads to is ours, as somebody wishes who lays links among temporary files."""
+    (tmp_path / "ours").mkdir(0o700)
+    fresh.symlink_to(tmp_path / "ours")
+    assert cache.refusal() is None
+    os.chown(fresh, 12345, 12345, follow_symlinks=False)
+    assert not cache.folder().is_relative_to(tmp_path)
+    assert cache.refusal() == "it is a link of another user (12345)"
+
+
+def test_a_link_in_place_of_an_entry_is_replaced(fresh: Path, tmp_path: Path) -> None:
+    """What it leads to is neither taken for an entry nor written to, nor removed."""
+    (tmp_path / "precious").write_text("mine")
+    entry = cache.folder() / "kind" / "name.json"
+    entry.parent.mkdir()
+    entry.symlink_to(tmp_path / "precious")
+    assert cache.remembered("kind", "name", lambda: 1) == 1
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert not entry.is_symlink()
+    (cache.folder() / "other").symlink_to(tmp_path)
+    cache.trim(0)
+    assert (tmp_path / "precious").exists()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser can become another user")
 def test_two_users_and_one_folder(tmp_path: Path) -> None:
     """The second one is told, keeps out of it, and is served all the same."""
