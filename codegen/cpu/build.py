@@ -165,10 +165,13 @@ def own_flags() -> list[str]:
 
 
 def find_compiler() -> str:
-    """The path of ``$CXX``, c++, g++ or clang++, the first that exists."""
-    for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
+    """The path of ``$CXX``, c++, g++ or clang++, the first that exists; one line on stderr says that it is not the one of ``$CXX``."""
+    asked = os.environ.get("CXX")
+    for name in filter(None, (asked, "c++", "g++", "clang++")):
         found = shutil.which(name)
         if found:
+            if asked and name != asked:
+                files.say(f"einfuse: $CXX is {asked!r}, and there is no such program; kernels are built with {found}")
             return found
     raise BuildError("no C++ compiler: looked for $CXX, c++, g++ and clang++; install one, or use the torch back end")
 

@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,6 +78,14 @@ def test_no_compiler(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(EinfuseError, match=r"no C\+\+ compiler"):
         cpu.build(doubled(), cpu.emit(doubled()), tmp_path)
+
+
+def test_another_compiler_than_the_one_that_was_asked_for(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(files, "_said", set())
+    monkeypatch.setenv("CXX", "g++ -m64")
+    assert all(Path(cpu.find_compiler()).is_file() for _ in range(2))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "$CXX is 'g++ -m64', and there is no such program; kernels are built with /" in line
 
 
 def test_a_compiler_that_fails(tmp_path) -> None:
