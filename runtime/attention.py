@@ -36,10 +36,11 @@ class Attention:
     """A compiled attention.
 
     ``attn(q, k, v, ..., name=value)`` takes the tensors of the spec in order of declaration or by keyword and host numbers by
-    keyword; it is differentiable in every float tensor, and works under autocast, torch.compile(fullgraph=True), torch.export and
-    on meta tensors, for any strides, and on jagged nested tensors: sequences of different lengths, without padding. One output is
-    returned as a tensor, several as a tuple. Raises TypeError or ValueError that name the argument, what was expected and what was
-    found.
+    keyword. It is differentiable any number of times in every float tensor, in both modes. It works under autocast, torch.func's
+    transforms, torch.compile(fullgraph=True) and torch.export, on meta tensors, for any strides, and on jagged nested tensors:
+    sequences of different lengths, without padding. One output is returned as a tensor, several as a tuple. A copy is the attention
+    itself; a pickled one is built again where it is loaded. Raises TypeError or ValueError that name the argument, what was expected
+    and what was found.
     """
 
     cascade: Cascade

@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import einfuse
+from einfuse.flex import flex_attention
 
 pytestmark = [
     pytest.mark.slow,
@@ -195,6 +196,24 @@ def test_transforms_inside_a_compiled_graph(name: str, transform: str) -> None:
     run = COMPILED[transform]
     whole = torch.compile(functools.partial(run, case.compiled, case), fullgraph=True, backend="aot_eager")
     same(whole(), run(case.formula, case) if transform != "vmap" else run(case.compiled, case))
+
+
+def test_tables_that_flex_captures() -> None:
+    """Among them one whose minus infinities hide keys, for one of the values that vmap maps over."""
+    q, bias = draw(1, H, N, D), torch.stack([draw(N), draw(N).masked_fill(torch.arange(N) == 2, -torch.inf)])
+
+    def run(table: torch.Tensor) -> torch.Tensor:
+        out = flex_attention(q, q, q, score_mod=lambda score, b, h, i, j: score + table[j])
+        assert isinstance(out, torch.Tensor)
+        return out
+
+    def formula(table: torch.Tensor) -> torch.Tensor:
+        return (q @ q.mT / D**0.5 + table).softmax(-1) @ q
+
+    same(vmap(run)(bias), torch.stack([formula(table) for table in bias]))
+    one = bias[0]
+    same(jvp(run, (one,), (one.cos(),)), jvp(formula, (one,), (one.cos(),)))
+    same(grad(lambda x: run(x).square().sum())(one), grad(lambda x: formula(x).square().sum())(one))
 
 
 class Layer(torch.nn.Module):

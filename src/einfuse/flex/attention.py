@@ -14,6 +14,7 @@ from einfuse.flex.masks import ScoreFunction
 from einfuse.flex.picked import sliced_mask_error
 from einfuse.flex.tracer import Tracer
 from einfuse.runtime import BackendName
+from einfuse.runtime.apart import transformed
 from einfuse.runtime.binding import host_number
 
 
@@ -97,7 +98,7 @@ def _run(
     condition = None if mask is None else tracer.condition(mask.function())
     attention = assemble.compiled(assemble.cascade(tracer, score, condition, extras), backend)
     tensors, numbers = assemble.arguments(tracer)
-    if torch.is_grad_enabled() and not any(x.requires_grad for x in (query, key, value)):
+    if torch.is_grad_enabled() and not transformed() and not any(x.requires_grad for x in (query, key, value)):
         if any(x.requires_grad for x in tensors.values()):
             query = query.detach().requires_grad_()  # a backward for captured tensors alone would have no loop over the keys
     factor = 1 / math.sqrt(max(1, query.shape[-1])) if scale is None else float(_number(scale))

@@ -24,4 +24,6 @@ def minus_infinite(x: torch.Tensor) -> bool:
 
 
 def _look(x: torch.Tensor) -> bool:
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):  # of what vmap maps over, all at once: the trace is one for all
+        x = torch._C._functorch.get_unwrapped(x)
     return bool(torch.isneginf(x.detach()).any())
