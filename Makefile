@@ -4,6 +4,7 @@ PYTHON ?= python3
 #   make demo TORCH="torch==2.13.0 --index-url URL"
 TORCH ?= torch==2.13.0
 JOBS ?= 2
+BASE ?= HEAD
 # Kernels under test run on few points: compiling them is what takes the time.
 CXXFLAGS_TEST ?= -O1
 # Clients that tests and examples run beside: the sentence model of examples/minilm.py (a package of weights), models to patch, masks and
@@ -15,7 +16,7 @@ STAMP := .venv/installed
 DEV := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lanes check lint types format gpu wheel clean
+.PHONY: help setup demo test quick lanes replay check lint types format gpu wheel clean
 
 help:  ## these lines
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -44,6 +45,9 @@ quick: $(STAMP)  ## the tests of the compiler's parts that take no time (under 4
 
 lanes: $(STAMP)  ## kernels under sanitizers, equal bits on one thread and two, thousands of shapes (part of `make test`)
 	@CXXFLAGS="$(CXXFLAGS_TEST)" $(BIN)/pytest -n $(JOBS) --dist worksteal tests/lanes tests/runtime/test_many_calls.py 2>&1
+
+replay: $(STAMP)  ## the text of every kernel, here and at another commit: make replay BASE=origin/main
+	@$(BIN)/python tests/replay.py $(BASE)
 
 check: lint types test  ## what CI runs: ruff, mypy, pytest
 
