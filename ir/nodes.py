@@ -13,6 +13,8 @@ All nodes are immutable and compare structurally; ``loc`` (the place in the user
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -194,7 +196,7 @@ class Place:
     index: tuple[Expr, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: its digest is kept
 class Cascade:
     """A whole computation; one program instance runs per point of ``over`` and tile of the ranks in ``tile``."""
 
@@ -208,6 +210,13 @@ class Cascade:
     places: tuple[Place, ...] = ()
     doc: str = field(default="", compare=False)
     loc: Span | None = _loc()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The identity of the cascade: a hash of its text, equal for equal cascades in every process."""
+        from einfuse.ir.text import show  # which prints these nodes
+
+        return hashlib.sha256(show(self).encode()).hexdigest()[:32]
 
     def rank(self, name: str) -> Rank:
         return next(r for r in self.ranks if r.name == name)

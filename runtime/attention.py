@@ -64,10 +64,11 @@ class Attention:
     stages: tuple[Attention, ...] = field(init=False, repr=False)
     """The kernels of a cascade that one cannot do, in order; empty where one can."""
     _calls: prepared.Calls | None = field(default=None, init=False, repr=False)
-    _read: frozenset[str] = field(init=False, repr=False)
+    read: frozenset[str] = field(init=False, repr=False)
+    """The inputs whose values are read; others give their shapes alone."""
 
     def __post_init__(self) -> None:
-        self._read = frozenset(n for x in statements(self.cascade) for e in expressions(x) for n in ex.reads(e))
+        self.read = frozenset(n for x in statements(self.cascade) for e in expressions(x) for n in ex.reads(e))
         self.text, self.program = ops.register(self.cascade, self.strict, self.wide)
         self.key = cache.content(self.text, self.strict, self.wide)
         cut = () if isinstance(self.program, ScanProgram) else stages.run(self.cascade)
@@ -118,10 +119,9 @@ class Attention:
             tensors = binding.autocast(tensors)
             binding.one_dtype(self.cascade, tensors)
         sizes = binding.sizes(self.cascade, tensors)  # a mismatch is reported here, before anything runs
-        if self.form != "quadratic":
-            linear = self._linear(sizes, tensors)
-            if linear is not None:
-                return self._as_mine(linear(**tensors, **numbers))
+        linear = self.linear_form(sizes, tensors)
+        if linear is not None:
+            return self._as_mine(linear(**tensors, **numbers))
         if self.stages:
             return self._staged({**tensors, **numbers})
         if kind is not None and self._calls is not None and prepared.fits(self.cascade, args, kwargs):
@@ -140,8 +140,13 @@ class Attention:
         """The quadratic form and, where the weights factor, the linear one: `Forms.found` or `Forms.obstacle` says which."""
         return apart(lambda: Forms(self))
 
-    def _linear(self, sizes: Mapping[str, binding.Size], tensors: Mapping[str, torch.Tensor]) -> Attention | None:
-        """The linear form, where it is asked for or faster. What torch.compile or a transform sees is the form that was asked for."""
+    def linear_form(self, sizes: Mapping[str, binding.Size], tensors: Mapping[str, torch.Tensor]) -> Attention | None:
+        """The linear form if a call with these arguments takes it: asked for, or faster.
+
+        What torch.compile or a transform sees is the form that was asked for.
+        """
+        if self.form == "quadratic":
+            return None
         if self.form == "auto" and (torch.compiler.is_compiling() or transformed()):
             return None
         if not all(sizes.values()):
@@ -199,7 +204,7 @@ class Attention:
     def taken_from(self, known: Mapping[str, torch.Tensor | Scalar]) -> dict[str, torch.Tensor | Scalar]:
         """The arguments of this stage; those that it takes for their shapes alone have no gradient."""
         mine = {t.name: known[t.name] for t in self.cascade.inputs}
-        return {n: x.detach() if isinstance(x, torch.Tensor) and n not in self._read else x for n, x in mine.items()}
+        return {n: x.detach() if isinstance(x, torch.Tensor) and n not in self.read else x for n, x in mine.items()}
 
     def given(self, optional: Iterable[str]) -> Attention:
         """The same attention with these of its optional inputs given (a spec of its own, compiled once)."""

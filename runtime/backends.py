@@ -32,11 +32,13 @@ class Backend(Protocol):
     ``small`` says of sizes that are known at launch only how large they are at most.
 
     ``merge`` makes one plan of two (prepared) ones that walk the same pairs, the first by rows, where it can; ``merges`` says whether
-    that pays for so many ambient points. ``workers`` says how many tiles run at once.
+    that pays for so many ambient points. ``workers`` says how many tiles run at once. ``identity`` is all of it that texts depend on.
     """
 
     @property
     def name(self) -> BackendName: ...
+    @property
+    def identity(self) -> str: ...
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings: ...
     def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan: ...
@@ -53,6 +55,7 @@ class CpuBackend:
     """C++ with vector extensions and OpenMP; a kernel that cannot be built here runs as plain torch, which a warning says once."""
 
     name: BackendName = "cpu"
+    identity: str = "cpu"
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         from einfuse.codegen import cpu
@@ -102,6 +105,10 @@ class TritonBackend:
     name: BackendName = "triton"
     target: Target | None = None  # of the device at hand, unless named
 
+    @property
+    def identity(self) -> str:
+        return f"{self.name} {self.target or device_target()}"
+
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         from einfuse.codegen import triton
 
@@ -141,6 +148,7 @@ class TorchBackend:
     """Plain torch, tile by tile: readable, and what runs where there is no compiler."""
 
     name: BackendName = "torch"
+    identity: str = "torch"
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         return ((256, 256),)

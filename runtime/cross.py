@@ -17,13 +17,10 @@ from einfuse.codegen import KernelPlan
 from einfuse.codegen.plan import Fold
 from einfuse.codegen.scan import ScanPlan
 from einfuse.ir import EinfuseError, Scalar
-from einfuse.runtime import binding, cache, records, tiles
+from einfuse.runtime import binding, cache, records
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import Target, TritonBackend
-from einfuse.runtime.given import Given
-from einfuse.runtime.inside import Candidate
-from einfuse.runtime.kernels import static_sizes, tilings
-from einfuse.runtime.scan import ScanProgram
+from einfuse.runtime.inside import Candidate, launched
 
 TARGETS: tuple[Target, ...] = ("sm_80", "sm_90", "gfx942")
 
@@ -102,27 +99,10 @@ def cross_compile(
 def taken(
     attention: Attention, dtype: torch.dtype, backward: bool, call: Mapping[str, torch.Tensor | Scalar], target: Target
 ) -> list[Candidate]:
-    """The kernels of a call with these arguments, each on its own, as a GPU of that kind would take them.
-
-    Raises EinfuseError for an attention of several kernels or a scan: what these take does not depend on a call's sizes alone.
-    """
-    if attention.stages or isinstance(attention.program, ScanProgram):
-        raise EinfuseError(
-            f"{attention.name}: a scan, or an attention of several kernels, is compiled without the arguments of a call"
-        )
-    given = Given.of(attention.cascade, *binding.arguments(attention.cascade, (), call))
-    program, backend = attention.program, TritonBackend(target=target)
-    out = []
-    for n, cascade in enumerate(program.cascades(backward)):
-        storage, static = attention.example_storage(cascade, dtype), static_sizes(cascade, given.sizes)
-        ladder = tilings(cascade, storage, static, backend, n > 0)
-        variant = tiles.variant(cascade, ladder, given.numbers, tiles.rounded(given.sizes), attention.strict)
-        small, ladder = dict(variant.small), ladder[variant.start :]
-        chosen = program.walks.choose(cascade, given, ladder[0])
-        if chosen is not None:
-            cascade, storage, small = chosen.cascade, {**storage, **dict.fromkeys(chosen.tables, "i32")}, {}
-        out.append(Candidate.at(cascade, storage, static, backend, ladder, attention.strict, small))
-    return out
+    """The kernels that a call with these arguments, their floats in ``dtype``, launches on a GPU of that kind."""
+    tensors, numbers = binding.arguments(attention.cascade, (), call)
+    typed = {n: x.to(dtype) if x.is_floating_point() else x for n, x in tensors.items()}
+    return [Candidate.taken(x) for x in launched(attention, typed, numbers, backward, TritonBackend(target=target))]
 
 
 def _tiling(plan: KernelPlan | ScanPlan) -> tuple[int, int]:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from einfuse.codegen import KernelPlan, Storage
 from einfuse.codegen.scan import Piece, ScanPlan
-from einfuse.ir import Cascade, derivation
+from einfuse.ir import Cascade, Scalar, derivation
 from einfuse.ir.passes import canonicalise, classify_score
-from einfuse.runtime import derived
-from einfuse.runtime.backends import Backend, BackendName, Target, Tilings, TritonBackend, device_target, named
+from einfuse.runtime import binding, derived, tiles
+from einfuse.runtime.backends import Backend, BackendName, Target, TritonBackend, choose, device_target, named
 from einfuse.runtime.binding import STORAGE
-from einfuse.runtime.kernels import tiled, tilings
+from einfuse.runtime.given import Given
+from einfuse.runtime.launch import Recorded, recording
+from einfuse.runtime.program import Program
 from einfuse.runtime.scan import ScanProgram
+from einfuse.runtime.specialise import Printed, Specialisation
+from einfuse.runtime.tiles import Variant
 
 if TYPE_CHECKING:
     from einfuse.runtime.attention import Attention
@@ -49,22 +52,69 @@ class Candidate:
         return Candidate(piece.plan, piece.source, lambda: [Candidate.of(p) for p in piece.smaller()], piece.options)
 
     @staticmethod
-    def at(
-        cascade: Cascade,
-        storage: Mapping[str, Storage],
-        static: Mapping[str, int],
-        backend: Backend,
-        tilings: Tilings,
-        strict: bool,
-        small: Mapping[str, int] = MappingProxyType({}),
-    ) -> Candidate:
-        """The kernel at the first of the tilings that can be held; ``small`` as for `einfuse.codegen.hold`."""
-        _, plan, rest = tiled(cascade, storage, static, backend, tilings, strict, small)
-        return Candidate(
-            plan,
-            backend.emit(plan),
-            lambda: [Candidate.at(cascade, storage, static, backend, rest, strict, small)] if rest else [],
-        )
+    def at(kernel: Specialisation, variant: Variant = tiles.DENSE) -> Candidate:
+        """The kernel of a specialisation at the first tiling from ``variant`` on that can be held."""
+        printed = kernel.printed(variant)
+
+        def smaller() -> list[Candidate]:
+            more = printed.rung + 1 < len(kernel.tilings)
+            return [Candidate.at(kernel, replace(variant, start=printed.rung + 1))] if more else []
+
+        return Candidate(printed.plan, printed.source, smaller)
+
+    @staticmethod
+    def taken(launch: Recorded) -> Candidate:
+        """The kernel of a recorded launch."""
+        if not isinstance(launch.kernel, Printed):
+            return Candidate.of(launch.kernel)
+
+        def smaller() -> list[Candidate]:
+            less = launch.smaller()
+            return [Candidate.taken(replace(launch, kernel=less, smaller=lambda: None))] if less else []
+
+        return Candidate(launch.kernel.plan, launch.kernel.source, smaller)
+
+
+def launched(
+    attention: Attention,
+    tensors: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, Scalar],
+    backward: bool = False,
+    backend: Backend | None = None,
+) -> list[Recorded]:
+    """The kernels that a call with these arguments launches, in their order; with ``backward`` those for gradients of all its float inputs too.
+
+    The path of a call up to its launches, none of which is run: forms, stages, parts of the keys, lists and tilings are those of the call.
+    Tensors whose values no mask reads may be on the meta device. ``backend`` stands for that of a device which is not at hand.
+    """
+    sizes: Mapping[str, int] = binding.sizes(attention.cascade, tensors)  # type: ignore[assignment]  # no trace looks inside
+    dtype = next((x.dtype for x in tensors.values() if x.is_floating_point()), torch.float32)
+    with torch.set_grad_enabled(backward):
+        needs = {n: x.detach().requires_grad_(backward) if x.is_floating_point() else x for n, x in tensors.items()}
+        linear = attention.linear_form(sizes, needs)
+    if linear is not None:
+        return launched(linear, tensors, numbers, backward, backend)
+    record: list[Recorded] = []
+    known: dict[str, torch.Tensor | Scalar] = {**tensors, **numbers}
+    done: list[tuple[Program, Given, tuple[str, ...], dict[str, torch.Tensor]]] = []
+    with recording(record), torch.no_grad():
+        for stage in attention.stages or (attention,):
+            mine = stage.taken_from(known)
+            given = Given.of(
+                stage.cascade,
+                {n: x for n, x in mine.items() if isinstance(x, torch.Tensor)},
+                {n: x for n, x in mine.items() if not isinstance(x, torch.Tensor)},
+            )
+            chosen = backend or choose(given.device, attention.backend)
+            program = stage.program.suited(chosen.name, dtype.itemsize == 2)
+            wanted = tuple(n for n, x in given.tensors.items() if x.is_floating_point() and n in stage.read) if backward else ()
+            outs = program.forward(given, chosen, wanted)
+            known |= {n: outs[n] for n in stage.cascade.outs}
+            done.append((program, given, wanted, outs))
+        for program, given, wanted, outs in reversed(done if backward else []):
+            along = {n: outs[n] for n in program.cascade.outs}
+            program.backward(given, outs, along, backend or choose(given.device, attention.backend), wanted)
+    return record
 
 
 def passes(attention: Attention) -> tuple[PassReport, ...]:
@@ -110,7 +160,7 @@ def candidates(
     for n, c in enumerate(program.cascades(backward)):
         static = {r.size: sizes.get(r.size, 64) for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)}
         storage = example_storage(whole, c, dtype)
-        out.append(Candidate.at(c, storage, static, chosen, tilings(c, storage, static, chosen, n > 0), attention.strict))
+        out.append(Candidate.at(Specialisation(c, storage, static, chosen, attention.strict, n > 0)))
     return out
 
 

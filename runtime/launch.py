@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,10 +16,16 @@ from einfuse.codegen.plan import Fold as PlanFold
 from einfuse.ir import Cascade, Fold, Scalar, TileMap, classify
 from einfuse.ir.expr import reads
 from einfuse.ir.tiles import combined
-from einfuse.runtime.backends import Kernel
+from einfuse.runtime import cache
+from einfuse.runtime.backends import Backend, Kernel
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
+from einfuse.runtime.specialise import Printed
 from einfuse.runtime.unchanged import Unchanged
+
+if TYPE_CHECKING:
+    from einfuse.codegen.scan import Piece
+    from einfuse.runtime.walks import Chosen
 
 REMEMBERED = 4  # masks of a kernel whose live tiles are kept: layers of a model share one, a data loader goes on to the next
 Run = Callable[[Mapping[str, torch.Tensor]], int | None]
@@ -47,14 +55,56 @@ class Tables:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """One kernel ready to run: the scheduled cascade, its plan, source and callable."""
+    """One kernel ready to run, and the live tiles of its latest masks."""
 
-    cascade: Cascade
-    plan: KernelPlan
-    source: str
+    printed: Printed
     kernel: Kernel
-    rung: int = 0  # the place of its tile and step among the back end's `tilings`
     tables: list[Tables] = field(default_factory=list)
+
+    @staticmethod
+    def of(printed: Printed, backend: Backend) -> Built:
+        """Compiles the text, or loads what an earlier process compiled."""
+        return Built(printed, backend.build(printed.plan, printed.source, cache.folder() / backend.name))
+
+    @property
+    def cascade(self) -> Cascade:
+        return self.printed.cascade
+
+    @property
+    def plan(self) -> KernelPlan:
+        return self.printed.plan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recorded:
+    """A launch that was recorded in place of being run. ``smaller`` gives the kernel to take instead if this one spills registers."""
+
+    kernel: Printed | Piece
+    given: Given
+    lists: Chosen | None = None
+    smaller: Callable[[], Printed | None] = lambda: None
+
+
+_RECORD: ContextVar[list[Recorded] | None] = ContextVar("record", default=None)
+
+
+@contextmanager
+def recording(record: list[Recorded] | None) -> Iterator[None]:
+    """Inside, launches of this thread are added to ``record`` and not run; None runs them after all."""
+    token = _RECORD.set(record)
+    try:
+        yield
+    finally:
+        _RECORD.reset(token)
+
+
+def recorded(launch: Callable[[], Recorded]) -> bool:
+    """Whether a launch was recorded, and so must not run."""
+    record = _RECORD.get()
+    if record is None:
+        return False
+    record.append(launch())
+    return True
 
 
 class Launch:
@@ -63,16 +113,17 @@ class Launch:
     What the kernel makes of those is made at the first call, by a back end's kernel that has ``bind``.
     """
 
-    __slots__ = ("_bound", "_folds", "_key", "_named", "_smaller", "built", "numbers", "sizes")
+    __slots__ = ("_bound", "_folds", "_key", "_named", "_smaller", "built", "lists", "numbers", "sizes")
 
     def __init__(
         self,
         built: Built,
         numbers: Mapping[str, Scalar],
         sizes: Mapping[str, int],
-        smaller: Callable[[Built], Built | None] = lambda _: None,
+        smaller: Callable[[Printed], Built | None] = lambda _: None,
+        lists: Chosen | None = None,
     ) -> None:
-        self.built, self.numbers, self.sizes, self._smaller = built, numbers, sizes, smaller
+        self.built, self.numbers, self.sizes, self._smaller, self.lists = built, numbers, sizes, smaller, lists
         self._prepare()
 
     def _prepare(self) -> None:
@@ -85,14 +136,21 @@ class Launch:
 
     def __call__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Runs it. One that spilled registers gives way to ``smaller`` of it, if there is one, at the next call."""
+        if recorded(lambda: Recorded(self.built.printed, Given(tensors, self.numbers, self.sizes), self.lists, self._printed)):
+            return
         tables = self._tables(tensors) if self._folds else _NONE
         bound = self._bound
         if bound is None or bound[0] is not tables:
             bound = self._bound = (tables, self._bind(tensors, tables))
-        smaller = self._smaller(self.built) if bound[1](tensors) else None
+        smaller = self._smaller(self.built.printed) if bound[1](tensors) else None
         if smaller is not None:
             self.built = smaller
             self._prepare()
+
+    def _printed(self) -> Printed | None:
+        """The text of the smaller kernel."""
+        built = self._smaller(self.built.printed)
+        return built.printed if built else None
 
     def _bind(self, tensors: Mapping[str, torch.Tensor], tables: dict[str, torch.Tensor]) -> Run:
         kernel, numbers, sizes = self.built.kernel, self.numbers, self.sizes

@@ -8,15 +8,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from einfuse.codegen import Storage
-from einfuse.ir import Cascade, Einsum, Fold, Scalar, TileMap
-from einfuse.runtime import binding, tiles
+from einfuse.ir import Einsum, Fold, Scalar, TileMap
+from einfuse.runtime import binding, inside
 from einfuse.runtime.attention import Attention
-from einfuse.runtime.backends import choose
-from einfuse.runtime.given import Given
-from einfuse.runtime.kernels import static_sizes, tiled, tilings
 from einfuse.runtime.launch import fold_tiles
-from einfuse.runtime.scan import ScanProgram
+from einfuse.runtime.specialise import Printed
 from einfuse.runtime.walks import Chosen
 
 
@@ -35,8 +31,10 @@ class Visited:
 
     fold: Fold
     tiles: TileMap
+    points: int
+    """The ambient points."""
     pairs: int
-    """All pairs of rows and columns of an ambient point."""
+    """All pairs of rows and columns of one of them."""
     chosen: Chosen | None = None
 
     @property
@@ -54,36 +52,20 @@ def forward_tiles(attention: Attention, inputs: Mapping[str, torch.Tensor | Scal
 
 
 def visited(attention: Attention, inputs: Mapping[str, torch.Tensor | Scalar]) -> Iterator[Visited]:
-    """What the forward kernels of a call with these arguments visit, fold by fold. Nothing is run."""
-    if isinstance(attention.program, ScanProgram):
-        return  # a scan visits every block
-    given = Given.of(attention.cascade, *binding.arguments(attention.cascade, (), inputs))
-    backend = choose(given.device, attention.backend)
-    dtype = next((x.dtype for x in given.tensors.values() if x.is_floating_point()), torch.float32)
-    for stage in attention.stages or (attention,):
-        storage = _storage(stage.cascade, given.tensors, dtype)
-        static = static_sizes(stage.cascade, given.sizes)
-        ladder = tilings(stage.cascade, storage, static, backend, False)
-        ladder = ladder[tiles.first(stage.cascade, ladder, given.numbers, tiles.rounded(given.sizes), attention.strict) :]
-        some = next(iter(given.tensors.values()))  # stands for what earlier kernels give
-        known = given.more({t.name: some for t in stage.cascade.inputs if not t.param and t.name not in given.tensors})
-        chosen = stage.program.walks.choose(stage.cascade, known, ladder[0])
-        cascade = stage.cascade
-        if chosen is not None:
-            cascade, known = chosen.cascade, known.more(chosen.tables, chosen.sizes)
-            storage |= dict.fromkeys(chosen.tables, "i32")
-        scheduled, _, _ = tiled(cascade, storage, static, backend, ladder, attention.strict)
-        for fold in (x for x in scheduled.body if isinstance(x, Fold) and scheduled.tile):
-            ranks = (scheduled.tile[0][0], fold.rank)
-            pairs = math.prod(binding.extent_of(stage.cascade, r, given.sizes) for r in ranks)
-            yield Visited(fold, fold_tiles(scheduled, fold, known), pairs, chosen)
-
-
-def _storage(cascade: Cascade, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, Storage]:
-    """As a call has it; what an earlier kernel gives is in the dtype of the call."""
-    kinds: dict[str, Storage] = {"int": "i64", "bool": "bool", "float": binding.STORAGE[dtype]}
-    given = {t.name: binding.STORAGE[tensors[t.name].dtype] if t.name in tensors else kinds[t.dtype] for t in cascade.inputs}
-    return given | dict.fromkeys(cascade.outs, binding.STORAGE[dtype])
+    """What the forward kernels of a call with these arguments visit, fold by fold; nothing is run. A scan has no pairs to visit."""
+    for launch in inside.launched(attention, *binding.arguments(attention.cascade, (), inputs)):
+        if not isinstance(launch.kernel, Printed) or not launch.kernel.cascade.tile:
+            continue
+        cascade, lists, sizes = launch.kernel.cascade, launch.lists, launch.given.sizes
+        groups = lists.made.groups if lists else None
+        points = math.prod(binding.extent_of(cascade, r, sizes) for r in cascade.over if cascade.rank(r).size != groups)
+        for fold in (x for x in cascade.body if isinstance(x, Fold)):
+            pairs = (
+                lists.pairs
+                if lists
+                else math.prod(binding.extent_of(cascade, r, sizes) for r in (cascade.tile[0][0], fold.rank))
+            )
+            yield Visited(fold, fold_tiles(cascade, fold, launch.given), points, pairs, lists)
 
 
 def live_share(attention: Attention, inputs: Mapping[str, torch.Tensor | Scalar]) -> float:
@@ -93,5 +75,5 @@ def live_share(attention: Attention, inputs: Mapping[str, torch.Tensor | Scalar]
     """
     live, every = 0.0, 0
     for x in visited(attention, inputs):
-        live, every = live + x.share * x.pairs, every + x.pairs
+        live, every = live + x.share * x.points * x.pairs, every + x.points * x.pairs
     return live / every if every else 1.0

@@ -17,9 +17,12 @@ LARGE = 2**24
 """Bytes from which on pages are asked for: below, memory is mostly what an earlier call gave back."""
 
 
-def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """An uninitialised tensor. That pages are large is a wish, which a system may not grant."""
-    out = torch.empty(shape, dtype=dtype, device=device)
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device, strides: Sequence[int] | None = None) -> torch.Tensor:
+    """An uninitialised tensor, contiguous without ``strides``. That pages are large is a wish, which a system may not grant."""
+    if strides is None:
+        out = torch.empty(shape, dtype=dtype, device=device)
+    else:
+        out = torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype, device=device)
     size = out.numel() * out.itemsize
     real = type(out) is torch.Tensor and device.type == "cpu"  # a fake one, of a graph that is being captured, has no memory
     if real and size >= LARGE and (advise := _madvise()) is not None:

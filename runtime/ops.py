@@ -145,7 +145,7 @@ def backward(*args: Any) -> list[torch.Tensor]:
     if not any(
         g.numel() for g in gradients
     ):  # of outputs without elements: whatever else is empty, no kernel has anything to do
-        return [torch.zeros_like(given.tensors[n], memory_format=torch.contiguous_format) for n in wanted]
+        return [torch.zeros_like(given.tensors[n]) for n in wanted]
     with _settled(tensors):
         return list(program.backward(given, saved, directions, chosen, wanted).values())
 
@@ -180,7 +180,7 @@ def _fake_backward(*args: Any) -> list[torch.Tensor]:
     call, (tensors, needs, _, _) = Call(*args[:6]), args[6:]
     names = [t.name for t in call.cascade.inputs if not t.param]
     wanted = call.wanted(needs)
-    return [_contiguous(x) for n, x in zip(names, tensors, strict=True) if n in wanted]
+    return [torch.empty_like(x) for n, x in zip(names, tensors, strict=True) if n in wanted]
 
 
 def _fake_derivative(*args: Any) -> list[torch.Tensor]:

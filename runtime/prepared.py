@@ -18,7 +18,8 @@ from einfuse.runtime.backends import BackendName, choose
 from einfuse.runtime.forms import FORM
 from einfuse.runtime.given import Given
 from einfuse.runtime.launch import Ready
-from einfuse.runtime.program import Output, Program
+from einfuse.runtime.outputs import Output
+from einfuse.runtime.program import Program
 from einfuse.runtime.recent import Recent
 
 Key = tuple[object, ...]

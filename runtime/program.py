@@ -5,41 +5,35 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import torch
 
-from einfuse.codegen import KernelPlan, Storage
-from einfuse.ir import Cascade, Scalar
+from einfuse.ir import Cascade
 from einfuse.ir.backward import Backward
-from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes import canonicalise, differentiate
-from einfuse.ir.text import show
-from einfuse.runtime import cache, heads, ranges, split, tiles
+from einfuse.runtime import cache, heads, ranges, split
 from einfuse.runtime.backends import Backend, BackendName
-from einfuse.runtime.binding import STORAGE, extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.gradients import Gradients
-from einfuse.runtime.kernels import kernel_key, static_sizes, storage_of, tiled, tilings
 from einfuse.runtime.launch import Built, Launch, Ready
-from einfuse.runtime.memory import empty
+from einfuse.runtime.outputs import Output, materialised, of_forward
 from einfuse.runtime.recent import Recent
+from einfuse.runtime.specialise import Printed, Specialisation
 from einfuse.runtime.tiles import Variant
 from einfuse.runtime.unchanged import Unchanged
 from einfuse.runtime.walks import Chosen, Walks
 
+_ALLOCATED: Mapping[str, Output] = MappingProxyType({})
+
 
 @dataclass(frozen=True, slots=True)
-class Output:
-    """A tensor that a launch writes; ``cleared``: not all of it, the rest is 0."""
+class Choice:
+    """The kernel of a launch: which one, and the lists by which it walks its pairs where it does."""
 
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    cleared: bool = False
-
-    def materialised(self, device: torch.device) -> torch.Tensor:
-        if self.cleared:
-            return torch.zeros(self.shape, dtype=self.dtype, device=device)
-        return empty(self.shape, self.dtype, device)
+    kernel: Specialisation
+    variant: Variant
+    lists: Chosen | None = None
 
 
 @dataclass
@@ -51,8 +45,7 @@ class Program:
     wide: bool = False  # outputs stay in accumulation precision
     suspects: tuple[tuple[ranges.Suspect, tuple[str, ...]], ...] = ()  # with the tables whose values decide
     in_range: Recent[tuple[object, ...], Unchanged] = field(default_factory=Recent)
-    built: Recent[tuple[object, ...], Built] = field(default_factory=Recent)
-    variants: Recent[tuple[object, ...], Variant] = field(default_factory=Recent)
+    built: Recent[tuple[Specialisation, Variant], Built] = field(default_factory=Recent)
     backwards: dict[tuple[str, ...], Backward] = field(default_factory=dict)
     savings: dict[tuple[str, ...], Cascade] = field(default_factory=dict)
     walks: Walks = field(init=False)
@@ -103,7 +96,7 @@ class Program:
     def backward_of(self, wanted: tuple[str, ...]) -> Backward:
         """The backward cascades for gradients of ``wanted``; derived once."""
         if wanted not in self.backwards:
-            name = cache.key("backward", show(self.cascade), wanted)
+            name = cache.key("backward", self.cascade.digest, wanted)
             self.backwards[wanted] = cache.remembered("backward", name, lambda: differentiate.run(self.canonical(), wanted))
         return self.backwards[wanted]
 
@@ -123,77 +116,47 @@ class Program:
         steps = self.backward_of(wanted).cascades if backward else ()
         return [self.saving(wanted), *(c for c, _ in steps)]
 
+    # -- which kernel ------------------------------------------------------------------------------------------------------------
+
+    def specialised(
+        self, cascade: Cascade, given: Given, backend: Backend, outputs: Mapping[str, Output] = _ALLOCATED
+    ) -> Specialisation:
+        """A cascade of this program for the tensors of a launch; ``outputs`` describes those that are not allocated yet."""
+        backward = not set(self.cascade.outs) <= set(cascade.outs)
+        return Specialisation.of(cascade, given, backend, self.strict, backward, outputs)
+
+    def choose(self, cascade: Cascade, given: Given, backend: Backend, outputs: Mapping[str, Output] = _ALLOCATED) -> Choice:
+        """The kernel for a launch: tile by tile, or by lists of pairs where that is less work."""
+        kernel = self.specialised(cascade, given, backend, outputs)
+        variant = kernel.choose(given.sizes, given.numbers)
+        lists = self.walks.choose(cascade, given, kernel.tilings[variant.start]) if self.walks.pair(cascade) else None
+        if lists is None:
+            return Choice(kernel, variant)
+        known = given.more(lists.tables, lists.sizes)
+        walking = self.specialised(lists.cascade, known, backend, outputs)
+        return Choice(walking, replace(walking.choose(known.sizes, known.numbers), walk=lists.key), lists)
+
+    def build(self, kernel: Specialisation, variant: Variant) -> Built:
+        """The kernel, built once."""
+        return self.built.made((kernel, variant), lambda: Built.of(kernel.printed(variant), kernel.backend))
+
     def ready(self, cascade: Cascade, given: Given, backend: Backend) -> Ready:
-        """The kernel of one cascade for tensors like these: tile by tile, or by lists of pairs where that is less work."""
-        chosen = self.walked(cascade, given, backend)
-        if chosen is None:
-            return self._tiled(cascade, given, backend)
-        run = self._tiled(chosen.cascade, given.more(chosen.tables, chosen.sizes), backend, chosen.key)
-        return lambda tensors: run({**tensors, **chosen.tables})
+        """One kernel for tensors like these. One that spills registers is right but slow: the next call gets smaller tiles."""
+        choice = self.choose(cascade, given, backend)
+        kernel, variant, lists = choice.kernel, choice.variant, choice.lists
 
-    def walked(self, cascade: Cascade, given: Given, backend: Backend) -> Chosen | None:
-        """The lists by which a launch of a cascade walks its pairs, None where it takes tiles."""
-        if self.walks.pair(cascade) is None:
-            return None  # soon said of most
-        storage = {t.name: STORAGE[given.tensors[t.name].dtype] for t in cascade.inputs if not t.param}
-        static = static_sizes(cascade, given.sizes)
-        start = self.variant(cascade, storage, static, given.numbers, given.sizes, backend)[1].start
-        ladder = tilings(cascade, storage, static, backend, self._is_backward(cascade))
-        return self.walks.choose(cascade, given, ladder[start])
-
-    def _tiled(self, cascade: Cascade, given: Given, backend: Backend, walk: str = "") -> Launch:
-        """One kernel, that which suits its masks. One that spills registers is right but slow: the next call gets smaller tiles."""
-        storage, static = storage_of(cascade, given.tensors), static_sizes(cascade, given.sizes)
-        key, suited = self.variant(cascade, storage, static, given.numbers, given.sizes, backend)
-        variant = replace(suited, walk=walk)
-        which = (*key, variant)
-
-        def smaller(built: Built) -> Built | None:
-            if built.rung + 1 >= len(tilings(cascade, storage, static, backend, self._is_backward(cascade))):
+        def smaller(printed: Printed) -> Built | None:
+            if printed.rung + 1 >= len(kernel.tilings):
                 return None
-            made = self._build(cascade, storage, static, backend, replace(variant, start=built.rung + 1))
-            self.built[which] = made
+            self.built[kernel, variant] = made = Built.of(
+                kernel.printed(replace(variant, start=printed.rung + 1)), kernel.backend
+            )
             return made
 
-        built = self.built.made(which, lambda: self._build(cascade, storage, static, backend, variant))
-        return Launch(built, given.numbers, given.sizes, smaller)
-
-    def variant(
-        self,
-        cascade: Cascade,
-        storage: Mapping[str, Storage],
-        static: dict[str, int],
-        numbers: Mapping[str, Scalar],
-        sizes: Mapping[str, int],
-        backend: Backend,
-    ) -> tuple[tuple[object, ...], Variant]:
-        """The key of the cascade's kernels for such tensors, and the one that suits its masks at about these sizes and host numbers."""
-        key, about = kernel_key(cascade, storage, static, backend), tiles.rounded(sizes)
-        here = (*key, *sorted(about.items()), *sorted(numbers.items()))
-
-        def suited() -> Variant:
-            ladder = tilings(cascade, storage, static, backend, self._is_backward(cascade))
-            return tiles.variant(cascade, ladder, numbers, about, self.strict)
-
-        return key, self.variants.made(here, suited)
-
-    def _is_backward(self, cascade: Cascade) -> bool:
-        return not set(self.cascade.outs) <= set(cascade.outs)
-
-    def _build(
-        self, cascade: Cascade, storage: Mapping[str, Storage], static: dict[str, int], backend: Backend, variant: Variant
-    ) -> Built:
-        ladder = tilings(cascade, storage, static, backend, self._is_backward(cascade))
-        left, sizes = ladder[variant.start :], dict(variant.small)
-        stored, known = sorted(storage.items()), sorted(static.items())
-        name = cache.key("plan", show(cascade), stored, known, backend.name, left, variant.small, self.strict)
-
-        def make() -> tuple[Cascade, KernelPlan, str, int]:
-            scheduled, plan, rest = tiled(cascade, storage, static, backend, left, self.strict, sizes)
-            return scheduled, plan, backend.emit(plan), len(ladder) - len(rest) - 1
-
-        scheduled, plan, source, taken = cache.remembered("plan", name, make)
-        return Built(scheduled, plan, source, backend.build(plan, source, cache.folder() / backend.name), taken)
+        if lists is None:
+            return Launch(self.build(kernel, variant), given.numbers, given.sizes, smaller)
+        run = Launch(self.build(kernel, variant), given.numbers, {**given.sizes, **lists.sizes}, smaller, lists)
+        return lambda tensors: run({**tensors, **lists.tables})
 
     # -- running -------------------------------------------------------------------------------------------------------------
 
@@ -224,22 +187,11 @@ class Program:
     ) -> dict[str, torch.Tensor]:
         """Fresh outputs of a forward."""
         device = next(iter(tensors.values())).device
-        return {n: x.materialised(device) for n, x in self.outputs(cascade, tensors, sizes).items()}
+        return materialised(self.outputs(cascade, tensors, sizes), device)
 
     def outputs(self, cascade: Cascade, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> dict[str, Output]:
-        """What a forward writes: values with features in the dtype of the inputs, row statistics in accumulation precision."""
-        floats = [tensors[t.name] for t in cascade.inputs if t.dtype == "float" and not t.param]
-        dtype = floats[0].dtype if floats else torch.get_default_dtype()
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        ranks = {x.target: x.ranks for x in cascade.body if isinstance(x, Einsum)}
-        sequence = {r.name for r in cascade.ranks if r.is_sequence}
-        out = {}
-        for name in cascade.outs:
-            shape = tuple(extent_of(cascade, r, sizes) for r in (*cascade.over, *ranks[name]))
-            public = not self.wide and name in self.cascade.outs and not set(ranks[name]) <= sequence
-            pair = len(set(ranks[name]) & sequence) > 1  # only live points are written
-            out[name] = Output(shape, dtype if public or pair else wide, pair)
-        return out
+        """What a forward writes."""
+        return of_forward(cascade, () if self.wide else self.cascade.outs, tensors, sizes)
 
     def backward(
         self,
@@ -249,5 +201,5 @@ class Program:
         backend: Backend,
         wanted: tuple[str, ...],
     ) -> dict[str, torch.Tensor]:
-        """The gradient of every tensor in ``wanted``, in its own dtype."""
+        """The gradient of every tensor in ``wanted``, in its own dtype and layout."""
         return self.gradients.run(given, saved, gradients, backend, wanted)

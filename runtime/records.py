@@ -23,6 +23,7 @@ MODULES = (
     "ir.nodes",
     "ir.passes.chunk_backward",
     "ir.passes.split",
+    "runtime.specialise",
     "runtime.tiles",
 )
 """Where the dataclasses are defined, in ``einfuse``."""

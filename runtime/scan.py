@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -15,17 +15,16 @@ from einfuse.ir import Cascade, Fold
 from einfuse.ir.backward import Backward, adjoint
 from einfuse.ir.passes import chunk, chunk_backward, infer_space
 from einfuse.ir.passes.chunk_backward import ScanBackward
-from einfuse.ir.text import show
 from einfuse.runtime import cache
 from einfuse.runtime.backends import Backend, BackendName, Target, TritonBackend, device_target
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
-from einfuse.runtime.kernels import kernel_key, static_sizes, storage_of
-from einfuse.runtime.memory import empty
+from einfuse.runtime.outputs import Output, accumulation, gradient, of_forward
 from einfuse.runtime.program import Program
 from einfuse.runtime.recent import Recent
 from einfuse.runtime.scatter import accumulate
 from einfuse.runtime.sequence import Sequence
+from einfuse.runtime.specialise import Specialisation
 
 
 def program_of(cascade: Cascade, strict: bool, wide: bool = False) -> Program:
@@ -47,7 +46,7 @@ class ScanProgram(Program):
     points: int | None = None
     blocked: Cascade = field(init=False)
     derived: dict[tuple[str, ...], ScanBackward] = field(default_factory=dict)
-    kernels: Recent[tuple[object, ...], Sequence] = field(default_factory=Recent)
+    kernels: Recent[tuple[Specialisation, int], Sequence] = field(default_factory=Recent)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,7 +88,7 @@ class ScanProgram(Program):
     def reverse(self, wanted: tuple[str, ...]) -> ScanBackward:
         """The backward for gradients of ``wanted``; derived once."""
         if wanted not in self.derived:
-            name = cache.key("scan backward", show(self.blocked), wanted)
+            name = cache.key("scan backward", self.blocked.digest, wanted)
             self.derived[wanted] = cache.remembered("backward", name, lambda: chunk_backward.run(self.blocked, wanted))
         return self.derived[wanted]
 
@@ -97,21 +96,9 @@ class ScanProgram(Program):
         """The forward cascade that also gives out the states the backward starts its blocks from."""
         return self.reverse(wanted).forward if wanted else self.blocked
 
-    def allocate(
-        self, cascade: Cascade, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
-    ) -> dict[str, torch.Tensor]:
-        """Uninitialised outputs: those along the scan in the dtype of the inputs, states in accumulation precision."""
-        floats = [tensors[t.name] for t in cascade.inputs if t.dtype == "float" and not t.param]
-        dtype = floats[0].dtype if floats else torch.get_default_dtype()
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        (fold,) = cascade.body
-        assert isinstance(fold, Fold), "a blocked scan is one fold"
-        ranks = {y.target: y.ranks for y in fold.body}
-        device = next(iter(tensors.values())).device
-        counted = self._counted(cascade, sizes)
-        shapes = {n: [extent_of(cascade, r, counted) for r in (*cascade.over, *ranks[n])] for n in cascade.outs}
-        kind = {n: dtype if fold.rank in ranks[n] else wide for n in cascade.outs}
-        return {n: empty(shapes[n], kind[n], device) for n in cascade.outs}
+    def outputs(self, cascade: Cascade, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> dict[str, Output]:
+        """What a forward writes: outputs along the scan in the dtype of the inputs, states in accumulation precision."""
+        return of_forward(cascade, self.cascade.outs, tensors, self._counted(cascade, sizes))
 
     def _counted(self, cascade: Cascade, sizes: Mapping[str, int]) -> dict[str, int]:
         """The sizes, with the number of blocks."""
@@ -144,38 +131,26 @@ class ScanProgram(Program):
         found = self.reverse(wanted)
         c = found.backward
         adjoints = {f"{adjoint(n)}{end}": g for n, g in gradients.items() for end in ("", "_last")}
-        (fold,) = c.body
-        assert isinstance(fold, Fold), "a blocked scan is one fold"
-        ranks = {y.target: y.ranks for y in fold.body}
         counted = self._counted(c, given.sizes)
-        wide = torch.float64 if any(x.dtype == torch.float64 for x in given.tensors.values()) else torch.float32
-        outs = {n: empty([extent_of(c, r, counted) for r in (*c.over, *ranks[n])], wide, given.device) for n in c.outs}
-        self._launch(c, given.more({**saved, **adjoints}), outs, backend)
+        known = given.more({**saved, **adjoints})
+        shaped = of_forward(c, (), known.tensors, counted)
+        wide = accumulation(given.tensors.values())
+        outs = {n: replace(x, dtype=wide).materialised(given.device) for n, x in shaped.items()}
+        self._launch(c, known, outs, backend)
         total: dict[str, torch.Tensor] = {}
         for part in found.gradients:
             accumulate(total, c, part, outs[part.statement], given.more(sizes=counted))
         asked = {n: given.tensors[n] for n in wanted}
-        return {n: total[n].to(x.dtype) if n in total else torch.zeros_like(x) for n, x in asked.items()}
+        return {n: gradient(total.get(n), x) for n, x in asked.items()}
 
     def _launch(self, cascade: Cascade, given: Given, outs: Mapping[str, torch.Tensor], backend: Backend) -> None:
         if not any(x.numel() for x in outs.values()):
             return
         known = given.read_by(cascade).more(outs, self._counted(cascade, given.sizes))
-        storage, static = storage_of(cascade, known.tensors), static_sizes(cascade, known.sizes)
+        kernel = Specialisation.of(cascade, known, backend)
         points = math.prod(extent_of(cascade, r, known.sizes) for r in cascade.over)
         crew = _crew(points, extent_of(cascade, self.rank, known.sizes) > 4 * self.step) if backend.name == "cpu" else 1
-        key = (crew, *kernel_key(cascade, storage, static, backend))
-        make = lambda: Sequence(self._pieces(cascade, storage, static, backend, crew), backend.name)  # noqa: E731
-        self.kernels.made(key, make).run(known)
-
-    def _pieces(
-        self, cascade: Cascade, storage: Mapping[str, Storage], static: Mapping[str, int], backend: Backend, crew: int
-    ) -> tuple[Piece, ...]:
-        target = backend.target or device_target() if isinstance(backend, TritonBackend) else "sm_90"
-        stored, sizes = sorted(storage.items()), sorted(static.items())
-        name = cache.key("scan", show(cascade), stored, sizes, backend.name, target, crew)
-        make = lambda: scan.pieces(scan.lower(cascade, storage, static), backend.name, target, crew)  # noqa: E731
-        return cache.remembered("plan", name, make)
+        self.kernels.made((kernel, crew), lambda: Sequence(_pieces(kernel, crew), backend.name)).run(known)
 
     def candidates(
         self,
@@ -191,6 +166,17 @@ class ScanProgram(Program):
             static = {r.size: sizes.get(r.size, 64) for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)}
             out += scan.pieces(scan.lower(c, table, static), backend, target)
         return out
+
+
+def _pieces(kernel: Specialisation, crew: int) -> tuple[Piece, ...]:
+    """The kernels of a scan, from disk where they were made before."""
+    backend = kernel.backend
+    target = backend.target or device_target() if isinstance(backend, TritonBackend) else "sm_90"
+
+    def make() -> tuple[Piece, ...]:
+        return scan.pieces(scan.lower(kernel.cascade, kernel.storage, kernel.static), backend.name, target, crew)
+
+    return cache.remembered("plan", cache.key("scan", kernel.key, crew), make)
 
 
 def _crew(points: int, long: bool) -> int:

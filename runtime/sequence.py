@@ -13,6 +13,7 @@ from einfuse.ir import Scalar
 from einfuse.runtime import cache
 from einfuse.runtime.backends import BackendName, Kernel
 from einfuse.runtime.given import Given
+from einfuse.runtime.launch import Recorded, recorded
 from einfuse.runtime.memory import empty
 
 
@@ -38,12 +39,14 @@ class Sequence:
         self, n: int, held: dict[str, torch.Tensor], numbers: Mapping[str, Scalar], sizes: Mapping[str, int]
     ) -> int | None:
         plan = self.pieces[n].plan
-        if n not in self.built:
-            self.built[n] = scan.build(plan, self.pieces[n].source, self.backend, cache.folder() / self.backend)
         wide = torch.float64 if plan.compute == "f64" else torch.float32
         device = next(iter(held.values())).device
         for s in plan.scratch:
             held[s.name] = empty([_extent(plan, r, sizes) for r in s.ranks], wide, device)
+        if recorded(lambda: Recorded(self.pieces[n], Given(held, numbers, sizes))):
+            return None
+        if n not in self.built:
+            self.built[n] = scan.build(plan, self.pieces[n].source, self.backend, cache.folder() / self.backend)
         shares = {"part": plan.parts, "block": _blocks(plan, sizes)}
         leading = {p.tensor: [shares[a] for a in p.axes] for p in plan.partial}
         buffers = {t: torch.empty([*more, *held[t].shape], dtype=wide, device=device) for t, more in leading.items()}

@@ -115,6 +115,10 @@ class Variant:
     walk: str = ""
 
 
+DENSE = Variant()
+"""The kernel of a long call without a mask."""
+
+
 def variant(
     cascade: Cascade, ladder: Tilings, numbers: Mapping[str, Scalar], sizes: Mapping[str, int], strict: bool
 ) -> Variant:

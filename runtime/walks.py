@@ -12,9 +12,8 @@ from einfuse.ir import Cascade, Expr, Fold
 from einfuse.ir.digits import related
 from einfuse.ir.groups import CARRIED, LOADED, Groups, grouped
 from einfuse.ir.passes import walk
-from einfuse.ir.text import show
 from einfuse.ir.tiles import numeric
-from einfuse.runtime import cache, derived, tiles
+from einfuse.runtime import derived, tiles
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.launch import fold_tiles
@@ -41,6 +40,10 @@ class Chosen:
     sizes: Mapping[str, int]
     groups: Groups
     before: float
+    pairs: int
+    """All pairs of an ambient point, visited or not."""
+    call: tuple[object, ...]
+    """What the lists follow from: cascade, tiling, device, sizes and numbers."""
 
     @property
     def cascade(self) -> Cascade:
@@ -63,33 +66,32 @@ class Walks:
 
     strict: bool = False
     fewest: int = FEWEST
-    pairs: dict[tuple[object, ...], walk.Pair | None] = field(default_factory=dict)
+    pairs: dict[str, walk.Pair | None] = field(default_factory=dict)
     chosen: Recent[tuple[object, ...], Chosen | None] = field(default_factory=lambda: Recent(REMEMBERED))
     turned: Recent[tuple[object, ...], Chosen | None] = field(default_factory=lambda: Recent(REMEMBERED))
 
     def pair(self, cascade: Cascade) -> walk.Pair | None:
         """What lists could say of a cascade of the program."""
-        name = (cascade.name, cascade.outs)
-        if name not in self.pairs:
-            self.pairs[name] = walk.pair(cascade)
-        return self.pairs[name]
+        if cascade.digest not in self.pairs:
+            self.pairs[cascade.digest] = walk.pair(cascade)
+        return self.pairs[cascade.digest]
 
     def choose(self, cascade: Cascade, given: Given, tiling: tuple[int, int]) -> Chosen | None:
         """The lists for a launch, None where tiles of ``tiling`` are as good."""
         pair = self.pair(cascade)
         if pair is None:
             return None
-        key = (cascade.name, cascade.outs, tiling, given.device, *given.key)
-        return self.chosen.made(key, lambda: self._chosen(pair, given, tiling))
+        key = (cascade.digest, tiling, given.device, *given.key)
+        return self.chosen.made(key, lambda: self._chosen(pair, given, tiling, key))
 
     def over_columns(self, first: Chosen, rows: Cascade, columns: Cascade) -> Chosen | None:
         """The cascade ``columns``, whose own rows are the columns of ``rows``, over the lists of that one; None where one is listed twice."""
         mine, theirs = self.pair(rows), self.pair(columns)
         if mine is None or theirs is None:
             return None
-        return self.turned.made((columns.name, columns.outs, first), lambda: _turned(first, mine, theirs))
+        return self.turned.made((columns.digest, *first.call), lambda: _turned(first, mine, theirs))
 
-    def _chosen(self, pair: walk.Pair, given: Given, tiling: tuple[int, int]) -> Chosen | None:
+    def _chosen(self, pair: walk.Pair, given: Given, tiling: tuple[int, int], call: tuple[object, ...]) -> Chosen | None:
         rows, columns = ((r, extent_of(pair.cascade, r, given.sizes)) for r in (pair.rows, pair.columns))
         if rows[1] < self.fewest or not columns[1]:
             return None
@@ -105,7 +107,7 @@ class Walks:
         made = walk.run(pair, said, groups.rows.shape[1], wide if wide <= MOST_ROWS else None, len(groups.tests))
         tables = {n: torch.from_numpy(x).to(given.device) for n, x in listed(made, groups).items()}
         more = {made.groups: len(groups.rows)} | ({made.columns: wide} if made.columns else {})
-        return Chosen(made, said, cache.key("walk", show(made.cascade)), tables, more, groups, before)
+        return Chosen(made, said, made.cascade.digest, tables, more, groups, before, rows[1] * columns[1], call)
 
     def _tiled(self, cascade: Cascade, given: Given, tiling: tuple[int, int]) -> float:
         """The work of tiles: that of the costliest loop, in pairs."""
@@ -131,7 +133,7 @@ def _turned(first: Chosen, rows: walk.Pair, columns: walk.Pair) -> Chosen | None
     wide = None if first.made.columns else groups.columns.shape[1]
     made = walk.run(columns, first.said, groups.rows.shape[1], wide, len(groups.tests), sides)
     same = replace(made, cascade=first.cascade) == first.made
-    return replace(first, made=made, key=cache.key("walk", show(made.cascade))) if same else None
+    return replace(first, made=made, key=made.cascade.digest) if same else None
 
 
 def listed(made: walk.Walked, groups: Groups) -> dict[str, np.ndarray]:

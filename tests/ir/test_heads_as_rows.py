@@ -87,7 +87,7 @@ def test_kernels_of_one_query_read_keys_once_a_group(backend: BackendName) -> No
         torch.testing.assert_close(x.double(), truth, rtol=1e-5, atol=1e-5)
     heads = attention.program.heads
     assert heads is not None
-    assert {k[0] for k in heads.program.built} == {heads.program.cascade.name}  # that kernel, and no other
+    assert {kernel.cascade for kernel, _ in heads.program.built} == {heads.program.cascade}  # that kernel, and no other
     assert not attention.program.built
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import einfuse
-from einfuse.ir import EinfuseError
+from einfuse.codegen.scan import ScanPlan
 from einfuse.runtime.cross import taken
 
 
@@ -21,8 +21,8 @@ def test_the_kernels_of_a_call_are_those_of_its_sizes() -> None:
     assert (short.plan.tile, long.plan.tile is None) == (None, False)  # type: ignore[union-attr]  # no scan
     walked = taken(swin, torch.bfloat16, True, call(1, 2, 784), "sm_90")
     assert [c.plan.name for c in walked] == ["swin_walk", "swin_prepass", "swin_rows_walk", "swin_columns_j_walk"]
-    with pytest.raises(EinfuseError, match="without the arguments of a call"):
-        taken(einfuse.compile("retention"), torch.bfloat16, False, {}, "sm_90")
+    scan, given = einfuse.compile("retention"), call(1, 2, 400) | {"slope": torch.empty(2, device="meta")}
+    assert {type(c.plan) for c in taken(scan, torch.bfloat16, True, given, "sm_90")} == {ScanPlan}
 
 
 @pytest.mark.slow

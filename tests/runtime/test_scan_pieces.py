@@ -17,10 +17,11 @@ from einfuse.codegen.scan.divide import divide
 from einfuse.codegen.scan.ladder import kernels, pressure
 from einfuse.ir import Cascade
 from einfuse.ir.passes import chunk, chunk_backward
+from einfuse.runtime.backends import TorchBackend
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
-from einfuse.runtime.kernels import storage_of
 from einfuse.runtime.sequence import Sequence
+from einfuse.runtime.specialise import Specialisation
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes
 
 SHAPE = Shape(1, 2, 40, 40, (18, 20), 1)
@@ -73,10 +74,11 @@ def ran(c: Cascade, split: Callable[[ScanPlan], list[ScanPlan]], env: dict[str, 
     ranks = {y.target: y.ranks for y in fold.body}  # type: ignore[union-attr]  # a blocked scan is one fold
     outs = {n: torch.full([extent_of(c, r, sizes) for r in (*c.over, *ranks[n])], torch.nan) for n in c.outs}
     every = {t.name: env[t.name] for t in c.inputs if not t.param} | outs
-    static = {r.size: sizes[r.size] for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)}
-    plan = scan.lower(c, storage_of(c, every), static)
     numbers = {t.name: t.default for t in c.inputs if t.param}
-    Sequence(tuple(map(Piece, split(plan))), "triton").run(Given(every, numbers, sizes))  # type: ignore[arg-type]
+    given = Given(every, numbers, sizes)  # type: ignore[arg-type]  # every number has a default
+    kernel = Specialisation.of(c, given, TorchBackend())
+    plan = scan.lower(c, kernel.storage, kernel.static)
+    Sequence(tuple(map(Piece, split(plan))), "triton").run(given)
     return outs
 
 

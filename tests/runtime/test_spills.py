@@ -17,6 +17,7 @@ def test_a_kernel_that_spills_gets_smaller_tiles(monkeypatch: pytest.MonkeyPatch
     @dataclasses.dataclass(frozen=True)
     class Spilling:
         name: backends.BackendName = "torch"
+        identity: str = "torch that spills"
 
         def tilings(self, storage: str, width: int, backward: bool) -> backends.Tilings:
             return ((64, 64), (32, 64), (32, 32))

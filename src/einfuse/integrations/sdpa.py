@@ -57,7 +57,7 @@ def scaled_dot_product_attention(
         aligned=False,
         backend=backend,
     )
-    return out.reshape(*lead, *out.shape[-2:])
+    return out if out.shape[:-2] == lead else out.reshape(*lead, *out.shape[-2:])
 
 
 def _four_axes(
@@ -74,8 +74,10 @@ def _four_axes(
             lead = torch.broadcast_shapes(*leads)
         except RuntimeError:
             raise ValueError(f"the leading axes of query, key and value do not fit: {leads}") from None
-        query, key, value = (x.expand(*lead, *x.shape[-2:]) for x in (query, key, value))
+        query, key, value = (x if x.shape[:-2] == lead else x.expand(*lead, *x.shape[-2:]) for x in (query, key, value))
         batch, heads = tuple(lead[:-1]), (lead[-1] if lead else 1,) * 3
+    if len(batch) == 1:  # no view between: its backward would lose the layout of the gradients
+        return query, key, value, tuple(query.shape[:-2])
     many = math.prod(batch)
     four = [x.reshape(many, h, *x.shape[-2:]) for x, h in zip((query, key, value), heads, strict=True)]
     return four[0], four[1], four[2], tuple(query.shape[:-2])

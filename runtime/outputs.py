@@ -1,0 +1,132 @@
+"""The tensors that kernels write: their shapes, dtypes and strides, decided here for forward kernels, scans and gradients alike."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from einfuse.ir import Cascade
+from einfuse.ir.backward import Gradient
+from einfuse.ir.nodes import Einsum, Fold
+from einfuse.runtime.binding import extent_of
+from einfuse.runtime.given import Given
+from einfuse.runtime.memory import empty
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A tensor that a launch writes. ``cleared``: the launch writes a part, the rest is 0. ``strides``: None for contiguous ones."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    cleared: bool = False
+    strides: tuple[int, ...] | None = None
+
+    def materialised(self, device: torch.device) -> torch.Tensor:
+        """A fresh tensor."""
+        if self.cleared and self.strides is None:
+            return torch.zeros(self.shape, dtype=self.dtype, device=device)
+        made = empty(self.shape, self.dtype, device, self.strides)
+        return made.zero_() if self.cleared else made
+
+
+def materialised(outputs: Mapping[str, Output], device: torch.device) -> dict[str, torch.Tensor]:
+    """A fresh tensor for each."""
+    return {n: x.materialised(device) for n, x in outputs.items()}
+
+
+def accumulation(tensors: Iterable[torch.Tensor]) -> torch.dtype:
+    """The precision in which a kernel over these tensors sums: float64 beside any float64, else float32."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
+def of_forward(
+    cascade: Cascade, public: Collection[str], tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
+) -> dict[str, Output]:
+    """What a forward writes.
+
+    Outputs in ``public`` have the dtype of the inputs where they have features or are scanned, and accumulation precision where they are
+    row statistics; what is only saved for the backward has accumulation precision, but for values of pairs of positions.
+    """
+    floats = [tensors[t.name] for t in cascade.inputs if t.dtype == "float" and not t.param]
+    dtype = floats[0].dtype if floats else torch.get_default_dtype()
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    ranks, scanned = _ranks(cascade)
+    sequence = {r.name for r in cascade.ranks if r.is_sequence}
+    out = {}
+    for name in cascade.outs:
+        shape = tuple(extent_of(cascade, r, sizes) for r in (*cascade.over, *ranks[name]))
+        if scanned is not None:
+            out[name] = Output(shape, dtype if scanned in ranks[name] else wide)
+            continue
+        pair = len(set(ranks[name]) & sequence) > 1  # only live points are written
+        own = name in public and not set(ranks[name]) <= sequence
+        out[name] = Output(shape, dtype if own or pair else wide, pair)
+    return out
+
+
+def of_backward(
+    cascade: Cascade, parts: Sequence[Gradient], known: Given, apart: Collection[str] = (), added: bool = False
+) -> dict[str, Output]:
+    """What a backward kernel writes: a gradient that needs no further sum in dtype and layout of its input, others in accumulation precision.
+
+    ``added``: the kernel adds to all of them, so they are in accumulation precision and start at 0. Those in ``apart`` are left out.
+    """
+    ranks, _ = _ranks(cascade)
+    sequence = {r.name for r in cascade.ranks if r.is_sequence}
+    wide = accumulation(known.tensors.values())
+    out = {}
+    for name in cascade.outs:
+        if name in apart:
+            continue
+        shape = tuple(extent_of(cascade, r, known.sizes) for r in (*cascade.over, *ranks[name]))
+        mine = [p for p in parts if name in p.statements]
+        alone = len(mine) == 1 and mine[0].times is None and is_only(mine[0], parts)
+        pair = len({*ranks[name]} & sequence) > 1
+        if alone and not added and tuple(known.tensors[mine[0].input].shape) == shape:
+            of = known.tensors[mine[0].input]
+            out[name] = Output(shape, of.dtype, pair, _layout(of))
+        else:
+            out[name] = Output(shape, wide, pair or added)
+    return out
+
+
+def is_only(part: Gradient, parts: Sequence[Gradient]) -> bool:
+    """Whether this is the only part of its input's gradient."""
+    return sum(p.input == part.input for p in parts) == 1
+
+
+def gradient(total: torch.Tensor | None, of: torch.Tensor) -> torch.Tensor:
+    """A gradient in the dtype and layout of its input, as torch's own operators give theirs; zeros where there is no ``total``.
+
+    Layers before an attention see their own memory format again: a convolution's channels, heads that were split off a feature axis.
+    """
+    if total is None:
+        return torch.zeros_like(of)
+    made = _layout(of)
+    if total.dtype == of.dtype and total.stride() == (made or _contiguous(total.shape)):
+        return total
+    return torch.empty_like(of).copy_(total)
+
+
+def _layout(x: torch.Tensor) -> tuple[int, ...] | None:
+    """The strides that `torch.empty_like` gives; None where they are contiguous."""
+    if x.is_contiguous():
+        return None
+    strides: tuple[int, ...] = torch.empty_like(x, device="meta").stride()
+    return None if strides == _contiguous(x.shape) else strides
+
+
+def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    strides: tuple[int, ...] = torch.empty(tuple(shape), device="meta").stride()
+    return strides
+
+
+def _ranks(cascade: Cascade) -> tuple[dict[str, tuple[str, ...]], str | None]:
+    """The ranks of every statement, and the scanned rank of a blocked scan."""
+    if len(cascade.body) == 1 and isinstance(cascade.body[0], Fold):
+        fold = cascade.body[0]
+        return {y.target: y.ranks for y in fold.body}, fold.rank
+    return {x.target: x.ranks for x in cascade.body if isinstance(x, Einsum)}, None

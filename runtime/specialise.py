@@ -1,0 +1,144 @@
+"""Which kernel a cascade becomes: everything that its text depends on, the tiling that suits a call, and the text itself.
+
+    cascade, dtypes, feature widths, back end  --Specialisation-->  candidate tilings  --choose(sizes, numbers)-->  Variant  --build-->  kernel
+
+Calls, `explain`, `cross_compile` and benchmarks all ask here, so what one reports is what another launches.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+
+from einfuse.codegen import KernelPlan, Storage, lower
+from einfuse.ir import Cascade, Scalar
+from einfuse.ir.nodes import Fold
+from einfuse.runtime import cache, derived, tiles
+from einfuse.runtime.backends import Backend, Tilings
+from einfuse.runtime.binding import STORAGE
+from einfuse.runtime.given import Given
+from einfuse.runtime.outputs import Output
+from einfuse.runtime.tiles import Variant
+
+_GIVEN: Mapping[str, Output] = MappingProxyType({})
+"""All outputs are among a launch's tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """The text of a kernel with its plan and scheduled cascade; ``rung`` is the place of its tiling among the candidates."""
+
+    cascade: Cascade
+    plan: KernelPlan
+    source: str
+    rung: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Specialisation:
+    """A cascade for the storage types and feature sizes of a launch on a back end: all that its kernels' texts depend on.
+
+    Two are equal when their cascades' digests and everything else agree. ``backward`` chooses the candidate tilings.
+    """
+
+    cascade: Cascade
+    storage: Mapping[str, Storage]
+    static: Mapping[str, int]
+    backend: Backend
+    strict: bool = False
+    backward: bool = False
+
+    @staticmethod
+    def of(
+        cascade: Cascade,
+        given: Given,
+        backend: Backend,
+        strict: bool = False,
+        backward: bool = False,
+        outputs: Mapping[str, Output] = _GIVEN,
+    ) -> Specialisation:
+        """For the tensors of a launch; ``outputs`` describes those that are not allocated yet."""
+        typed: Mapping[str, torch.Tensor | Output] = {**given.tensors, **outputs}
+        storage = {n: STORAGE[typed[n].dtype] for n in (*tensors(cascade), *cascade.outs)}
+        return Specialisation(cascade, storage, static_sizes(cascade, given.sizes), backend, strict, backward)
+
+    @functools.cached_property
+    def key(self) -> tuple[object, ...]:
+        """What two equal specialisations share; hashable."""
+        stored, static = tuple(sorted(self.storage.items())), tuple(sorted(self.static.items()))
+        return (self.cascade.digest, stored, static, self.backend.identity, self.strict, self.backward)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Specialisation) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    @functools.cached_property
+    def tilings(self) -> Tilings:
+        """The candidate tiles and steps, the best for a long call without a mask first."""
+        widths = [r.size if isinstance(r.size, int) else self.static[r.size] for r in self.cascade.ranks if r.kind == "feature"]
+        floats = [self.storage[t.name] for t in self.cascade.inputs if t.dtype == "float" and not t.param]
+        narrow = next((s for s in floats if s in ("bf16", "f16")), floats[0] if floats else "f32")
+        return self.backend.tilings(narrow, max(widths, default=1), self.backward)
+
+    def choose(self, sizes: Mapping[str, int], numbers: Mapping[str, Scalar]) -> Variant:
+        """The kernel for a call of about these sizes: the tiling that visits least, and whether the call is short enough for none."""
+        return _chosen(self, tuple(sorted(tiles.rounded(sizes).items())), tuple(sorted(numbers.items())))
+
+    def printed(self, variant: Variant) -> Printed:
+        """The text at the first tiling from ``variant.start`` on that the back end can hold; from disk where it was made before."""
+        left = self.tilings[variant.start :]
+
+        def make() -> Printed:
+            for rung, (block, step) in enumerate(left, variant.start):
+                scheduled = derived.scheduled(self.cascade, block, step, self.strict)
+                plan = self.backend.prepared(lower(scheduled, self.storage, self.static), dict(variant.small))
+                if self.backend.holds(plan) or rung == len(self.tilings) - 1:
+                    break
+            return Printed(scheduled, plan, self.backend.emit(plan), rung)
+
+        return cache.remembered("plan", cache.key("plan", self.key, left, variant.small), make)
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """Two cascades that walk the same pairs, ``rows`` by its rows and ``columns`` by its own, as one kernel tiled like ``columns``."""
+
+    rows: Specialisation
+    columns: Specialisation
+
+    def printed(self, small: tuple[tuple[str, int], ...]) -> Printed | None:
+        """The text at the first tiling; None where the back end makes no kernel of both. ``small`` as in `Variant`."""
+        backend = self.columns.backend
+        block, step = self.columns.tilings[0]
+
+        def make() -> Printed | None:
+            both = [(s, derived.scheduled(s.cascade, block, step, s.strict)) for s in (self.rows, self.columns)]
+            masks = [[x.mask for x in c.body if isinstance(x, Fold)] for _, c in both]
+            if masks[0] != masks[1]:
+                return None  # they do not walk the same pairs
+            first, second = (backend.prepared(lower(c, s.storage, s.static), dict(small)) for s, c in both)
+            plan = backend.merge(first, second)
+            return Printed(both[1][1], plan, backend.emit(plan)) if plan else None
+
+        return cache.remembered("plan", cache.key("fused", self.rows.key, self.columns.key, (block, step), small), make)
+
+
+def tensors(cascade: Cascade) -> list[str]:
+    """The names of the inputs that are tensors."""
+    return [t.name for t in cascade.inputs if not t.param]
+
+
+def static_sizes(cascade: Cascade, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes that are part of a kernel's text: those of its features."""
+    return {r.size: sizes[r.size] for r in cascade.ranks if r.kind == "feature" and isinstance(r.size, str)}
+
+
+@functools.lru_cache(4096)
+def _chosen(kernel: Specialisation, sizes: tuple[tuple[str, int], ...], numbers: tuple[tuple[str, Scalar], ...]) -> Variant:
+    return tiles.variant(kernel.cascade, kernel.tilings, dict(numbers), dict(sizes), kernel.strict)
