@@ -172,20 +172,21 @@ def test_generation_with_a_cache_says_the_same() -> None:
     assert len({*texts[0][0][9:]} | {*texts[0][1][9:]}) > 1
 
 
-def test_a_causal_mask_with_padding_is_never_written_out() -> None:
-    """What is handed to the kernel is the padding alone: Nk booleans a row, not Nq x Nk."""
+def test_kernels_read_no_mask_of_pairs_beside_a_causal_window() -> None:
+    """What reaches the kernel is the padding alone, Nk booleans a row; causality and the window are formulas of the spec."""
     _, ours = pair(mistral)
-    seen: list[tuple[int, ...]] = []
-    stock_forward = integration._visible
+    seen: list[dict[str, tuple[int, ...]]] = []
+    visible = integration._visible
 
     def looking(module: Any, mask: Any, *rest: Any) -> Any:
-        seen.append(tuple(mask.shape))
-        return stock_forward(module, mask, *rest)
+        found = visible(module, mask, *rest)
+        seen.append({n: tuple(x.shape) for n, x in found[2].items()})
+        return found
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(integration, "_visible", looking)
         ours(input_ids=tokens(), attention_mask=padding())
-    assert seen == [(3, 9)] * 2
+    assert seen == [{"pad": (3, 9)}] * 2
 
 
 @pytest.mark.slow
@@ -256,3 +257,61 @@ def test_a_number_that_the_spec_lacks_is_named() -> None:
         attend(torch.nn.Module(), q, k, v, None, softcap=30.0)
     with pytest.raises(ValueError, match="causal: the model gives bias"):
         attend(torch.nn.Module(), q, k, v, None, position_bias=torch.zeros(1, 4, 5, 5))
+
+
+ATTEND_THEMSELVES = [
+    ("Bloom", "BloomForCausalLM", {"vocab_size": 64, "hidden_size": 32, "n_layer": 1, "n_head": 4}),
+    ("Mpt", "MptForCausalLM", {"vocab_size": 64, "d_model": 32, "n_layers": 1, "n_heads": 4}),
+    *(
+        (name, f"{name}Model", {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64})
+        for name in ("MPNet", "RoFormer", "MegatronBert", "RemBert")
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "model", "sizes"), ATTEND_THEMSELVES, ids=[x[0] for x in ATTEND_THEMSELVES])
+def test_models_that_compute_attention_themselves_are_refused(config: str, model: str, sizes: dict[str, int]) -> None:
+    """As "sdpa" is: they would add our booleans to scores, or drop causality. Refused where the name is chosen, before or after."""
+    integration.register("einfuse")
+    made, of = getattr(transformers, f"{config}Config"), getattr(transformers, model)
+    with pytest.raises(ValueError, match=f"{model} does not support attn_implementation=.einfuse."):
+        of._from_config(made(**sizes), attn_implementation="einfuse")
+    eager = of._from_config(made(**sizes), attn_implementation="eager")
+    with pytest.raises(ValueError, match="eager"):
+        eager.set_attn_implementation("einfuse")
+
+
+def test_a_mask_without_its_pattern_is_right() -> None:
+    """`generate` clones the masks of a static cache, or passes them to the model's own mask call: the booleans say it all."""
+    from transformers.masking_utils import causal_mask_function
+
+    from einfuse.integrations.transformers import MARK, _mask
+
+    pad = torch.tensor([[True] * 7, [False] * 2 + [True] * 5])
+    made = _mask(2, 3, 7, 4, mask_function=causal_mask_function, attention_mask=pad)
+    seen = torch.ones(7, 7, dtype=torch.bool).tril()[4:] & pad[:, None, None, :]
+    assert hasattr(made, MARK)
+    assert not hasattr(made.clone(), MARK)
+    live = seen.any(-1)  # transformers lets a row of padding see every key
+    assert torch.equal(made.expand_as(seen)[live], seen[live])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["Mistral", "Gemma2"])
+def test_a_static_cache_with_a_sliding_window_gives_the_tokens_of_eager(kind: str) -> None:
+    integration.register("einfuse")
+    sizes = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    extra = {"head_dim": 16} if kind == "Gemma2" else {}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **extra, num_key_value_heads=2, pad_token_id=0, sliding_window=6)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}ForCausalLM")._from_config(config, attn_implementation="eager").eval()
+    for p in model.parameters():
+        if p.ndim == 2:
+            p.data.mul_(3)  # so that tokens differ
+    ids = torch.randint(3, 128, (1, 11))
+    found = []
+    for name in ("eager", "einfuse"):
+        model.set_attn_implementation(name)
+        given = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 12}
+        found.append(model.generate(input_ids=ids, **given, cache_implementation="static").tolist())
+    assert found[0] == found[1]

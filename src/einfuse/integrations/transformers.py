@@ -22,12 +22,16 @@ from einfuse.runtime import Attention
 from einfuse.runtime import compile as compile_spec
 from einfuse.runtime.backends import BackendName
 
+_NAMES: set[str] = set()
+"""What was registered."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Pattern:
-    """What a padding mask [b, j] stands beside: causality, counted from the end, and maybe a window."""
+    """What a mask stands for: causality, counted from the end, maybe a window, and keys [b, j] that are ``real``."""
 
     window: int | None
+    real: torch.Tensor
 
 
 MARK = "_einfuse_pattern"
@@ -40,7 +44,8 @@ def register(name: str = "einfuse", spec: str | Attention | None = None, *, back
     Without a ``spec``, everything a stock model asks for is computed: padding, causal and windowed masks, grouped heads, scale, softcap,
     sinks, position bias. A ``spec`` (an attention, or what `einfuse.compile` takes) replaces the mechanism: it is given q, k, v and those
     of pad, mask, bias, sink, scale, cap, window that it declares, and has to write its own causality. A call that needs something else
-    raises ValueError, as do dropout and the wish for attention weights.
+    raises ValueError, as do dropout and the wish for attention weights. A model that computes attention by its own code (Bloom, MPNet) raises
+    ValueError where the name is chosen for it.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -48,6 +53,45 @@ def register(name: str = "einfuse", spec: str | Attention | None = None, *, back
         spec = compile_spec(spec, backend=backend)
     AttentionInterface.register(name, functools.partial(_forward, spec, backend))
     AttentionMaskInterface.register(name, _mask)
+    if not _NAMES:
+        _check_models()
+    _NAMES.add(name)
+
+
+def _check_models() -> None:
+    """Has transformers refuse models that compute attention by code of their own: it does for "sdpa", but takes any registered name."""
+    from transformers import PreTrainedModel
+
+    adjust, choose = PreTrainedModel.get_correct_attn_implementation, PreTrainedModel.set_attn_implementation
+
+    @functools.wraps(adjust)
+    def adjusted(self: Any, requested_attention: str | None, is_init_check: bool = False) -> str:
+        if requested_attention in _NAMES:
+            _refuse(type(self), requested_attention)
+        chosen: str = adjust(self, requested_attention, is_init_check)
+        return chosen
+
+    @functools.wraps(choose)
+    def chosen(self: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(attn_implementation, str) and attn_implementation in _NAMES:
+            _refuse(type(self), attn_implementation)  # transformers would warn, and leave the model as it is
+        choose(self, attn_implementation, *args, **kwargs)
+
+    PreTrainedModel.get_correct_attn_implementation = adjusted  # type: ignore[method-assign]
+    PreTrainedModel.set_attn_implementation = chosen  # type: ignore[method-assign]
+
+
+def _refuse(kind: Any, name: str | None) -> None:
+    """Raises ValueError for a class of models that would not call our attention, or only with masks of a kind of its own."""
+    if not kind._can_set_attn_implementation():
+        raise ValueError(
+            f'{kind.__name__} does not support attn_implementation="{name}": it computes attention by its own code; '
+            'use attn_implementation="eager"'
+        )
+    if not (kind._supports_sdpa or kind._supports_flex_attn or kind._supports_attention_backend):
+        raise ValueError(
+            f'{kind.__name__} does not support attn_implementation="{name}": transformers runs it with "eager" alone'
+        )
 
 
 # -- the mask ------------------------------------------------------------------------------------------------------------------------
@@ -66,7 +110,10 @@ def _mask(
     device: torch.device | str = "cpu",
     **rest: Any,
 ) -> torch.Tensor:
-    """Padding [b, j] marked with its pattern where that says it all, otherwise booleans [b, 1, i, j]."""
+    """The booleans [b, 1, i, j] that transformers makes, right for whatever code reads them; with their pattern where one says it all.
+
+    The pattern is an attribute of the tensor. `generate` clones masks and passes them to a second call: what loses it stays right.
+    """
     from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, prepare_padding_mask, sdpa_mask
 
     padding = prepare_padding_mask(attention_mask, kv_length, kv_offset)
@@ -77,11 +124,7 @@ def _mask(
     if not use_vmap and mask_function is bidirectional_mask_function:
         return real[:, None, None, :].expand(-1, -1, q_length, -1)
     window = local_size if _is_window(mask_function) else None
-    aligned = q_offset + q_length == kv_offset + kv_length
-    if not use_vmap and aligned and (mask_function is causal_mask_function or window is not None):
-        marked = real.view(real.shape)  # a tensor of our own to write the attribute on
-        setattr(marked, MARK, Pattern(window))
-        return marked
+    formula = not use_vmap and (mask_function is causal_mask_function or window is not None)
     made = sdpa_mask(
         batch_size,
         q_length,
@@ -96,7 +139,14 @@ def _mask(
         device=device,
     )
     assert isinstance(made, torch.Tensor), "skips are not allowed above"
-    return made
+    return _marked(made, Pattern(window, real)) if formula and q_offset + q_length == kv_offset + kv_length else made
+
+
+def _marked(mask: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """A view of the mask, a tensor of our own to write the attribute on."""
+    marked = mask.view(mask.shape)
+    setattr(marked, MARK, pattern)
+    return marked
 
 
 def _is_window(function: Callable[..., Any] | None) -> bool:
@@ -156,11 +206,9 @@ def _visible(
         return bool(causal) and shape[2] > 1, None, {}
     pattern = getattr(mask, MARK, None)
     if isinstance(pattern, Pattern):
-        return True, pattern.window, {"pad": mask}
+        return True, pattern.window, {"pad": pattern.real}
     if mask.ndim != 4:
-        raise ValueError(
-            f"the attention mask must be [b, h, i, j], or padding as einfuse made it; found the shape {tuple(mask.shape)}"
-        )
+        raise ValueError(f"the attention mask must be [b, h, i, j]; found the shape {tuple(mask.shape)}")
     whole = mask[..., : shape[3]].expand(shape)
     return False, None, {"mask" if mask.dtype == torch.bool else "bias": whole}
 
