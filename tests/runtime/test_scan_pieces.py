@@ -162,5 +162,5 @@ def test_threads_share_one_head() -> None:
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     finally:
         torch.set_num_threads(before)
-    crews = {key[0] for key in a.program.kernels}  # type: ignore[attr-defined]
+    crews = {crew for _, crew in a.program.kernels}  # type: ignore[attr-defined]
     assert crews == {1, 3}
