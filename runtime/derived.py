@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from einfuse.ir import Cascade, derivation, pipeline
 from einfuse.ir.passes import online_fuse
-from einfuse.ir.text import show
 from einfuse.runtime import cache
 
 
 def fused(cascade: Cascade, strict: bool = False) -> Cascade:
     """The cascade after every pass that does not depend on tiles."""
-    name = cache.key("fused", show(cascade), strict)
+    name = cache.key("fused", cascade.digest, strict)
     return cache.remembered("fused", name, lambda: pipeline.before_tiles(cascade, strict))
 
 
@@ -21,5 +20,5 @@ def scheduled(cascade: Cascade, block: int, step: int, strict: bool = False) -> 
 
 def derivations(cascade: Cascade) -> list[derivation.Derivation]:
     """How the reads of statistics of every folded rank are resolved in a canonical cascade, rank after rank."""
-    name = cache.key("derivations", show(cascade))
+    name = cache.key("derivations", cascade.digest)
     return cache.remembered("derivations", name, lambda: [found for found, _ in online_fuse.steps(cascade)])

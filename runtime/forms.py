@@ -23,7 +23,6 @@ from einfuse.runtime import crossover
 from einfuse.runtime.apart import apart
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.crossover import Estimate, Setting, Speed
-from einfuse.runtime.launch import recording
 from einfuse.runtime.recent import Recent
 
 if TYPE_CHECKING:
@@ -259,7 +258,7 @@ class Forms:
                     torch.autograd.grad(out, leaves, torch.ones_like(out))
 
             work = crossover.work(plans, {"B": 1, "H": heads, "Nq": n, "Nk": n, **widths}, 0.5 if "scan" in kind else 1.0)
-            with torch.set_grad_enabled(training), recording(None):  # timed, whatever is only being looked at
+            with torch.set_grad_enabled(training):
                 return work, crossover.timed(once, device)
 
         found = Speed.of(len(plans), *map(measured, lengths))

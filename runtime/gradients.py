@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from einfuse.ir.passes import tail
 from einfuse.runtime.backends import Backend
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
-from einfuse.runtime.launch import Built, Launch
+from einfuse.runtime.launch import Built, Launch, Recorded, recorder
 from einfuse.runtime.outputs import gradient, is_only, materialised, of_backward
 from einfuse.runtime.pairs import Pairs
 from einfuse.runtime.recent import Recent
@@ -133,17 +133,25 @@ class Gradients:
         kernels = Fused(*(self.program.specialised(c, known, backend, outputs) for c in both))
         small = kernels.columns.choose(known.sizes, known.numbers).small
 
-        def build() -> Built | None:
-            printed = kernels.printed(small)
-            return Built.of(printed, backend) if printed else None
-
-        built = self.built.made((kernels, small), build)
-        if built is None:
+        run = self._run_of(kernels, small)
+        if run is None:
             return None
         outs = materialised(outputs, known.device)
-        mine = known.read_by(*both).more(outs)
-        Launch(built, mine.numbers, mine.sizes)(mine.tensors)
+        run(known.read_by(*both).more(outs))
         return outs
+
+    def _run_of(self, kernels: Fused, small: tuple[tuple[str, int], ...]) -> Callable[[Given], None] | None:
+        """What launches the kernel of two steps, or records it where launches are recorded; None where these two have none."""
+        if (note := recorder()) is not None:
+            printed = kernels.printed(small)
+            return (lambda mine: note(Recorded(printed, mine))) if printed else None
+
+        def build() -> Built | None:
+            printed = kernels.printed(small)
+            return Built.of(printed, kernels.columns.backend) if printed else None
+
+        built = self.built.made((kernels, small), build)
+        return (lambda mine: Launch(built, mine.numbers, mine.sizes)(mine.tensors)) if built else None
 
     def _walked(
         self, first: Chosen | None, second: Chosen | None, rows: Cascade, columns: Cascade, known: Given

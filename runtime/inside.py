@@ -68,11 +68,9 @@ class Candidate:
         if not isinstance(launch.kernel, Printed):
             return Candidate.of(launch.kernel)
 
-        def smaller() -> list[Candidate]:
-            less = launch.smaller()
-            return [Candidate.taken(replace(launch, kernel=less, smaller=lambda: None))] if less else []
-
-        return Candidate(launch.kernel.plan, launch.kernel.source, smaller)
+        if launch.choice is None:
+            return Candidate(launch.kernel.plan, launch.kernel.source, lambda: [])
+        return Candidate.at(launch.choice.kernel, replace(launch.choice.variant, start=launch.kernel.rung))
 
 
 def launched(
@@ -84,7 +82,8 @@ def launched(
 ) -> list[Recorded]:
     """The kernels that a call with these arguments launches, in their order; with ``backward`` those for gradients of all its float inputs too.
 
-    The path of a call up to its launches, none of which is run: forms, stages, parts of the keys, lists and tilings are those of the call.
+    The path of a call up to its launches, no kernel of which is built or run: forms, stages, parts of the keys, lists and tilings are the
+    same.
     Tensors whose values no mask reads may be on the meta device. ``backend`` stands for that of a device which is not at hand.
     """
     sizes: Mapping[str, int] = binding.sizes(attention.cascade, tensors)  # type: ignore[assignment]  # no trace looks inside
@@ -96,7 +95,7 @@ def launched(
         return launched(linear, tensors, numbers, backward, backend)
     record: list[Recorded] = []
     known: dict[str, torch.Tensor | Scalar] = {**tensors, **numbers}
-    done: list[tuple[Program, Given, tuple[str, ...], dict[str, torch.Tensor]]] = []
+    done: list[tuple[Program, Given, Backend, tuple[str, ...], dict[str, torch.Tensor]]] = []
     with recording(record), torch.no_grad():
         for stage in attention.stages or (attention,):
             mine = stage.taken_from(known)
@@ -110,10 +109,9 @@ def launched(
             wanted = tuple(n for n, x in given.tensors.items() if x.is_floating_point() and n in stage.read) if backward else ()
             outs = program.forward(given, chosen, wanted)
             known |= {n: outs[n] for n in stage.cascade.outs}
-            done.append((program, given, wanted, outs))
-        for program, given, wanted, outs in reversed(done if backward else []):
-            along = {n: outs[n] for n in program.cascade.outs}
-            program.backward(given, outs, along, backend or choose(given.device, attention.backend), wanted)
+            done.append((program, given, chosen, wanted, outs))
+        for program, given, chosen, wanted, outs in reversed(done if backward else []):
+            program.backward(given, outs, {n: outs[n] for n in program.cascade.outs}, chosen, wanted)
     return record
 
 

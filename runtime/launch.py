@@ -20,7 +20,8 @@ from einfuse.runtime import cache
 from einfuse.runtime.backends import Backend, Kernel
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
-from einfuse.runtime.specialise import Printed
+from einfuse.runtime.specialise import Printed, Specialisation
+from einfuse.runtime.tiles import Variant
 from einfuse.runtime.unchanged import Unchanged
 
 if TYPE_CHECKING:
@@ -75,22 +76,30 @@ class Built:
         return self.printed.plan
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The kernel of a launch: which one, and the lists by which it walks its pairs where it does."""
+
+    kernel: Specialisation
+    variant: Variant
+    lists: Chosen | None = None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Recorded:
-    """A launch that was recorded in place of being run. ``smaller`` gives the kernel to take instead if this one spills registers."""
+    """A launch that was recorded: its kernel is neither built nor run. ``choice`` is None for a kernel without other tilings."""
 
     kernel: Printed | Piece
     given: Given
-    lists: Chosen | None = None
-    smaller: Callable[[], Printed | None] = lambda: None
+    choice: Choice | None = None
 
 
 _RECORD: ContextVar[list[Recorded] | None] = ContextVar("record", default=None)
 
 
 @contextmanager
-def recording(record: list[Recorded] | None) -> Iterator[None]:
-    """Inside, launches of this thread are added to ``record`` and not run; None runs them after all."""
+def recording(record: list[Recorded]) -> Iterator[None]:
+    """Inside, launches of this thread are added to ``record`` and not run."""
     token = _RECORD.set(record)
     try:
         yield
@@ -98,13 +107,10 @@ def recording(record: list[Recorded] | None) -> Iterator[None]:
         _RECORD.reset(token)
 
 
-def recorded(launch: Callable[[], Recorded]) -> bool:
-    """Whether a launch was recorded, and so must not run."""
+def recorder() -> Callable[[Recorded], None] | None:
+    """What takes a launch in place of running it, inside of `recording`; else None."""
     record = _RECORD.get()
-    if record is None:
-        return False
-    record.append(launch())
-    return True
+    return None if record is None else record.append
 
 
 class Launch:
@@ -113,7 +119,7 @@ class Launch:
     What the kernel makes of those is made at the first call, by a back end's kernel that has ``bind``.
     """
 
-    __slots__ = ("_bound", "_folds", "_key", "_named", "_smaller", "built", "lists", "numbers", "sizes")
+    __slots__ = ("_bound", "_folds", "_key", "_named", "_smaller", "built", "numbers", "sizes")
 
     def __init__(
         self,
@@ -121,9 +127,8 @@ class Launch:
         numbers: Mapping[str, Scalar],
         sizes: Mapping[str, int],
         smaller: Callable[[Printed], Built | None] = lambda _: None,
-        lists: Chosen | None = None,
     ) -> None:
-        self.built, self.numbers, self.sizes, self._smaller, self.lists = built, numbers, sizes, smaller, lists
+        self.built, self.numbers, self.sizes, self._smaller = built, numbers, sizes, smaller
         self._prepare()
 
     def _prepare(self) -> None:
@@ -136,8 +141,6 @@ class Launch:
 
     def __call__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Runs it. One that spilled registers gives way to ``smaller`` of it, if there is one, at the next call."""
-        if recorded(lambda: Recorded(self.built.printed, Given(tensors, self.numbers, self.sizes), self.lists, self._printed)):
-            return
         tables = self._tables(tensors) if self._folds else _NONE
         bound = self._bound
         if bound is None or bound[0] is not tables:
@@ -146,11 +149,6 @@ class Launch:
         if smaller is not None:
             self.built = smaller
             self._prepare()
-
-    def _printed(self) -> Printed | None:
-        """The text of the smaller kernel."""
-        built = self._smaller(self.built.printed)
-        return built.printed if built else None
 
     def _bind(self, tensors: Mapping[str, torch.Tensor], tables: dict[str, torch.Tensor]) -> Run:
         kernel, numbers, sizes = self.built.kernel, self.numbers, self.sizes

@@ -56,7 +56,8 @@ def visited(attention: Attention, inputs: Mapping[str, torch.Tensor | Scalar]) -
     for launch in inside.launched(attention, *binding.arguments(attention.cascade, (), inputs)):
         if not isinstance(launch.kernel, Printed) or not launch.kernel.cascade.tile:
             continue
-        cascade, lists, sizes = launch.kernel.cascade, launch.lists, launch.given.sizes
+        cascade, sizes = launch.kernel.cascade, launch.given.sizes
+        lists = launch.choice.lists if launch.choice else None
         groups = lists.made.groups if lists else None
         points = math.prod(binding.extent_of(cascade, r, sizes) for r in cascade.over if cascade.rank(r).size != groups)
         for fold in (x for x in cascade.body if isinstance(x, Fold)):

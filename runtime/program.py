@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 
 import torch
 
@@ -16,24 +15,13 @@ from einfuse.runtime import cache, heads, ranges, split
 from einfuse.runtime.backends import Backend, BackendName
 from einfuse.runtime.given import Given
 from einfuse.runtime.gradients import Gradients
-from einfuse.runtime.launch import Built, Launch, Ready
+from einfuse.runtime.launch import Built, Choice, Launch, Ready, Recorded, recorder
 from einfuse.runtime.outputs import Output, materialised, of_forward
 from einfuse.runtime.recent import Recent
-from einfuse.runtime.specialise import Printed, Specialisation
+from einfuse.runtime.specialise import ALLOCATED, Printed, Specialisation
 from einfuse.runtime.tiles import Variant
 from einfuse.runtime.unchanged import Unchanged
-from einfuse.runtime.walks import Chosen, Walks
-
-_ALLOCATED: Mapping[str, Output] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The kernel of a launch: which one, and the lists by which it walks its pairs where it does."""
-
-    kernel: Specialisation
-    variant: Variant
-    lists: Chosen | None = None
+from einfuse.runtime.walks import Walks
 
 
 @dataclass
@@ -119,13 +107,13 @@ class Program:
     # -- which kernel ------------------------------------------------------------------------------------------------------------
 
     def specialised(
-        self, cascade: Cascade, given: Given, backend: Backend, outputs: Mapping[str, Output] = _ALLOCATED
+        self, cascade: Cascade, given: Given, backend: Backend, outputs: Mapping[str, Output] = ALLOCATED
     ) -> Specialisation:
         """A cascade of this program for the tensors of a launch; ``outputs`` describes those that are not allocated yet."""
         backward = not set(self.cascade.outs) <= set(cascade.outs)
         return Specialisation.of(cascade, given, backend, self.strict, backward, outputs)
 
-    def choose(self, cascade: Cascade, given: Given, backend: Backend, outputs: Mapping[str, Output] = _ALLOCATED) -> Choice:
+    def choose(self, cascade: Cascade, given: Given, backend: Backend, outputs: Mapping[str, Output] = ALLOCATED) -> Choice:
         """The kernel for a launch: tile by tile, or by lists of pairs where that is less work."""
         kernel = self.specialised(cascade, given, backend, outputs)
         variant = kernel.choose(given.sizes, given.numbers)
@@ -136,27 +124,35 @@ class Program:
         walking = self.specialised(lists.cascade, known, backend, outputs)
         return Choice(walking, replace(walking.choose(known.sizes, known.numbers), walk=lists.key), lists)
 
-    def build(self, kernel: Specialisation, variant: Variant) -> Built:
-        """The kernel, built once."""
-        return self.built.made((kernel, variant), lambda: Built.of(kernel.printed(variant), kernel.backend))
-
     def ready(self, cascade: Cascade, given: Given, backend: Backend) -> Ready:
         """One kernel for tensors like these. One that spills registers is right but slow: the next call gets smaller tiles."""
         choice = self.choose(cascade, given, backend)
         kernel, variant, lists = choice.kernel, choice.variant, choice.lists
+        sizes = {**given.sizes, **lists.sizes} if lists else given.sizes
+        run = self._recorded(choice, given, sizes) or self._built(kernel, variant, given, sizes)
+        return run if lists is None else lambda tensors: run({**tensors, **lists.tables})
+
+    def _built(self, kernel: Specialisation, variant: Variant, given: Given, sizes: Mapping[str, int]) -> Launch:
+        """The launch of a kernel that is built once."""
 
         def smaller(printed: Printed) -> Built | None:
             if printed.rung + 1 >= len(kernel.tilings):
                 return None
-            self.built[kernel, variant] = made = Built.of(
-                kernel.printed(replace(variant, start=printed.rung + 1)), kernel.backend
-            )
+            less = kernel.printed(replace(variant, start=printed.rung + 1))
+            self.built[kernel, variant] = made = Built.of(less, kernel.backend)
             return made
 
-        if lists is None:
-            return Launch(self.build(kernel, variant), given.numbers, given.sizes, smaller)
-        run = Launch(self.build(kernel, variant), given.numbers, {**given.sizes, **lists.sizes}, smaller, lists)
-        return lambda tensors: run({**tensors, **lists.tables})
+        built = self.built.made((kernel, variant), lambda: Built.of(kernel.printed(variant), kernel.backend))
+        return Launch(built, given.numbers, sizes, smaller)
+
+    def _recorded(self, choice: Choice, given: Given, sizes: Mapping[str, int]) -> Ready | None:
+        """What records the launch, where launches are recorded; the kernel is the one that calls have come to after spills."""
+        note = recorder()
+        if note is None:
+            return None
+        known = self.built.get((choice.kernel, choice.variant))
+        printed = known.printed if known else choice.kernel.printed(choice.variant)
+        return lambda tensors: note(Recorded(printed, Given(tensors, given.numbers, sizes), choice))
 
     # -- running -------------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from einfuse.ir import Scalar
 from einfuse.runtime import cache
 from einfuse.runtime.backends import BackendName, Kernel
 from einfuse.runtime.given import Given
-from einfuse.runtime.launch import Recorded, recorded
+from einfuse.runtime.launch import Recorded, recorder
 from einfuse.runtime.memory import empty
 
 
@@ -43,7 +43,8 @@ class Sequence:
         device = next(iter(held.values())).device
         for s in plan.scratch:
             held[s.name] = empty([_extent(plan, r, sizes) for r in s.ranks], wide, device)
-        if recorded(lambda: Recorded(self.pieces[n], Given(held, numbers, sizes))):
+        if (note := recorder()) is not None:
+            note(Recorded(self.pieces[n], Given(held, numbers, sizes)))
             return None
         if n not in self.built:
             self.built[n] = scan.build(plan, self.pieces[n].source, self.backend, cache.folder() / self.backend)

@@ -2,7 +2,7 @@
 
     cascade, dtypes, feature widths, back end  --Specialisation-->  candidate tilings  --choose(sizes, numbers)-->  Variant  --build-->  kernel
 
-Calls, `explain`, `cross_compile` and benchmarks all ask here, so what one reports is what another launches.
+Calls, `cross_compile`, shares of live tiles and benchmarks all ask here, so what one reports is what another launches.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from einfuse.runtime.given import Given
 from einfuse.runtime.outputs import Output
 from einfuse.runtime.tiles import Variant
 
-_GIVEN: Mapping[str, Output] = MappingProxyType({})
-"""All outputs are among a launch's tensors."""
+ALLOCATED: Mapping[str, Output] = MappingProxyType({})
+"""Describes no output: all are among a launch's tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Specialisation:
         backend: Backend,
         strict: bool = False,
         backward: bool = False,
-        outputs: Mapping[str, Output] = _GIVEN,
+        outputs: Mapping[str, Output] = ALLOCATED,
     ) -> Specialisation:
         """For the tensors of a launch; ``outputs`` describes those that are not allocated yet."""
         typed: Mapping[str, torch.Tensor | Output] = {**given.tensors, **outputs}

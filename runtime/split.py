@@ -16,7 +16,6 @@ import torch
 from einfuse.ir import Cascade, SpecError
 from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes import split as splitting
-from einfuse.ir.text import show
 from einfuse.runtime import cache
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
@@ -45,7 +44,7 @@ class Halves:
 
 def halves(program: Program) -> Halves | None:
     """The two steps of a program, or None where it cannot be split."""
-    found = cache.remembered("split", cache.key("split", show(program.cascade)), lambda: _found(program.cascade))
+    found = cache.remembered("split", cache.key("split", program.cascade.digest), lambda: _found(program.cascade))
     if found is None:
         return None
     of = type(program)

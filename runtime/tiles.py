@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from einfuse.ir import FUNCTIONS, Cascade, Expr, Fold, Scalar
 from einfuse.ir.nodes import Einsum, Range
-from einfuse.ir.text import show
 from einfuse.runtime import cache, derived
 from einfuse.runtime.backends import Tilings
 from einfuse.runtime.binding import extent_of
@@ -93,7 +92,7 @@ def first(cascade: Cascade, ladder: Tilings, numbers: Mapping[str, Scalar], size
     """The place in the ladder of the tiling with the least work for these sizes and numbers; 0, the back end's choice, unless it pays."""
     if len(ladder) < 2 or not masked(cascade):
         return 0
-    name = cache.key("loops", show(cascade), ladder, strict)
+    name = cache.key("loops", cascade.digest, ladder, strict)
     found = cache.remembered("loops", name, lambda: _every(cascade, ladder, strict))
     if not found:
         return 0

@@ -130,3 +130,19 @@ def test_the_kernels_that_are_reported_are_those_that_run(backend: BackendName, 
         attention(**inputs)
         expected = [x.kernel.source for x in reported if isinstance(x.kernel, Printed)]
         assert ran == expected, f"{name} at {shape}"
+
+
+def test_reporting_builds_nothing_and_changes_no_later_call() -> None:
+    """Nor does asking for the tilings that follow if a kernel spills: each is smaller than the one before, to the last."""
+    text = next(x.text for x in einfuse.list_specs() if x.name == "causal").replace(
+        "attention causal", "attention causal_reported"
+    )
+    attention = einfuse.compile(text, backend="triton")
+    tensors = {n: torch.empty(1, 2, 300, 64, dtype=torch.bfloat16, device="meta") for n in "qkv"}
+    (launch_,) = inside.launched(attention, tensors, {})
+    kernels = [inside.Candidate.taken(launch_)]
+    while less := kernels[-1].smaller():
+        kernels += less
+    assert launch_.choice is not None
+    assert len(kernels) == len(launch_.choice.kernel.tilings) > 2
+    assert not attention.program.built
