@@ -237,7 +237,7 @@ def test_a_spec_of_ones_own_replaces_the_mechanism() -> None:
     [
         ({"dropout": 0.1}, "dropout must be 0.*found 0.1"),
         ({"output_attentions": True}, "never holds the attention weights"),
-        ({"attention_mask": torch.ones(2, 5)}, r"found the shape \(2, 5\)"),
+        ({"attention_mask": torch.ones(2, 1, 5, 7)}, r"must broadcast to \[2, 4, 5, 5\], found \[2, 1, 5, 7\]"),
     ],
     ids=["dropout", "weights", "mask"],
 )
@@ -315,3 +315,25 @@ def test_a_static_cache_with_a_sliding_window_gives_the_tokens_of_eager(kind: st
         given = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 12}
         found.append(model.generate(input_ids=ids, **given, cache_implementation="static").tolist())
     assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_a_mask_of_one_column_is_seen_by_every_key() -> None:
+    """MiniMax asks its cache for the length of a layer that keeps no keys: in decoding its mask is [b, 1, 1, 1], and sdpa broadcasts it."""
+    config = transformers.MiniMaxConfig(
+        **SMALL,
+        pad_token_id=0,
+        num_key_value_heads=2,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        block_size=8,
+        layer_types=["linear_attention", "full_attention"],
+    )
+    torch.manual_seed(0)
+    model = transformers.MiniMaxForCausalLM(config).eval()
+    ids, found = tokens(2), []
+    for name in ("sdpa", "einfuse"):
+        model.set_attn_implementation(name)
+        given = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False, "eos_token_id": -1}
+        found.append(torch.stack(model.generate(input_ids=ids, max_new_tokens=4, **given).logits))
+    torch.testing.assert_close(found[1], found[0])

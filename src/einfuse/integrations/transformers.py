@@ -205,11 +205,12 @@ def _visible(
         causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
         return bool(causal) and shape[2] > 1, None, {}
     pattern = getattr(mask, MARK, None)
-    if isinstance(pattern, Pattern):
+    if isinstance(pattern, Pattern) and mask.shape[2:] == shape[2:]:
         return True, pattern.window, {"pad": pattern.real}
-    if mask.ndim != 4:
-        raise ValueError(f"the attention mask must be [b, h, i, j]; found the shape {tuple(mask.shape)}")
-    whole = mask[..., : shape[3]].expand(shape)
+    try:
+        whole = mask.expand(shape)  # a mask made for a cache without keys has one column, for all of them
+    except RuntimeError:
+        raise ValueError(f"the attention mask must broadcast to {list(shape)}, found {list(mask.shape)}") from None
     return False, None, {"mask" if mask.dtype == torch.bool else "bias": whole}
 
 
