@@ -104,6 +104,7 @@ class TritonBackend:
 
     name: BackendName = "triton"
     target: Target | None = None  # of the device at hand, unless named
+    processors: int | None = None  # multiprocessors of a GPU that is not at hand
 
     @property
     def identity(self) -> str:
@@ -134,6 +135,8 @@ class TritonBackend:
 
     def workers(self, device: torch.device) -> int:
         """The multiprocessors of a GPU; the interpreter is one."""
+        if self.processors is not None:
+            return self.processors
         return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
     def merges(self, points: int) -> bool:

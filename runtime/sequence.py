@@ -43,14 +43,14 @@ class Sequence:
         device = next(iter(held.values())).device
         for s in plan.scratch:
             held[s.name] = empty([_extent(plan, r, sizes) for r in s.ranks], wide, device)
-        if (note := recorder()) is not None:
-            note(Recorded(self.pieces[n], Given(held, numbers, sizes)))
-            return None
-        if n not in self.built:
-            self.built[n] = scan.build(plan, self.pieces[n].source, self.backend, cache.folder() / self.backend)
         shares = {"part": plan.parts, "block": _blocks(plan, sizes)}
         leading = {p.tensor: [shares[a] for a in p.axes] for p in plan.partial}
         buffers = {t: torch.empty([*more, *held[t].shape], dtype=wide, device=device) for t, more in leading.items()}
+        if (note := recorder()) is not None:
+            note(Recorded(self.pieces[n], Given({**held, **buffers}, numbers, sizes)))
+            return None
+        if n not in self.built:
+            self.built[n] = scan.build(plan, self.pieces[n].source, self.backend, cache.folder() / self.backend)
         spills = self.built[n]({**held, **buffers}, numbers, sizes)
         for t, x in buffers.items():
             held[t].copy_(x.sum(list(range(len(leading[t])))))

@@ -77,13 +77,18 @@ def _quiet() -> Iterator[None]:
 
 
 def build(plan: KernelPlan, source: str, directory: Path) -> TritonKernel:
-    """The kernel of a text that `emit` made, run from memory and kept for readers in ``directory`` under a name made of its contents."""
-    name = files.stem(identifier(plan.name), source)
+    """The kernel of a text that `emit` made."""
+    return TritonKernel(plan, module(identifier(plan.name), source, directory))
+
+
+def module(kernel: str, source: str, directory: Path) -> ModuleType:
+    """A text run from memory and kept for readers in ``directory`` under a name made of its contents."""
+    name = files.stem(kernel, source)
     if name not in sys.modules:
         path = directory / f"{name}.py"
         files.keep_text(path, source)
-        module = ModuleType(name)
-        module.__file__ = str(path)
-        exec(compile(source, str(path), "exec"), module.__dict__)  # our own text, made by `emit`
-        sys.modules[name] = module
-    return TritonKernel(plan, sys.modules[name])
+        made = ModuleType(name)
+        made.__file__ = str(path)
+        exec(compile(source, str(path), "exec"), made.__dict__)  # our own text, made by `emit`
+        sys.modules[name] = made
+    return sys.modules[name]

@@ -1,47 +1,57 @@
-"""`measure`: what a compiler makes of a generated kernel for a GPU that need not be there: registers, spills, shared memory.
+"""`measure`: what a compiler makes of a generated kernel for a GPU that need not be there: registers, spills, shared memory, loops.
 
 Nothing is launched. Triton must be imported without its interpreter (``TRITON_INTERPRET`` unset).
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import re
-import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from einfuse.codegen.plan import Arg, KernelPlan
+from einfuse.codegen.plan import KernelPlan
 from einfuse.codegen.triton.build import build
+from einfuse.codegen.triton.example import example
+from einfuse.codegen.triton.machine_code import Loop, MachineCode
 from einfuse.codegen.triton.names import identifier
 from einfuse.codegen.triton.options import SHARED, GpuTarget, Precision, launch_options
+from einfuse.codegen.triton.signature import Signature
 
 TARGETS: dict[GpuTarget, tuple[str, int | str, int]] = {
     "sm_80": ("cuda", 80, 32),
     "sm_90": ("cuda", 90, 32),
     "gfx942": ("hip", "gfx942", 64),
 }
-POINTERS = {
-    "f64": "*fp64",
-    "f32": "*fp32",
-    "bf16": "*bf16",
-    "f16": "*fp16",
-    "i64": "*i64",
-    "i32": "*i32",
-    "i16": "*i16",
-    "i8": "*i8",
-    "u8": "*u8",
-    "bool": "*u8",
-}
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """One iteration of a loop with matrix products: instructions of a thread by kind (`machine_code.KINDS`), and its wgmma by the width of
+    their results and whether their left operand comes from shared memory."""
+
+    counts: dict[str, int]
+    wgmma: tuple[tuple[int, bool, int], ...] = ()
+
+    @property
+    def instructions(self) -> int:
+        return sum(self.counts.values())
+
+    @staticmethod
+    def of(loop: Loop) -> Iteration:
+        kinds = [(i.columns, i.from_shared) for i in loop.body if i.columns]
+        return Iteration(dict(loop.counts), tuple((*k, kinds.count(k)) for k in sorted(set(kinds))))
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """A compiled kernel. ``spills`` counts the instructions (NVIDIA) or vector registers (AMD) that spill to memory,
     ``scalar_spills`` the scalar registers that AMD keeps in lanes of vector ones; ``matrix`` is the kind of matrix instruction
-    found: "wgmma", "mma", "mfma" or "".
+    found: "wgmma", "mma", "mfma" or "". Of NVIDIA alone: whether the assembler ``serialised`` the wgmma, its ``warnings`` by number, and
+    the ``loops`` with matrix products, in the order of the text.
     """
 
     target: GpuTarget
@@ -52,6 +62,10 @@ class Statistics:
     warps: int
     stages: int
     matrix: str
+    programs: int = 0
+    serialised: bool = False
+    warnings: tuple[str, ...] = ()
+    loops: tuple[Iteration, ...] = ()
 
     @property
     def fits(self) -> bool:
@@ -65,73 +79,65 @@ def measure(
 
     Assumes what a call with ordinary tensors lets Triton know: pointers and outer strides divisible by 16, last strides of 1.
     """
-    triton, backends, compiler = map(_module, ("triton", "triton.backends.compiler", "triton.compiler"))
-    function: Any = getattr(build(plan, source, directory).module, identifier(plan.name))
-    assert isinstance(function, triton.JITFunction), "the statistics need Triton without its interpreter"
+    kernel = build(plan, source, directory)
     chosen = options if {"num_warps", "num_stages"} <= options.keys() else launch_options(plan, target, precision) | options
-    signature, constants, divisible = _signature(plan, source, function.arg_names)
-    attributes = {(n,): [["tt.divisibility", 16]] for n in divisible}
-    compiled: Any = triton.compile(
-        compiler.ASTSource(function, signature, constants, attributes),
-        target=backends.GPUTarget(*TARGETS[target]),
-        options={**chosen, "enable_fp_fusion": True},
-    )
+    tensors, params, sizes = example(plan)
+    found = Signature.of(kernel.module, identifier(plan.name), tensors, params, sizes, chosen)
+    assert found is not None, "an example has programs"
+    return compiled(found, target)
+
+
+def compiled(launch: Signature, target: GpuTarget) -> Statistics:
+    """Compile a kernel as this launch of it would."""
+    triton, backends, compiler = map(_module, ("triton", "triton.backends.compiler", "triton.compiler"))
+    assert isinstance(launch.function, triton.JITFunction), "the statistics need Triton without its interpreter"
+    attributes = {(n,): [["tt.divisibility", 16]] for n in launch.divisible}
+    log = io.StringIO()
+    with triton.knobs.compilation.scope(), triton.knobs.nvidia.scope(), contextlib.redirect_stdout(log):
+        triton.knobs.compilation.always_compile = triton.knobs.nvidia.dump_ptxas_log = True
+        made: Any = triton.compile(
+            compiler.ASTSource(launch.function, launch.types, launch.constants, attributes),
+            target=backends.GPUTarget(*TARGETS[target]),
+            options=launch.options,
+        )
     read = _amd if target.startswith("gfx") else _nvidia
-    registers, spills, scalar_spills, matrix = read(compiled)
-    return Statistics(
-        target, registers, spills, scalar_spills, compiled.metadata.shared, chosen["num_warps"], chosen["num_stages"], matrix
-    )
+    return read(made, target, launch, tuple(sorted(set(re.findall(r"\bC7\d\d\d\b", log.getvalue())))))
 
 
 def _module(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def _signature(plan: KernelPlan, source: str, names: list[str]) -> tuple[dict[str, str], dict[str, int], list[int]]:
-    """The kernel's argument types, its constants, and the positions of the arguments that are divisible by 16."""
-    tensors: dict[str, Arg] = {f"{identifier(t.name)}_ptr": t for t in plan.tensors}
-    strides = {f"{identifier(t.name)}_s{n}": (t, n) for t in plan.tensors for n in range(t.axes)}
-    params = {prefix + identifier(name): dtype for name, dtype in plan.params for prefix in ("", "param_")}
-    blocks = {name: int(value) for name, value in re.findall(r"(BLOCK_\w+)=(\d+)", source)}
-    signature: dict[str, str] = {}
-    constants: dict[str, int] = {}
-    divisible = []
-    for n, name in enumerate(names):
-        last = name in strides and strides[name][1] == strides[name][0].axes - 1
-        if name in blocks or last:
-            signature[name], constants[name] = "constexpr", blocks.get(name, 1)
-        elif name in tensors:
-            signature[name] = POINTERS[tensors[name].storage]
-        elif name.endswith("_ptr"):
-            signature[name] = "*fp64" if name[: -len("_ptr")] in params else "*i32"
-        else:
-            signature[name] = "fp32" if params.get(name) == "float" else "i32"
-        if name.endswith("_ptr") or (name in strides and strides[name][0].axes > 1 and not last):
-            divisible.append(n)
-    return signature, constants, divisible
+def _nvidia(made: Any, target: GpuTarget, launch: Signature, warnings: tuple[str, ...]) -> Statistics:
+    code, ptx = MachineCode.of(made.asm["cubin"]), made.asm["ptx"]
+    return Statistics(
+        target,
+        code.registers,
+        code.spills,
+        0,
+        made.metadata.shared,
+        made.metadata.num_warps,
+        made.metadata.num_stages,
+        "wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else "",
+        launch.programs,
+        code.serialised,
+        warnings,
+        tuple(map(Iteration.of, code.loops)),
+    )
 
 
-def _nvidia(compiled: Any) -> tuple[int, int, int, str]:
-    """Registers from the resource usage of the cubin, spills as the loads and stores of local memory in its machine code."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage, code = (_cuobjdump(flag, file.name) for flag in ("-res-usage", "-sass"))
-    found = re.search(r"REG:(\d+)", usage)
-    assert found is not None, f"cuobjdump names no registers: {usage}"
-    spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
-    ptx = compiled.asm["ptx"]
-    return int(found[1]), spills, 0, "wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else ""
-
-
-def _cuobjdump(flag: str, path: str) -> str:
-    program = Path(_module("triton").__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return subprocess.run([program, flag, path], capture_output=True, text=True, check=True).stdout
-
-
-def _amd(compiled: Any) -> tuple[int, int, int, str]:
+def _amd(made: Any, target: GpuTarget, launch: Signature, warnings: tuple[str, ...]) -> Statistics:
     """Registers and spilled registers from the metadata of the assembly."""
-    asm = compiled.asm["amdgcn"]
+    asm = made.asm["amdgcn"]
     fields = {k: int(v) for k, v in re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s*(\d+)", asm)}
-    matrix = "mfma" if "v_mfma" in asm else ""
-    return fields["vgpr_count"], fields["vgpr_spill_count"], fields["sgpr_spill_count"], matrix
+    return Statistics(
+        target,
+        fields["vgpr_count"],
+        fields["vgpr_spill_count"],
+        fields["sgpr_spill_count"],
+        made.metadata.shared,
+        made.metadata.num_warps,
+        made.metadata.num_stages,
+        "mfma" if "v_mfma" in asm else "",
+        launch.programs,
+    )

@@ -1,0 +1,109 @@
+"""How long a loop of a compiled kernel takes on an NVIDIA GPU, counted from its instructions: a model, not a measurement.
+
+    work       = cycles that a multiprocessor needs for an iteration of one program on each of its units
+    matrix     = products, or what they read from shared memory (a wgmma 2 KB for its left operand and 32 bytes a column)
+    arithmetic = the busiest of issue, floating point, integer, special functions, shared-memory accesses
+    cycles     = matrix + arithmetic + 220            one program on a multiprocessor
+                 less a quarter of the smaller one    with two or more, whose phases overlap
+
+A matrix instruction that the assembler serialised takes 64 cycles more, which only other groups of four warps fill. Rates: 2048 bf16
+multiply-adds of the matrix unit a cycle (sm_80: 1024), 16 special functions, 128 fp32 operations (sm_80: 64), 64 integer operations,
+comparisons and selections, four instructions. 220, 64, the quarter, and the share of the peak that a large product sustains (0.8) were
+chosen so that published times of three FlashAttention kernels come out. Trust ratios of kernels of one shape to 15 %, levels to 25 %.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from einfuse.codegen.triton.statistics import Iteration
+
+LATENCY, WAIT, OVERLAP, SUSTAINED = 220.0, 64.0, 0.25, 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """What the model knows of a GPU: multiprocessors, clock (Hz), memory (bytes/s), and per multiprocessor shared memory in bytes,
+    ``matrix`` multiply-adds and fp32 operations a cycle."""
+
+    name: str
+    processors: int
+    clock: float
+    memory: float
+    shared: int
+    matrix: int
+    floats: int
+
+
+GPUS = {
+    "sm_80": Gpu("A100 SXM", 108, 1.41e9, 2.0e12, 164 * 1024, 1024, 64),
+    "sm_90": Gpu("H100 SXM", 132, 1.83e9, 3.35e12, 228 * 1024, 2048, 128),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Cycles of a multiprocessor for one iteration of one program, unit by unit."""
+
+    matrix: float
+    issue: float
+    floats: float
+    integers: float
+    special: float
+    shared: float
+    groups: float
+    chain: tuple[tuple[float, int], ...]  # cycles of each kind of wgmma, and how many of it a group of four warps runs
+
+    @property
+    def units(self) -> dict[str, float]:
+        return {
+            "issue": self.issue,
+            "fp32": self.floats,
+            "integer": self.integers,
+            "special": self.special,
+            "shared": self.shared,
+        }
+
+    @property
+    def arithmetic(self) -> float:
+        return max(self.units.values())
+
+    @property
+    def bound(self) -> str:
+        """The busiest unit."""
+        every = self.units | {"matrix": self.matrix}
+        return max(every, key=every.__getitem__)
+
+    def cycles(self, resident: int, serialised: bool) -> float:
+        """Of a multiprocessor for one iteration of each program that is resident, over their number."""
+        matrix = self.matrix
+        if serialised:
+            matrix = sum(n * max(c, (c + WAIT) / (self.groups * resident)) for c, n in self.chain) * self.groups
+        total = matrix + self.arithmetic + LATENCY
+        return total - (OVERLAP * min(matrix, self.arithmetic) if resident > 1 else 0.0)
+
+
+def work(loop: Iteration, warps: int, gpu: Gpu) -> Work:
+    """The work of an iteration of a program with so many warps."""
+    groups, n = warps / 4, loop.counts
+    chain = tuple((columns * 1024 / gpu.matrix, count) for columns, _, count in loop.wgmma)
+    matrix = sum(cycles * count for cycles, count in chain)
+    matrix += 8.0 * n.get("mma", 0)  # m16n8k16; Hopper runs them at half of wgmma's rate
+    operands = sum((columns * 32 + 2048 * left) / 128 * count for columns, left, count in loop.wgmma)
+    accesses = sum(n.get(k, 0) for k in ("shuffle", "shared"))
+    return Work(
+        matrix=max(matrix, operands) * groups,
+        issue=loop.instructions * groups,
+        floats=sum(n.get(k, 0) for k in ("fma", "mul", "add")) * 128 / gpu.floats * groups,
+        integers=2.0 * sum(n.get(k, 0) for k in ("extremum", "compare", "select", "integer", "convert")) * groups,
+        special=8.0 * sum(n.get(k, 0) for k in ("exp2", "special")) * groups,
+        shared=2.0 * accesses * groups,
+        groups=groups,
+        chain=chain,
+    )
+
+
+def resident(registers: int, warps: int, shared: int, gpu: Gpu) -> int:
+    """How many programs a multiprocessor holds at once."""
+    per_warp = -(-max(registers, 1) // 8) * 8 * 32
+    return max(1, min(4 * (16384 // per_warp) // warps, gpu.shared // (shared + 1024), 64 // warps, 32))
