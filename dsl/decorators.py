@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from einfuse.dsl import ast
+from einfuse.dsl import ast, pure
 from einfuse.dsl.captures import Captures
 from einfuse.dsl.diagnostics import nearest
 from einfuse.dsl.elaborate import elaborate
@@ -221,7 +221,7 @@ def _normalised(d: ast.Definition) -> ast.Expr:
 
 
 def _traced(fn: Callable[..., Any], args: tuple[Symbol, ...], captures: Captures) -> ast.Expr:
-    """Calls ``fn`` once with symbols. Raises SpecError where its arguments do not fit or it gives nothing back."""
+    """Calls ``fn`` with symbols. Raises SpecError where its arguments do not fit, it gives nothing back, or not the same again."""
     parameters = inspect.signature(fn).parameters.values()
     place = _place(fn)
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -233,10 +233,14 @@ def _traced(fn: Callable[..., Any], args: tuple[Symbol, ...], captures: Captures
             "everything else is a keyword-only argument, behind a *",
         )
     keywords = {p.name: captures.argument(p, place) for p in parameters if p.kind is p.KEYWORD_ONLY}
-    value = fn(*args, **keywords)
-    if value is None:
-        raise SpecError(f"`{_name(fn)}` returns nothing", place, "return the new score, or the condition")
-    return symbol(value).expr
+
+    def trace() -> ast.Expr:
+        value = fn(*args, **keywords)
+        if value is None:
+            raise SpecError(f"`{_name(fn)}` returns nothing", place, "return the new score, or the condition")
+        return symbol(value).expr
+
+    return pure.traced(_name(fn), place, trace)
 
 
 def _coordinates() -> tuple[Symbol, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -202,7 +204,17 @@ def bad_torch(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
     return torch.cumsum(score, 0)
 
 
+def bad_number(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+    return score + random.random()
+
+
+def bad_coin(b: Any, h: Any, i: Any, j: Any) -> Any:
+    return i > j if np.random.rand() < 2 else i < j
+
+
 FAULTS = {
+    bad_number: "`bad_number` computes something else each time it is called",
+    bad_coin: "`bad_coin` draws random numbers",
     bad_if: "the value of a symbol is not known",
     bad_and: "the value of a symbol is not known",
     bad_chain: "the value of a symbol is not known",
@@ -221,7 +233,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("mod", FAULTS, ids=lambda f: f.__name__)
 def test_what_cannot_be_traced(mod: Any) -> None:
-    is_mask = mod in (bad_and, bad_chain)
+    is_mask = mod in (bad_and, bad_chain, bad_coin)
     with pytest.raises(SpecError) as caught:
         dsl.attention(mask_mod=mod) if is_mask else dsl.attention(mod)
     error = caught.value

@@ -261,9 +261,8 @@ def test_inside_a_compiled_function(qkv: Any, dense: Any) -> None:
 
     @torch.compile(backend="eager")
     def model(q: Tensor) -> Any:
-        return flex_attention(q * 2, k, v, None, mask, kernel_options=OPTIONS) + 1
+        return flex_attention(q * 2, k, v, None, mask_of(causal, 12), kernel_options=OPTIONS) + 1
 
-    mask = mask_of(causal, 12)
     close(model(q), dense(q * 2, k, v, None, causal)[0] + 1)
 
 

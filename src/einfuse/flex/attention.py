@@ -13,6 +13,7 @@ from einfuse.flex.block_mask import BlockMask
 from einfuse.flex.masks import ScoreFunction
 from einfuse.flex.picked import sliced_mask_error
 from einfuse.flex.tracer import Tracer
+from einfuse.flex.watch import outside_of_graphs
 from einfuse.runtime import BackendName
 from einfuse.runtime.apart import transformed
 from einfuse.runtime.binding import host_number
@@ -32,10 +33,7 @@ class AuxOutput(NamedTuple):
     max_scores: torch.Tensor | None = None
 
 
-@torch.compiler.disable(  # type: ignore[untyped-decorator]  # torch types it so; a trace is Python that dynamo cannot follow
-    reason="einfuse traces score_mod and mask_mod itself, at every call: the graph breaks here, and goes on behind. "
-    "For fullgraph=True call an attention made outside of the graph: einfuse.compile(...) or einfuse.attention(score_mod, mask_mod)"
-)
+@outside_of_graphs  # type: ignore[untyped-decorator]  # torch types it so
 def flex_attention(
     query: torch.Tensor,
     key: torch.Tensor,

@@ -11,6 +11,7 @@ from einfuse.flex import analysis, picture
 from einfuse.flex.blocks import Blocks
 from einfuse.flex.masks import MaskFunction, noop_mask
 from einfuse.flex.picked import Picked, sliced_mask_error
+from einfuse.flex.watch import outside_of_graphs
 from einfuse.ir.tiles import FULL, PARTIAL
 
 DEFAULT_BLOCK = 128
@@ -173,6 +174,7 @@ class BlockMask:
         return f"BlockMask(shape={self.shape}, BLOCK_SIZE={self.BLOCK_SIZE}, mask_mod={name})"
 
 
+@outside_of_graphs  # type: ignore[untyped-decorator]  # torch types it so
 def create_block_mask(
     mask_mod: MaskFunction,
     B: int | None,

@@ -11,6 +11,8 @@ are followed. Numbers in globals and in attributes of objects stay as they are: 
 from __future__ import annotations
 
 import functools
+import itertools
+import operator
 from dataclasses import dataclass, field
 from types import CellType, FunctionType, MethodType
 from typing import Any
@@ -27,6 +29,7 @@ class Captures:
     names: dict[int, str] = field(default_factory=dict)
     cells: dict[int, tuple[CellType, CellType, str, object]] = field(default_factory=dict)  # by id: old, new, variable, content
     functions: dict[int, tuple[FunctionType, FunctionType]] = field(default_factory=dict)
+    lists: list[tuple[str, list[object], list[object]]] = field(default_factory=list)  # variable, list, what it held
 
     def lifted(self, x: Any, name: str = "", path: Tag = ()) -> Any:
         """``x`` with the numbers inside it replaced; the very same object where there are none."""
@@ -43,7 +46,10 @@ class Captures:
             return MethodType(self.lifted(x.__func__), x.__self__)
         if type(x) in (tuple, list):
             parts = [self.lifted(a, name, (*path, n)) for n, a in enumerate(x)]
-            return x if all(a is b for a, b in zip(x, parts, strict=True)) else type(x)(parts)
+            made = x if all(a is b for a, b in zip(x, parts, strict=True)) else type(x)(parts)
+            if isinstance(made, list):
+                self.lists.append((name, made, parts))
+            return made
         return number(x, (name, *path))
 
     def _function(self, fn: FunctionType) -> FunctionType:
@@ -78,5 +84,7 @@ class Captures:
         return new
 
     def assigned(self) -> str | None:
-        """A captured variable that was given another value while the functions ran, if there is one."""
-        return next((name for _, new, name, value in self.cells.values() if new.cell_contents is not value), None)
+        """A captured variable that was given another value, or a list other parts, while the functions ran; None: there is none."""
+        cells = (name for _, new, name, value in self.cells.values() if new.cell_contents is not value)
+        lists = (name for name, x, parts in self.lists if len(x) != len(parts) or any(map(operator.is_not, x, parts)))
+        return next(itertools.chain(cells, lists), None)

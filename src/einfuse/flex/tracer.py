@@ -14,14 +14,16 @@ from typing import Any, NoReturn
 
 import torch
 
+from einfuse.dsl import pure
 from einfuse.flex.lift import Captures
 from einfuse.flex.numbers import Float, Int, Tag
 from einfuse.flex.place import check_signature, here, name, place, raised_at
-from einfuse.flex.tables import minus_infinite
+from einfuse.flex.tables import Contents, minus_infinite
 from einfuse.flex.value import Kind, Part, Value, flat
-from einfuse.flex.watch import Watch
+from einfuse.flex.watch import refuse_impure, watched
 from einfuse.ir import Einsum, Expr, Rank, Scalar, SpecError, call, const, index, load, size
 from einfuse.ir import expr as ex
+from einfuse.runtime.recent import Recent
 
 RANKS = {"b": "B", "h": "H", "i": "Nq", "j": "Nk"}
 """The coordinates of a score, and the names of their sizes."""
@@ -35,6 +37,8 @@ _KINDS: dict[torch.dtype, Kind] = {
 SHORT, LONGEST = 8, 64
 """The longest vectors whose reductions are written out, in scores and in masks: what is written out, the analysis of masks sees."""
 _COMBINE = {"sum": "+", "max": "max", "min": "min", "any": "or", "prod": "*"}
+_PURE: Recent[tuple[object, ...], bool] = Recent(1024)
+"""The code of functions that were seen to compute the same again."""
 _LEAST = -3.0e38
 """Below every score that is not minus infinity."""
 
@@ -73,14 +77,16 @@ class Tracer:
     # -- running -----------------------------------------------------------------------------------------------------------
 
     def run(self, fn: Callable[..., Any], *first: Value) -> Value:
-        """``fn(*first, b, h, i, j)``. Raises SpecError that names the operation and the line where it cannot be traced."""
+        """``fn(*first, b, h, i, j)``. Raises SpecError that names the operation and the line where it cannot be traced.
+
+        A function that is met for the first time is called twice more, to see that it computes the same again.
+        """
         try:
             check_signature(fn, 4 + len(first))
-            coordinates = [Value(self, index(r), "int") for r in RANKS]
             lifted = self.captures.lifted(fn)
-            with Watch(self):
-                result = lifted(*first, *coordinates)
-            return self._result(fn, result)
+            code = (type(fn), self.masking, *(made.__code__ for _, made in self.captures.functions.values()))
+            _PURE.made(code, lambda: pure.traced(name(fn), place(fn), lambda: self._again(fn, first)) is not None)
+            return self._call(fn, lifted, first)
         except (
             TypeError,
             IndexError,
@@ -93,6 +99,20 @@ class Tracer:
         except SpecError as error:
             file = error.loc.file if error.loc is not None else ""
             raise error.within("".join(linecache.getlines(file))) from None
+
+    def _call(self, fn: Callable[..., Any], lifted: Callable[..., Any], first: Sequence[Value]) -> Value:
+        coordinates = [Value(self, index(r), "int") for r in RANKS]
+        with watched(self):
+            result = lifted(*first, *coordinates)
+        return self._result(fn, result)
+
+    def _again(self, fn: Callable[..., Any], first: Sequence[Value]) -> tuple[object, ...]:
+        """Everything that a trace of its own depends on."""
+        own = Tracer(self.sizes, self.dtype, self.device)
+        own.masking = self.masking
+        x = own._call(fn, own.captures.lifted(fn), [Value(own, v.expr, v.kind) for v in first])
+        captured = [(c.name, c.kind, c.axes, Contents(c.tensor)) for c in own.tensors.values()]
+        return x.expr, x.kind, x.alive, own.statements, list(own.numbers.values()), captured
 
     def _result(self, fn: Callable[..., Any], result: object) -> Value:
         at, word = place(fn), name(fn)
@@ -123,6 +143,7 @@ class Tracer:
         """A function or method of torch, by name."""
         from einfuse.flex.operations import OPERATIONS
 
+        refuse_impure(self, name)
         plain = name.strip("_") if name.startswith("__") else name
         if plain.endswith("_") and plain[:-1] in OPERATIONS:
             self.refuse(f"`{plain}` works in place, which a traced function cannot", f"use `{plain[:-1]}`")
