@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,9 +13,19 @@ from einfuse.runtime.backends import BackendName
 SPEC = Path(__file__).with_name("general.attn")
 
 
-@functools.lru_cache(64)
-def _compiled(causal: bool, aligned: bool, windowed: bool, capped: bool, backend: BackendName | None) -> Attention:
-    return compile(SPEC, backend=backend, causal=causal, aligned=aligned, windowed=windowed, capped=capped)
+_KNOWN: dict[tuple[bool, bool, bool, bool, BackendName | None], Attention] = {}
+
+
+def _known(kind: tuple[bool, bool, bool, bool, BackendName | None]) -> bool:
+    """Leaves the attention with these switches in `_KNOWN`. torch.compile calls this, and does not trace it."""
+    if kind not in _KNOWN:
+        causal, aligned, windowed, capped, backend = kind
+        made = compile(SPEC, backend=backend, causal=causal, aligned=aligned, windowed=windowed, capped=capped)
+        _KNOWN.setdefault(kind, made)
+    return True
+
+
+vars(_known)["_dynamo_marked_constant"] = True  # as `torch.compiler.assume_constant_result`, which imports the compiler
 
 
 def general(
@@ -38,7 +47,9 @@ def general(
     hides keys that lie so far behind the query or farther, ``cap`` bends the scores. ``optional`` are pad[B, Nk] and mask[B, H, Nq, Nk]
     (booleans, true: visible), bias[B, H, Nq, Nk] and sink[H]; masks and biases may be expanded views. A row that sees no key gives 0.
     """
-    attention = _compiled(causal, aligned, window is not None, cap is not None, backend)
+    kind = (causal, aligned, window is not None, cap is not None, backend)
+    _known(kind)
+    attention = _KNOWN[kind]
     numbers: dict[str, float] = {"scale": max(1, q.shape[-1]) ** -0.5 if scale is None else scale}
     if window is not None:
         numbers["window"] = window

@@ -123,7 +123,7 @@ def _mask(
         real = padding[:, kv_offset : kv_offset + kv_length].bool()
     if not use_vmap and mask_function is bidirectional_mask_function:
         return real[:, None, None, :].expand(-1, -1, q_length, -1)
-    window = local_size if _is_window(mask_function) else None
+    window = local_size if not torch.compiler.is_compiling() and _is_window(mask_function) else None
     formula = not use_vmap and (mask_function is causal_mask_function or window is not None)
     made = sdpa_mask(
         batch_size,
