@@ -9,6 +9,8 @@ from einfuse.dsl.diagnostics import nearest
 from einfuse.dsl.params import default_of, param_type
 from einfuse.ir import Scalar, Span, SpecError
 
+_FORM = "write attention name over b, h { ... }"
+
 
 @dataclass(frozen=True, slots=True)
 class ParamInfo:
@@ -39,7 +41,8 @@ class Signature:
 def chosen(module: ast.Module, name: str | None) -> ast.Attention:
     """The attention of that name, or the last one. Raises SpecError where there is none."""
     if not module.attentions:
-        raise SpecError("this file defines no attention", Span(module.file, 1, 1), "write attention name over b, h { ... }")
+        hint = "its definitions are checked where an attention uses them" if module.definitions else _FORM
+        raise SpecError("this file defines no attention", Span(module.file, 1, 1), hint)
     seen: dict[str, ast.Attention] = {}
     for a in module.attentions:
         if a.name.text in seen:

@@ -85,6 +85,51 @@ def test_check_of_bytes_that_are_no_text(capsys: pytest.CaptureFixture[str], tmp
     assert "UTF-8" in reported(capsys, "check", str(path), code=1)["errors"][0]["message"]
 
 
+EMPTY = {
+    "nothing": "",
+    "a comment": "# nothing yet\n",
+    "a docstring": '"""To be written."""\n',
+    "definitions": "use masks\ndef near[i, j](w) = abs(i - j) < w\n",
+}
+OVER_SPECS = (
+    "check",
+    "emit --backend torch",
+    "ir",
+    "opt",
+    "passes",
+    "explain",
+    "tiles --shape 1,1,64,64",
+    "verify",
+    "bench",
+    "demo",
+)
+
+
+@pytest.mark.parametrize("text", EMPTY.values(), ids=EMPTY.keys())
+def test_every_command_says_that_a_file_defines_no_attention(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str
+) -> None:
+    (path := tmp_path / "empty.attn").write_text(text)
+    for command in OVER_SPECS:
+        assert main([*command.split(), str(path)]) == 1
+        assert capsys.readouterr().err.startswith(f"error {path}:1:1: this file defines no attention\n"), command
+    (error,) = reported(capsys, "check", str(path), code=1)["errors"]
+    assert error["hint"].startswith("its definitions are checked" if "def" in text else "write attention")
+
+
+def test_check_looks_at_every_attention_and_every_optional_input(
+    capsys: pytest.CaptureFixture[str], good: str, bad: str, tmp_path: Path
+) -> None:
+    (path := tmp_path / "two.attn").write_text(BAD.replace("mine", "first") + GOOD)
+    (error,) = reported(capsys, "check", str(path), "-p", "window=9", code=1)["errors"]
+    assert (error["line"], "softmix" in error["message"]) == (8, True)
+    path.write_text(
+        GOOD.replace("in v", "in bias[h] optional\n  in v").replace("where", "+ (slop if given(bias) else 0) where")
+    )
+    (error,) = reported(capsys, "check", str(path), code=1)["errors"]
+    assert "slop" in error["message"]
+
+
 def test_fmt_rewrites_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "loose.attn"
     path.write_text(GOOD.replace("  in q", "        in    q"))

@@ -10,10 +10,11 @@ from einfuse import dsl
 from einfuse._cli import inputs, screen
 from einfuse.codegen.files import write_atomic
 from einfuse.ir import SpecError
+from einfuse.runtime.attention import Attention
 
 
 def check(args: argparse.Namespace) -> int:
-    """Reads, elaborates and fuses every attention of every file."""
+    """Reads, elaborates and fuses every attention of every file, without its optional inputs and with all of them."""
     faults: list[tuple[str, SpecError]] = []
     for file in args.files:
         try:
@@ -34,9 +35,17 @@ def _through_the_compiler(file: str, args: argparse.Namespace) -> None:
     path = Path(file)
     if not path.is_file():
         raise SpecError(f"there is no file {file}")
-    module = dsl.parse(dsl.read_spec(path), file)
-    if module.attentions:
-        einfuse.compile(path, **inputs.params(args)).ir(after="mask_ranges")
+    module, params = dsl.parse(dsl.read_spec(path), file), inputs.params(args)
+    dsl.signature(module)  # there is an attention, and no two have one name
+    for node in module.attentions:
+        found = dsl.signature(module, node.name.text)
+        declared = {p.name for p in found.params}
+        mine = params if node is module.attentions[-1] else {n: x for n, x in params.items() if n in declared}
+        optional = frozenset(x.name for x in found.inputs if x.optional)
+        for given in dict.fromkeys((frozenset[str](), optional)):
+            cascade = dsl.elaborate(module, found.name, mine, given, (path.parent,))
+            for stage in (whole := Attention(cascade)).stages or (whole,):
+                stage.ir(after="mask_ranges")
 
 
 def _as_json(file: str, error: SpecError, several: bool) -> screen.Json:
