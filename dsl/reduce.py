@@ -53,6 +53,8 @@ class Reducer:
                 )
         self.at.reduced |= set(over)
         if name == "count":
+            if body.dtype == "bool":  # the points where it holds
+                where = body if where is None else apply("and", (where, body), self.at.place(e))
             return self._count(over, body, where, e)
         if name == "mean":
             total = self._reduced("sum", over, body, where, e)

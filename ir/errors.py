@@ -29,9 +29,10 @@ class SpecError(EinfuseError):
         """1-based column, 0 where the fault has no place in a text."""
         return self.loc.column if self.loc else 0
 
-    def within(self, source: str) -> SpecError:
-        """The same error, able to show the offending line of ``source``."""
-        self.source = source if self.source is None else self.source
+    def within(self, source: str, file: str | None = None) -> SpecError:
+        """The same error, able to show the offending line of ``source``; unchanged where its place is not in ``file``."""
+        if self.source is None and (file is None or (self.loc is not None and self.loc.file == file)):
+            self.source = source
         return self
 
     def __str__(self) -> str:

@@ -50,7 +50,10 @@ def compile(
     text, file, folder = _found(source)
     spec = Source(text, file, str(folder or ""), tuple(sorted(params.items())))
     optional = spec.optional()
-    return Attention(spec.cascade(frozenset()), backend, strict, spec if optional else None, optional, form=form)
+    try:
+        return Attention(spec.cascade(frozenset()), backend, strict, spec if optional else None, optional, form=form)
+    except SpecError as error:  # of a pass, which sees no text
+        raise error.within(text, file) from None
 
 
 def attention(

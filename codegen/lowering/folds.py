@@ -8,7 +8,7 @@ from einfuse.codegen.lowering.expressions import Expressions
 from einfuse.codegen.lowering.statements import einsum
 from einfuse.codegen.lowering.states import Block, updated
 from einfuse.codegen.plan import Value
-from einfuse.ir import MONOIDS, Fold, SpecError, State, call, conjunction
+from einfuse.ir import MONOIDS, Fold, State, call, conjunction
 from einfuse.ir import index as coordinate
 from einfuse.ir import size as size_of
 from einfuse.ir.expr import indices
@@ -19,7 +19,8 @@ def fold(e: Expressions, f: Fold) -> kp.Fold:
     """The loop of ``f``; what it hoists stands in the open region. Its states are defined from here on."""
     blocks = e.blocks
     states = [y for y in f.body if isinstance(y, State)]
-    _check_held(e, states)
+    looped = {x.rank for x in e.cascade.body if isinstance(x, Fold)}
+    assert not looped.intersection(*(y.ranks for y in states)), "canonicalise refuses what is held along a loop"
     for y in states:
         e.define(y.target, y.ranks, Value(blocks.fresh(y.target), blocks.dims(y.ranks), "float"))
     olds = {y.target: e.env[y.target] for y in states}
@@ -43,19 +44,6 @@ def fold(e: Expressions, f: Fold) -> kp.Fold:
         table_ranks=_table_ranks(e, f),
         size=e.sizes.of(f.rank),
     )
-
-
-def _check_held(e: Expressions, states: list[State]) -> None:
-    """Raises SpecError for a state with a rank that the kernel walks along elsewhere: one block of it is never there at once."""
-    looped = {f.rank for f in e.cascade.body if isinstance(f, Fold)}
-    for y in states:
-        for rank in y.ranks:
-            if rank in looped:
-                raise SpecError(
-                    f"{y.target} has to be held for every {rank}, along which other reductions go in steps",
-                    y.loc,
-                    f"declare {rank} as a feature rank (held whole), or give {y.target} as an input",
-                )
 
 
 # -- phases ----------------------------------------------------------------------------------------------------------------------

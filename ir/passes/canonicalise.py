@@ -12,6 +12,8 @@ A pointwise statement that reads a statistic of the folded rank and spans that r
 statement that all rows must wait for). Every other one stays, under its own name. Statements that no output needs are dropped.
 What the ``where`` of a reduction says of features becomes part of its map: loops and tiles know sequence ranks alone. So does what it
 says of computed pairs: those are known only inside the fold. A reduction over several features becomes one inside the other.
+
+A reduction over positions that keeps pairs of other positions is refused here: no kernel holds a value for all pairs.
 """
 
 from __future__ import annotations
@@ -65,7 +67,31 @@ def run(cascade: Cascade) -> Cascade:
     pairs = {x.target for x in body if isinstance(x, Einsum) and folded & set(x.ranks)}
     body = [_unmasked(x, features, pairs, folded, cascade.outs) for x in body]
     out = prune(_nested(replace(cascade, body=tuple(body)), features))
+    _held(out)
     return cascade if out == cascade else out
+
+
+def _held(cascade: Cascade) -> None:
+    """Raises SpecError for a reduction over positions whose value a kernel would have to hold for all pairs of two other ranks.
+
+    A program holds rows of the rank that it owns; another rank beside it has to be of a known size, and no loop may go along it.
+    """
+    sequence = {r.name: r for r in cascade.ranks if r.is_sequence and r.name not in cascade.over}
+    looped = {r for x in cascade.body if isinstance(x, Einsum) for r in x.over if r in sequence}
+    for x in cascade.body:
+        assert isinstance(x, Einsum), "canonicalise runs before folds exist"
+        reduced = [r for r in x.over if r in sequence]
+        kept = [sequence[r] for r in x.ranks if r in sequence]
+        if not reduced or len(kept) < 2:
+            continue
+        if {r.name for r in kept} & looped or sum(isinstance(r.size, str) for r in kept) > 1:
+            pair = " and ".join(r.name for r in kept)
+            last = kept[-1]
+            raise SpecError(
+                f"`{x.target}` reduces over {', '.join(reduced)} for every pair of {pair}: no kernel holds a value for all pairs",
+                x.loc,
+                f"reduce one of {pair} first, or have one held whole (short sequences): rank {last.name}: feature = {last.size}",
+            )
 
 
 def _nested(cascade: Cascade, features: set[str]) -> Cascade:

@@ -202,6 +202,14 @@ def test_count_and_mean_are_over_existing_points(body: Body) -> None:
     ]
 
 
+def test_a_condition_is_counted_where_it_holds(body: Body) -> None:
+    lines = body("  s = sum[d](q * k)  where j <= i\n  n = count[j](s > 0 where j > 1)\n  m = count[j](j <= i)\n  out n, m")
+    assert lines[1:] == [
+        "n[i] = sum[j] 1 where j <= i and j > 1 and s[i, j] > 0",
+        "m[i] = sum[j] 1 where j <= i",
+    ]
+
+
 def test_a_read_that_folds_away_still_limits_the_space(body: Body) -> None:
     assert body("  s = sum[d](q * k)  where j <= i\n  t = 0 * s + i\n  l = sum[j](s ^ 0)\n  out t, l")[1:] == [
         "t[i, j] = float(i) where j <= i",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 import pytest
@@ -142,20 +143,44 @@ def test_one_reduction_over_two_features_is_two() -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_what_would_be_held_along_a_rank_in_steps_is_refused() -> None:
-    text = """attention held over b {
-  rank i: query; rank j: key; rank r: key = R
-  in u[b, i, r]
-  in p[b, j, r]
-  shared = sum[r](u * p)
-  o[i] = max[j](shared)
-  out o
-}"""
-    with pytest.raises(
-        SpecError, match="shared has to be held for every j, along which other reductions go in steps"
-    ) as caught:
-        einfuse.compile(text, backend="torch")(torch.randn(1, 5, 4), torch.randn(1, 6, 4))
-    assert "feature rank" in str(caught.value.hint)
+PAIRS = """attention pairs over b {
+  rank i: query; rank j: key; rank r: key = R; rank d, e: feature
+  in q[b, i, d]
+  in k[b, j, d]
+  in u[b, r, d]
+  in v[b, j, e]
+  s = sum[d](q * k)
+  z = sum[d](q * u)
+"""
+KEPT = {
+    "a count": ("n[i, j] = count[r](z where z > s)", "p = exp(s) where n < 3", "n"),
+    "a running sum": ("t[i, j] = sum[r](softplus(z) where r > j)", "p = exp(s - t)", "t"),
+    "a maximum": ("m[i, j] = max[r](z - r * j)", "p = exp(s + m)", "m"),
+    "any": ("a[i, j] = any[r](z > s)", "p = exp(s) + int(a)", "a"),
+    "a product of maps": ("c = sum[d](u * k)", "p = exp(sum[r](z * c))", "zc"),
+    "two ranks at once": ("c = sum[d](q * k * u)", "p = exp(sum[d](k)) * sum[j, r](exp(c))", "p_sum"),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_reductions_that_keep_pairs_of_positions_are_refused_and_the_way_that_is_named_works(case: str) -> None:
+    first, second, target = KEPT[case]
+    text = PAIRS + f"  {first}\n  {second}\n  o[i, e] = sum[j](p * v)\n  out o\n}}"
+    with pytest.raises(SpecError, match=f"`{target}` reduces over . for every pair of i and .: no kernel holds") as caught:
+        einfuse.compile(text)
+    assert caught.value.line in (9, 10)
+    assert "^" in str(caught.value)
+    way = re.search(r"rank (\w): feature = (\w+)$", caught.value.hint)
+    assert way is not None
+    declared = {"j": "rank j: key;", "r": "rank r: key = R;"}[way[1]]
+    whole = einfuse.compile(text.replace(declared, f"{way[0]};"), backend="torch")
+    x = [torch.randn(n, dtype=torch.float64).requires_grad_() for n in ((2, 5, 3), (2, 6, 3), (2, 7, 3), (2, 6, 4))]
+    found, truth = whole(*x), whole.reference(*x)
+    assert isinstance(found, Tensor)
+    assert isinstance(truth, Tensor)
+    torch.testing.assert_close(found, truth)
+    for a, b in zip(*(torch.autograd.grad(o.sin().sum(), x, materialize_grads=True) for o in (found, truth)), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_states_that_move_with_a_let_made_of_lets() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import einfuse
 from einfuse import dsl
@@ -15,12 +16,8 @@ from einfuse.runtime.attention import Attention
 
 def check(args: argparse.Namespace) -> int:
     """Reads, elaborates and fuses every attention of every file, without its optional inputs and with all of them."""
-    faults: list[tuple[str, SpecError]] = []
-    for file in args.files:
-        try:
-            _through_the_compiler(file, args)
-        except SpecError as error:
-            faults.append((file, error))
+    params = inputs.params(args)
+    faults = [(file, error) for file in args.files if (error := _fault(Path(file), params)) is not None]
     if args.json:
         screen.report({"ok": not faults, "errors": [_as_json(f, e, len(args.files) > 1) for f, e in faults]})
     else:
@@ -31,11 +28,21 @@ def check(args: argparse.Namespace) -> int:
     return 1 if faults else 0
 
 
-def _through_the_compiler(file: str, args: argparse.Namespace) -> None:
-    path = Path(file)
-    if not path.is_file():
-        raise SpecError(f"there is no file {file}")
-    module, params = dsl.parse(dsl.read_spec(path), file), inputs.params(args)
+def _fault(path: Path, params: dict[str, Any]) -> SpecError | None:
+    """The first fault of a file; None for a good one."""
+    text = ""
+    try:
+        if not path.is_file():
+            raise SpecError(f"there is no file {path}")
+        text = dsl.read_spec(path)
+        _through_the_compiler(dsl.parse(text, str(path)), path.parent, params)
+    except SpecError as error:
+        return error.within(text, str(path))
+    return None
+
+
+def _through_the_compiler(module: dsl.Module, folder: Path, params: dict[str, Any]) -> None:
+    """Raises the first fault of any attention of a file. ``params`` are for the last one, and for others as far as they have them."""
     dsl.signature(module)  # there is an attention, and no two have one name
     for node in module.attentions:
         found = dsl.signature(module, node.name.text)
@@ -43,8 +50,8 @@ def _through_the_compiler(file: str, args: argparse.Namespace) -> None:
         mine = params if node is module.attentions[-1] else {n: x for n, x in params.items() if n in declared}
         optional = frozenset(x.name for x in found.inputs if x.optional)
         for given in dict.fromkeys((frozenset[str](), optional)):
-            cascade = dsl.elaborate(module, found.name, mine, given, (path.parent,))
-            for stage in (whole := Attention(cascade)).stages or (whole,):
+            whole = Attention(dsl.elaborate(module, found.name, mine, given, (folder,)))
+            for stage in whole.stages or (whole,):
                 stage.ir(after="mask_ranges")
 
 
