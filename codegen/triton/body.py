@@ -64,7 +64,10 @@ def wrapped(indent: str, head: str, args: list[str], tail: str = ")") -> list[st
 
 @dataclass(slots=True)
 class Body:
-    """Prints regions. ``bounds`` are the conditions of the existing coordinates of each rank (None: all of a block exist)."""
+    """Prints regions. ``bounds`` are the conditions of the existing coordinates of each rank (None: all of a block exist).
+
+    ``walked`` names, for axes of tensors that a loop walks along, how far into the tensor its block begins.
+    """
 
     plan: KernelPlan
     layout: Layout
@@ -77,6 +80,7 @@ class Body:
     lines: list[str] = field(default_factory=list)
     env: dict[str, Ref] = field(default_factory=dict)
     wide: dict[str, str] = field(default_factory=dict)
+    walked: dict[tuple[str, int], str] = field(default_factory=dict)
     inlined: frozenset[str] = frozenset()
     indent: str = "    "
 
@@ -99,7 +103,14 @@ class Body:
 
     def nested(self) -> Body:
         """The printer of a loop body; it writes to the same lines."""
-        return replace(self, names=self.names.child(), env=dict(self.env), wide=dict(self.wide), indent=self.indent + "    ")
+        return replace(
+            self,
+            names=self.names.child(),
+            env=dict(self.env),
+            wide=dict(self.wide),
+            walked=dict(self.walked),
+            indent=self.indent + "    ",
+        )
 
     def type(self, dtype: DType) -> str:
         real = "tl.float64" if self.plan.compute == "f64" else "tl.float32"

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from einfuse.codegen.order import largest_last
-from einfuse.codegen.plan import Block, Fold, KernelPlan, Load, Phase, operations, table_ranks
+from einfuse.codegen.plan import Block, Coordinate, Fold, KernelPlan, Load, Phase, Store, operations, table_ranks
 from einfuse.codegen.triton.body import Body, Ref, number
 from einfuse.codegen.triton.layout import Layout
-from einfuse.codegen.triton.memory import widened
+from einfuse.codegen.triton.memory import wide_stride, widened
 from einfuse.codegen.triton.names import Names, identifier
 from einfuse.codegen.triton.ops import print_region
 from einfuse.codegen.triton.options import Options
@@ -253,9 +253,25 @@ class Kernel:
         upper = None if phase.label == "full" else self.body.extent(fold.size)
         start = body.names.fresh(f"{fold.rank}_lo")
         body.line()
+        walked = self.walk(fold, phase, lo)
         body.line(f"for {start} in tl.range({lo}, {hi}, {body.width(fold.rank)}):  # {phase.label}")
-        self.iteration(fold, phase, body.inner(fold.rank, start, upper), start)
+        inner = body.inner(fold.rank, start, upper)
+        inner.walked |= walked
+        self.iteration(fold, phase, inner, start)
+        for (tensor, axis), offset in walked.items():
+            inner.line(f"{offset} += {inner.width(fold.rank)} * {wide_stride(inner, tensor, axis)}")
         body.names.taken.discard(start)
+
+    def walk(self, fold: Fold, phase: Phase, lo: str) -> dict[tuple[str, int], str]:
+        """Print how far into each tensor the first block begins, in 64 bits, for the axes that the loop walks along; gives their names.
+
+        The loop carries these: where they are computed from its 32-bit index, LLVM widens that, and the assembler waits for every wgmma.
+        """
+        body, rank = self.body, fold.rank
+        coordinates = {op.out.name for op in phase.body if isinstance(op, Coordinate) and op.rank == rank}
+        touched = [(op.tensor, op.index) for op in phase.body if isinstance(op, Load | Store)]
+        axes = dict.fromkeys((t, axis) for t, index in touched for axis, v in enumerate(index) if v.name in coordinates)
+        return {(t, axis): body.assign(f"{t}_{rank}", f"{lo} * {wide_stride(body, t, axis)}") for t, axis in axes}
 
     def listed(self, fold: Fold, phase: Phase, row: str) -> None:
         """A loop over the live blocks of the tile."""

@@ -26,7 +26,9 @@ def pointer(body: Body, tensor: str, index: tuple[Value, ...], clamp: tuple[int,
             scalars.append(f"{widened(body, ref)} * {stride}")
         elif ref.rank is not None:
             start = body.starts.get(ref.rank)
-            if start is not None:
+            if (tensor, axis) in body.walked:
+                scalars.append(body.walked[tensor, axis])
+            elif start is not None:
                 scalars.append(f"{widened(body, Ref(start, (), 'int'))} * {stride}")
             local = body.env[f"local {ref.rank}"].text
             blocks.append(f"{body.spread(local, ref.dims, dims)} * {stride}")
@@ -43,6 +45,11 @@ def widened(body: Body, ref: Ref) -> str:
         simple = ref.text.isidentifier()
         body.wide[ref.text] = body.assign(f"{ref.text if simple else 'at'}_64", f"tl.cast({ref.text}, tl.int64)")
     return body.wide[ref.text]
+
+
+def wide_stride(body: Body, tensor: str, axis: int) -> str:
+    """A stride as a 64-bit number."""
+    return widened(body, body.env[f"stride {tensor} {axis}"])
 
 
 def print_load(body: Body, op: Load) -> None:

@@ -153,3 +153,19 @@ def test_faulty_plans_are_refused(change: dict[str, object]) -> None:
 
 def test_infinities_are_literals() -> None:
     assert f'float("{-math.inf}")' in emit(softmax().plan)
+
+
+def test_hazard_1_no_loop_widens_its_index() -> None:
+    """The assembler waits for every wgmma of a kernel in which LLVM has widened a loop's index: offsets in 64 bits are carried instead."""
+    for case in ("softmax", "softmax_backward", "sigmoid"):
+        for loop in loops(emit(CASES[case]("bf16", widths=(64, 64)).plan)):
+            index = loop.split()[0]
+            assert f"tl.cast({index}, tl.int64)" not in loop
+            assert re.search(r"\n        \w+ \+= BLOCK_\w \* \w+_64", loop)
+
+
+def test_offsets_of_a_loop_begin_at_its_first_block() -> None:
+    text = emit(softmax("bf16", widths=(64, 64)).plan)
+    starts = re.findall(r"\n    (k_j\w*) = (\w+) \* k_s\d_64", text)
+    bounds = re.findall(r"for \w+ in tl.range\((\w+), ", text)
+    assert [lo for _, lo in starts] == bounds
