@@ -218,6 +218,15 @@ class Cascade:
 
         return hashlib.sha256(show(self).encode()).hexdigest()[:32]
 
+    @functools.cached_property
+    def with_features(self) -> tuple[str, ...]:
+        """The names of the float tensors that have an axis of features, in order of declaration: they decide the precision of a call."""
+        from einfuse.ir.expr import sizes  # which walks these nodes
+
+        extents = {r.size for r in self.ranks if r.kind == "feature"}
+        floats = [t for t in self.inputs if t.dtype == "float" and not t.param]
+        return tuple(t.name for t in floats if any(sizes(a) & extents or a.value in extents for a in t.axes))
+
     def rank(self, name: str) -> Rank:
         return next(r for r in self.ranks if r.name == name)
 

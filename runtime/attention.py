@@ -158,7 +158,8 @@ class Attention:
         if not floats or self.forms.found is None:
             return None
         training = torch.is_grad_enabled() and any(x.requires_grad for x in floats)
-        return self.forms.linear(known) if self.forms.choose(known, floats[0], training) == "linear" else None
+        like = tensors[self.cascade.with_features[0]]  # what factors is a product of features
+        return self.forms.linear(known) if self.forms.choose(known, like, training) == "linear" else None
 
     def _as_mine(self, found: Output) -> Output:
         """The outputs of the linear form in the dtypes of the quadratic one: row statistics are in accumulation precision."""
@@ -295,7 +296,7 @@ class Attention:
         over = len(self.cascade.over)
         values = {n: o.squeeze(over) for n, o in zip(found.states, outs, strict=True)}
         given = {**call.inputs, **splitting.constants(found.sizes, call.sizes)}
-        return parts.PartialState(values, given, next(x.dtype for x in call.tensors.values() if x.is_floating_point()))
+        return parts.PartialState(values, given, binding.precision_of(self.cascade, call.tensors))
 
     def merge(self, *states: parts.PartialState) -> parts.PartialState:
         """The state of all keys of several disjoint parts. Associative and commutative up to rounding."""

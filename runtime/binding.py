@@ -10,6 +10,7 @@ import torch
 from torch.autograd import forward_ad
 
 from einfuse.codegen import Storage
+from einfuse.codegen.precision import precision
 from einfuse.ir import Cascade, Expr, Rank, Scalar, Tensor
 from einfuse.ir.expr import FUNCTIONS
 from einfuse.ir.expr import sizes as made_of
@@ -159,13 +160,18 @@ def autocast(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def one_dtype(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raises TypeError where tensors with features differ in dtype; others (slopes, biases) may be wider or narrower."""
-    features = {r.size for r in cascade.ranks if r.kind == "feature"}
-    wide = [t.name for t in cascade.inputs if t.dtype == "float" and any(a.value in features for a in t.axes)]
-    found = {n: tensors[n].dtype for n in wide}
+    """Raises TypeError where tensors with features differ in dtype; they decide the precision. Others (slopes, biases) are read and widened."""
+    found = {n: tensors[n].dtype for n in cascade.with_features}
     if len(set(found.values())) > 1:
         listed = ", ".join(f"{n}: {d}" for n, d in found.items())
         raise TypeError(f"{cascade.name}: tensors with feature axes must share one dtype, found {listed}")
+
+
+def precision_of(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> torch.dtype:
+    """The dtype of a call (see `codegen.precision`), which its outputs with features have; torch's default one without float tensors."""
+    storage = {n: STORAGE[x.dtype] for n, x in tensors.items()}
+    floats = any(x.is_floating_point() for x in tensors.values())
+    return DTYPE[precision(cascade, storage)] if floats else torch.get_default_dtype()
 
 
 def _found(value: object) -> str:

@@ -87,7 +87,7 @@ def launched(
     Tensors whose values no mask reads may be on the meta device. ``backend`` stands for that of a device which is not at hand.
     """
     sizes: Mapping[str, int] = binding.sizes(attention.cascade, tensors)  # type: ignore[assignment]  # no trace looks inside
-    dtype = next((x.dtype for x in tensors.values() if x.is_floating_point()), torch.float32)
+    dtype = binding.precision_of(attention.cascade, tensors)
     with torch.set_grad_enabled(backward):
         needs = {n: x.detach().requires_grad_(backward) if x.is_floating_point() else x for n, x in tensors.items()}
         linear = attention.linear_form(sizes, needs)

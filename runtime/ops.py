@@ -20,6 +20,7 @@ from einfuse.ir.text import parse, show
 from einfuse.runtime import higher
 from einfuse.runtime.apart import apart
 from einfuse.runtime.backends import Backend, choose
+from einfuse.runtime.binding import precision_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.program import Program
 from einfuse.runtime.scan import program_of
@@ -75,8 +76,9 @@ class Call(NamedTuple):
     def suited(self, tensors: Sequence[torch.Tensor]) -> tuple[Program, Backend]:
         """The program that serves these tensors best, and the back end it runs on."""
         chosen = choose(tensors[0].device, self.backend or None)  # type: ignore[arg-type]  # checked by `choose`
-        narrow = any(x.dtype in (torch.bfloat16, torch.float16) for x in tensors)
-        return self.program.suited(chosen.name, narrow), chosen
+        names = [t.name for t in self.cascade.inputs if not t.param]
+        dtype = precision_of(self.cascade, dict(zip(names, tensors, strict=True)))
+        return self.program.suited(chosen.name, dtype.itemsize == 2), chosen
 
     def given(self, tensors: Sequence[torch.Tensor]) -> Given:
         """What the call brings, by name."""

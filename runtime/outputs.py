@@ -10,7 +10,7 @@ import torch
 from einfuse.ir import Cascade
 from einfuse.ir.backward import Gradient
 from einfuse.ir.nodes import Einsum, Fold
-from einfuse.runtime.binding import extent_of
+from einfuse.runtime.binding import extent_of, precision_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.memory import empty
 
@@ -47,12 +47,10 @@ def of_forward(
 ) -> dict[str, Output]:
     """What a forward writes.
 
-    Outputs in ``public`` have the dtype of the inputs where they have features or are scanned, and accumulation precision where they are
+    Outputs in ``public`` have the dtype of the call where they have features or are scanned, and accumulation precision where they are
     row statistics; what is only saved for the backward has accumulation precision, but for values of pairs of positions.
     """
-    floats = [tensors[t.name] for t in cascade.inputs if t.dtype == "float" and not t.param]
-    dtype = floats[0].dtype if floats else torch.get_default_dtype()
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    dtype, wide = precision_of(cascade, tensors), accumulation(tensors.values())
     ranks, scanned = _ranks(cascade)
     sequence = {r.name for r in cascade.ranks if r.is_sequence}
     out = {}

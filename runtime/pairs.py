@@ -26,6 +26,7 @@ from einfuse.ir.passes import window as windowing
 from einfuse.ir.passes.canonicalise import fold_ranks
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
+from einfuse.runtime.outputs import accumulation
 from einfuse.runtime.scatter import accumulate
 
 Run = Callable[[Cascade, Given], object]
@@ -81,7 +82,7 @@ class Pairs:
             return
         ranks = {x.target: (*c.over, *x.ranks) for x in c.body if isinstance(x, Einsum)}
         axis = dict(w.cut) | {n: ranks[n].index(w.rank) for n in c.outs if w.rank in ranks[n]}
-        wide = torch.float64 if any(t.dtype == torch.float64 for t in mine.tensors.values()) else torch.float32
+        wide = accumulation(mine.tensors.values())
         buffers = {n: self.buffer(n, extent, self.rows(extent), wide, mine.device) for n in self.parts}
         for lo, hi in self.windows(extent):
             cut = {n: t.narrow(axis[n], lo, hi - lo) if n in axis else t for n, t in mine.tensors.items()}

@@ -44,7 +44,7 @@ def prefixes(attention: Attention, args: tuple[torch.Tensor, ...], kwargs: Mappi
         states = {n: torch.cat([x[:step], merged[n]]) for n, x in states.items()}
         step *= 2
     rows = _batched(finalise, {found.held[n]: x for n, x in states.items()}, given)
-    dtype = next(x.dtype for x in call.tensors.values() if x.is_floating_point())
+    dtype = binding.precision_of(c, call.tensors)
     out = tuple(x.movedim(0, len(c.over)).to(dtype) for x in rows)
     return out[0] if len(out) == 1 else out
 

@@ -15,6 +15,7 @@ from types import MappingProxyType
 import torch
 
 from einfuse.codegen import KernelPlan, Storage, lower
+from einfuse.codegen.precision import precision
 from einfuse.ir import Cascade, Scalar
 from einfuse.ir.nodes import Fold
 from einfuse.runtime import cache, derived, tiles
@@ -82,9 +83,7 @@ class Specialisation:
     def tilings(self) -> Tilings:
         """The candidate tiles and steps, the best for a long call without a mask first."""
         widths = [r.size if isinstance(r.size, int) else self.static[r.size] for r in self.cascade.ranks if r.kind == "feature"]
-        floats = [self.storage[t.name] for t in self.cascade.inputs if t.dtype == "float" and not t.param]
-        narrow = next((s for s in floats if s in ("bf16", "f16")), floats[0] if floats else "f32")
-        return self.backend.tilings(narrow, max(widths, default=1), self.backward)
+        return self.backend.tilings(precision(self.cascade, self.storage), max(widths, default=1), self.backward)
 
     def choose(self, sizes: Mapping[str, int], numbers: Mapping[str, Scalar]) -> Variant:
         """The kernel for a call of about these sizes: the tiling that visits least, and whether the call is short enough for none."""

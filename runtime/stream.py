@@ -21,6 +21,7 @@ from einfuse.runtime import binding
 from einfuse.runtime.apart import apart
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
+from einfuse.runtime.outputs import accumulation
 from einfuse.runtime.parts import PartialState
 
 if TYPE_CHECKING:
@@ -125,13 +126,12 @@ def _first(cascade: Cascade, states: tuple[State, ...], tensors: Mapping[str, to
     scan = chunk.scan_of(cascade)
     assert scan is not None, "only a scan is resumed"
     sizes: Mapping[str, int] = binding.sizes(cascade, tensors)  # type: ignore[assignment]
-    floats = [x for x in tensors.values() if x.is_floating_point()]
-    wide = torch.float64 if floats and floats[0].dtype == torch.float64 else torch.float32
+    wide, device = accumulation(tensors.values()), next(iter(tensors.values())).device
     out = []
     for y in (x for x in scan.body if isinstance(x, State)):
         init = y.init or const(0.0)
         if init.op != "const":
             raise SpecError(f"{y.target} starts from an input: pass its first value as the state", y.loc)
         shape = [extent_of(cascade, r, sizes) for r in (*cascade.over, *y.ranks)]
-        out.append(torch.full(shape, float(init.value or 0.0), dtype=wide, device=floats[0].device))
+        out.append(torch.full(shape, float(init.value or 0.0), dtype=wide, device=device))
     return tuple(out)

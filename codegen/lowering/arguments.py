@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from einfuse.codegen import plan as kp
 from einfuse.codegen.lowering.expressions import Expressions
-from einfuse.ir import Cascade, DType
-
-Compute = Literal["f32", "f64"]
+from einfuse.codegen.precision import Compute, accumulation, precision
+from einfuse.ir import DType
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +30,7 @@ def arguments(e: Expressions, storage: Mapping[str, kp.Storage], loaded: Iterabl
     given = [t for t in c.inputs if not t.param and t.name in read]
     tensors = [kp.Arg(t.name, len(t.axes), storage[t.name]) for t in given]
     tensors += [kp.Arg(n, _axes(e, n), storage[n], out=True) for n in c.outs]
-    compute = _compute(c, storage)
-    floats = [storage[t.name] for t in given if t.dtype == "float"]
+    compute, stored = accumulation(c, storage), precision(c, storage)
     blocked = [
         e.sizes.of(r) for r in (*c.over, *e.blocks.order)
     ]  # a program reads these sizes, whether or not an expression does
@@ -44,15 +41,10 @@ def arguments(e: Expressions, storage: Mapping[str, kp.Storage], loaded: Iterabl
         params=tuple(sorted(e.params.items())),
         sizes=tuple(sorted(e.sizes.launch | {n for n in blocked if isinstance(n, str)})),
         compute=compute,
-        narrow=next((s for s in floats if s in ("bf16", "f16")), compute),
+        narrow=stored if stored in ("bf16", "f16") else compute,
     )
 
 
 def _axes(e: Expressions, out: str) -> int:
     place = e.cascade.place(out)
     return len(e.cascade.over) + len(e.ranks[out]) if place is None else len(place.axes)
-
-
-def _compute(c: Cascade, storage: Mapping[str, kp.Storage]) -> Compute:
-    """The type of accumulation: wide where any input is."""
-    return "f64" if any(storage.get(t.name) == "f64" for t in c.inputs) else "f32"
