@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,7 +16,7 @@ from einfuse.codegen import KernelPlan
 from einfuse.codegen.plan import Fold as PlanFold
 from einfuse.ir import Cascade, Fold, Scalar, TileMap, classify
 from einfuse.ir.expr import reads
-from einfuse.ir.tiles import combined
+from einfuse.ir.tiles import PARTIAL, combined
 from einfuse.runtime import cache
 from einfuse.runtime.backends import Backend, Kernel
 from einfuse.runtime.binding import extent_of
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from einfuse.codegen.scan import Piece
     from einfuse.runtime.walks import Chosen
 
+LOOK = {"cpu": 1 << 18, "cuda": 1 << 24}
+"""Pairs of positions from which on a launch looks at the tables of its masks. A look takes 1 to 2 ms of Python, and waits for the device:
+below, that is longer than the work it saves, and in decoding the tables are new in every step."""
 REMEMBERED = 4  # masks of a kernel whose live tiles are kept: layers of a model share one, a data loader goes on to the next
 Run = Callable[[Mapping[str, torch.Tensor]], int | None]
 """A kernel bound to all but its tensors; gives the number of values that spilled, if known."""
@@ -61,6 +65,11 @@ class Built:
     printed: Printed
     kernel: Kernel
     tables: list[Tables] = field(default_factory=list)
+    bindable: Bindable | None = field(init=False)
+    """The kernel, if it is one that can be made ready."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bindable", self.kernel if isinstance(self.kernel, Bindable) else None)  # a slow question
 
     @staticmethod
     def of(printed: Printed, backend: Backend) -> Built:
@@ -152,8 +161,8 @@ class Launch:
 
     def _bind(self, tensors: Mapping[str, torch.Tensor], tables: dict[str, torch.Tensor]) -> Run:
         kernel, numbers, sizes = self.built.kernel, self.numbers, self.sizes
-        if isinstance(kernel, Bindable):
-            return kernel.bind({**tensors, **tables}, numbers, sizes)
+        if self.built.bindable is not None:
+            return self.built.bindable.bind({**tensors, **tables}, numbers, sizes)
         return lambda tensors: kernel({**tensors, **tables}, numbers, sizes)
 
     def _tables(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -181,10 +190,27 @@ def tile_tables(cascade: Cascade, step: PlanFold, given: Given) -> dict[str, tor
     Folds over one rank share their lists: a tile is full where it is for all of them, and visited where it is live for any.
     """
     folds = [x for x in cascade.body if isinstance(x, Fold) and x.rank == step.rank and x.tabulated]
-    maps = [fold_tiles(cascade, x, given) for x in {x.mask: x for x in folds}.values()]
-    shared = combined(maps, {r: extent_of(cascade, r, given.sizes) for r in step.table_ranks})
+    if _pairs(cascade, folds[0], given) < LOOK.get(given.device.type, LOOK["cuda"]):
+        shared = _unseen(cascade, step, given)
+    else:
+        maps = [fold_tiles(cascade, x, given) for x in {x.mask: x for x in folds}.values()]
+        shared = combined(maps, {r: extent_of(cascade, r, given.sizes) for r in step.table_ranks})
     count, blocks = (torch.from_numpy(x).to(given.device) for x in shared.csr(step.table_ranks))
     return {f"{step.rank}_count": count, f"{step.rank}_block": blocks}
+
+
+def _pairs(cascade: Cascade, fold: Fold, given: Given) -> int:
+    """The points of a fold in all tiles: the work that a look at its mask could save at most."""
+    ranks = (*cascade.over, cascade.tile[0][0], fold.rank)
+    return math.prod(extent_of(cascade, r, given.sizes) for r in ranks)
+
+
+def _unseen(cascade: Cascade, step: PlanFold, given: Given) -> TileMap:
+    """Every tile as one that may hold points of both kinds, which is right for any mask."""
+    ((rank, block),) = cascade.tile
+    ambient = [extent_of(cascade, r, given.sizes) for r in step.table_ranks]
+    tiles = [-(-extent_of(cascade, r, given.sizes) // n) for r, n in ((rank, block), (step.rank, step.step))]
+    return TileMap(np.full((*ambient, *tiles), PARTIAL, np.int8), step.table_ranks)
 
 
 def fold_tiles(cascade: Cascade, fold: Fold, given: Given) -> TileMap:

@@ -7,7 +7,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import einfuse
-from einfuse.runtime import split
+from einfuse.runtime import launch, split
 from einfuse.runtime.backends import BACKENDS, BackendName
 
 
@@ -86,3 +86,32 @@ def test_torch_sees_the_calls_it_has_to_see() -> None:
         assert any("einfuse" in str(n.target) for n in graph.nodes)
         with torch.inference_mode():
             torch.testing.assert_close(attn(q, q, q), plain.detach())
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("cpu", marks=pytest.mark.slow)])
+def test_the_mask_of_a_short_call_is_not_looked_at(backend: BackendName, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In decoding a table grows in every step: a look would take longer than the call. Results are right without one, dead rows too."""
+    looks: list[int] = []
+    real = launch.fold_tiles
+    monkeypatch.setattr(launch, "fold_tiles", lambda *args: looks.append(1) or real(*args))
+    monkeypatch.setitem(launch.LOOK, "cpu", 2 * 2 * 70)
+    attn = einfuse.compile(PADDED, backend=backend)
+    for keys in (67, 68, 69, 70):
+        q, k, v = (torch.randn(2, 2, n, 8) for n in (1, keys, keys))
+        pad = torch.arange(keys)[None] >= torch.tensor([[3], [keys]])  # the second row has no key
+        found, right = attn(q, k, v, pad), attn.reference(q, k, v, pad)
+        torch.testing.assert_close(found, right.float(), rtol=2e-5, atol=2e-6)
+        assert len(looks) == (keys == 70)
+
+
+PADDED = """
+attention padded over b, h {
+  rank i: query; rank j: key; rank d: feature
+  in q[b, h, i, d]
+  in k[b, h, j, d]
+  in v[b, h, j, d]
+  in pad[b, j]: bool
+  o[i, d] = sum[j](softmax[j](sum[d](q * k)) * v) where pad
+  out o
+}
+"""

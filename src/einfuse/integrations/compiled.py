@@ -47,6 +47,7 @@ def general(
     hides keys that lie so far behind the query or farther, ``cap`` bends the scores. ``optional`` are pad[B, Nk] and mask[B, H, Nq, Nk]
     (booleans, true: visible), bias[B, H, Nq, Nk] and sink[H]; masks and biases may be expanded views. A row that sees no key gives 0.
     """
+    causal = causal and not (aligned and q.shape[-2] == 1)  # a query beside the last key sees all
     kind = (causal, aligned, window is not None, cap is not None, backend)
     _known(kind)
     attention = _KNOWN[kind]
