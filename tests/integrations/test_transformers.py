@@ -226,6 +226,7 @@ def test_a_spec_of_ones_own_replaces_the_mechanism() -> None:
     found, weights = attend(layer, q, k, v, None, scaling=8**-0.5, dropout=0.0)
     scores = (q @ k.repeat_interleave(2, 1).mT / 8**0.5).relu().square().tril() / torch.arange(1, 6)[:, None]
     torch.testing.assert_close(found.transpose(1, 2), scores @ v.repeat_interleave(2, 1))
+    assert found.is_contiguous(), "models (AFMoE) take views of what sdpa gives"
     assert weights is None
     assert torch.isfinite(model(input_ids=tokens()).logits).all()
     with pytest.raises(ValueError, match="mine: the batch is padded"):

@@ -194,7 +194,7 @@ def _forward(
         out = general(query, key, value, tensors, scale=scaling, causal=causal, window=window, cap=softcap, backend=backend)
     else:
         out = _by_spec(spec, (query, key, value), tensors, {"scale": scaling, "cap": softcap, "window": window})
-    return out.transpose(1, 2), None
+    return out.transpose(1, 2).contiguous(), None  # as sdpa's: models take views of it
 
 
 def _visible(
