@@ -6,6 +6,7 @@ import pickle
 import random
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from einfuse.ir import Span, SpecError
@@ -23,8 +24,14 @@ def generators() -> tuple[object, ...]:
     return (
         random.getstate(),
         numpy and pickle.dumps(numpy.get_state(legacy=False)),
-        torch and bytes(torch.get_rng_state().numpy()),
+        torch and _elsewhere(lambda: bytes(torch.get_rng_state().numpy())),
     )
+
+
+def _elsewhere(look: Callable[[], T]) -> T:
+    """On a thread of its own: torch's modes and transforms, which would make the state a symbol, belong to the caller's."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(look).result()
 
 
 def traced(name: str, place: Span | None, trace: Callable[[], T]) -> T:

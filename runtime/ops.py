@@ -23,21 +23,20 @@ from einfuse.runtime.backends import Backend, choose
 from einfuse.runtime.binding import precision_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.program import Program
+from einfuse.runtime.recent import Recent
 from einfuse.runtime.scan import program_of
 
 Key = tuple[str, bool, bool]
 """A cascade's text, and whether its program is strict and gives out wide numbers."""
 
-_PROGRAMS: dict[Key, Program] = {}  # for ever: a captured graph may outlive the object it was captured from
+_PROGRAMS: Recent[Key, Program] = Recent(1024)
+"""The programs used last. An attention holds its own; one that a captured graph alone asks for can be made again from its text."""
 
 
 def register(cascade: Cascade, strict: bool, wide: bool) -> tuple[str, Program]:
     """The cascade's text, and the one program of this process for it."""
     text = show(cascade)
-    key = (text, strict, wide)
-    if key not in _PROGRAMS:
-        _PROGRAMS.setdefault(key, program_of(cascade, strict, wide))
-    return text, _PROGRAMS[key]
+    return text, _PROGRAMS.made((text, strict, wide), lambda: program_of(cascade, strict, wide))
 
 
 class Call(NamedTuple):
@@ -54,14 +53,12 @@ class Call(NamedTuple):
     def program(self) -> Program:
         """The program of the spec. Raises EinfuseError where its text cannot be read."""
         key = (self.spec, self.strict, self.wide)
-        if key not in _PROGRAMS:
-            try:
-                apart(lambda: register(parse(self.spec), self.strict, self.wide))
-            except SpecError as error:
-                raise EinfuseError(
-                    f"this graph holds an attention that this version of einfuse cannot read; capture it again: {self.spec[:200]}"
-                ) from error
-        return _PROGRAMS[key]
+        try:
+            return _PROGRAMS.made(key, lambda: apart(lambda: program_of(parse(self.spec), self.strict, self.wide)))
+        except SpecError as error:
+            raise EinfuseError(
+                f"this graph holds an attention that this version of einfuse cannot read; capture it again: {self.spec[:200]}"
+            ) from error
 
     @property
     def cascade(self) -> Cascade:

@@ -127,3 +127,14 @@ def test_a_function_is_called_twice_more_the_first_time_and_once_from_then_on() 
         flex_attention(x, x, x, scaled, kernel_options={"backend": "torch"})
         seen.append(calls["n"])
     assert seen == [3, 4, 5]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own, of forward mode
+def test_under_a_transform() -> None:
+    """The states of the generators are looked at where no transform has a say."""
+    x = torch.randn(1, 1, 4, 8)
+    scale = lambda s, b, h, i, j: s * 2  # noqa: E731
+    out, tangent = torch.func.jvp(
+        lambda q: flex_attention(q, x, x, scale, kernel_options={"backend": "torch"}), (x,), (torch.ones_like(x),)
+    )
+    assert out.shape == tangent.shape == x.shape

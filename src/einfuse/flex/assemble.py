@@ -18,6 +18,7 @@ from einfuse.flex.value import Value
 from einfuse.ir import Cascade, Einsum, Rank, Scalar, SpecError, Tensor, const, index, load
 from einfuse.ir import expr as ex
 from einfuse.runtime import Attention, BackendName
+from einfuse.runtime.recent import Recent
 
 Extra = Literal["lse", "top"]
 """Row statistics beside the output: the log-sum-exp of the scores, and their maximum."""
@@ -95,15 +96,13 @@ def arguments(tracer: Tracer) -> tuple[dict[str, torch.Tensor], dict[str, Scalar
     return tensors, {n.name: n.value for n in tracer.numbers.values()}
 
 
-_COMPILED: dict[tuple[object, ...], Attention] = {}
+_COMPILED: Recent[tuple[object, ...], Attention] = Recent()
 
 
 def compiled(whole: Cascade, backend: BackendName | None = None) -> Attention:
-    """The attention of a cascade: the same object for the same content, for ever."""
+    """The attention of a cascade: one for the same content, as long as it is among those used last."""
     key = (whole.ranks, whole.inputs, whole.body, whole.outs, backend)
-    if key not in _COMPILED:
-        _COMPILED[key] = Attention(whole, backend)
-    return _COMPILED[key]
+    return _COMPILED.made(key, lambda: Attention(whole, backend))
 
 
 def sizes_of(tracer: Tracer) -> dict[str, int]:
