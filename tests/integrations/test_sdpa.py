@@ -104,22 +104,6 @@ def test_what_cannot_be_done_is_said(change: dict[str, object], message: str) ->
         ours(**{"query": q, "key": k, "value": v} | change)
 
 
-def test_the_context_replaces_and_restores() -> None:
-    fast = torch.backends.mha.get_fastpath_enabled()
-    seen = []
-
-    def failing() -> None:
-        with replace_sdpa():
-            seen.append(functional.scaled_dot_product_attention)
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        failing()
-    assert seen[0] is not STOCK
-    assert functional.scaled_dot_product_attention is STOCK
-    assert torch.backends.mha.get_fastpath_enabled() == fast
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_multihead_attention_and_encoder_layers(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     x, memory = torch.randn(2, 5, 16), torch.randn(2, 7, 16)

@@ -9,5 +9,5 @@ Importing this package imports neither transformers nor timm.
 
 from einfuse.integrations import timm as timm
 from einfuse.integrations import transformers as transformers
-from einfuse.integrations.sdpa import replace_sdpa as replace_sdpa
+from einfuse.integrations.replacement import replace_sdpa as replace_sdpa
 from einfuse.integrations.sdpa import scaled_dot_product_attention as scaled_dot_product_attention

@@ -1,16 +1,14 @@
-"""torch's scaled_dot_product_attention by an einfuse kernel, and a context in which torch calls it.
+"""torch's scaled_dot_product_attention by an einfuse kernel.
 
 Reference for the meaning of every argument: the documentation of torch.nn.functional.scaled_dot_product_attention.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
+from torch.overrides import handle_torch_function, has_torch_function
 
 from einfuse.integrations.compiled import general
 from einfuse.runtime.backends import BackendName
@@ -35,6 +33,21 @@ def scaled_dot_product_attention(
     counts from the first query and key, as torch does. Unlike torch's, a row that sees no key gives 0 on every device. Gradients reach
     q, k, v and a float mask. Raises ValueError for dropout, for a mask beside ``is_causal``, and for shapes that do not fit.
     """
+    if has_torch_function((query, key, value, attn_mask)):  # a tracer of torch.fx, a class of tensors with its own ways
+        found: torch.Tensor = handle_torch_function(
+            scaled_dot_product_attention,
+            (query, key, value, attn_mask),
+            query,
+            key,
+            value,
+            attn_mask,
+            dropout_p,
+            is_causal,
+            scale,
+            enable_gqa,
+            backend=backend,
+        )
+        return found
     for name, x in (("query", query), ("key", key), ("value", value), ("attn_mask", attn_mask)):
         if not isinstance(x, torch.Tensor) and not (name == "attn_mask" and x is None):
             raise TypeError(f"scaled_dot_product_attention: {name} must be a tensor, found {type(x).__name__}")
@@ -95,21 +108,3 @@ def _mask(mask: torch.Tensor, shape: tuple[int, ...], q: torch.Tensor) -> dict[s
     if not mask.is_floating_point():
         raise ValueError(f"attn_mask must hold booleans or floats, found {mask.dtype}")
     return {"bias": four}
-
-
-@contextmanager
-def replace_sdpa(backend: BackendName | None = None) -> Iterator[None]:
-    """Inside, torch.nn.functional.scaled_dot_product_attention is einfuse's, and so is what nn.MultiheadAttention calls with
-    ``need_weights=False`` (nn.TransformerEncoderLayer and its kind do); with ``need_weights=True`` it materialises its weights itself.
-
-    Not thread-safe: the function is replaced for the process. Code that imported the function by name before keeps torch's.
-    """
-    functional = torch.nn.functional
-    stock, fast = functional.scaled_dot_product_attention, torch.backends.mha.get_fastpath_enabled()
-    functional.scaled_dot_product_attention = functools.partial(scaled_dot_product_attention, backend=backend)
-    torch.backends.mha.set_fastpath_enabled(False)  # it would call a fused torch operator instead of the function
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = stock
-        torch.backends.mha.set_fastpath_enabled(fast)
