@@ -71,6 +71,7 @@ class Attention:
         self.read = frozenset(n for x in statements(self.cascade) for e in expressions(x) for n in ex.reads(e))
         self.text, self.program = ops.register(self.cascade, self.strict, self.wide)
         self.key = cache.content(self.text, self.strict, self.wide)
+        _ = self.cascade.with_features  # kept now: torch.compile traces calls, and not the lock of a cached property
         cut = () if isinstance(self.program, ScanProgram) else stages.run(self.cascade)
         self.stages = (
             tuple(Attention(c, self.backend, self.strict, form="quadratic", inner=True) for c in cut) if len(cut) > 1 else ()
