@@ -54,7 +54,7 @@ TORCH: dict[str, Callable[..., Tensor]] = {
     "rsqrt": torch.rsqrt,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
-    "softplus": lambda a: torch.clamp(a, min=0) + torch.log1p(torch.exp(-torch.abs(a))),
+    "softplus": lambda a: -torch.nn.functional.logsigmoid(-a),
     "erf": torch.erf,
     "sin": torch.sin,
     "cos": torch.cos,

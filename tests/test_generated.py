@@ -247,8 +247,7 @@ def derived_gradients(
 
 def check_kernels(text: str, backend: BackendName) -> None:
     attention = einfuse.compile(text)
-    # 5 and not 2: a drawn spec may have a gradient of two numbers, where the eager error is a matter of luck
-    certificate = einfuse.verify(attention, backends=[backend], dtypes=["float32"], shape=SHAPE, factor=5.0)
+    certificate = einfuse.verify(attention, backends=[backend], dtypes=["float32"], shape=SHAPE)
     assert certificate.ok, [r for r in certificate.rows if not r.ok]
 
 

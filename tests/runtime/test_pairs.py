@@ -28,7 +28,7 @@ def test_windows_give_the_gradient(name: str, rows: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(pairs, "MOST_ELEMENTS", 1)
     monkeypatch.setattr(pairs, "FEWEST_ROWS", rows)
     shape = None if name in ("swin_window", "neighborhood") else SHAPE
-    found = einfuse.verify(einfuse.compile(name), backends=["torch"], dtypes=["float32"], shape=shape, factor=5.0)
+    found = einfuse.verify(einfuse.compile(name), backends=["torch"], dtypes=["float32"], shape=shape)
     assert found.ok, [r for r in found.rows if not r.ok]
 
 
@@ -37,7 +37,7 @@ def test_windows_give_the_gradient(name: str, rows: int, monkeypatch: pytest.Mon
 def test_windows_in_compiled_kernels(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs, "MOST_ELEMENTS", 1)
     monkeypatch.setattr(pairs, "FEWEST_ROWS", 20)
-    found = einfuse.verify(einfuse.compile("t5_bias"), backends=[backend], dtypes=["float32"], shape=SHAPE, factor=5.0)  # type: ignore[list-item]
+    found = einfuse.verify(einfuse.compile("t5_bias"), backends=[backend], dtypes=["float32"], shape=SHAPE)  # type: ignore[list-item]
     assert found.ok, [r for r in found.rows if not r.ok]
 
 
@@ -56,7 +56,7 @@ def test_a_table_that_is_itself_the_weight_of_the_points_it_is_read_at(factor: s
   out o
 }}"""
     shape = Shape(batch=2, heads=2, queries=37, keys=45, widths=(4,), group=1)
-    found = einfuse.verify(einfuse.compile(text), backends=["torch"], dtypes=["float32"], shape=shape, factor=5.0)
+    found = einfuse.verify(einfuse.compile(text), backends=["torch"], dtypes=["float32"], shape=shape)
     assert found.ok, [r for r in found.rows if not r.ok]
 
 
@@ -77,7 +77,6 @@ def test_a_bias_read_under_two_masks() -> None:
         backends=["torch"],
         dtypes=["float32"],
         shape=SHAPE,
-        factor=5.0,
     )
     assert found.ok, [r for r in found.rows if not r.ok]
 

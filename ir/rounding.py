@@ -1,0 +1,105 @@
+"""Arithmetic that rounds at random: torch code run as a narrower float type would run it, sums in any order.
+
+    with Rounding(torch.float32, seed=3):        # every float64 operation inside, and every one of autograd's
+        outs = interpret(cascade, inputs, sizes)
+
+Results that the type cannot hold are moved up or down by a seeded coin (stochastic arithmetic: Vignes, 2004; Parker, 1997), sums and
+differences by the unit of the sum of their magnitudes: no order of adding up meets a larger partial sum, and two evaluations of one number
+need not agree. So what cancels in theory alone does not cancel here, and the spread of what comes out says how far any evaluation in that
+type may lie from the truth. Operations that choose or move numbers are exact, and so is every result that the type can hold, made of numbers
+that it can hold. The coins are those of a counter (Philox) and the values are float64: nothing depends on the processor, its vectors or its
+BLAS beyond float64's own 1e-16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ARITHMETIC = 8.0
+"""Half units in the last place by which arithmetic errs: functions of kernels are right to 2 units, and a sum of many equal numbers one by one
+is off by more than one unit. Chosen from what kernels do: benchmarks/bound.py."""
+STORAGE = 1.0
+"""The same for storing a number in a type of 16 bits: that is rounded correctly, and kernels compute in wider types."""
+
+EXACT = frozenset(
+    "abs amax amin cat clamp clamp_max clamp_min clone copy_ fill_ floor gather index index_select masked_fill masked_fill_ maximum minimum "
+    "neg repeat select_backward sgn sign slice_backward stack _to_copy where _unsafe_view".split()
+)
+"""Operators that choose and move numbers, or give whole ones. Views are exact by what they are."""
+SUMS = frozenset("add add_ sub sub_ rsub sum bmm mm mv dot cumsum mean".split())
+SCATTERS = frozenset("index_put index_put_ _index_put_impl_ _unsafe_index_put".split())
+"""Operators that add up. Those of the second kind may; else they move numbers."""
+DIFFERENCES = {"sub": torch.ops.aten.add, "sub_": torch.ops.aten.add, "rsub": torch.ops.aten.add}
+
+
+class Rounding(TorchDispatchMode):
+    """While it is entered, float64 results of torch are rounded at random to ``dtype``.
+
+    Numbers that follow from tensors marked by `narrow` are held in ``dtype``; sums, and what follows from coordinates and host numbers
+    alone, in float32 at least: so do kernels, and so does torch.
+    """
+
+    def __init__(self, dtype: torch.dtype, *seed: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.dtype, self.wide = dtype, torch.promote_types(dtype, torch.float32)
+        self.error = ARITHMETIC * torch.finfo(self.wide).eps / 2
+        self.storing = 0.0 if dtype == self.wide else STORAGE * torch.finfo(dtype).eps / 2
+        self.coins = np.random.Philox(seed)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        given = list(_tensors(args))
+        adds = name in SUMS or (name in SCATTERS and bool(args[3:] and args[3]))
+        magnitudes = None
+        if adds and any(x.dtype == torch.float64 for x in given):
+            magnitudes = DIFFERENCES.get(name, func)(*map(_magnitude, args), **kwargs)
+        out = func(*args, **kwargs)
+        stored = any(getattr(x, "_narrow", False) for x in given)
+        if adds or not (func.is_view or name in EXACT or name in SCATTERS):
+            for x in _tensors(out):
+                if x.dtype == torch.float64:
+                    self._round(x, x if magnitudes is None else magnitudes, stored)
+        if stored:
+            for x in _tensors(out):
+                narrow(x)
+        return out
+
+    def _round(self, x: Tensor, size: Tensor, stored: bool) -> None:
+        """Moves ``x``, where neither it nor ``size``, what it was made of, is a number that the type holds."""
+        exact = self.dtype if stored else self.wide
+        exact = (
+            torch.float32 if exact == torch.float64 else exact
+        )  # which holds everything: short numbers alone are left as they are
+        step = size * self.error
+        if stored and self.storing:
+            step = torch.add(step.abs_(), x.abs(), alpha=self.storing)
+        step.masked_fill_((size == size.to(exact)) & (x == x.to(exact)), 0.0)
+        words = self.coins.random_raw((x.numel() + 63) // 64)
+        coins = np.unpackbits(np.atleast_1d(words).astype("<u8", copy=False).view(np.uint8), count=x.numel())
+        x.add_(torch.where(torch.from_numpy(coins).view(torch.bool).view(x.shape), step, -step))
+
+
+def narrow(x: Tensor) -> Tensor:
+    """The tensor, marked as one whose numbers are held in the type that is rounded to."""
+    x._narrow = True  # type: ignore[attr-defined]
+    return x
+
+
+def _magnitude(x: Any) -> Any:
+    return x.abs() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def _tensors(x: Any) -> Iterator[Tensor]:
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, list | tuple):
+        for one in x:
+            yield from _tensors(one)

@@ -1,0 +1,173 @@
+"""How far a right kernel may lie from the truth: a property of the cascade, its inputs and the dtype, not of a machine.
+
+The cascade is interpreted with arithmetic that rounds at random (`einfuse.ir.rounding`), values and gradients, in several draws. The largest
+deviation of a draw from the truth, plus 2 units in the last place of the dtype at the scale of the result, is the error allowed. This is the
+one place that decides it: `einfuse.verify`, the tests and the benchmarks ask here.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from einfuse.ir import Cascade, Expr, Scalar, interpret
+from einfuse.ir import expr as ex
+from einfuse.ir.passes import batch
+from einfuse.ir.rewrite import map_expressions, statements
+from einfuse.ir.rounding import Rounding, narrow
+from einfuse.runtime import binding
+from einfuse.runtime.given import Given
+
+Inputs = Mapping[str, Tensor | Scalar]
+Results = dict[str, Tensor]
+"""Outputs as ``out 0``, gradients as ``d name``."""
+DRAWS = 8
+POINTS = 2**23
+"""Of the largest statement: as many draws as fit are made at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The largest absolute differences from the truth, where that is finite: what was found and what is allowed."""
+
+    error: float
+    allowed: float
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.allowed
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A cascade at inputs in ``dtype``: its exact outputs, its exact gradients along the random direction of ``seed``, and how far a kernel may
+    miss them."""
+
+    cascade: Cascade
+    inputs: Inputs
+    dtype: torch.dtype
+    gradients: bool = True
+    seed: int = 0
+
+    @functools.cached_property
+    def truth(self) -> Results:
+        """The oracle's results, in float64."""
+        return self._exact(self.cascade)
+
+    @functools.cached_property
+    def spread(self) -> Mapping[str, float]:
+        """The largest deviation of each result over all draws, where it is a number."""
+        spread = dict.fromkeys(self.truth, 0.0)
+        for part, count in enumerate(self._parts()):
+            for what, draws in self._draws(count, part).items():
+                spread[what] = max(spread[what], _largest(draws - self.truth[what]))
+        return spread
+
+    def run(self, call: Callable[..., Tensor | tuple[Tensor, ...]], device: str = "cpu") -> Results:
+        """The results of ``call``, which takes the inputs by name and returns the outputs of the cascade."""
+        leaves = self._leaves(self.dtype, device)
+        found = call(**leaves)
+        outs = found if isinstance(found, tuple) else (found,)
+        return _results(outs, leaves, self._directions(outs))
+
+    def compared(self, what: str, found: Tensor) -> Difference:
+        """One result beside the truth: off by inf where it is not finite and the truth is, by nan where no truth is a number."""
+        truth = self.truth[what]
+        finite = torch.isfinite(truth)
+        if not finite.any():
+            return Difference(math.nan if truth.isnan().any() else 0.0, 0.0)
+        off = (found.to(truth) - truth)[finite].abs()
+        error = off.max().item() if bool(torch.isfinite(off).all()) else math.inf
+        units = 2 * torch.finfo(self.dtype).eps * truth[finite].abs().max().item()
+        return Difference(error, self.spread[what] + units)
+
+    def _parts(self) -> list[int]:
+        """How many draws are made at once, time after time."""
+        sizes = Given.of(self.cascade, *binding.arguments(self.cascade, (), self.inputs)).sizes
+        extent = {r.name: sizes[r.size] if isinstance(r.size, str) else r.size for r in self.cascade.ranks}
+        largest = max(math.prod(extent[r] for r in {*self.cascade.over, *x.ranks}) for x in statements(self.cascade))
+        most = max(1, min(DRAWS, POINTS // max(1, largest)))
+        return [min(most, DRAWS - k) for k in range(0, DRAWS, most)]
+
+    @functools.cached_property
+    def _steady(self) -> Cascade:
+        """The cascade without the derivatives of maxima that only keep numbers in range, which are exactly 0: to take them makes up for
+        errors of all the others, and no kernel takes them."""
+        cascade = self.cascade
+        gradients = [what for what in self.truth if what.startswith("d ")]
+        scale = max((_largest(self.truth[what]) for what in gradients), default=0.0)
+        for name in [x.target for x in statements(cascade) if x.red in ("max", "min")] if gradients else []:
+            without = _stopped(cascade, name)
+            found = self._exact(without)
+            if all(_largest(found[what] - self.truth[what]) <= 1e-9 * scale for what in gradients):
+                cascade = without
+        return cascade
+
+    def _exact(self, cascade: Cascade) -> Results:
+        leaves = self._leaves(torch.float64)
+        outs = self._interpreted(cascade, leaves)
+        return _results(outs, leaves, self._directions(outs))
+
+    def _draws(self, count: int, part: int) -> Results:
+        """The results of ``count`` evaluations that round at random, along a new first axis."""
+        leaves = self._leaves(torch.float64)
+        floats = {n: x for n, x in leaves.items() if isinstance(x, Tensor) and x.is_floating_point()}
+        several = {n: narrow(x.detach().repeat(count, *[1] * x.ndim).requires_grad_(self.gradients)) for n, x in floats.items()}
+        leaves |= several
+        cascade = batch.run(self._steady, floats)
+        rounding = Rounding(self.dtype, self.seed, part)
+        with rounding:
+            outs = self._interpreted(cascade, leaves)
+        directions = [d.expand(count, *d.shape) for d in self._directions([o[0] for o in outs])]
+        with rounding:
+            return _results(outs, leaves, directions)
+
+    def _interpreted(self, cascade: Cascade, leaves: Inputs) -> list[Tensor]:
+        given = Given.of(cascade, *binding.arguments(cascade, (), leaves))
+        found = interpret(cascade, given.inputs, given.sizes)
+        return [found[n] for n in cascade.outs]
+
+    def _leaves(self, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor | Scalar]:
+        """The inputs on a device, floats in ``dtype``; what gradients are taken of, if they are."""
+        on = {n: x.detach().to(device) if isinstance(x, Tensor) else x for n, x in self.inputs.items()}
+        return {
+            n: x.to(dtype).requires_grad_(self.gradients) if isinstance(x, Tensor) and x.is_floating_point() else x
+            for n, x in on.items()
+        }
+
+    def _directions(self, outs: Sequence[Tensor]) -> list[Tensor]:
+        """A random direction for every output, of numbers that the dtype holds."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(self.dtype).to(o) for o in outs]
+
+
+def _stopped(cascade: Cascade, name: str) -> Cascade:
+    """The cascade with no derivative through what reads this statement."""
+
+    def stopped(e: Expr) -> Expr | None:
+        return ex.call("stop", e) if e.op == "load" and e.name == name else None
+
+    return map_expressions(cascade, lambda e: ex.substitute(e, stopped))
+
+
+def _largest(x: Tensor) -> float:
+    """The largest magnitude among what is finite."""
+    return x.abs().where(torch.isfinite(x), 0.0).amax().item() if x.numel() else 0.0
+
+
+def _results(outs: Sequence[Tensor], leaves: Inputs, directions: Sequence[Tensor]) -> Results:
+    """Outputs, and gradients along the directions."""
+    found = {f"out {n}": o.detach() for n, o in enumerate(outs)}
+    wanted = {n: x for n, x in leaves.items() if isinstance(x, Tensor) and x.requires_grad}
+    moving = [(o, d) for o, d in zip(outs, directions, strict=True) if o.requires_grad]  # a count has no gradient
+    if wanted and moving:
+        gradients = torch.autograd.grad(
+            [o for o, _ in moving], list(wanted.values()), [d for _, d in moving], allow_unused=True
+        )
+        found |= {f"d {n}": g for n, g in zip(wanted, gradients, strict=True) if g is not None}
+    return found | {f"d {n}": torch.zeros_like(x) for n, x in wanted.items() if f"d {n}" not in found}

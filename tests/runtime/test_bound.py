@@ -1,0 +1,115 @@
+"""The error allowed to kernels: what it depends on, and what it does not."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+import einfuse
+from einfuse.runtime import bound
+from einfuse.runtime.bound import Trial
+from einfuse.runtime.verify import Shape, example_inputs
+
+SHAPE = Shape(2, 2, 9, 11, (6, 8), 2)
+HEAD = "attention a over b, h { rank i: query; rank j: key; rank d, e: feature; in q[b, h, i, d]; in k[b, h, j, d]; in v[b, h, j, e];"
+
+
+def trial(spec: str, dtype: torch.dtype = torch.float32, seed: int = 0, gradients: bool = True) -> Trial:
+    cascade = einfuse.compile(spec).cascade
+    return Trial(cascade, example_inputs(cascade, dtype, seed, SHAPE), dtype, gradients, seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_it_goes_with_the_dtype(dtype: torch.dtype) -> None:
+    one = trial("causal", dtype)
+    for what, truth in one.truth.items():
+        relative = one.compared(what, truth).allowed / truth.abs().max().item() / torch.finfo(dtype).eps
+        assert 2 < relative < 100, (what, relative)
+        assert one.compared(what, truth).error == 0
+
+
+def test_what_cancels_in_theory_alone_is_allowed_an_error() -> None:
+    """With one live key the weight is 1, and its gradient the difference of equal numbers."""
+    one = trial(HEAD + "s = sum[d](q * k) where j < 1; o[i, e] = sum[j](softmax[j](s) * v); out o }")
+    assert one.truth["d k"].abs().max() < 1e-12
+    assert 1e-7 < one.compared("d k", one.truth["d k"]).allowed < 1e-4
+
+
+def test_what_no_rounding_reaches_is_allowed_none() -> None:
+    one = trial(HEAD + "s = sum[d](q * k) where j < 0; o[i, e] = sum[j](softmax[j](s) * v); out o }")
+    assert {one.compared(what, x).allowed for what, x in one.truth.items()} == {0.0}
+
+
+def test_several_draws_at_once_are_as_large_as_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = trial("alibi")
+    assert together._parts() == [bound.DRAWS]
+    monkeypatch.setattr(bound, "POINTS", 1)
+    apart = trial("alibi")
+    assert apart._parts() == [1] * bound.DRAWS
+    for what, most in together.spread.items():
+        assert most / 3 < apart.spread[what] < 3 * most, what
+
+
+def test_inf_and_nan_never_pass() -> None:
+    one = trial("full", gradients=False)
+    found = one.truth["out 0"].float()
+    assert one.compared("out 0", found).ok
+    for bad in (math.inf, math.nan):
+        found[0, 0, 0, 0] = bad
+        assert one.compared("out 0", found).error == math.inf
+        assert not one.compared("out 0", found).ok
+
+
+def test_truth_that_is_no_number_compares_nothing() -> None:
+    one = trial(HEAD + "o[i, e] = sum[j](sum[d](q * k) * log(-v * v)); out o }", gradients=False)
+    seen = one.compared("out 0", one.truth["out 0"])
+    assert math.isnan(seen.error)
+    assert not seen.ok
+
+
+def test_a_run_has_the_gradients_of_every_float_input() -> None:
+    one = trial("t5_bias")
+    found = one.run(einfuse.compile("t5_bias", backend="torch"))
+    assert list(found) == list(one.truth) == ["out 0", "d q", "d k", "d v", "d table"]
+    assert all(one.compared(what, x).ok for what, x in found.items())
+    assert list(replace(one, gradients=False).run(einfuse.compile("t5_bias", backend="torch"))) == ["out 0"]
+
+
+SCRIPT = """
+import json, torch, einfuse
+from einfuse.runtime.bound import Trial
+from einfuse.runtime.verify import Shape, example_inputs
+out = {}
+for name in ("t5_bias", "delta"):
+    for dtype in (torch.float32, torch.bfloat16):
+        c = einfuse.compile(name).cascade
+        t = Trial(c, example_inputs(c, dtype, 0, Shape(2, 2, 9, 9, (6, 8), 2)), dtype)
+        out |= {f"{name} {dtype} {what}": t.compared(what, x).allowed for what, x in t.truth.items()}
+print(json.dumps(out))
+"""
+
+
+@pytest.mark.slow
+def test_it_is_the_same_for_every_instruction_set_and_blas() -> None:
+    found = []
+    for variant in (
+        {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "OPENBLAS_CORETYPE": "Nehalem"},
+        {
+            "ATEN_CPU_CAPABILITY": "avx2",
+            "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+            "OPENBLAS_CORETYPE": "Haswell",
+            "OMP_NUM_THREADS": "1",
+        },
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT], env=os.environ | variant, capture_output=True, text=True, check=True
+        )
+        found.append(json.loads(done.stdout))
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
