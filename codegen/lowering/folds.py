@@ -20,7 +20,7 @@ def fold(e: Expressions, f: Fold) -> kp.Fold:
     blocks = e.blocks
     states = [y for y in f.body if isinstance(y, State)]
     looped = {x.rank for x in e.cascade.body if isinstance(x, Fold)}
-    assert not looped.intersection(*(y.ranks for y in states)), "canonicalise refuses what is held along a loop"
+    assert not any(looped & set(y.ranks) for y in states), "canonicalise refuses what is held along a loop"
     for y in states:
         e.define(y.target, y.ranks, Value(blocks.fresh(y.target), blocks.dims(y.ranks), "float"))
     olds = {y.target: e.env[y.target] for y in states}

@@ -212,3 +212,10 @@ def test_differentiate_still_gives_a_dense_gradient_where_the_input_is_dense() -
     (cascade, parts), *_ = [x for x in differentiate.run(c, ["bias"]).cascades if x[1]]
     whole = {p.statement for p in parts}
     assert pairs.Pairs.of(cascade, parts, whole) is None
+
+
+def test_a_loop_that_keeps_nothing_gives_out_pairs() -> None:
+    """The gradient of a filter for every row has an entry for every pair, and no sum."""
+    attention = einfuse.compile("dynamic_convolution")
+    found = einfuse.verify(attention, backends=["torch"], dtypes=["float32"], shape=Shape(2, 2, 9, 11, (4, 5), 1))
+    assert found.ok, [r for r in found.rows if not r.ok]
