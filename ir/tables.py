@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,15 +22,31 @@ class Table:
 
     def __init__(self, low: npt.NDArray[Any], high: npt.NDArray[Any] | None = None) -> None:
         self.low, self.high = low, low if high is None else high
-        self.bound = max(abs(int(self.low.min())), abs(int(self.high.max()))) if low.size else 0
+        self.windows: dict[tuple[tuple[int, int], ...], Table] = {}
         self.levels: dict[int, list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]] = {}
         self.reduced: dict[tuple[int, bytes, bytes], Table] = {}
 
+    @functools.cached_property
+    def bound(self) -> int:
+        """The largest magnitude of an entry."""
+        return max(abs(int(self.low.min())), abs(int(self.high.max()))) if self.low.size else 0
+
     def query(self, index: Sequence[Interval]) -> Interval | None:
         """The extremes over a box of indices, one interval for each axis; None where the table is empty."""
-        if not self.low.size or self.bound >= LIMIT:
+        if not self.low.size or not all(x.lo.size for x in index):
             return None
         index = [self._inside(x, n) for x, n in zip(index, self.low.shape, strict=True)]
+        spans = tuple((int(x.lo.min()), int(x.hi.max()) + 1) for x in index)
+        if 2 * math.prod(b - a for a, b in spans) > self.low.size:
+            return self._extremes(index)
+        if spans not in self.windows:  # what is not asked for is not looked at
+            part = tuple(slice(a, b) for a, b in spans)
+            self.windows[spans] = Table(self.low[part], None if self.low is self.high else self.high[part])
+        return self.windows[spans]._extremes([_moved(x, a) for x, (a, _) in zip(index, spans, strict=True)])
+
+    def _extremes(self, index: Sequence[Interval]) -> Interval | None:
+        if self.bound >= LIMIT:
+            return None
         wide = [n for n, x in enumerate(index) if not x.exact]
         if not wide:
             at = tuple(x.lo for x in index)
@@ -42,7 +60,7 @@ class Table:
             if len(long) <= 1:  # it depends on one axis of the box: reduce the table along it for each position there
                 place = np.arange(max(x.lo.size, x.hi.size)).reshape(np.broadcast_shapes(x.lo.shape, x.hi.shape))
                 narrowed = [interval(place) if n == axis else y for n, y in enumerate(index)]
-                return self._reduce(axis, x).query(narrowed)
+                return self._reduce(axis, x)._extremes(narrowed)
         return interval(int(self.low.min()), int(self.high.max()))
 
     @staticmethod
@@ -92,3 +110,9 @@ class Table:
             low, high = (np.stack([p[n] for p in parts], axis) for n in (0, 1))
             self.reduced[key] = Table(low, high)
         return self.reduced[key]
+
+
+def _moved(x: Interval, by: int) -> Interval:
+    """The interval of indices counted from ``by``."""
+    lo = x.lo - by
+    return Interval(lo, lo if x.exact else x.hi - by, x.bound)

@@ -160,6 +160,24 @@ def test_a_table_of_several_axes_is_asked_along_each() -> None:
         assert (found.lo[x, n, m], found.hi[x, n, m]) == (part.min(), part.max())
 
 
+def test_only_the_part_of_a_table_that_is_asked_for_is_looked_at() -> None:
+    """What lies beside it is too large to be reasoned about."""
+    rng = np.random.default_rng(0)
+    part = rng.integers(0, 1000, (4, 30))
+    grid = np.full((40, 90), 2**62)
+    grid[33:37, 20:50] = part
+    rows, columns = (
+        interval(np.array([[33], [34]]), np.array([[34], [36]])),
+        interval(np.array([[20, 25]]), np.array([[24, 49]])),
+    )
+    found = Table(grid).query([rows, columns])
+    assert found is not None
+    for n, (a, b) in enumerate(((0, 2), (1, 4))):
+        for m, (c, d) in enumerate(((0, 5), (5, 30))):
+            assert (found.lo[n, m], found.hi[n, m]) == (part[a:b, c:d].min(), part[a:b, c:d].max())
+    assert Table(grid).query([interval(0), columns]) is None
+
+
 def test_a_table_across_both_axes_of_the_box_falls_back_to_its_range() -> None:
     lo = np.arange(6)[:, None] + np.arange(4)[None]
     found = Table(GRID).query([interval(lo, lo + 1), interval(lo, lo + 2)])
