@@ -14,7 +14,7 @@ DOC = Path(__file__).parents[2] / "docs" / "flex.md"
 @pytest.mark.slow
 def test_the_examples() -> None:
     blocks = re.findall(r"```python\n(.*?)```", DOC.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     space: dict[str, object] = {}
     for n, block in enumerate(blocks):
         name = f"docs/flex.md, example {n}"

@@ -1,9 +1,11 @@
 """A tensor is known again by itself or as the same view of the same memory, until it is written to."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from einfuse.runtime.unchanged import Unchanged
+from einfuse.runtime.unchanged import SMALL, Unchanged
 
 
 def of(*tensors: torch.Tensor) -> Unchanged:
@@ -42,7 +44,33 @@ def test_memory_that_died_is_not_known() -> None:
     assert not seen.are([torch.arange(12)[None]])
 
 
-def test_what_counts_no_versions_is_not_held() -> None:
+@pytest.mark.parametrize("view", [lambda x: x, lambda x: x[None, 1:], lambda x: x.view(3, 4).T], ids=["whole", "part", "gaps"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.bfloat16])
+def test_what_is_written_behind_torch_is_seen_in_small_tensors(view: Callable[..., torch.Tensor], dtype: torch.dtype) -> None:
+    doc = (torch.arange(12) > 5).to(dtype)
+    seen = of(view(doc))
+    assert seen.are([view(doc)])
+    doc.data[4] = 1
+    assert not seen.are([view(doc)])
+    seen = of(view(doc))
+    doc.view(torch.uint8).numpy()[:] = 0
+    assert not seen.are([view(doc)])
+
+
+def test_large_tensors_are_written_behind_torch_when_the_user_says_so() -> None:
+    doc = torch.zeros(SMALL + 1, dtype=torch.uint8)
+    seen = of(doc)
+    doc.numpy()[7] = 1
+    assert seen.are([doc])
+    torch.autograd.graph.increment_version(doc)
+    assert not seen.are([doc])
+
+
+def test_what_counts_no_versions_is_known_where_it_is_small() -> None:
     with torch.inference_mode():
-        doc = torch.arange(12)
-    assert Unchanged.of([doc]) is None
+        doc, large = torch.arange(12), torch.zeros(SMALL + 1, dtype=torch.uint8)
+        seen = of(doc)
+        assert seen.are([doc])
+        doc[3] = 0
+        assert not seen.are([doc])
+    assert Unchanged.of([large]) is None

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import weakref
-
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
-_KNOWN: dict[int, tuple[weakref.ref[torch.Tensor], int, bool]] = {}
+from einfuse.runtime.recent import Recent
+from einfuse.runtime.unchanged import holder, place
+
+_KNOWN = WeakIdKeyDictionary()  # of the tensors that hold memory: by place of a view in it, what was found
 
 
 def minus_infinite(x: torch.Tensor) -> bool:
     """Does a captured float tensor hold a minus infinity? A device is asked once for every version of a tensor."""
     if x.device.type == "meta":
         return False
+    x = _bare(x)
     if x.is_inference():
         return _look(x)
-    known = _KNOWN.get(id(x))
-    if known is None or known[0]() is not x or known[1] != x._version:
-        key = id(x)
-        known = weakref.ref(x, lambda _: _KNOWN.pop(key, None)), x._version, _look(x)
-        _KNOWN[key] = known
-    return known[2]
+    known: Recent[tuple[object, ...], bool] = _KNOWN.setdefault(holder(x), Recent(8))
+    return known.made(place(x), lambda: _look(x))
 
 
 def _look(x: torch.Tensor) -> bool:
-    return bool(torch.isneginf(_bare(x)).any())
+    return bool(torch.isneginf(x.detach()).any())
 
 
 def _bare(x: torch.Tensor) -> torch.Tensor:
     """Of what vmap maps over, all at once: a trace is one for all."""
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         x = torch._C._functorch.get_unwrapped(x)
-    return x.detach()
+    return x
 
 
 class Contents:
@@ -43,7 +42,7 @@ class Contents:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Contents):
             return NotImplemented
-        a, b = _bare(self.tensor), _bare(other.tensor)
+        a, b = _bare(self.tensor).detach(), _bare(other.tensor).detach()
         if a is b or a.device.type == "meta" or (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()):
             return a.shape == b.shape
         return a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num())
