@@ -10,6 +10,7 @@ import torch
 
 import einfuse
 from einfuse.integrations import transformers as integration
+from einfuse.integrations.transformers import attention
 
 transformers = pytest.importorskip("transformers", minversion="5")
 
@@ -176,15 +177,15 @@ def test_kernels_read_no_mask_of_pairs_beside_a_causal_window() -> None:
     """What reaches the kernel is the padding alone, Nk booleans a row; causality and the window are formulas of the spec."""
     _, ours = pair(mistral)
     seen: list[dict[str, tuple[int, ...]]] = []
-    visible = integration._visible
+    visible = attention._visible
 
     def looking(module: Any, mask: Any, *rest: Any) -> Any:
         found = visible(module, mask, *rest)
-        seen.append({n: tuple(x.shape) for n, x in found[2].items()})
+        seen.append({n: tuple(x.shape) for n, x in found.tensors.items()})
         return found
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(integration, "_visible", looking)
+        patch.setattr(attention, "_visible", looking)
         ours(input_ids=tokens(), attention_mask=padding())
     assert seen == [{"pad": (3, 9)}] * 2
 
@@ -236,11 +237,10 @@ def test_a_spec_of_ones_own_replaces_the_mechanism() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dropout": 0.1}, "dropout must be 0.*found 0.1"),
         ({"output_attentions": True}, "never holds the attention weights"),
         ({"attention_mask": torch.ones(2, 1, 5, 7)}, r"must broadcast to \[2, 4, 5, 5\], found \[2, 1, 5, 7\]"),
     ],
-    ids=["dropout", "weights", "mask"],
+    ids=["weights", "mask"],
 )
 def test_what_cannot_be_done_is_said(options: dict[str, Any], message: str) -> None:
     attend = transformers.AttentionInterface()["einfuse"]
@@ -286,10 +286,10 @@ def test_a_mask_without_its_pattern_is_right() -> None:
     """`generate` clones the masks of a static cache, or passes them to the model's own mask call: the booleans say it all."""
     from transformers.masking_utils import causal_mask_function
 
-    from einfuse.integrations.transformers import MARK, _mask
+    from einfuse.integrations.transformers.masks import MARK, mask
 
     pad = torch.tensor([[True] * 7, [False] * 2 + [True] * 5])
-    made = _mask(2, 3, 7, 4, mask_function=causal_mask_function, attention_mask=pad)
+    made = mask(2, 3, 7, 4, mask_function=causal_mask_function, attention_mask=pad)
     seen = torch.ones(7, 7, dtype=torch.bool).tril()[4:] & pad[:, None, None, :]
     assert hasattr(made, MARK)
     assert not hasattr(made.clone(), MARK)

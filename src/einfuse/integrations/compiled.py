@@ -12,15 +12,16 @@ from einfuse.runtime.backends import BackendName
 
 SPEC = Path(__file__).with_name("general.attn")
 
+Kind = tuple[tuple[bool, bool, bool, bool], BackendName | None]
+_KNOWN: dict[Kind, Attention] = {}
 
-_KNOWN: dict[tuple[bool, bool, bool, bool, BackendName | None], Attention] = {}
 
-
-def _known(kind: tuple[bool, bool, bool, bool, BackendName | None]) -> bool:
+def _known(kind: Kind) -> bool:
     """Leaves the attention with these switches in `_KNOWN`. torch.compile calls this, and does not trace it."""
     if kind not in _KNOWN:
-        causal, aligned, windowed, capped, backend = kind
-        made = compile(SPEC, backend=backend, causal=causal, aligned=aligned, windowed=windowed, capped=capped)
+        switches, backend = kind
+        causal, windowed, both, capped = switches
+        made = compile(SPEC, backend=backend, causal=causal, windowed=windowed, both=both, capped=capped)
         _KNOWN.setdefault(kind, made)
     return True
 
@@ -36,26 +37,34 @@ def general(
     *,
     scale: float | None = None,
     causal: bool = False,
-    aligned: bool = True,
+    shift: int = 0,
     window: int | None = None,
+    both: bool = False,
     cap: float | None = None,
+    rate: float = 0.0,
     backend: BackendName | None = None,
 ) -> torch.Tensor:
     """Softmax attention with what frameworks ask for; q: [B, H, Nq, D], k: [B, Hk, Nk, D], v: [B, Hk, Nk, E] -> [B, H, Nq, E].
 
-    ``aligned`` counts positions so that the last query stands beside the last key (decoding); otherwise the first ones do. ``window``
-    hides keys that lie so far behind the query or farther, ``cap`` bends the scores. ``optional`` are pad[B, Nk] and mask[B, H, Nq, Nk]
-    (booleans, true: visible), bias[B, H, Nq, Nk] and sink[H]; masks and biases may be expanded views. A row that sees no key gives 0.
+    ``causal`` hides the keys behind which no query stands, ``window`` those that lie so far behind the query or farther, and with ``both``
+    also those so far ahead of it; query 0 stands beside key ``shift`` (``Nk - Nq``: the last query beside the last key). ``cap`` bends
+    the scores. ``optional`` are pad[B, Nk] and mask[B, H, Nq, Nk] (booleans, true: visible), bias[B, H, Nq, Nk], sink[H], qdoc[B, Nq]
+    and kdoc[B, Nk] (integers: a query sees the keys of its own document), and seed[B] (integers: weights are dropped with probability
+    ``rate``, drawn from them). Masks and biases may be expanded views. A row that sees no key gives 0.
     """
-    causal = causal and not (aligned and q.shape[-2] == 1)  # a query beside the last key sees all
-    kind = (causal, aligned, window is not None, cap is not None, backend)
+    if causal and shift >= k.shape[-2] - 1:  # decided here, as torch.compile traces this: every query sees all keys
+        causal = False
+    kind = ((causal, window is not None, both, cap is not None), backend)
     _known(kind)
-    attention = _KNOWN[kind]
     numbers: dict[str, float] = {"scale": max(1, q.shape[-1]) ** -0.5 if scale is None else scale}
+    if causal or window is not None:
+        numbers["shift"] = shift
     if window is not None:
         numbers["window"] = window
     if cap is not None:
         numbers["cap"] = cap
-    out = attention(q, k, v, **numbers, **(optional or {}))
+    if rate:
+        numbers["rate"] = rate
+    out = _KNOWN[kind](q, k, v, **numbers, **(optional or {}))
     assert isinstance(out, torch.Tensor), "the spec has one output"
     return out

@@ -67,7 +67,6 @@ def scaled_dot_product_attention(
         masks,
         scale=number,  # type: ignore[arg-type]  # checked where it is bound
         causal=is_causal,
-        aligned=False,
         backend=backend,
     )
     return out if out.shape[:-2] == lead else out.reshape(*lead, *out.shape[-2:])
