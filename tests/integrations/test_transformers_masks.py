@@ -167,6 +167,33 @@ def test_layers_that_are_compiled_alone_take_the_mask() -> None:
     torch.testing.assert_close(found[real], expected[real])
 
 
+def test_models_that_add_their_masks_to_scores_read_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that transformers does not run with sdpa were never given booleans: DeepSeek V4 appends columns of zeros, which are visible."""
+
+    class Config:
+        """A configuration of such a model."""
+
+    monkeypatch.setattr(masks, "ADDED", {Config})
+    given = {"config": Config(), "dtype": torch.float64, "attention_mask": padding(5, 4, length=5)}
+    q, k, v = (torch.randn(2, 2, n, 8, dtype=torch.float64) for n in (5, 7, 7))
+    for name in ("causal", "bidirectional", "window both ways"):
+        function = FUNCTIONS[name][0]()
+        made, read = (mask(2, 5, 5, mask_function=function, **given) for _ in range(2))
+        right = masking_utils.eager_mask(
+            2, 5, 5, mask_function=function, dtype=torch.float64, attention_mask=given["attention_mask"]
+        )
+        assert made.dtype == torch.float64
+        assert torch.equal(read + 0, right)
+        found, _ = attention.attend(SETTING, torch.nn.Module(), q, k[:, :, :5], v[:, :, :5], made)
+        longer, _ = attention.attend(SETTING, torch.nn.Module(), q, k, v, torch.nn.functional.pad(made, (0, 2)))
+        for out, n in ((found, 5), (longer, 7)):
+            bias = torch.nn.functional.pad(right, (0, n - 5))
+            expected = torch.nn.functional.scaled_dot_product_attention(q, k[:, :, :n], v[:, :, :n], attn_mask=bias)
+            torch.testing.assert_close(
+                out.transpose(1, 2)[:, :, 1:], expected[:, :, 1:]
+            )  # row 0 of the second sequence sees no key
+
+
 def test_a_watched_mask_is_written_out() -> None:
     """Under a transform, a mode or a tracer a mask is plain booleans, with its pattern beside it."""
     with FakeTensorMode():

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from einfuse.integrations.compiled import general
-from einfuse.integrations.transformers.masks import MARK, Band, Pattern
+from einfuse.integrations.transformers.masks import MARK, Band, Pattern, to_add
 from einfuse.runtime import Attention
 from einfuse.runtime.backends import BackendName
 
@@ -230,7 +230,7 @@ def _stock(
     eager = _eager(type(module))
     warn_once(f'{error}. unsupported="fallback": transformers\' own {"eager" if eager else "sdpa"} attention computes it')
     if eager is not None and mask is not None and mask.dtype == torch.bool:
-        mask = torch.where(mask, 0.0, torch.finfo(query.dtype).min).to(query.dtype)
+        mask = to_add(mask, query.dtype)
     found: tuple[torch.Tensor, torch.Tensor | None] = (eager or sdpa_attention_forward)(
         module, query, key, value, mask, **given
     )

@@ -16,6 +16,10 @@ from torch.utils._pytree import tree_map_only
 
 from einfuse.runtime.apart import transformed
 
+ADDED: set[type] = set()
+"""Configurations of models that transformers does not run with sdpa: they know masks as floats to add to scores, and may do arithmetic on
+them (DeepSeek V4 appends columns of zeros)."""
+
 MARK = "_einfuse_pattern"
 """The attribute of a mask that holds its `Pattern`. Copies and views have none, and are the booleans they are."""
 
@@ -64,22 +68,27 @@ class Pattern:
 
 
 class Unwritten(torch.Tensor):
-    """A mask whose booleans are written out when they are first read, by anything but the attention; from then on they say it all."""
+    """A mask that is written out when it is first read, by anything but the attention; from then on its elements say it all."""
 
     _make: Callable[[], torch.Tensor]
     _written: torch.Tensor | None
 
     @staticmethod
     def __new__(
-        cls, shape: tuple[int, ...], device: torch.device, make: Callable[[], torch.Tensor], pattern: Pattern
+        cls,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        make: Callable[[], torch.Tensor],
+        pattern: Pattern,
     ) -> Unwritten:
-        found: Unwritten = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device=device)
+        found: Unwritten = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)
         found._make, found._written = make, None
         setattr(found, MARK, pattern)
         return found
 
     def written(self) -> torch.Tensor:
-        """The booleans. They may be changed in place, so the pattern no longer counts."""
+        """The elements. They may be changed in place, so the pattern no longer counts."""
         if self._written is None:
             setattr(self, MARK, None)
             self._written = self._make()
@@ -124,15 +133,21 @@ def mask(
     allow_is_bidirectional_skip: bool = False,
     use_vmap: bool = False,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    config: Any = None,
     **rest: Any,
 ) -> torch.Tensor:
-    """The booleans [b, 1, i, j] that transformers makes of a mask function and of padding; with their pattern where one says it all."""
-    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, prepare_padding_mask, sdpa_mask
+    """The mask [b, 1, i, j] that transformers makes of a mask function and of padding; with its pattern where one says it all.
 
-    function = mask_function or causal_mask_function
+    It is the booleans of transformers' sdpa; the floats of its eager attention, of ``dtype``, for configurations in `ADDED`.
+    """
+    from transformers import masking_utils
+
+    function = mask_function or masking_utils.causal_mask_function
+    added = type(config) in ADDED
 
     def make() -> torch.Tensor:
-        made = sdpa_mask(
+        made = (masking_utils.eager_mask if added else masking_utils.sdpa_mask)(
             batch_size,
             q_length,
             kv_length,
@@ -144,13 +159,14 @@ def mask(
             allow_is_bidirectional_skip=False,
             use_vmap=use_vmap,
             device=device,
+            dtype=dtype,
         )
         assert made is not None, "skips are not allowed"
         return made
 
     known: Any = function
-    if function is causal_mask_function or function is bidirectional_mask_function:
-        known = Band(causal=function is causal_mask_function)
+    if function is masking_utils.causal_mask_function or function is masking_utils.bidirectional_mask_function:
+        known = Band(causal=function is masking_utils.causal_mask_function)
     if use_vmap or not isinstance(known, Band | Chunks):
         return make()
     watched = _watched()
@@ -158,7 +174,7 @@ def mask(
         return make()
     offset = int(q_offset) if isinstance(q_offset, torch.Tensor) else q_offset
     tensors: dict[str, torch.Tensor] = {}
-    padding = prepare_padding_mask(attention_mask, kv_length, kv_offset)
+    padding = masking_utils.prepare_padding_mask(attention_mask, kv_length, kv_offset)
     if padding is not None:
         real = padding[:, kv_offset : kv_offset + kv_length].bool()
         if watched or not bool(real.all()):
@@ -169,8 +185,16 @@ def mask(
     pattern, shape = Pattern(band, offset - kv_offset, tensors), (batch_size, 1, q_length, kv_length)
     if not band.causal and band.window is None:
         real = tensors.get("pad", torch.ones((1, 1), dtype=torch.bool, device=device))
+        real = to_add(real, dtype) if added else real
         return _marked(real[:, None, None, :].expand(shape), pattern)
-    return _marked(make(), pattern) if watched else Unwritten(shape, torch.device(device), make, pattern)
+    if watched:
+        return _marked(make(), pattern)
+    return Unwritten(shape, dtype if added else torch.bool, torch.device(device), make, pattern)
+
+
+def to_add(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Booleans as what eager attentions add to scores."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
 def _marked(made: torch.Tensor, pattern: Pattern) -> torch.Tensor:

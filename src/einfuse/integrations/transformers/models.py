@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from einfuse.integrations.transformers import masks
 from einfuse.integrations.transformers.attention import Unsupported, warn_once
 
 NAMES: dict[str, Unsupported] = {}
@@ -20,6 +21,8 @@ def check_models() -> None:
     @functools.wraps(adjust)
     def adjusted(self: Any, requested_attention: str | None, is_init_check: bool = False) -> str:
         chosen: str = adjust(self, taken(type(self), requested_attention), is_init_check)
+        if not self._supports_sdpa:
+            masks.ADDED.add(type(self.config))
         return chosen
 
     @functools.wraps(choose)
