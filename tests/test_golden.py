@@ -42,5 +42,5 @@ def test_products_are_matrix_products_and_full_phases_have_no_mask() -> None:
     text = einfuse.compile("causal").source("triton", torch.bfloat16)
     full, masked = re.split(r"for j_lo in .*# (?:full|masked)\n", text)[1:]
     assert (full.count("_dot("), masked.count("_dot(")) == (2, 2)
-    assert "live" not in full
-    assert "live" in masked
+    assert "tl.where(j" not in full
+    assert "tl.where(j[None, :] <= " in masked

@@ -44,10 +44,13 @@ def block_sizes(storage: str, width: int, backward: bool = False, target: GpuTar
     column = 0 if width <= 64 else 1 if width <= 128 else 2 if width <= 256 else 3
     if storage not in ("bf16", "f16"):
         return ((32, 32), (16 if backward else 32, 16), (16, 16), (16, 16))[column]
-    if backward:
-        half = target != "sm_90"
-        return ((64, 32 if half else 64), (64, 32), (32, 16 if half else 32), (16, 16))[column]
-    return ((128, 64), (128, 64 if target == "sm_90" else 32), (64, 32), (32, 16))[column]
+    if target == "sm_90":
+        return (
+            ((128, 64), (128, 64), (64, 32), (16, 16))[column]
+            if backward
+            else ((128, 128), (128, 64), (64, 32), (32, 16))[column]
+        )
+    return ((64, 32), (64, 32), (32, 16), (16, 16))[column] if backward else ((128, 64), (128, 32), (64, 32), (32, 16))[column]
 
 
 def tilings(storage: str, width: int, backward: bool = False, target: GpuTarget = "sm_90") -> tuple[tuple[int, int], ...]:
@@ -92,6 +95,10 @@ def launch_options(plan: KernelPlan, target: GpuTarget = "sm_90", precision: Pre
     if unrolled:
         return {"num_warps": min(16, max(8, _power(unrolled // (256 * 32)))), "num_stages": 1}
     warps = max(spread, 4 if _held(plan, layout) <= 96 * 128 else 8)
+    if target == "sm_90" and plan.tile and spread == 4:
+        warps = min(
+            warps, max(4, layout.blocks[plan.tile.rank] // 16)
+        )  # a wgmma is 64 rows of four warps: others would do them again
     room = SHARED[target] - 24 * 1024 - _resident(plan, layout)
     return {"num_warps": warps, "num_stages": max(1, min(3, room // max(1, _streamed(plan, layout))))}
 

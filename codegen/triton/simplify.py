@@ -1,4 +1,5 @@
-"""Three rewrites of a plan before it is printed: exponentials of differences, sums of products by rows, and removal of what nothing reads.
+"""Rewrites of a plan before it is printed: exponentials of differences, sums of products by rows, those of `algebra`, and removal of what
+nothing reads.
 
     before   x = s - m ; p = exp(x)                     s[i, j], m[i]
     after    p = exp_difference(s, m)                   printed  exp2(s * log2e - (m * log2e))
@@ -17,13 +18,14 @@ from dataclasses import replace
 from einfuse.codegen.exponentials import difference
 from einfuse.codegen.plan import Dot, Fold, KernelPlan, Map, Op, Phase, Reduce, Region, Value, live, reads
 from einfuse.codegen.rows import row_products
-
-EXP_DIFFERENCE = "exp_difference"
+from einfuse.codegen.triton.algebra import EXP_DIFFERENCE as EXP_DIFFERENCE
+from einfuse.codegen.triton.algebra import lighten
 
 
 def simplify(plan: KernelPlan) -> KernelPlan:
     sums = row_products(plan) if plan.narrow == "f32" else {}
     steps = tuple(_fold(s) if isinstance(s, Fold) else _row_products(_exponentials(s), sums) for s in plan.steps)
+    steps = lighten(replace(plan, steps=steps)).steps
     kept: list[Region | Fold] = []
     wanted: set[str] = set()
     for step in reversed(steps):  # backwards: what a step defines is wanted if a later one reads it

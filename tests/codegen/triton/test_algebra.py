@@ -1,0 +1,108 @@
+"""What a row, a column or the end of a loop does instead of every pair: the rewrites, and that kernels compute the same with them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+import einfuse
+from einfuse.codegen.plan import Block, Coordinate, Fold, KernelPlan, Map, Param, Region, Store, Value
+from einfuse.codegen.triton.algebra import lighten
+
+
+def loops(spec: str, backward: bool = False) -> list[str]:
+    """The loops of all kernels of a spec, bf16 and 64 features."""
+    found = einfuse.compile(spec).candidates("triton", torch.bfloat16, backward, {}, "sm_90")
+    return [loop for c in found for loop in re.split(r"\n    for ", c.source.split("def launch")[0])[1:]]
+
+
+def test_a_largest_score_is_scaled_once_a_row() -> None:
+    full, masked = loops("causal")
+    assert "m_block = m_block_2 * 0.125" in full
+    assert "qk * 0.125\n" not in full + masked
+
+
+def test_a_number_of_unknown_sign_stays_inside_a_maximum() -> None:
+    text = """attention scaled(scale: float) over b, h {
+      rank i: query; rank j: key; rank d, e: feature
+      in q[b, h, i, d]; in k[b, h, j, d]; in v[b, h, j, e]
+      s = sum[d](q * k) * scale
+      o[i, e] = sum[j](softmax[j](s) * v)
+      out o
+    }"""
+    found = einfuse.compile(text.replace("; in", "\n in")).candidates("triton", torch.bfloat16, False, {}, "sm_90")
+    assert "tl.max(s, axis=1)" in found[0].source
+
+
+def test_pairs_are_selected_and_compared_once() -> None:
+    _, masked = loops("causal")
+    assert masked.count("tl.where(j[None, :]") == 1
+    assert "(tl.minimum(i, Nk - 1))[:, None]" in masked
+    window = loops("sliding_window")[0]
+    assert window.count("[:, None]) & (j[None, :] > ") == 1
+
+
+def test_constant_factors_of_gradients_leave_the_loops() -> None:
+    for loop in loops("causal", backward=True)[2:]:
+        head = loop.split("\n\n")[0]
+        assert "d_s * 0.125" not in head
+
+
+@pytest.mark.parametrize("width", [-(1 << 31), -5, 0, 1, 3, 1 << 30, (1 << 31) - 1])
+def test_a_window_of_any_width_keeps_its_pairs(width: int) -> None:
+    """``i - j < w`` becomes ``j > i - w``, and no 32-bit number overflows: the operations are done here in 32 bits."""
+    i, j = Value("i", ("i",), "int"), Value("j", ("j",), "int")
+    w, live = Value("w", (), "int"), Value("live", ("i", "j"), "bool")
+    gap = Value("gap", ("i", "j"), "int")
+    body: Region = (Coordinate(i, "i"), Coordinate(j, "j"), Param(w, "w"), Map(gap, "-", (i, j)), Map(live, "<", (gap, w)))
+    body += (Store("o", (i, j), live),)
+    plan = KernelPlan("p", "", (), Block("i", "N", 16), (Block("j", 16, 16),), (), (("w", "int"),), ("N",), (body,))
+    (after,) = lighten(plan).steps
+    assert not isinstance(after, Fold)
+    known: dict[str, torch.Tensor] = {"w": torch.tensor(width, dtype=torch.int32)}
+    at = torch.arange(5, dtype=torch.int32)
+    for op in after:
+        match op:
+            case Coordinate(out=out, rank=rank):
+                known[out.name] = at[:, None] if rank == "i" else at[None]
+            case Map(out=out, fn=fn, args=args):
+                x, y = (known[a.name] for a in args)
+                table = {"-": torch.sub, "max": torch.maximum, "<": torch.lt, ">": torch.gt}
+                known[out.name] = table[fn](x, y)
+            case Param() | Store():
+                pass
+            case other:
+                known[other.out.name] = torch.tensor(other.value, dtype=torch.int32)  # type: ignore[union-attr]  # a constant
+    expected = at.long()[:, None] - at.long()[None] < width
+    assert torch.equal(known["live"], expected)
+    assert not any(isinstance(op, Map) and op.fn == "<" for op in after)
+
+
+SPEC = """attention late(gap: int = 3) over b, h {
+  rank i: query; rank j: key; rank d, e: feature
+  in q[b, h, i, d]
+  in k[b, h, j, d]
+  in v[b, h, j, e]
+  s = sum[d](q * k) / sqrt(D) where j + gap <= i
+  o[i, e] = sum[j](softmax[j](s) * v)
+  out o
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", ["causal", "sliding_window", SPEC])
+def test_kernels_of_many_blocks_are_right_in_rows_without_keys_too(spec: str) -> None:
+    """150 rows are two tiles; the first rows of the last spec see nothing."""
+    torch.manual_seed(0)
+    attention = einfuse.compile(spec, backend="triton")
+    more = {"window": 40} if spec == "sliding_window" else {}
+    leaves = [torch.randn(1, 1, 150, 16, dtype=torch.bfloat16).requires_grad_() for _ in range(3)]
+    wide = [x.detach().double().requires_grad_() for x in leaves]
+    found, truth = attention(*leaves, **more), attention.reference(*wide, **more)
+    torch.testing.assert_close(found.double(), truth, rtol=2e-2, atol=2e-2)
+    assert torch.isfinite(found).all()
+    along = torch.randn_like(found)
+    for x, y in zip(torch.autograd.grad(found, leaves, along), torch.autograd.grad(truth, wide, along.double()), strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=5e-2, atol=5e-2)
