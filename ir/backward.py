@@ -35,6 +35,10 @@ class Gradient:
         return (self.statement,) if self.times is None else (self.statement, self.times[0])
 
 
+Step = tuple[Cascade, tuple[Gradient, ...]]
+"""A cascade of a backward, and the gradients it gives."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backward:
     """The cascades of a backward pass, in the order they run; ``saved`` are forward statements they read as inputs.
@@ -43,7 +47,7 @@ class Backward:
     """
 
     saved: tuple[str, ...]
-    cascades: tuple[tuple[Cascade, tuple[Gradient, ...]], ...]
+    cascades: tuple[Step, ...]
 
 
 def adjoint(name: str) -> str:
@@ -71,7 +75,7 @@ class Kernels:
         forward = [x for x in self.einsums.values() if not set(x.over) & set(self.folded)]
         saved = [x for x in self.einsums.values() if set(x.over) & set(self.folded)]
         everything = [*forward, *self.adjoints]
-        cascades: list[tuple[Cascade, tuple[Gradient, ...]]] = []
+        cascades: list[Step] = []
         given = [*saved]
         if set(groups) - {row}:
             shared = self._shared_rows(

@@ -33,12 +33,15 @@ class Backend(Protocol):
 
     ``merge`` makes one plan of two (prepared) ones that walk the same pairs, the first by rows, where it can; ``merges`` says whether
     that pays for so many ambient points. ``workers`` says how many tiles run at once. ``identity`` is all of it that texts depend on.
+    ``row_values``: what the kernels of a backward need of one row alone is made by a kernel before them (`ir.row_values`).
     """
 
     @property
     def name(self) -> BackendName: ...
     @property
     def identity(self) -> str: ...
+    @property
+    def row_values(self) -> bool: ...
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings: ...
     def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan: ...
@@ -56,6 +59,7 @@ class CpuBackend:
 
     name: BackendName = "cpu"
     identity: str = "cpu"
+    row_values: bool = False
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         from einfuse.codegen import cpu
@@ -105,6 +109,7 @@ class TritonBackend:
     name: BackendName = "triton"
     target: Target | None = None  # of the device at hand, unless named
     processors: int | None = None  # multiprocessors of a GPU that is not at hand
+    row_values: bool = True
 
     @property
     def identity(self) -> str:
@@ -152,6 +157,7 @@ class TorchBackend:
 
     name: BackendName = "torch"
     identity: str = "torch"
+    row_values: bool = False
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         return ((256, 256),)

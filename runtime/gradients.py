@@ -12,7 +12,7 @@ import torch
 
 from einfuse.ir import Cascade
 from einfuse.ir import index as coordinate
-from einfuse.ir.backward import Gradient, adjoint
+from einfuse.ir.backward import Gradient, Step, adjoint
 from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes import tail
 from einfuse.runtime.backends import Backend
@@ -28,9 +28,6 @@ from einfuse.runtime.specialise import Fused
 if TYPE_CHECKING:
     from einfuse.runtime.program import Program
     from einfuse.runtime.walks import Chosen
-
-Step = tuple[Cascade, tuple[Gradient, ...]]
-"""A cascade of a backward, and the gradients it gives."""
 
 
 @dataclass(slots=True)
@@ -54,7 +51,7 @@ class Gradients:
         """The gradient of every tensor in ``wanted``, in its own dtype."""
         known = given.more({**saved, **{adjoint(n): g for n, g in gradients.items()}})
         total: dict[str, torch.Tensor] = {}
-        steps = self.program.backward_of(wanted).cascades
+        steps = self.program.steps(wanted, backend.row_values)
         while steps:
             outs = self._merged(steps[0], steps[1], known, backend) if len(steps) > 1 else None
             done, steps = (steps[:1], steps[1:]) if outs is None else (steps[:2], steps[2:])

@@ -155,7 +155,7 @@ def candidates(
         return [c for stage in attention.stages for c in candidates(stage, backend, dtype, backward, sizes, target)]
     chosen = named(backend) if target is None else TritonBackend(target=target)
     out = []
-    for n, c in enumerate(program.cascades(backward)):
+    for n, c in enumerate(program.cascades(backward, chosen.row_values)):
         static = {r.size: sizes.get(r.size, 64) for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)}
         storage = example_storage(whole, c, dtype)
         out.append(Candidate.at(Specialisation(c, storage, static, chosen, attention.strict, n > 0)))

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from einfuse.ir import Cascade
-from einfuse.ir.backward import Backward
+from einfuse.ir import row_values as derive
+from einfuse.ir.backward import Backward, Step
 from einfuse.ir.passes import canonicalise, differentiate
 from einfuse.runtime import cache, heads, ranges, split
 from einfuse.runtime.backends import Backend, BackendName
@@ -35,6 +36,7 @@ class Program:
     in_range: Recent[tuple[object, ...], Unchanged] = field(default_factory=Recent)
     built: Recent[tuple[Specialisation, Variant], Built] = field(default_factory=Recent)
     backwards: dict[tuple[str, ...], Backward] = field(default_factory=dict)
+    lightened: dict[tuple[str, ...], Backward] = field(default_factory=dict)
     savings: dict[tuple[str, ...], Cascade] = field(default_factory=dict)
     walks: Walks = field(init=False)
 
@@ -88,6 +90,16 @@ class Program:
             self.backwards[wanted] = cache.remembered("backward", name, lambda: differentiate.run(self.canonical(), wanted))
         return self.backwards[wanted]
 
+    def steps(self, wanted: tuple[str, ...], row_values: bool) -> tuple[Step, ...]:
+        """The cascades of a backward as a back end takes them; see `Backend.row_values`."""
+        found = self.backward_of(wanted)
+        if not row_values:
+            return found.cascades
+        if wanted not in self.lightened:
+            name = cache.key("row values", self.cascade.digest, wanted)
+            self.lightened[wanted] = cache.remembered("backward", name, lambda: derive.run(found))
+        return self.lightened[wanted].cascades
+
     def saving(self, wanted: tuple[str, ...]) -> Cascade:
         """The forward cascade that also gives out what the backward for ``wanted`` reads."""
         if not wanted:
@@ -98,10 +110,10 @@ class Program:
             self.savings[wanted] = replace(self.canonical(), outs=outs)
         return self.savings[wanted]
 
-    def cascades(self, backward: bool) -> list[Cascade]:
+    def cascades(self, backward: bool, row_values: bool = False) -> list[Cascade]:
         """The forward's, and with ``backward`` those for gradients of all inputs, for which it then saves what they read."""
         wanted = tuple(t.name for t in self.cascade.inputs if t.dtype == "float" and not t.param) if backward else ()
-        steps = self.backward_of(wanted).cascades if backward else ()
+        steps = self.steps(wanted, row_values) if backward else ()
         return [self.saving(wanted), *(c for c, _ in steps)]
 
     # -- which kernel ------------------------------------------------------------------------------------------------------------
