@@ -33,7 +33,8 @@ class Backend(Protocol):
 
     ``merge`` makes one plan of two (prepared) ones that walk the same pairs, the first by rows, where it can; ``merges`` says whether
     that pays for so many ambient points. ``workers`` says how many tiles run at once. ``identity`` is all of it that texts depend on.
-    ``row_values``: what the kernels of a backward need of one row alone is made by a kernel before them (`ir.row_values`).
+    ``row_values``: what the kernels of a backward need of one row alone is made by a kernel before them (`ir.row_values`). Calls of at
+    most ``narrow`` rows take the tiling of such a tile with the longest step, if there is one.
     """
 
     @property
@@ -42,6 +43,8 @@ class Backend(Protocol):
     def identity(self) -> str: ...
     @property
     def row_values(self) -> bool: ...
+    @property
+    def narrow(self) -> int: ...
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings: ...
     def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan: ...
@@ -60,6 +63,7 @@ class CpuBackend:
     name: BackendName = "cpu"
     identity: str = "cpu"
     row_values: bool = False
+    narrow: int = 0
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         from einfuse.codegen import cpu
@@ -110,6 +114,7 @@ class TritonBackend:
     target: Target | None = None  # of the device at hand, unless named
     processors: int | None = None  # multiprocessors of a GPU that is not at hand
     row_values: bool = True
+    narrow: int = 16
 
     @property
     def identity(self) -> str:
@@ -158,6 +163,7 @@ class TorchBackend:
     name: BackendName = "torch"
     identity: str = "torch"
     row_values: bool = False
+    narrow: int = 0
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         return ((256, 256),)

@@ -140,4 +140,4 @@ def static_sizes(cascade: Cascade, sizes: Mapping[str, int]) -> dict[str, int]:
 
 @functools.lru_cache(4096)
 def _chosen(kernel: Specialisation, sizes: tuple[tuple[str, int], ...], numbers: tuple[tuple[str, Scalar], ...]) -> Variant:
-    return tiles.variant(kernel.cascade, kernel.tilings, dict(numbers), dict(sizes), kernel.strict)
+    return tiles.variant(kernel.cascade, kernel.tilings, dict(numbers), dict(sizes), kernel.strict, kernel.backend.narrow)

@@ -59,10 +59,11 @@ def _found(cascade: Cascade) -> splitting.Split | None:
 
 
 def parts(items: int, keys: int, workers: int) -> int:
-    """Into how many parts the keys go: 1 where tiles alone keep the workers busy."""
+    """Into how many parts the keys go, so that the busiest worker has the least to do: 1 where tiles alone keep them busy."""
     if items == 0 or items >= workers:
         return 1
-    return max(1, min(math.ceil(workers / items), keys // FEWEST))
+    most = max(1, min(math.ceil(workers / items), keys // FEWEST))
+    return min(range(1, most + 1), key=lambda n: math.ceil(items * n / workers) / n)
 
 
 def planned(program: Program, sizes: Mapping[str, int], workers: int) -> int:

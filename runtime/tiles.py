@@ -119,10 +119,26 @@ DENSE = Variant()
 
 
 def variant(
-    cascade: Cascade, ladder: Tilings, numbers: Mapping[str, Scalar], sizes: Mapping[str, int], strict: bool
+    cascade: Cascade,
+    ladder: Tilings,
+    numbers: Mapping[str, Scalar],
+    sizes: Mapping[str, int],
+    strict: bool,
+    narrow: int = 0,
 ) -> Variant:
-    """The kernel that suits a call with these (`rounded`) sizes and host numbers."""
-    return Variant(first(cascade, ladder, numbers, sizes, strict), small(cascade, ladder[0], sizes))
+    """The kernel that suits a call with these (`rounded`) sizes and host numbers; ``narrow`` as in `Backend`."""
+    held = small(cascade, ladder[0], sizes)
+    start = 0 if held else few(cascade, ladder, sizes, strict, narrow)
+    return Variant(start or first(cascade, ladder, numbers, sizes, strict), held)
+
+
+def few(cascade: Cascade, ladder: Tilings, sizes: Mapping[str, int], strict: bool, narrow: int) -> int:
+    """The place in the ladder of the tiling for a call whose rows are few: a wide tile would compute what no one reads. 0 for others."""
+    fitting = [n for n, (block, _) in enumerate(ladder) if block == narrow]
+    tile = derived.scheduled(cascade, *ladder[0], strict).tile if fitting else ()
+    if not tile or extent_of(cascade, tile[0][0], sizes) > narrow:
+        return 0
+    return max(fitting, key=lambda n: ladder[n][1])
 
 
 def small(cascade: Cascade, tiling: tuple[int, int], sizes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:

@@ -63,7 +63,8 @@ def tilings(storage: str, width: int, backward: bool = False, target: GpuTarget 
     smaller = [(t, s) for t in _halved(tile) for s in _halved(step)]
     whole = 64 if target == "sm_90" and storage in ("bf16", "f16") else MATRIX
     ladder = sorted(smaller, key=lambda b: (b[0] < whole, -b[0] * b[1], -b[0]))
-    return tuple(dict.fromkeys((*ladder[: MOST_TILINGS - 1], ladder[-1], (MATRIX, MATRIX // 2), (MATRIX, MATRIX // 4))))
+    few = (MATRIX, min(64, step))  # for calls of few rows: decoding
+    return tuple(dict.fromkeys((*ladder[: MOST_TILINGS - 1], few, ladder[-1], (MATRIX, MATRIX // 2), (MATRIX, MATRIX // 4))))
 
 
 def holds(plan: KernelPlan) -> bool:
