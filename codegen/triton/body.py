@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from einfuse.codegen.plan import KernelPlan, Value
+from einfuse.codegen.triton.descriptors import Described
 from einfuse.codegen.triton.layout import Layout
 from einfuse.codegen.triton.names import Names
 from einfuse.ir import DType, Scalar
@@ -66,7 +68,8 @@ def wrapped(indent: str, head: str, args: list[str], tail: str = ")") -> list[st
 class Body:
     """Prints regions. ``bounds`` are the conditions of the existing coordinates of each rank (None: all of a block exist).
 
-    ``walked`` names, for axes of tensors that a loop walks along, how far into the tensor its block begins.
+    ``walked`` names, for axes of tensors that a loop walks along, how far into the tensor its block begins. ``described`` tensors come as
+    descriptors.
     """
 
     plan: KernelPlan
@@ -81,6 +84,7 @@ class Body:
     env: dict[str, Ref] = field(default_factory=dict)
     wide: dict[str, str] = field(default_factory=dict)
     walked: dict[tuple[str, int], str] = field(default_factory=dict)
+    described: Mapping[str, Described] = field(default_factory=dict)
     inlined: frozenset[str] = frozenset()
     indent: str = "    "
 

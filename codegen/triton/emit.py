@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import textwrap
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from einfuse.codegen.plan import Block, KernelPlan
 from einfuse.codegen.triton.helpers import sources
-from einfuse.codegen.triton.kernel import Argument, Kernel
+from einfuse.codegen.triton.kernel import Argument, Kernel, Printed
 from einfuse.codegen.triton.options import Options, launch_options
 from einfuse.codegen.triton.points import BUSY, MOST, points
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 def emit(plan: KernelPlan, options: Options = Options()) -> str:  # noqa: B008  # an immutable default
     """The module's text: its equations, the kernel, and ``launch(tensors, params, sizes, **options)``."""
-    kernel = Kernel(plan, options).printed()
+    kernel = Kernel(plan, replace(options, descriptors=False)).printed()
+    wanted = options.target == "sm_90" if options.descriptors is None else options.descriptors
+    fast = Kernel(plan, replace(options, descriptors=True)).printed() if wanted else kernel
+    described = fast if fast.described else None
     chosen = launch_options(plan, options.target, options.precision)
     if options.num_warps is not None:
         chosen["num_warps"] = options.num_warps
@@ -27,8 +31,11 @@ def emit(plan: KernelPlan, options: Options = Options()) -> str:  # noqa: B008  
     return _module().render(
         name=kernel.name,
         equations=plan.equations.strip(),
-        helpers=sources(set(kernel.helpers), plan.compute),
-        parameters=_filled([a.name + (": tl.constexpr" if a.constexpr else "") for a in kernel.arguments], "    "),
+        helpers=sources(set(kernel.helpers | fast.helpers), plan.compute),
+        described=described,
+        described_parameters=_parameters(fast),
+        described_passed=_passed(fast.arguments, 12),
+        parameters=_parameters(kernel),
         unspecialised=", ".join(f'"{a.name}"' for a in kernel.arguments if not a.specialised),
         lines=kernel.lines,
         busy=BUSY,
@@ -62,9 +69,13 @@ def _filled(items: list[str], indent: str) -> str:
     return "\n".join(wrapped).replace("\0", " ")
 
 
-def _passed(arguments: tuple[Argument, ...]) -> str:
+def _parameters(kernel: Printed) -> str:
+    return _filled([a.name + (": tl.constexpr" if a.constexpr else "") for a in kernel.arguments], "    ")
+
+
+def _passed(arguments: tuple[Argument, ...], indent: int = 8) -> str:
     given = [f"{a.name}={a.passed}" if a.constexpr else a.passed for a in arguments if a.passed]
-    return _filled(given, "        ")
+    return _filled(given, " " * indent)
 
 
 def _extent(size: int | str) -> str:

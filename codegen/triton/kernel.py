@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from einfuse.codegen.order import largest_last
-from einfuse.codegen.plan import Block, Coordinate, Fold, KernelPlan, Load, Phase, Store, operations, table_ranks
+from einfuse.codegen.plan import Block, Coordinate, Dot, Fold, KernelPlan, Load, Phase, Store, operations, table_ranks
 from einfuse.codegen.triton.body import Body, Ref, number
+from einfuse.codegen.triton.descriptors import described
 from einfuse.codegen.triton.layout import Layout
 from einfuse.codegen.triton.memory import wide_stride, widened
 from einfuse.codegen.triton.names import Names, identifier
@@ -37,6 +38,7 @@ class Printed:
     arguments: tuple[Argument, ...]
     lines: tuple[str, ...]
     helpers: frozenset[str]
+    described: tuple[str, ...] = ()
 
 
 class Kernel:
@@ -47,11 +49,15 @@ class Kernel:
         self.layout = Layout(self.plan)
         self.arguments: list[Argument] = []
         self.points = points(self.plan)
+        multiplies = any(isinstance(op, Dot) and self.layout.multiplies(op) for op in operations(self.plan))
+        wanted = options.descriptors and self.points is None and multiplies  # a copy into shared memory serves products alone
+        self.described = described(self.plan, self.layout) if wanted else {}
         self.helpers: set[str] = set()
-        self.name = identifier(plan.name)
+        self.name = identifier(plan.name) + ("_described" if self.described else "")
         names = Names()
         names.taken.add(self.name)
         self.body = Body(self.plan, self.layout, names, self.helpers, computed_with(self.plan), options.precision)
+        self.body.described = self.described
 
     def printed(self) -> Printed:
         self.signature()
@@ -61,7 +67,15 @@ class Kernel:
             self.program()
             self.steps()
         lines = tuple(line for n, line in enumerate(self.body.lines) if line or (n and self.body.lines[n - 1]))
-        return Printed(self.name, tuple(self.arguments), lines, frozenset(self.helpers))
+        return Printed(
+            self.name, tuple(self.arguments), lines, frozenset(self.helpers), tuple(map(self.condition, self.described))
+        )
+
+    def condition(self, tensor: str) -> str:
+        """When a tensor can come as a descriptor."""
+        t = self.described[tensor]
+        extents = ", ".join(_extent(self.layout.size(r)) for r in (t.rows, t.columns))
+        return f'_describable(tensors["{tensor}"], {extents})'
 
     def steps(self) -> None:
         for n, step in enumerate(self.plan.steps):
@@ -86,13 +100,19 @@ class Kernel:
         plan = self.plan
         tensors = tuple(dict.fromkeys(plan.tensors))  # a statement may be an output for several gradients
         for t in tensors:
+            if t.name in self.described:
+                known = self.described[t.name]
+                shape = known.shape(*(self.layout.blocks[r] for r in (known.rows, known.columns)))
+                passed = f'TensorDescriptor.from_tensor(tensors["{t.name}"], {shape})'
+                self.argument(f"tensor {t.name}", f"{t.name}_desc", passed)
+                continue
             view = ".view(torch.uint8)" if t.storage == "bool" else ""
             self.argument(f"tensor {t.name}", f"{t.name}_ptr", f'tensors["{t.name}"]{view}')
         tabulated = table_ranks(plan)
         for rank in tabulated:
             for table in (f"{rank}_count", f"{rank}_block"):
                 self.argument(f"tensor {table}", f"{table}_ptr", f'tensors["{table}"]')
-        for t in tensors:
+        for t in (t for t in tensors if t.name not in self.described):
             for axis in range(t.axes):
                 passed = "" if axis else f'*tensors["{t.name}"].stride()'
                 self.argument(f"stride {t.name} {axis}", f"{t.name}_s{axis}", passed)
@@ -227,7 +247,7 @@ class Kernel:
     def widen(self, fold: Fold) -> None:
         """Print the 64-bit forms of the loops' scalar indices once, before the loops."""
         for phase in fold.phases:
-            for load in (op for op in phase.body if isinstance(op, Load)):
+            for load in (op for op in phase.body if isinstance(op, Load) and op.tensor not in self.described):
                 for value in load.index:
                     ref = self.body.env.get(value.name)
                     if ref is not None and not ref.dims:
@@ -269,7 +289,9 @@ class Kernel:
         """
         body, rank = self.body, fold.rank
         coordinates = {op.out.name for op in phase.body if isinstance(op, Coordinate) and op.rank == rank}
-        touched = [(op.tensor, op.index) for op in phase.body if isinstance(op, Load | Store)]
+        touched = [
+            (op.tensor, op.index) for op in phase.body if isinstance(op, Load | Store) and op.tensor not in self.described
+        ]
         axes = dict.fromkeys((t, axis) for t, index in touched for axis, v in enumerate(index) if v.name in coordinates)
         return {(t, axis): body.assign(f"{t}_{rank}", f"{lo} * {wide_stride(body, t, axis)}") for t, axis in axes}
 
@@ -305,3 +327,7 @@ class Kernel:
         for target, text in zip(targets, updates, strict=True):
             if target != text:
                 inner.line(f"{target} = {text}")
+
+
+def _extent(size: int | str) -> str:
+    return str(size) if isinstance(size, int) else f'sizes["{size}"]'

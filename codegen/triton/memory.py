@@ -52,8 +52,27 @@ def wide_stride(body: Body, tensor: str, axis: int) -> str:
     return widened(body, body.env[f"stride {tensor} {axis}"])
 
 
+def corner(body: Body, tensor: str, index: tuple[Value, ...]) -> str:
+    """Where a block of a described tensor begins."""
+    refs = [body.ref(v) for v in index]
+    return "[" + ", ".join(body.starts.get(r.rank, "0") if r.rank else r.text for r in refs) + "]"
+
+
 def print_load(body: Body, op: Load) -> None:
-    dims, storage = op.out.dims, next(t.storage for t in body.plan.tensors if t.name == op.tensor)
+    storage = next(t.storage for t in body.plan.tensors if t.name == op.tensor)
+    note = f"# {op.out.name}[{', '.join(op.out.dims)}] = {op.tensor}[{', '.join(_place(body, v) for v in op.index)}]"
+    if op.tensor in body.described:
+        body.line(note)
+        block = f"{body.env[f'tensor {op.tensor}'].text}.load({corner(body, op.tensor, op.index)})"
+        name = body.assign(f"{op.out.name}_{storage}", f"{block}.reshape({body.shape(op.out.dims)})")
+        whole = body.assign(op.out.name, f"{name}.to({body.type('float')})") if op.out.name in body.converted else name
+        return remember(body, op.out, whole, name, storage, op.out.dims)
+    return print_pointed(body, op, storage, note)
+
+
+def print_pointed(body: Body, op: Load, storage: str, note: str) -> None:
+    """A load through pointers."""
+    dims = op.out.dims
     place = pointer(body, op.tensor, op.index, op.clamp, dims)
     spanned = {r for v in op.index for r in body.ref(v).dims}
     if spanned != set(dims):
@@ -63,7 +82,7 @@ def print_load(body: Body, op: Load) -> None:
         tests.append(body.view(body.ref(op.where), dims))
     float_like = storage in FLOATS
     args = [place] + ([f"mask={' & '.join(tests)}", f"other={'0.0' if float_like else '0'}"] if tests else [])
-    body.line(f"# {op.out.name}[{', '.join(dims)}] = {op.tensor}[{', '.join(_place(body, v) for v in op.index)}]")
+    body.line(note)
     wanted = {"float": "f64" if body.plan.compute == "f64" else "f32", "int": "i32", "bool": ""}[op.out.dtype]
     if storage == wanted or (float_like and op.out.name not in body.converted):
         name, tail = body.names.fresh(op.out.name), ")"
@@ -109,6 +128,12 @@ def print_store(body: Body, op: Store) -> None:
         text = stored(body, text, storage, value.dtype)
     else:
         text = number(value.literal, "float" if storage in FLOATS else "int")
+    if op.tensor in body.described:
+        shape = ", ".join(["1"] * (len(op.index) - 2) + [body.width(r) for r in dims])
+        desc = body.env[f"tensor {op.tensor}"].text
+        body.line(f"# {op.tensor}[{', '.join(_place(body, v) for v in op.index)}]")
+        body.lines += wrapped(body.indent, f"{desc}.store", [corner(body, op.tensor, op.index), f"({text}).reshape([{shape}])"])
+        return
     args = [pointer(body, op.tensor, op.index, (), dims), text] + ([f"mask={' & '.join(tests)}"] if tests else [])
     body.line(f"# {op.tensor}[{', '.join(_place(body, v) for v in op.index)}]")
     body.lines += wrapped(body.indent, "tl.store", args)

@@ -30,6 +30,7 @@ class Options:
 
     ``precision`` is that of fp32 matrix products: "ieee" is exact fp32 (without tensor cores on NVIDIA), "tf32x3" nearly so and
     for NVIDIA alone. ``descending`` starts a row of tiles at its end; ``None`` does so where the last programs are the largest.
+    ``descriptors``: blocks come by Hopper's copy engine where tensors allow it; ``None`` does so on Hopper.
     """
 
     target: GpuTarget = "sm_90"
@@ -37,6 +38,7 @@ class Options:
     num_stages: int | None = None
     precision: Precision = "ieee"
     descending: bool | None = None
+    descriptors: bool | None = None
 
 
 def block_sizes(storage: str, width: int, backward: bool = False, target: GpuTarget = "sm_90") -> tuple[int, int]:
@@ -48,7 +50,7 @@ def block_sizes(storage: str, width: int, backward: bool = False, target: GpuTar
         return (
             ((128, 64), (128, 64), (64, 32), (16, 16))[column]
             if backward
-            else ((128, 128), (128, 64), (64, 32), (32, 16))[column]
+            else ((128, 128), (128, 128), (64, 32), (32, 16))[column]
         )
     return ((64, 32), (64, 32), (32, 16), (16, 16))[column] if backward else ((128, 64), (128, 32), (64, 32), (32, 16))[column]
 

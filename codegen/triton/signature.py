@@ -39,13 +39,14 @@ class Signature:
         options: Mapping[str, int],
     ) -> Signature | None:
         """The launch that these arguments lead to; None where there are no programs. Tensors may be on the meta device."""
-        function, found = getattr(module, kernel), _Recorder()
-        setattr(module, kernel, found)
+        functions = {n: x for n in (kernel, f"{kernel}_described") if (x := getattr(module, n, None)) is not None}
+        found = {n: _Recorder() for n in functions}
+        vars(module).update(found)
         try:
             module.launch(tensors, params, sizes, **options)
         finally:
-            setattr(module, kernel, function)
-        return None if found.programs is None else _signature(function, found)
+            vars(module).update(functions)
+        return next((_signature(functions[n], x) for n, x in found.items() if x.programs is not None), None)
 
 
 class _Recorder:
@@ -92,6 +93,9 @@ def _typed(value: Any, parameter: Any) -> tuple[str, bool]:
     if isinstance(value, float):
         return "fp32", False
     canonical = _module("triton._utils").canonicalize_dtype
+    if hasattr(value, "block_shape"):
+        element = canonical(str(value.base.dtype).removeprefix("torch."))
+        return f"tensordesc<{element}{list(value.block_shape)}>", False
     return f"*{canonical(str(value.dtype).removeprefix('torch.'))}", value.data_ptr() % DIVISOR == 0
 
 

@@ -15,7 +15,8 @@ from einfuse.codegen.triton.algebra import lighten
 def loops(spec: str, backward: bool = False) -> list[str]:
     """The loops of all kernels of a spec, bf16 and 64 features."""
     found = einfuse.compile(spec).candidates("triton", torch.bfloat16, backward, {}, "sm_90")
-    return [loop for c in found for loop in re.split(r"\n    for ", c.source.split("def launch")[0])[1:]]
+    texts = [re.split(r"\ndef \w+_described|\ndef launch", c.source)[0] for c in found]
+    return [loop for text in texts for loop in re.split(r"\n    for ", text)[1:]]
 
 
 def test_a_largest_score_is_scaled_once_a_row() -> None:

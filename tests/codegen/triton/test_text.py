@@ -16,8 +16,13 @@ from einfuse.codegen.triton.simplify import simplify
 
 
 def loops(text: str) -> list[str]:
-    """The text from each loop's head to the next one's."""
-    return re.split(r"\n    for ", text)[1:]
+    """The text from each loop's head to the next one's, of the kernel with pointers."""
+    return re.split(r"\n    for ", pointed(text))[1:]
+
+
+def pointed(text: str) -> str:
+    """A module up to its kernel with descriptors."""
+    return re.split(r"\n@triton.jit[^\n]*\ndef \w+_described", text)[0]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -27,7 +32,7 @@ def test_module(name: str, storage: str) -> None:
     text = emit(plan)
     tree = ast.parse(text)
     imported = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for a in node.names}
-    assert imported == {"torch", "triton", "triton.language"}
+    assert imported - {"TensorDescriptor"} == {"torch", "triton", "triton.language"}
     assert plan.equations in (ast.get_docstring(tree) or "")
     assert max(map(len, text.splitlines())) <= 140
     assert not re.search(r"[ \t]$|\n\n\n\n", text, re.MULTILINE)
@@ -107,7 +112,8 @@ def test_tiles_of_a_known_number_of_rows_stay_tiles() -> None:
     plan = softmax(storage="bf16").plan
     assert plan.tile is not None
     known = replace(plan, tile=replace(plan.tile, size=2177))
-    assert re.findall(r"BLOCK_I=(\d+)", emit(known)) == re.findall(r"BLOCK_I=(\d+)", emit(plan)) == [str(plan.tile.block)]
+    tiles = {frozenset(re.findall(r"BLOCK_I=(\d+)", emit(p))) for p in (known, plan)}
+    assert tiles == {frozenset({str(plan.tile.block)})}
 
 
 def test_kernels_over_pairs_and_features_have_somewhere_left_to_go() -> None:
@@ -165,7 +171,7 @@ def test_hazard_1_no_loop_widens_its_index() -> None:
 
 
 def test_offsets_of_a_loop_begin_at_its_first_block() -> None:
-    text = emit(softmax("bf16", widths=(64, 64)).plan)
+    text = pointed(emit(softmax("bf16", widths=(64, 64)).plan))
     starts = re.findall(r"\n    (k_j\w*) = (\w+) \* k_s\d_64", text)
     bounds = re.findall(r"for \w+ in tl.range\((\w+), ", text)
     assert [lo for _, lo in starts] == bounds
