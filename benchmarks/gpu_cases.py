@@ -31,14 +31,14 @@ class Case:
         return found | self.more(self, width)
 
     def pairs(self) -> float:
-        """Live pairs of one head of the masks that the specs have, for FLOPs: None of them is known to the compiler by name."""
+        """Live pairs of one head of the masks that the specs have, for FLOPs."""
         n, m = self.queries, self.keys
         causal = n * m - n * (n - 1) / 2
         if self.spec == "sliding_window":
             return n * 256 - 256 * 255 / 2
         if self.spec == "document":
             return 8 * (n / 8) * (n / 8 + 1) / 2
-        return n * m if self.spec in ("full", "sigmoid") else causal
+        return n * m if self.spec == "full" else causal
 
 
 def _empty(*shape: int) -> torch.Tensor:

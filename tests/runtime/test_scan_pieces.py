@@ -164,3 +164,9 @@ def test_threads_share_one_head() -> None:
         torch.set_num_threads(before)
     crews = {crew for _, crew in a.program.kernels}  # type: ignore[attr-defined]
     assert crews == {1, 3}
+
+
+def test_hazard_7_kernels_of_scans_ask_for_multiply_adds() -> None:
+    """A Triton to come leaves them out unless a launch asks."""
+    found = einfuse.compile("retention").candidates("triton", torch.bfloat16, True, {}, "sm_90")
+    assert all("enable_fp_fusion=True" in c.source for c in found)

@@ -30,7 +30,8 @@ def emit(plan: ScanPlan, warps: int = 8) -> str:
         f"def launch(tensors, params, sizes, num_warps={warps}, num_stages=1):\n"
         f'    """One program for each {", ".join(what) or "call"}."""\n'
         f"    programs = {' * '.join(programs) or '1'}\n"
-        f"    return {kernel}[(programs,)]({', '.join(passed)}, num_warps=num_warps, num_stages=num_stages)\n"
+        f"    return {kernel}[(programs,)]({', '.join(passed)}, num_warps=num_warps, num_stages=num_stages, "
+        f"enable_fp_fusion=True)\n"
     )
 
 
