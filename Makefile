@@ -16,7 +16,7 @@ STAMP := .venv/installed
 DEV := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lanes replay check lint types format gpu wheel clean
+.PHONY: help setup demo test quick lanes lesser replay check lint types format gpu wheel clean
 
 help:  ## these lines
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -45,6 +45,14 @@ quick: $(STAMP)  ## the tests of the compiler's parts that take no time (under 4
 
 lanes: $(STAMP)  ## kernels under sanitizers, equal bits on one thread and two, thousands of shapes (part of `make test`)
 	@CXXFLAGS="$(CXXFLAGS_TEST)" $(BIN)/pytest -n $(JOBS) --dist worksteal tests/lanes tests/runtime/test_many_calls.py 2>&1
+
+# A processor with AVX2 only, the least that x86-64-v3 asks of one: torch, its matrix products and our kernels are held back to it.
+LESSER := $(if $(filter x86_64,$(shell uname -m)),ATEN_CPU_CAPABILITY=avx2 OPENBLAS_CORETYPE=Haswell MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2)
+V3 := $(if $(LESSER),-march=x86-64-v3)
+NUMERIC := tests/runtime/test_library.py tests/codegen/cpu tests/lanes/test_bitwise.py tests/test_generated.py
+
+lesser: $(STAMP)  ## the numeric tests once more as on a processor without AVX-512 (part of what CI runs)
+	@$(LESSER) CXXFLAGS="$(CXXFLAGS_TEST) $(V3)" $(BIN)/pytest -n $(JOBS) --dist worksteal -k "not drawn" $(NUMERIC) 2>&1
 
 replay: $(STAMP)  ## the text of every kernel, here and at another commit: make replay BASE=origin/main
 	@$(BIN)/python tests/replay.py $(BASE)

@@ -83,6 +83,12 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
     return check
 
 
+@pytest.fixture
+def unoptimised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU kernels are compiled three times as fast, for the same instruction sets. Wrong code is wrong without optimisation too."""
+    monkeypatch.setenv("CXXFLAGS", f"{os.environ.get('CXXFLAGS', '')} -O0")
+
+
 @pytest.fixture(autouse=True)
 def _same_random_numbers() -> Iterator[None]:
     """Tests that draw inputs draw the same ones whatever ran before them."""

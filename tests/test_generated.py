@@ -293,9 +293,9 @@ def test_many_drawn_specs_through_the_passes(part: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(6))
-def test_drawn_specs_through_cpu_kernels(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """60 in all. Unoptimised code is compiled three times as fast, and is wrong where optimised code is."""
-    monkeypatch.setenv("CXXFLAGS", "-O0")
+@pytest.mark.usefixtures("unoptimised")
+def test_drawn_specs_through_cpu_kernels(part: int) -> None:
+    """60 in all."""
 
     @seed(part)
     @given(specs())

@@ -243,9 +243,9 @@ def test_a_row_that_sees_nothing_is_zero_and_has_finite_gradients(name: str) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", SPECS)
-def test_range_and_masked_rows_in_compiled_kernels(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("unoptimised")
+def test_range_and_masked_rows_in_compiled_kernels(name: str, dtype: torch.dtype) -> None:
     """Scores up to +-1e4 in fp32 and +-100 in bf16, and rows that see nothing: one build for both."""
-    monkeypatch.setenv("CXXFLAGS", "-O0")
     attention = einfuse.compile(masked(name), backend="cpu")
     leaves = with_scores(name, attention, dtype, 1e4 if dtype == torch.float32 else 100.0)
     out = attention(**leaves)

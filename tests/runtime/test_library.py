@@ -29,10 +29,10 @@ CASES = [(n, c) for n in EVERYWHERE for c in COMBINATIONS] + [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "combination"), CASES, ids=lambda x: x if isinstance(x, str) else "-".join(x))
-def test_kernels_are_right(name: str, combination: tuple[BackendName, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_right(name: str, combination: tuple[BackendName, str], request: pytest.FixtureRequest) -> None:
     backend, dtype = combination
     if name not in EVERYWHERE or combination == ("cpu", "bfloat16"):  # built in a third of the time; the others are optimised
-        monkeypatch.setenv("CXXFLAGS", "-O0")
+        request.getfixturevalue("unoptimised")
     shape = None if name in EVERYWHERE else SHAPES.get(name, SMALL)
     certificate = einfuse.verify(einfuse.compile(name), backends=[backend], dtypes=[dtype], seed=1, shape=shape)
     assert certificate.rows

@@ -255,9 +255,9 @@ def test_every_call_of_a_sequence_is_the_oracles(spec: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unoptimised")
 @pytest.mark.parametrize("spec", SPECS)
-def test_every_call_of_a_sequence_is_the_oracles_by_cpu_kernels(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXXFLAGS", "-O0")
+def test_every_call_of_a_sequence_is_the_oracles_by_cpu_kernels(spec: str) -> None:
     drive(spec, "cpu", 3, 3)
 
 

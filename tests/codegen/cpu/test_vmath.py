@@ -2,7 +2,9 @@
 
 import ctypes
 import math
+import os
 import platform
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -45,6 +47,7 @@ def apply(tmp_path_factory, request):
         "-std=c++20",
         "-O2",
         "-march=native",
+        *shlex.split(os.environ.get("CXXFLAGS", "")),
         *request.param,
         "-fno-math-errno",
         "-ffp-contract=fast",
