@@ -1,4 +1,7 @@
-"""``EINFUSE_DEBUG=passes`` prints what the compiler makes to stderr, as it makes it: every cascade after each pass.
+"""``EINFUSE_DEBUG=passes,plan,source,launch`` prints to stderr what is made, as it is made.
+
+`passes`: every cascade after each pass. `plan`: the plan of each kernel (`einfuse.codegen.plan`). `source`: its text. `launch`: a line for each
+launch, with its sizes.
 
 What is found in the cache is not made again and not shown: set ``EINFUSE_CACHE`` to an empty folder to see all of it.
 """
@@ -10,7 +13,7 @@ import sys
 from typing import Literal, get_args
 
 VARIABLE = "EINFUSE_DEBUG"
-Topic = Literal["passes"]
+Topic = Literal["passes", "plan", "source", "launch"]
 TOPICS: tuple[Topic, ...] = get_args(Topic)
 
 

@@ -19,7 +19,7 @@ from einfuse.ir import EinfuseError, Scalar
 Kernel = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], int | None]
 """Runs one plan: tensors (outputs included), host numbers and sizes, all by name. Gives the number of values that spilled, if known."""
 
-BackendName = Literal["cpu", "triton", "torch"]
+BackendName = Literal["cpu", "triton", "torch", "loops"]
 Tilings = tuple[tuple[int, int], ...]
 Target = Literal["sm_80", "sm_90", "gfx942"]
 
@@ -194,7 +194,50 @@ class TorchBackend:
         return None
 
 
-BACKENDS: dict[BackendName, Backend] = {"cpu": CpuBackend(), "triton": TritonBackend(), "torch": TorchBackend()}
+@dataclass(frozen=True, slots=True)
+class LoopsBackend:
+    """Plans run as they are written, in straight loops: for reading, and for checking the others."""
+
+    name: BackendName = "loops"
+    identity: str = "loops"
+    row_values: bool = False
+    narrow: int = 0
+
+    def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
+        return ((16, 16),)
+
+    def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
+        return plan
+
+    def holds(self, plan: KernelPlan) -> bool:
+        return True
+
+    def emit(self, plan: KernelPlan) -> str:
+        from einfuse.codegen import loops
+
+        return loops.emit(plan)
+
+    def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel:
+        from einfuse.codegen import loops
+
+        return loops.build(plan, source, folder)
+
+    def workers(self, device: torch.device) -> int:
+        return 1
+
+    def merges(self, points: int) -> bool:
+        return False
+
+    def merge(self, rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None:
+        return None
+
+
+BACKENDS: dict[BackendName, Backend] = {
+    "cpu": CpuBackend(),
+    "triton": TritonBackend(),
+    "torch": TorchBackend(),
+    "loops": LoopsBackend(),
+}
 
 
 _warned: list[str] = []

@@ -14,7 +14,7 @@ import torch
 
 from einfuse.codegen import KernelPlan
 from einfuse.codegen.plan import Fold as PlanFold
-from einfuse.ir import Cascade, Fold, Scalar, TileMap, classify
+from einfuse.ir import Cascade, Fold, Scalar, TileMap, classify, debug
 from einfuse.ir.expr import reads
 from einfuse.ir.tiles import PARTIAL, combined
 from einfuse.runtime import cache
@@ -150,6 +150,10 @@ class Launch:
 
     def __call__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Runs it. One that spilled registers gives way to ``smaller`` of it, if there is one, at the next call."""
+        if debug.enabled("launch"):
+            debug.show(
+                f"launch {self.built.plan.name} {', '.join(f'{n} = {x}' for n, x in (*self.sizes.items(), *self.numbers.items()))}"
+            )
         tables = self._tables(tensors) if self._folds else _NONE
         bound = self._bound
         if bound is None or bound[0] is not tables:

@@ -14,7 +14,7 @@ import json
 from typing import Any
 
 MODULES = (
-    "codegen.plan",
+    "codegen.plan.nodes",
     "codegen.scan.ladder",
     "codegen.scan.plan",
     "codegen.scan.team",

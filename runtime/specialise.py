@@ -15,8 +15,9 @@ from types import MappingProxyType
 import torch
 
 from einfuse.codegen import KernelPlan, Storage, lower
+from einfuse.codegen.plan import show, verify
 from einfuse.codegen.precision import precision
-from einfuse.ir import Cascade, Scalar
+from einfuse.ir import Cascade, Scalar, debug
 from einfuse.ir.nodes import Fold
 from einfuse.runtime import cache, derived, tiles
 from einfuse.runtime.backends import Backend, Tilings
@@ -96,10 +97,10 @@ class Specialisation:
         def make() -> Printed:
             for rung, (block, step) in enumerate(left, variant.start):
                 scheduled = derived.scheduled(self.cascade, block, step, self.strict)
-                plan = self.backend.prepared(lower(scheduled, self.storage, self.static), dict(variant.small))
+                plan = _prepared(self, scheduled, dict(variant.small))
                 if self.backend.holds(plan) or rung == len(self.tilings) - 1:
                     break
-            return Printed(scheduled, plan, self.backend.emit(plan), rung)
+            return Printed(scheduled, plan, _emitted(self.backend, plan), rung)
 
         return cache.remembered("plan", cache.key("plan", self.key, left, variant.small), make)
 
@@ -121,11 +122,28 @@ class Fused:
             masks = [[x.mask for x in c.body if isinstance(x, Fold)] for _, c in both]
             if masks[0] != masks[1]:
                 return None  # they do not walk the same pairs
-            first, second = (backend.prepared(lower(c, s.storage, s.static), dict(small)) for s, c in both)
+            first, second = (_prepared(s, c, dict(small)) for s, c in both)
             plan = backend.merge(first, second)
-            return Printed(both[1][1], plan, backend.emit(plan)) if plan else None
+            return Printed(both[1][1], plan, _emitted(backend, plan)) if plan else None
 
         return cache.remembered("plan", cache.key("fused", self.rows.key, self.columns.key, (block, step), small), make)
+
+
+def _prepared(kernel: Specialisation, scheduled: Cascade, small: Mapping[str, int]) -> KernelPlan:
+    """The plan of a scheduled cascade, as its back end prints it."""
+    plan = lower(scheduled, kernel.storage, kernel.static)
+    verify(plan)
+    return kernel.backend.prepared(plan, small)
+
+
+def _emitted(backend: Backend, plan: KernelPlan) -> str:
+    verify(plan)
+    if debug.enabled("plan"):
+        debug.show(f"plan {plan.name} for {backend.name}", show(plan))
+    source = backend.emit(plan)
+    if debug.enabled("source"):
+        debug.show(f"source {plan.name} for {backend.name}", source)
+    return source
 
 
 def tensors(cascade: Cascade) -> list[str]:

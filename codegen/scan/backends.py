@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from einfuse.codegen.triton.options import GpuTarget
 
-Name = Literal["cpu", "triton", "torch"]
+Name = Literal["cpu", "triton", "torch", "loops"]
 Kernel = Callable[[Mapping[str, "torch.Tensor"], Mapping[str, Scalar], Mapping[str, int]], int | None]
 
 

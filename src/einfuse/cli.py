@@ -17,7 +17,7 @@ from einfuse._cli import screen
 from einfuse.ir import EinfuseError, SpecError
 from einfuse.ir.pipeline import PASSES
 
-BACKENDS = ("cpu", "triton", "torch")
+BACKENDS = ("cpu", "triton", "torch", "loops")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 

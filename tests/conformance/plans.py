@@ -73,8 +73,8 @@ class Code:
     def coordinate(self, rank: str) -> Value:
         return self._add(Coordinate(self._value(rank, (rank,), "int"), rank))
 
-    def size(self, name: str) -> Value:
-        return self._add(Size(self._value(name.replace(".", "_"), (), "int"), name))
+    def size(self, name: str, called: str = "") -> Value:
+        return self._add(Size(self._value(called or name.replace(".", "_"), (), "int"), name))
 
     def param(self, name: str, dtype: DType) -> Value:
         return self._add(Param(self._value(name, (), dtype), name))
@@ -370,7 +370,7 @@ def sigmoid(
     c = Code(order)
     b, h, i, d = map(c.coordinate, "bhid")
     scale, slope = c.param("scale", "float"), c.load("slope", "slope", h)
-    bias = c.map("log_n", "log", c.map("n", "float", c.size("Nk")))
+    bias = c.map("log_n", "log", c.map("n", "float", c.size("Nk", "keys")))
     q = c.load("q", "q", b, h, i, d)
     prologue, acc = c.region, State(c._value("acc", ("i", "e"), "float"), 0.0)
 
@@ -533,6 +533,21 @@ CASES: dict[str, Callable[..., Case]] = {
     "tabulated": tabulated,
     "cosine": cosine,
 }
+
+
+BOUNDS = {"f64": 1e-12, "f32": 2e-5, "bf16": 2e-2, "f16": 3e-3}
+
+
+def check(run, case: Case, storage: str = "f32", sizes=None, params=None, change=lambda t: t) -> dict[str, torch.Tensor]:
+    """Runs a case and compares its outputs, which it returns, with what they should be."""
+    sizes, params = {**case.sizes, **(sizes or {})}, {**case.params, **(params or {})}
+    inputs, outputs = change(case.tensors(sizes)), case.outputs(sizes)
+    run(case.plan, {**inputs, **outputs}, params, sizes)
+    for name, expected in case.reference(inputs, params).items():
+        found = outputs[name].double()
+        scale = expected[expected.isfinite()].abs().max().item() if expected.numel() else 1.0
+        torch.testing.assert_close(found, expected, rtol=0, atol=BOUNDS[storage] * max(scale, 1.0))
+    return outputs
 
 
 def renamed(plan: KernelPlan, name: str) -> KernelPlan:

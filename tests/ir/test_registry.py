@@ -7,7 +7,9 @@ from pathlib import Path
 
 import corpus
 import pytest
+import torch
 
+import einfuse
 from einfuse.ir import EinfuseError, SpecError, debug, opt, pipeline
 from einfuse.ir.passes import registry
 
@@ -85,3 +87,23 @@ def test_passes_are_shown_where_the_environment_asks(
     monkeypatch.setenv(debug.VARIABLE, "passes,plans")
     with pytest.raises(ValueError, match=f"EINFUSE_DEBUG names plans; its topics are {', '.join(debug.TOPICS)}"):
         pipeline.run(built)
+
+
+def test_what_a_call_makes_and_launches_is_printed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EINFUSE_CACHE", str(tmp_path))
+    monkeypatch.setenv(debug.VARIABLE, "plan,source,launch")
+    text = """attention shown over b, h {
+  rank i: query; rank j: key; rank d: feature
+  in q[b, h, i, d]; in k[b, h, j, d]
+  s[i] = sum[j, d](q * k)
+  out s
+}"""
+    q = torch.ones(1, 1, 3, 4)
+    einfuse.compile(text, backend="torch")(q, q)
+    shown = capsys.readouterr().err
+    assert "# plan shown for torch\nkernel shown compute f32" in shown
+    assert "# source shown for torch\n# shown" in shown
+    assert "# launch shown " in shown
+    assert "Nq = 3" in shown

