@@ -1,8 +1,9 @@
 """`Decay`: a decay added up inside a block, so that from any point to any other it is one exponential.
 
-Each sum is kept in two parts, one of multiples of 1 / 1024 (exact in any float type) and a small rest: the difference of two large sums
-would have lost the digits that near points need. A reset is a decay of 0, which has no logarithm: resets are counted, and between two
-points of different counts nothing is left.
+Each sum is kept in two parts, one of multiples of 1 / 256 (exact in any float type) and a small rest: the difference of two large sums
+would have lost the digits that near points need. For the same reason no logarithm is below -1000, of which no float type has the exponential:
+a gate of exp(-1e9), or exp(log(0)), forgets all and leaves what comes after it as it is. A reset is a decay of 0 by a condition: resets are
+counted, and between two points of different counts nothing is left.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from einfuse.ir.expr import call
 from einfuse.ir.nodes import Expr
 from einfuse.ir.recurrence import LogDecay, NotLinearError
 
-GRAIN = 1024
-LEAST = 1e4
-"""The coarse part of a logarithm is a multiple of 1 / GRAIN, no less than -LEAST: sums over a block are exact in 24 bits."""
+GRAIN = 256
+LEAST = 1e3
+"""A logarithm is no less than -LEAST, its coarse part a multiple of 1 / GRAIN: sums over a block of 64 points are exact in 24 bits."""
 Extent = Literal["G", "G_old", "H", "T"]
 """Which points a sum goes over: those up to one's own, before it, after it, and all of the block."""
 Sums = dict[Extent, Expr]
@@ -61,8 +62,8 @@ def added_up(block: Block, state: str, found: LogDecay) -> Decay:
     rests: Sums = {}
     resets: Sums = {}
     if found.log is not None:
-        log = block.map(f"{state}_log", ranks, found.log)
-        whole = call("floor", call("*", call("max", log, ex.const(-LEAST)), ex.const(float(GRAIN))))
+        log = block.map(f"{state}_log", ranks, call("max", found.log, ex.const(-LEAST)))
+        whole = call("floor", call("*", log, ex.const(float(GRAIN))))
         coarse = block.map(f"{state}_coarse", ranks, call("/", call("float", whole), ex.const(float(GRAIN))))
         sums = _sums(block, state, "", coarse)
         rests = _sums(block, state, "_rest", call("-", log, coarse))

@@ -11,6 +11,7 @@ import torch
 import einfuse
 from einfuse.runtime.attention import Attention, Output
 from einfuse.runtime.backends import BackendName
+from einfuse.runtime.bound import Trial
 from einfuse.runtime.verify import Shape, example_inputs
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -185,6 +186,37 @@ def test_strong_decay_in_a_kernel() -> None:
     assert torch.isfinite(state).all()
     only_now = (x["q"] * x["k"]).sum(-1, keepdim=True) * x["v"] / x["q"].shape[-1] ** 0.5
     torch.testing.assert_close(found, only_now, rtol=1e-5, atol=1e-6)
+
+
+GATED = """attention gated over b, h {
+  rank i: query = N; rank d, e: feature
+  in q[b, h, i, d]; in k[b, h, i, d]; in v[b, h, i, e]; in g[b, h, i]
+  f = GATE
+  scan i {
+    state S[d, e] = f * S + k * (v - 0.1 * f * sum[d](k * S))
+    o = sum[d](q * S)
+  }
+  out o
+}"""
+NOTHING = {
+    "exp(g)": (-1e9, -3e38, -torch.inf),
+    "exp(log(g))": (0.0,),
+    "sigmoid(g) * exp2(g)": (-1e30,),
+    "exp(g - 2) ^ 3": (-torch.inf,),
+}
+
+
+@pytest.mark.parametrize(("gate", "least"), [(gate, x) for gate, xs in NOTHING.items() for x in xs])
+def test_a_gate_that_is_0_in_any_type_forgets_all_and_nothing_else(gate: str, least: float) -> None:
+    """Its logarithm is huge or infinite: no sum over a block may hold it, or near points lose their digits."""
+    cascade = einfuse.compile(GATED.replace("GATE", gate)).cascade
+    x = example_inputs(cascade, torch.float32, 0, Shape(1, 2, 70, 70, (4, 4), 1))
+    places = torch.arange(70) % 10 == 7
+    x["g"] = torch.where(places, torch.tensor(least), 0.3 + 0.6 * torch.rand(1, 2, 70))
+    trial = Trial(cascade, x, torch.float32)
+    assert all(torch.isfinite(trial.truth[what]).all() for what in ("out 0", "d q", "d k", "d v"))
+    for what, found in trial.run(Attention(cascade, "torch")).items():
+        assert trial.compared(what, found).ok, (what, trial.compared(what, found))
 
 
 def test_an_update_that_is_not_linear_runs_point_by_point() -> None:
