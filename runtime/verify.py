@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from einfuse.ir import Cascade, Expr, Scalar
-from einfuse.ir.expr import FUNCTIONS
-from einfuse.runtime import binding
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import BackendName, interpret_triton
 from einfuse.runtime.bound import Trial
+from einfuse.runtime.examples import Shape as Shape
+from einfuse.runtime.examples import example_inputs as example_inputs
+from einfuse.runtime.examples import example_sizes as example_sizes
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -43,18 +42,6 @@ class Certificate:
 
     def as_dict(self) -> dict[str, object]:
         return {"ok": self.ok, "rows": [asdict(r) for r in self.rows]}
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The sizes of a check. Odd on purpose: no tile divides them."""
-
-    batch: int = 2
-    heads: int = 4
-    queries: int = 37
-    keys: int = 53
-    widths: tuple[int, ...] = (24, 40)
-    group: int = 2
 
 
 def verify(
@@ -110,66 +97,3 @@ def _together(attention: Attention, shape: Shape) -> Shape:
     """The shape, with as many keys as queries where the form needs that."""
     found = attention.forms.found
     return replace(shape, keys=shape.queries) if attention.form == "linear" and found is not None and found.causal else shape
-
-
-def example_inputs(cascade: Cascade, dtype: torch.dtype, seed: int, shape: Shape) -> dict[str, torch.Tensor | Scalar]:
-    """Random arguments for a cascade: normal floats, sorted small ints (document ids, lengths), mostly true booleans.
-
-    Tensors with three axes or more are strided views, so that no kernel may take contiguity for granted.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    sizes = example_sizes(cascade, shape)
-    out: dict[str, torch.Tensor | Scalar] = {}
-    for t in cascade.inputs:
-        if t.param:
-            if t.default is None:
-                out[t.name] = 7 if t.dtype == "int" else 0.5
-            continue
-        extents = [int(binding.evaluate(a, sizes)) for a in t.axes]
-        if t.dtype == "float":
-            x = torch.randn(
-                [n + (k == len(extents) - 2) for k, n in enumerate(extents)], generator=generator, dtype=torch.float64
-            ).to(dtype)
-            out[t.name] = x.narrow(-2, 0, extents[-2]) if len(extents) > 1 else x
-        elif t.dtype == "int":
-            out[t.name] = torch.randint(0, 5, extents, generator=generator).sort(-1).values if extents else torch.tensor(3)
-        else:
-            out[t.name] = torch.rand(extents, generator=generator) > 0.2
-    return out
-
-
-def example_sizes(cascade: Cascade, shape: Shape) -> dict[str, int]:
-    """A value for every size name: by the kind of the rank it belongs to; unknown tables are as long as the longest sequence.
-
-    A size that is made of others comes close to what its kind says: each of the n that it is made of is the n-th root of that.
-    """
-    sizes: dict[str, int] = {}
-    widths = iter(shape.widths * len(cascade.ranks))
-    made = {r.size: r.extent for r in cascade.ranks if isinstance(r.size, str) and r.extent is not None}
-    for r in cascade.ranks:
-        if isinstance(r.size, str) and r.size not in sizes:
-            table = {"batch": shape.batch, "head": shape.heads, "query": shape.queries, "key": shape.keys}
-            about = table[r.kind] if r.kind in table else next(widths)
-            parts = [e.name for e in _size_leaves(made[r.size])] if r.size in made else []
-            sizes |= {n: max(1, round(about ** (1 / len(parts)))) for n in parts if n not in sizes}
-            sizes[r.size] = int(binding.evaluate(made[r.size], sizes)) if r.size in made else about
-    for t in cascade.inputs:
-        for axis in t.axes:
-            for e in _size_leaves(axis):
-                if e.name not in sizes:
-                    divisor = axis.op == "//" and axis.args[1] == e
-                    sizes[e.name] = shape.group if divisor else max(shape.queries, shape.keys)
-    return sizes
-
-
-def _size_leaves(e: Expr) -> Iterator[Expr]:
-    assert e.op in (*FUNCTIONS, "size", "const"), "axes are expressions over sizes"
-    if e.op == "size":
-        yield e
-    for a in e.args:
-        yield from _size_leaves(a)
-
-
-def random_seed() -> int:
-    """A seed for a check that should not be the same every time; printed, so that it can be repeated."""
-    return random.SystemRandom().randrange(2**31)

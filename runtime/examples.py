@@ -1,0 +1,147 @@
+"""Arguments for any cascade: shapes that fit, values that its functions are defined for."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from einfuse.ir import Cascade, Expr, Scalar, Tensor, interpret
+from einfuse.ir import expr as ex
+from einfuse.ir.expr import FUNCTIONS
+from einfuse.ir.rewrite import expressions, statements
+from einfuse.runtime import binding
+
+Arguments = dict[str, torch.Tensor | Scalar]
+Map = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of a check. Odd on purpose: no tile divides them."""
+
+    batch: int = 2
+    heads: int = 4
+    queries: int = 37
+    keys: int = 53
+    widths: tuple[int, ...] = (24, 40)
+    group: int = 2
+
+
+def example_inputs(cascade: Cascade, dtype: torch.dtype, seed: int, shape: Shape) -> Arguments:
+    """Random arguments for a cascade: normal floats, sorted small ints (document ids, lengths), mostly true booleans.
+
+    Floats of which a logarithm or a root is taken are such that it is a number, where that can be had by positive ones, or ones between 0
+    and 1; ints that others are divided by are not 0. Tensors with three axes or more are strided views, so that no kernel may take
+    contiguity for granted.
+    """
+    return _drawn(cascade, dtype, seed, example_sizes(cascade, shape), _domain(cascade))
+
+
+def _drawn(cascade: Cascade, dtype: torch.dtype, seed: int, sizes: Mapping[str, int], domain: Mapping[str, Map]) -> Arguments:
+    generator = torch.Generator().manual_seed(seed)
+    out: Arguments = {}
+    for t in cascade.inputs:
+        if t.param:
+            if t.default is None:
+                out[t.name] = 7 if t.dtype == "int" else 0.5
+            continue
+        extents = [int(binding.evaluate(a, sizes)) for a in t.axes]
+        if t.dtype == "float":
+            wide = [n + (k == len(extents) - 2) for k, n in enumerate(extents)]
+            x = domain.get(t.name, _as_drawn)(torch.randn(wide, generator=generator, dtype=torch.float64)).to(dtype)
+            out[t.name] = x.narrow(-2, 0, extents[-2]) if len(extents) > 1 else x
+        elif t.dtype == "int":
+            x = torch.randint(0, 5, extents, generator=generator).sort(-1).values if extents else torch.tensor(3)
+            out[t.name] = domain.get(t.name, _as_drawn)(x)
+        else:
+            out[t.name] = torch.rand(extents, generator=generator) > 0.2
+    return out
+
+
+_ROOTS = frozenset({"log", "log2", "log1p", "sqrt", "rsqrt", "^"})
+_DIVISIONS = frozenset({"//", "%"})
+
+
+def _as_drawn(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+_MAPS: Mapping[str, tuple[Map, ...]] = {
+    "float": (torch.abs, lambda x: x.abs() / (1 + x.abs()), lambda x: 2 + x.abs()),
+    "int": (lambda x: x + 1,),
+}
+"""What makes floats positive, puts them between 0 and 1, above 2; and what makes no int 0."""
+
+
+@functools.lru_cache(maxsize=256)
+def _domain(cascade: Cascade) -> Mapping[str, Map]:
+    """What to do to inputs so that results are numbers: greedily, by what leaves the fewest that are not, in a few small draws."""
+    sizes = example_sizes(cascade, Shape(1, 4, 5, 7, (12, 20), 2))
+    found: dict[str, Map] = {}
+    tried = [(t.name, fn) for t in _restricted(cascade) for fn in _MAPS[t.dtype]]
+    least = _undefined(cascade, sizes, found) if tried else 0
+    while least:
+        counts = [_undefined(cascade, sizes, {**found, name: fn}) for name, fn in tried]
+        if min(counts) >= least:
+            break
+        least, (name, fn) = min(counts), tried[counts.index(min(counts))]
+        found[name] = fn
+    return found
+
+
+def _undefined(cascade: Cascade, sizes: Mapping[str, int], domain: Mapping[str, Map]) -> int:
+    """How many results of the oracle are no number, in draws of inputs with these maps; all where it divides whole numbers by 0."""
+    try:
+        draws = [interpret(cascade, _drawn(cascade, torch.float32, seed, sizes, domain), sizes) for seed in range(3)]
+    except RuntimeError as error:
+        if "ZeroDivisionError" not in str(error):
+            raise
+        return sys.maxsize
+    return sum(int(x.isnan().sum()) for outs in draws for x in outs.values())
+
+
+def _restricted(cascade: Cascade) -> list[Tensor]:
+    """The inputs that are read where a function is not defined for all numbers: in a logarithm, a root, the divisor of whole numbers."""
+    made = {t.name: {t.name} for t in cascade.inputs if not t.param}
+    found: set[str] = set()
+    for x in statements(cascade):
+        made[x.target] = made.get(x.target, set()).union(*(made.get(n, set()) for n in ex.reads(x.map)))
+        for e in (e for whole in expressions(x) for e in ex.walk(whole) if e.op in _ROOTS | _DIVISIONS):
+            found.update(*(made.get(n, set()) for n in ex.reads(e.args[1] if e.op in _DIVISIONS else e)))
+    return [t for t in cascade.inputs if t.name in found and t.dtype != "bool"]
+
+
+def example_sizes(cascade: Cascade, shape: Shape) -> dict[str, int]:
+    """A value for every size name: by the kind of the rank it belongs to; unknown tables are as long as the longest sequence.
+
+    A size that is made of others comes close to what its kind says: each of the n that it is made of is the n-th root of that.
+    """
+    sizes: dict[str, int] = {}
+    widths = iter(shape.widths * len(cascade.ranks))
+    made = {r.size: r.extent for r in cascade.ranks if isinstance(r.size, str) and r.extent is not None}
+    for r in cascade.ranks:
+        if isinstance(r.size, str) and r.size not in sizes:
+            table = {"batch": shape.batch, "head": shape.heads, "query": shape.queries, "key": shape.keys}
+            about = table[r.kind] if r.kind in table else next(widths)
+            parts = [e.name for e in _size_leaves(made[r.size])] if r.size in made else []
+            sizes |= {n: max(1, round(about ** (1 / len(parts)))) for n in parts if n not in sizes}
+            sizes[r.size] = int(binding.evaluate(made[r.size], sizes)) if r.size in made else about
+    for t in cascade.inputs:
+        for axis in t.axes:
+            for e in _size_leaves(axis):
+                if e.name not in sizes:
+                    divisor = axis.op == "//" and axis.args[1] == e
+                    sizes[e.name] = shape.group if divisor else max(shape.queries, shape.keys)
+    return sizes
+
+
+def _size_leaves(e: Expr) -> Iterator[Expr]:
+    assert e.op in (*FUNCTIONS, "size", "const"), "axes are expressions over sizes"
+    if e.op == "size":
+        yield e
+    for a in e.args:
+        yield from _size_leaves(a)
