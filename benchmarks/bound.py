@@ -1,12 +1,12 @@
-"""The error allowed to kernels (`runtime/bound.py`), measured: is it the same on every machine, does it call right kernels wrong, what does it find?
+"""The error allowed to kernels (`runtime/bound.py`), measured: the same on every machine? No right kernel called wrong? Every fault found?
 
     python benchmarks/bound.py equal [--specs NAME ...]                the bound under other instruction sets and BLAS: the largest difference
     python benchmarks/bound.py alarms LOG [--variant avx2] [--backends torch cpu triton] [--seeds 0 20] [--minutes 9]
     python benchmarks/bound.py faults LOG [--seeds 0 5] [--minutes 9]  planted faults (`planted.py`): how many are found
     python benchmarks/bound.py summary LOG ...                         tables of both, and benchmarks/results/bound.json
 
-`alarms` and `faults` write a line a spec, dtype and seed to LOG and pass over what it already has: stop and start them as you like. A variant runs
-in a process of its own with other instruction sets for torch, MKL and OpenBLAS; `v3` also compiles CPU kernels for x86-64-v3 (AVX2).
+`alarms` and `faults` write a line a spec, dtype and seed to LOG and pass over what it already has: stop and start them as you like. A variant
+runs in a process of its own with other instruction sets for torch, MKL and OpenBLAS; `v3` also compiles CPU kernels for x86-64-v3 (AVX2).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +211,54 @@ def faults(args: argparse.Namespace) -> int:
 
 
 def summary(args: argparse.Namespace) -> int:
-    return 0
+    """Both tables, printed and written; 1 where a right kernel was called wrong or too few faults were found."""
+    lines = list(records(args.logs))
+    result = {
+        "alarms": alarm_table(r for r in lines if r["kind"] == "alarms"),
+        "faults": fault_table(r for r in lines if r["kind"] == "faults"),
+    }
+    for table in result.values():
+        for row in table:
+            print("  ".join(f"{name} {value}" for name, value in row.items()))
+    (ROOT / "benchmarks" / "results" / "bound.json").write_text(json.dumps(result, indent=1) + "\n")
+    good = not any(r["wrong"] for r in result["alarms"]) and all(r["found"] >= 0.99 * r["planted"] for r in result["faults"])
+    return 0 if good else 1
+
+
+def alarm_table(lines: Iterable[Record]) -> list[Record]:
+    """Right kernels by variant, back end and dtype: comparisons, those called wrong, and the largest error in parts of what is allowed."""
+    groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    for r in lines:
+        groups[r["variant"], r["backend"], r["dtype"]].append(r)
+    out = []
+    for (variant, backend, dtype), some in sorted(groups.items()):
+        worst = max(some, key=lambda r: r["worst"])
+        out.append(
+            {
+                "variant": variant,
+                "backend": backend,
+                "dtype": dtype,
+                "specs": len({r["spec"] for r in some}),
+                "seeds": len({r["seed"] for r in some}),
+            }
+            | {"comparisons": sum(r["comparisons"] for r in some), "wrong": sum(len(r["wrong"]) for r in some)}
+            | {"largest": round(worst["worst"], 3), "of": f"{worst['spec']} {worst['what']}"}
+        )
+    return out
+
+
+def fault_table(lines: Iterable[Record]) -> list[Record]:
+    """Planted faults by kind and dtype, those found, and the specs where one was missed."""
+    groups: dict[tuple[str, str], list[tuple[bool, str]]] = defaultdict(list)
+    for r in lines:
+        for caught in (True, False):
+            for fault in r["found" if caught else "missed"]:
+                groups[fault, r["dtype"]].append((caught, r["spec"]))
+    out = []
+    for (fault, dtype), some in sorted(groups.items()):
+        missed = sorted({spec for caught, spec in some if not caught})
+        out.append({"fault": fault, "dtype": dtype, "planted": len(some), "found": sum(c for c, _ in some), "missed": missed})
+    return out
 
 
 COMMANDS = {"equal": equal, "alarms": alarms, "faults": faults, "summary": summary}

@@ -27,9 +27,10 @@ Plant = Callable[[Trial, random.Random], Results | None]
 
 
 def planted(trial: Trial, fault: str, seed: int) -> Results | None:
-    """What a kernel with the fault gives, in the dtype of the trial; None where it cannot have it, or gives nothing else than the truth."""
+    """What a kernel with the fault gives, in the dtype of the trial; None where it cannot have it, or where that is off by no more than 2
+    units in the last place at the scale of the result, which any rounding may be."""
     found = FAULTS[fault](trial, random.Random(seed))
-    if found is None or not any(_differs(x, trial.truth[what]) for what, x in found.items()):
+    if found is None or not any(_off(x, trial.truth[what], trial.dtype) > 2 for what, x in found.items()):
         return None
     return {what: x.to(trial.dtype) for what, x in found.items()}
 
@@ -38,11 +39,13 @@ def caught(trial: Trial, found: Results) -> bool:
     return not all(trial.compared(what, x).ok for what, x in found.items())
 
 
-def _differs(x: torch.Tensor, truth: torch.Tensor) -> bool:
+def _off(x: torch.Tensor, truth: torch.Tensor, dtype: torch.dtype) -> float:
+    """The largest difference, in units in the last place at the scale of the truth."""
     finite = torch.isfinite(truth)
     if not finite.any():
-        return False
-    return not bool(((x - truth)[finite].abs() <= 1e-9 * truth[finite].abs().max()).all())
+        return 0.0
+    off, scale = (x - truth)[finite].abs().max().item(), truth[finite].abs().max().item()
+    return off / (scale * torch.finfo(dtype).eps) if scale else float("inf") if off else 0.0
 
 
 # -- a changed cascade -------------------------------------------------------------------------------------------------------------

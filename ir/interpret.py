@@ -30,7 +30,7 @@ def interpret(
 
     Returns the outputs, each with the ambient ranks first, in floats of ``dtype``. Differentiable in every float input.
     """
-    return _Interpreter(inferred(cascade), inputs, dict(sizes), dtype).run()
+    return Interpreter(inferred(cascade), inputs, dict(sizes), dtype).run()
 
 
 def evaluate_indices(
@@ -54,7 +54,7 @@ def evaluate_indices(
     return [run.aligned(run.dense(e, {}, span), held).permute([held.index(r) for r in ranks]) for e in index]
 
 
-class _Interpreter(Evaluator):
+class Interpreter(Evaluator):
     """A whole cascade: tile by tile, and the folds of each."""
 
     def run(self) -> dict[str, Tensor]:
@@ -137,11 +137,10 @@ class _Interpreter(Evaluator):
             if isinstance(y, Einsum) and y.target in self.cascade.outs and f.rank in y.ranks:
                 dims = self.in_order((*self.cascade.over, *y.ranks))
                 whole = torch.zeros([span[d][1] - span[d][0] for d in dims], dtype=self.dtype, device=self.device)
+                made = _made_of(y, f.body)  # of nothing that the fold adds up
                 for lo, hi, mask in blocks:
                     inner = {**span, f.rank: (lo, hi)}
-                    block = self._body(
-                        [replace(z, mask=mask) if z is y else z for z in f.body if isinstance(z, Einsum)], env, inner
-                    )[y.target]
+                    block = self._body([*made, replace(y, mask=mask)], env, inner)[y.target]
                     whole[tuple(slice(lo, hi) if d == f.rank else slice(None) for d in dims)] = block.data
                 out[y.target] = Block(whole, dims, tuple(span[d][0] for d in dims))
         return out
@@ -276,6 +275,17 @@ class _Interpreter(Evaluator):
         data = value.data[tuple(0 if n in once else slice(None) for n in range(value.data.ndim))]
         block = Block(data, tuple(d for d in value.dims if d in dims))
         return Block(self.expanded(block, dims, span).to(self.dtype), dims, tuple(span[d][0] for d in dims))
+
+
+def _made_of(y: Einsum, body: Sequence[Einsum | State]) -> list[Einsum]:
+    """The statements of a fold that ``y`` is computed from, in order."""
+    out: list[Einsum] = []
+    wanted = set(ex.reads(y.map))
+    for x in reversed(body[: body.index(y)]):
+        if isinstance(x, Einsum) and x.target in wanted:
+            out.insert(0, x)
+            wanted |= ex.reads(x.map) | ex.reads(x.mask)
+    return out
 
 
 def _finite(b: Block) -> Block:

@@ -21,66 +21,73 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-ARITHMETIC = 8.0
-"""Half units in the last place by which arithmetic errs: functions of kernels are right to 2 units, and a sum of many equal numbers one by one
-is off by more than one unit. Chosen from what kernels do: benchmarks/bound.py."""
+ARITHMETIC = 2.0
+"""Half units in the last place by which results of arithmetic are moved: where kernels decide, by comparing, they are about as exact."""
 STORAGE = 1.0
-"""The same for storing a number in a type of 16 bits: that is rounded correctly, and kernels compute in wider types."""
+"""The same for numbers held in a type of 16 bits: kernels compute in float32, and round the sides of products of matrices."""
 
 EXACT = frozenset(
     "abs amax amin cat clamp clamp_max clamp_min clone copy_ fill_ floor gather index index_select masked_fill masked_fill_ maximum minimum "
     "neg repeat select_backward sgn sign slice_backward stack _to_copy where _unsafe_view".split()
 )
 """Operators that choose and move numbers, or give whole ones. Views are exact by what they are."""
-SUMS = frozenset("add add_ sub sub_ rsub sum bmm mm mv dot cumsum mean".split())
+PRODUCTS = frozenset("bmm mm mv dot".split())
+SUMS = PRODUCTS | frozenset("add add_ sub sub_ rsub sum cumsum mean".split())
 SCATTERS = frozenset("index_put index_put_ _index_put_impl_ _unsafe_index_put".split())
-"""Operators that add up. Those of the second kind may; else they move numbers."""
+"""Operators that add up. Those of the last kind may; else they move numbers."""
 DIFFERENCES = {"sub": torch.ops.aten.add, "sub_": torch.ops.aten.add, "rsub": torch.ops.aten.add}
 
 
 class Rounding(TorchDispatchMode):
     """While it is entered, float64 results of torch are rounded at random to ``dtype``.
 
-    Numbers that follow from tensors marked by `narrow` are held in ``dtype``; sums, and what follows from coordinates and host numbers
-    alone, in float32 at least: so do kernels, and so does torch.
+    Kernels in types of 16 bits compute in float32, and so does this; of what follows from tensors marked by `narrow`, the sides of products of
+    matrices are rounded to ``dtype`` as well, and in the ``backward`` their results: it reads outputs that were stored.
     """
 
-    def __init__(self, dtype: torch.dtype, *seed: int) -> None:
+    def __init__(self, dtype: torch.dtype, *seed: int, backward: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dtype, self.wide = dtype, torch.promote_types(dtype, torch.float32)
         self.error = ARITHMETIC * torch.finfo(self.wide).eps / 2
         self.storing = 0.0 if dtype == self.wide else STORAGE * torch.finfo(dtype).eps / 2
-        self.coins = np.random.Philox(seed)
+        self.backward, self.coins = backward, np.random.Philox(seed)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
         given = list(_tensors(args))
+        marked = any(getattr(x, "_narrow", False) for x in given)
+        stores = marked and name in PRODUCTS and self.storing > 0
+        if stores:
+            args = tuple(self._stored(x) for x in args)
         adds = name in SUMS or (name in SCATTERS and bool(args[3:] and args[3]))
-        magnitudes = None
+        sizes = None
         if adds and any(x.dtype == torch.float64 for x in given):
-            magnitudes = DIFFERENCES.get(name, func)(*map(_magnitude, args), **kwargs)
+            sizes = DIFFERENCES.get(name, func)(*map(_magnitude, args), **kwargs)
         out = func(*args, **kwargs)
-        stored = any(getattr(x, "_narrow", False) for x in given)
-        if adds or not (func.is_view or name in EXACT or name in SCATTERS):
-            for x in _tensors(out):
-                if x.dtype == torch.float64:
-                    self._round(x, x if magnitudes is None else magnitudes, stored)
-        if stored:
-            for x in _tensors(out):
+        rounds = adds or not (func.is_view or name in EXACT or name in SCATTERS)
+        for x in _tensors(out):
+            if rounds and x.dtype == torch.float64:
+                self._move(x, x if sizes is None else sizes, self.error, self.wide)
+                if stores and self.backward:
+                    self._move(x, x, self.storing, self.dtype)
+            if marked:
                 narrow(x)
         return out
 
-    def _round(self, x: Tensor, size: Tensor, stored: bool) -> None:
-        """Moves ``x``, where neither it nor ``size``, what it was made of, is a number that the type holds."""
-        exact = self.dtype if stored else self.wide
+    def _stored(self, x: Tensor) -> Tensor:
+        """A copy, rounded to the type of 16 bits."""
+        y = x.clone()
+        self._move(y, y, self.storing, self.dtype)
+        return y
+
+    def _move(self, x: Tensor, size: Tensor, error: float, exact: torch.dtype) -> None:
+        """Moves ``x`` by ``error`` of ``size``, what it was made of, but where both are numbers that the type ``exact`` holds."""
         exact = (
             torch.float32 if exact == torch.float64 else exact
         )  # which holds everything: short numbers alone are left as they are
-        step = size * self.error
-        if stored and self.storing:
-            step = torch.add(step.abs_(), x.abs(), alpha=self.storing)
+        step = size * error
         step.masked_fill_((size == size.to(exact)) & (x == x.to(exact)), 0.0)
         words = self.coins.random_raw((x.numel() + 63) // 64)
         coins = np.unpackbits(np.atleast_1d(words).astype("<u8", copy=False).view(np.uint8), count=x.numel())
@@ -88,7 +95,7 @@ class Rounding(TorchDispatchMode):
 
 
 def narrow(x: Tensor) -> Tensor:
-    """The tensor, marked as one whose numbers are held in the type that is rounded to."""
+    """The tensor, marked as an input in the type that is rounded to: what follows from it is rounded to that where kernels do so."""
     x._narrow = True  # type: ignore[attr-defined]
     return x
 

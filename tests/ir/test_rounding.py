@@ -46,8 +46,8 @@ def test_what_only_chooses_or_moves_numbers_is_exact(fn: Callable[..., torch.Ten
     assert torch.equal(rounded(fn, X), fn(X))
 
 
-def off_by(fn: Callable[..., torch.Tensor], *args: torch.Tensor) -> torch.Tensor:
-    return (rounded(fn, *args) - fn(*args)).abs() / (ARITHMETIC * UNIT)
+def off_by(fn: Callable[..., torch.Tensor], *args: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return (rounded(fn, *args, dtype=dtype) - fn(*args)).abs() / (ARITHMETIC * UNIT)
 
 
 def test_sums_are_off_by_the_unit_of_their_magnitudes() -> None:
@@ -70,12 +70,22 @@ def test_gradients_round_too_and_those_of_a_broadcast_as_the_sums_they_are() -> 
     assert off.lt(1.5).all()
 
 
-def test_marked_numbers_are_stored_in_16_bits_and_the_others_are_not() -> None:
-    x = torch.linspace(0.1, 0.9, 77, dtype=torch.float64)
-    marked = (rounded(torch.exp, narrow(x.clone()), dtype=torch.bfloat16) / x.exp() - 1).abs().max()
-    plain = (rounded(torch.exp, x, dtype=torch.bfloat16) / x.exp() - 1).abs().max()
-    assert marked == pytest.approx(STORAGE * 2.0**-8 + ARITHMETIC * UNIT, rel=1e-3)
-    assert plain == pytest.approx(ARITHMETIC * UNIT, rel=1e-3)
+def test_sides_of_products_of_marked_matrices_are_held_in_16_bits_and_nothing_else_is() -> None:
+    a, one = torch.linspace(0.1, 0.9, 77, dtype=torch.float64)[:, None], torch.ones(1, 1, dtype=torch.float64)
+
+    def off(fn: Callable[..., torch.Tensor], x: torch.Tensor, *args: torch.Tensor) -> float:
+        return off_by(fn, x, *args, dtype=torch.bfloat16).div(fn(x, *args)).amax().item()
+
+    stored = STORAGE * 2.0**-8 / (ARITHMETIC * UNIT)
+    assert off(torch.matmul, narrow(a.clone()), one) == pytest.approx(stored + 1, rel=1e-2)
+    assert off(torch.matmul, a, one) == pytest.approx(1, rel=1e-3)
+    assert off(torch.exp, narrow(a.clone())) == pytest.approx(1, rel=1e-3)
+    held = narrow(a.to(torch.bfloat16).double())
+    assert off(torch.matmul, held, one) == 0, "what the type holds"
+    with Rounding(torch.bfloat16, 0, backward=True):
+        product = torch.matmul(held, one + 0.5 * held[0] * held[1])
+    exact = held * (1 + 0.5 * held[0] * held[1])
+    assert (product / exact - 1).abs().amax() == pytest.approx(2 * STORAGE * 2.0**-8, rel=0.1), "a side and the result"
 
 
 def test_what_follows_from_marked_numbers_is_marked() -> None:
