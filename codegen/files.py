@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 import time
+import weakref
 from pathlib import Path
 
 MARK = b"\n# einfuse sha256 "
@@ -81,9 +82,13 @@ def damaged(path: Path) -> None:
     say(f"einfuse: the cache entry {shown(path)} is damaged and is made again")
 
 
-def keep_text(path: Path, source: str) -> None:
-    """Makes a generated Python text known by its path: to tracebacks, to Triton, which reads a kernel's source back, and to people."""
+def keep_text(path: Path, source: str, holder: object) -> None:
+    """Makes a generated Python text known by its path: to tracebacks, to Triton, which reads a kernel's source back, and to people.
+
+    In memory it is kept as long as ``holder``, what was made of it.
+    """
     linecache.cache[str(path)] = (len(source), None, source.splitlines(True), str(path))
+    weakref.finalize(holder, linecache.cache.pop, str(path), None).atexit = False
     if read(path) != source.encode():
         keep(path, source.encode())
 

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import torch
 
@@ -23,11 +23,12 @@ from einfuse.runtime import crossover
 from einfuse.runtime.apart import apart
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.crossover import Estimate, Setting, Speed
-from einfuse.runtime.recent import Recent
+from einfuse.runtime.recent import MOST, Recent
 
 if TYPE_CHECKING:
     from einfuse.runtime.attention import Attention
 
+V = TypeVar("V")
 FormName = Literal["auto", "quadratic", "linear"]
 FORM = "EINFUSE_FORM"
 """The variable that overrides the choice."""
@@ -271,6 +272,7 @@ def _ranked(forms: Forms, widths: dict[str, int]) -> int:
     assert forms.found is not None, "asked of weights that factor"
     key = tuple(widths.values())
     if key not in forms.ranks:
+        _make_room(forms.ranks)
         forms.ranks[key] = forms.found.rank(widths)
     return forms.ranks[key]
 
@@ -282,10 +284,17 @@ def _built(forms: Forms, points: bool, widths: dict[str, int]) -> bool:
     key = (points, *widths.values())
     if key not in forms.linears:
         whole = forms.quadratic
+        _make_room(forms.linears)
         forms.linears[key] = apart(
             lambda: Attention(reassociate.run(whole.cascade, widths, points), whole.backend, whole.strict, form="quadratic")
         )
     return True
+
+
+def _make_room(held: dict[tuple[int, ...], V]) -> None:
+    """Forgets the oldest value where there are as many as a `Recent` holds."""
+    while len(held) >= MOST:
+        held.pop(next(iter(held)), None)
 
 
 for _constant in (_ranked, _built):

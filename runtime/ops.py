@@ -23,14 +23,14 @@ from einfuse.runtime.backends import Backend, choose
 from einfuse.runtime.binding import precision_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.program import Program
-from einfuse.runtime.recent import Recent
+from einfuse.runtime.recent import Living
 from einfuse.runtime.scan import program_of
 
 Key = tuple[str, bool, bool]
 """A cascade's text, and whether its program is strict and gives out wide numbers."""
 
-_PROGRAMS: Recent[Key, Program] = Recent(1024)
-"""The programs used last. An attention holds its own; one that a captured graph alone asks for can be made again from its text."""
+_PROGRAMS: Living[Key, Program] = Living()
+"""The programs of the attentions there are, and those used last: what a captured graph alone asks for can be made again from its text."""
 
 
 def register(cascade: Cascade, strict: bool, wide: bool) -> tuple[str, Program]:

@@ -1,11 +1,12 @@
-"""A bounded mapping: what follows from the shapes of calls is worked out once and forgotten when it was not used for long."""
+"""Bounded mappings: what follows from the shapes of calls, or from specs, is worked out once and forgotten when it was not used for long."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, MutableMapping
-from typing import TypeVar
+from typing import Generic, TypeVar
+from weakref import WeakValueDictionary
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -69,3 +70,26 @@ class Recent(MutableMapping[K, V]):
     def _bound(self) -> None:
         while len(self._values) > self.most:
             self._values.popitem(last=False)
+
+
+class Living(Generic[K, V]):
+    """Values by key, each as long as something else holds it; those used last are held here too. Threads may share it."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._last: Recent[K, V] = Recent(most)
+        self._living: WeakValueDictionary[K, V] = WeakValueDictionary()
+
+    def made(self, key: K, make: Callable[[], V]) -> V:
+        """The one value of a key, made if there is none."""
+
+        def living() -> V:
+            found = self._living.get(key)
+            return self._living.setdefault(key, make()) if found is None else found
+
+        return self._last.made(key, living)
+
+    def __len__(self) -> int:
+        return len(self._living)
+
+    def __repr__(self) -> str:
+        return f"Living({len(self)}, {self._last})"

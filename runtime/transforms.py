@@ -31,6 +31,7 @@ from einfuse.runtime import ops, vmap
 from einfuse.runtime.apart import apart, transformed
 from einfuse.runtime.higher import longer
 from einfuse.runtime.ops import Call
+from einfuse.runtime.recent import MOST
 
 Tensors = Sequence[torch.Tensor]
 Gradients = tuple[torch.Tensor | None, ...]
@@ -109,7 +110,7 @@ def _along(call: Call, tensors: Tensors, tangents: Sequence[torch.Tensor | None]
     return list(outs[len(outs) // 2 :])
 
 
-@functools.cache
+@functools.lru_cache(MOST)
 def tangent_of(spec: str, backend: str, strict: bool, wide: bool, along: tuple[str, ...]) -> Any:
     """The attention that gives out the tangents, behind the outputs; None for a scan, and where a reducer has no derivative."""
     from einfuse.runtime.attention import Attention

@@ -17,6 +17,7 @@ from einfuse.ir.passes import batch
 from einfuse.runtime import ops
 from einfuse.runtime.apart import apart
 from einfuse.runtime.ops import Call
+from einfuse.runtime.recent import MOST
 
 Tensors = Sequence[torch.Tensor]
 _BATCHED = torch._C._dispatch_key_parse("Batched")
@@ -69,7 +70,7 @@ def _batched(call: Call, marked: Sequence[bool]) -> Call:
     )
 
 
-@functools.cache
+@functools.lru_cache(MOST)
 def _batched_text(spec: str, strict: bool, wide: bool, inputs: tuple[str, ...]) -> str:
     cascade = Call(spec, "", strict, wide, None, None).cascade
     return apart(lambda: ops.register(batch.run(cascade, inputs), strict, wide)[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _ctypes
 import contextlib
 import ctypes
 import functools
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -187,7 +189,14 @@ def _function(library: bytes, path: Path) -> Any:
 
 
 def _loaded(library: bytes, name: str) -> ctypes.CDLL:
-    """The library made of these very bytes, which nobody can change, truncate or forbid to run: they are in memory, not in a folder.
+    """The library made of these very bytes. It is unloaded when none of its functions is left, which ctypes would never do."""
+    made = _opened(library, name)
+    weakref.finalize(made, _ctypes.dlclose, made._handle).atexit = False
+    return made
+
+
+def _opened(library: bytes, name: str) -> ctypes.CDLL:
+    """The library of bytes that nobody can change, truncate or forbid to run: they are in memory, not in a folder.
 
     Where a system has no such files, or forbids to run them, they go through a file of this process alone.
     """

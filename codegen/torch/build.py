@@ -34,9 +34,9 @@ class TorchKernel:
 def build(plan: KernelPlan, source: str, folder: Path) -> TorchKernel:
     """The kernel of a text that `emit` made."""
     path = folder / f"{files.stem(identifier(plan.name), source)}.py"
-    files.keep_text(path, source)
     namespace: dict[str, object] = {"__name__": path.stem}
     exec(compile(source, str(path), "exec"), namespace)  # our own text, made by `emit`
     function = namespace["kernel"]
     assert callable(function), "the text defines kernel"
+    files.keep_text(path, source, function)
     return TorchKernel(plan, path, function)

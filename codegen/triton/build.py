@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from einfuse.codegen import files
 from einfuse.codegen.plan import KernelPlan
@@ -19,6 +19,10 @@ from einfuse.ir import EinfuseError
 
 if TYPE_CHECKING:
     import torch
+
+
+MODULES: WeakValueDictionary[str, ModuleType] = WeakValueDictionary()
+"""The texts that kernels were made of, by name, as long as one of the kernels is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +88,12 @@ def build(plan: KernelPlan, source: str, directory: Path) -> TritonKernel:
 def module(kernel: str, source: str, directory: Path) -> ModuleType:
     """A text run from memory and kept for readers in ``directory`` under a name made of its contents."""
     name = files.stem(kernel, source)
-    if name not in sys.modules:
+    made = MODULES.get(name)
+    if made is None:
         path = directory / f"{name}.py"
-        files.keep_text(path, source)
         made = ModuleType(name)
         made.__file__ = str(path)
+        files.keep_text(path, source, made)
         exec(compile(source, str(path), "exec"), made.__dict__)  # our own text, made by `emit`
-        sys.modules[name] = made
-    return sys.modules[name]
+        MODULES[name] = made
+    return made
