@@ -83,14 +83,19 @@ def derivative(e: Expr, x: Expr) -> Expr:
     if e.op == "/":
         return call("-", call("/", da, b), call("/", _times(e, db), b))
     if e.op == "^":
-        assert ex.is_const(db, 0), "the exponent of ^ does not depend on what is differentiated"
-        return _times(_times(b, _power(a, b)), da)
+        of_base = ex.ZERO if ex.is_const(da, 0) else _times(_times(b, _power(a, b)), da)
+        return of_base if ex.is_const(db, 0) else call("+", of_base, _times(_growth(a, e), db))
     assert e.op in ("max", "min"), f"no derivative rule for {e.op}"
     return _max(a, b, da, db, ">=" if e.op == "max" else "<=")
 
 
 def _power(a: Expr, b: Expr) -> Expr:
     return call("^", a, call("-", b, ex.ONE))
+
+
+def _growth(a: Expr, power: Expr) -> Expr:
+    """d (a ^ b) / d b; 0 to a power stays 0."""
+    return call("select", call(">", a, ex.ZERO), _times(power, call("log", a)), ex.ZERO)
 
 
 def log_derivative(e: Expr, x: Expr) -> Expr:

@@ -64,6 +64,7 @@ BODIES: dict[str, tuple[str, int]] = {
     "unstable": (QK + ALIBI + "  l[i] = sum[j] exp(s[i, j])\n  a[i, j] = exp(s[i, j]) / (1 + l[i])\n" + VALUE, 1),
     "sigmoid": (QK + ALIBI + "  a[i, j] = sigmoid(s[i, j] - log(Nk))\n" + VALUE, 1),
     "relu2": (QK + ALIBI + COUNT + "  a[i, j] = max(0, s[i, j]) * max(0, s[i, j]) / n[i]\n" + VALUE, 1),
+    "powers": (QK + ALIBI + "  l[i] = sum[j] 1.5 ^ s[i, j]\n  a[i, j] = 1.5 ^ s[i, j] / l[i]\n" + VALUE, 1),
     "softplus": (QK + ALIBI + "  l[i] = sum[j] softplus(s[i, j])\n  a[i, j] = softplus(s[i, j]) / l[i]\n" + VALUE, 1),
     "tanh": (QK + ALIBI + "  a[i, j] = tanh(s[i, j]) / Nk\n" + VALUE, 1),
     "power": (
