@@ -120,6 +120,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         s + torch.cos((i - j) * 0.3) - torch.sin(s) + torch.erf(s) + torch.sigmoid(-s) + torch.expm1(s / 9)
     ),
     "bits": lambda s, b, h, i, j: s + ((i >> 2) & 3) * 0.5 + (((i & 3) << 2) | (j & 3)) * 0.1,
+    "detached": lambda s, b, h, i, j: s + s.detach() * 0.1,
 }
 
 
@@ -235,6 +236,28 @@ def test_minus_infinity_in_a_captured_bias(qkv: Any, dense: Any) -> None:
     q, k, v = qkv(1, 2, 9)
     out = check((q, k, v), dense, lambda s, b, h, i, j: s + bias[i, j])
     assert (out[:, :, 0] == 0).all()
+
+
+@pytest.mark.parametrize("options", [OPTIONS, pytest.param({}, marks=pytest.mark.slow)], ids=["torch", "c++"])
+def test_minus_infinity_that_is_computed(options: Any, qkv: Any) -> None:
+    """The logarithm of a weight of 0, over whole tiles and whole rows."""
+    q, k, v = qkv(1, 2, 9, 200)
+    keep = (torch.arange(200) > 120).float().repeat(9, 1)
+    keep[4], keep[5, 130] = 0, 0.5
+    wanted = torch.softmax((q @ k.mT / 8**0.5)[:, :, keep.any(-1)] + keep[keep.any(-1)].log(), -1) @ v
+    out = flex_attention(q, k, v, lambda s, b, h, i, j: s + torch.log(keep[i, j]), kernel_options=options)
+    close(out[:, :, keep.any(-1)], wanted)
+    assert (out[:, :, 4] == 0).all()
+    grads = [torch.autograd.grad(o.square().sum(), (q, k, v)) for o in (out, wanted)]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+
+
+def test_logarithms_of_what_is_positive_need_no_look_at_the_scores(qkv: Any) -> None:
+    q, k, v = (x.detach() for x in qkv(1, 2, 9))
+    table = torch.rand(9) + 0.1
+    flex_attention(q, k, v, lambda s, b, h, i, j: s + torch.log(table[j] + 0.5) + torch.log1p(i * 0.1), kernel_options=OPTIONS)
+    body = list(_COMPILED.values())[-1].cascade.body
+    assert "modified" not in [getattr(x, "target", "") for x in body]
 
 
 def test_nan_behind_a_mask_does_not_leak(qkv: Any) -> None:

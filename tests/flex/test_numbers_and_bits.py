@@ -10,10 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from einfuse.flex import bits, create_block_mask, flex_attention
+from einfuse.flex import create_block_mask, flex_attention, integers
 from einfuse.flex.assemble import _COMPILED
-from einfuse.flex.lift import Captures
-from einfuse.flex.numbers import Float, Int
+from einfuse.flex.captures import Captures, Float, Int
 from einfuse.ir import const
 
 
@@ -82,34 +81,37 @@ def test_another_number_is_the_same_kernel_and_another_constant_is_not() -> None
 
 @given(st.integers(0, 1 << 30), st.integers(0, 1 << 20), st.integers(0, 12), st.integers(0, 12))
 def test_masks_and_shifts(x: int, mask: int, left: int, right: int) -> None:
-    made = bits.moved(bits.moved(bits.masked(bits.fields(const(x)), mask), left), -right)
-    found = bits.value(made)
+    made = integers.moved(integers.moved(integers.masked(integers.of(const(x)), mask), left), -right)
+    found = integers.value(made)
     assert found is not None
     assert found.value == (x & mask) << left >> right
 
 
 @given(st.integers(-(1 << 20), 1 << 20), st.integers(0, 10))
 def test_shifts_of_negative_numbers(x: int, by: int) -> None:
-    for made, wanted in ((bits.moved(bits.fields(const(x)), -by), x >> by), (bits.moved(bits.fields(const(x)), by), x << by)):
-        found = bits.value(made)
+    for made, wanted in (
+        (integers.moved(integers.of(const(x)), -by), x >> by),
+        (integers.moved(integers.of(const(x)), by), x << by),
+    ):
+        found = integers.value(made)
         assert found is not None
         assert found.value == wanted
 
 
 def test_unions() -> None:
-    x, y = bits.masked(bits.fields(const(0b1011)), 0b1100), bits.masked(bits.fields(const(0b0110)), 0b0011)
-    joined = bits.value(bits.union(x, y))
+    x, y = integers.masked(integers.of(const(0b1011)), 0b1100), integers.masked(integers.of(const(0b0110)), 0b0011)
+    joined = integers.value(integers.union(x, y))
     assert joined is not None
     assert joined.value == 0b1010
-    assert bits.value(bits.union(bits.fields(const(1)), bits.fields(const(2)))) is None
+    assert integers.value(integers.union(integers.of(const(1)), integers.of(const(2)))) is None
 
 
 @pytest.mark.parametrize("code", [0, 1, 6, 27, 1234567])
 def test_morton_codes(code: int) -> None:
     """The even bits of a number, gathered."""
-    x = bits.masked(bits.fields(const(code)), 0x55555555)
+    x = integers.masked(integers.of(const(code)), 0x55555555)
     for by, mask in ((1, 0x33333333), (2, 0x0F0F0F0F), (4, 0x00FF00FF), (8, 0x0000FFFF)):
-        x = bits.masked(bits.union(x, bits.moved(x, -by)), mask)
-    found = bits.value(x)
+        x = integers.masked(integers.union(x, integers.moved(x, -by)), mask)
+    found = integers.value(x)
     assert found is not None
     assert found.value == int(f"{code:032b}"[1::2], 2)

@@ -81,7 +81,7 @@ def nothing(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
 
 
 def small(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-    return score.to(torch.int8)
+    return score.to(torch.complex64)
 
 
 def overlap(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -108,9 +108,9 @@ SAID: list[tuple[Callable[..., Any], int, str]] = [
     (loop, 1, "a traced number has no value"),
     (infinity, 1, "minus infinity can be chosen by torch.where"),
     (nothing, 0, "`nothing` returns nothing"),
-    (small, 1, "a number cannot be cast to torch.int8"),
+    (small, 1, "a number cannot be cast to torch.complex64"),
     (overlap, 1, "`|` of integers whose bits overlap cannot be traced"),
-    (zero, 1, "an integer is divided by zero"),
+    (zero, 1, "an integer is divided by what may be zero"),
 ]
 
 

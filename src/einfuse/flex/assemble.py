@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 
 from einfuse import dsl
+from einfuse.flex.tables import LEAST
 from einfuse.flex.tracer import RANKS, Tracer
-from einfuse.flex.value import Value
+from einfuse.flex.value import Value, kind_of
 from einfuse.ir import Cascade, Einsum, Rank, Scalar, SpecError, Tensor, const, index, load
 from einfuse.ir import expr as ex
 from einfuse.runtime import Attention, BackendName
@@ -48,7 +49,7 @@ def skeleton(extras: tuple[Extra, ...]) -> Cascade:
 
 def raw_score(tracer: Tracer) -> Value:
     """The score that a score function is given: the scaled product."""
-    return Value(tracer, ex.call("*", load("raw", index("i"), index("j")), load("scale")), "float")
+    return Value(tracer, ex.call("*", load("raw", index("i"), index("j")), load("scale")), tracer.dtype)
 
 
 def cascade(tracer: Tracer, score: Value, mask: Value | None, extras: tuple[Extra, ...]) -> Cascade:
@@ -63,7 +64,11 @@ def cascade(tracer: Tracer, score: Value, mask: Value | None, extras: tuple[Extr
     body: list[Einsum] = []
     for x in base.body:
         assert isinstance(x, Einsum), "an elaborated cascade holds statements"
-        if x.target == "s":
+        if x.target == "s" and tracer.unbounded:  # what is computed decides which scores there are
+            whole = ex.at("modified", x.ranks)
+            seen = ex.conjunction(where, ex.call(">", whole, const(LEAST)))
+            body += [*tracer.statements, Einsum("modified", x.ranks, None, (), score_map), replace(x, map=whole, mask=seen)]
+        elif x.target == "s":
             body += [*tracer.statements, replace(x, map=score_map, mask=where)]
         else:
             body.append(x)
@@ -73,7 +78,7 @@ def cascade(tracer: Tracer, score: Value, mask: Value | None, extras: tuple[Extr
 
 
 def _inputs(tracer: Tracer, base: Cascade) -> tuple[Tensor, ...]:
-    tensors = [Tensor(c.name, tuple(c.axes), c.kind) for c in tracer.tensors.values()]
+    tensors = [Tensor(c.name, tuple(c.axes), kind_of(c.tensor.dtype)) for c in tracer.tensors.values()]
     numbers = [Tensor(n.name, (), n.kind, True) for n in tracer.numbers.values()]
     own = [t for t in base.inputs if not t.param]
     return (*own, *tensors, *(t for t in base.inputs if t.param), *numbers)
@@ -83,7 +88,7 @@ def condition(tracer: Tracer, mask: Value) -> Cascade:
     """A mask alone, over its coordinates: what the analysis of tiles and the evaluation at points read."""
     kinds = {"b": "batch", "h": "head", "i": "query", "j": "key"}
     ranks = [Rank(r, kinds[r], n) for r, n in RANKS.items()]  # type: ignore[arg-type]  # the four are kinds
-    tensors = [Tensor(c.name, tuple(c.axes), c.kind) for c in tracer.tensors.values()]
+    tensors = [Tensor(c.name, tuple(c.axes), kind_of(c.tensor.dtype)) for c in tracer.tensors.values()]
     numbers = [Tensor(n.name, (), n.kind, True) for n in tracer.numbers.values()]
     last = Einsum("mask", ("i", "j"), None, (), ex.call("select", mask.expr, const(1.0), const(0.0)))
     return Cascade("mask", ("b", "h"), (*ranks, *tracer.ranks.values()), (*tensors, *numbers), (last,), ("mask",))

@@ -1,51 +1,77 @@
 """What a traced function gets instead of scalar tensors: a number, known by its expression.
 
 A `Value` does what a scalar tensor does in a score or mask function: operators, the methods of tensors, and every function of torch
-that `einfuse.flex.operations` knows. What needs a value (``if``, ``float()``) raises SpecError with the place in the user's function.
+that is among `OPERATIONS`. What needs a value (``if``, ``float()``) raises SpecError with the place in the user's function.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import torch
 
-from einfuse.flex.bits import Fields
+from einfuse.flex.bounds import UNKNOWN, Bounds
 from einfuse.ir import Expr
 
 if TYPE_CHECKING:
+    from einfuse.flex.integers import Fields
     from einfuse.flex.tracer import Tracer
 
 Kind = Literal["bool", "int", "float"]
+Operation = Callable[..., Any]
+"""``(tracer, *arguments as given to torch) -> Value``"""
+OPERATIONS: dict[str, Operation] = {}
+"""The functions and methods of torch that a trace knows, by name. A module that defines some adds them when it is imported."""
+F = TypeVar("F", bound=Operation)
+
+
+def operation(*names: str) -> Callable[[F], F]:
+    """Makes a function known by the names of the functions and methods of torch that it stands for."""
+
+    def known(fn: F) -> F:
+        OPERATIONS.update(dict.fromkeys(names, fn))
+        return fn
+
+    return known
+
+
+def kind_of(dtype: torch.dtype) -> Kind:
+    return "float" if dtype.is_floating_point else "bool" if dtype == torch.bool else "int"
 
 
 class Value:
     """A number (or, with ``axis``, a short vector over a rank of its own) at one point of the scores.
 
-    ``alive`` is the condition under which it is not minus infinity; None: always. ``fields`` are the known bits of an integer.
+    ``dtype`` is torch's, all floats being of the tracer's; ``bounds`` are those of the number where it is not minus infinity.
+    ``alive`` is the condition under which it is not; None: always. ``fields`` are the known bits of an integer. ``weak`` is a Python
+    number, which takes the dtype of what it meets. ``nodes`` counts the parts of the expression.
     """
 
-    __slots__ = ("alive", "axis", "expr", "fields", "kind", "tracer")
+    __slots__ = ("alive", "axis", "bounds", "dtype", "expr", "fields", "nodes", "tracer", "weak")
     __hash__ = object.__hash__
 
     def __init__(
         self,
         tracer: Tracer,
         expr: Expr,
-        kind: Kind,
+        dtype: torch.dtype,
         axis: str | None = None,
         alive: Expr | None = None,
+        *,
+        bounds: Bounds = UNKNOWN,
         fields: Fields | None = None,
+        weak: bool = False,
+        nodes: int = 1,
     ) -> None:
-        self.tracer, self.expr, self.kind, self.axis, self.alive, self.fields = tracer, expr, kind, axis, alive, fields
-
-    # -- as a tensor -----------------------------------------------------------------------------------------------------
+        self.tracer, self.expr, self.dtype, self.axis, self.alive = tracer, expr, dtype, axis, alive
+        self.bounds, self.fields, self.weak, self.nodes = bounds, fields, weak, nodes
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the scores, of torch's indices, or bool."""
-        return {"float": self.tracer.dtype, "int": torch.int64, "bool": torch.bool}[self.kind]
+    def kind(self) -> Kind:
+        return kind_of(self.dtype)
+
+    # -- as a tensor -----------------------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
@@ -120,8 +146,8 @@ class Part:
     def __init__(self, tracer: Tracer, tensor: torch.Tensor, indices: tuple[Value, ...]) -> None:
         self.tracer, self.tensor, self.indices = tracer, tensor, indices
 
-    def __getitem__(self, index: Any) -> Value | Part:
-        return self.tracer.read(self.tensor, (*self.indices, *(index if isinstance(index, tuple) else (index,))))
+    def __getitem__(self, index: Any) -> Any:
+        return self.tracer.apply("getitem", (self, index), {})
 
     @property
     def shape(self) -> torch.Size:

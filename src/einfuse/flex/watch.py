@@ -11,6 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from einfuse.flex.tables import read
 from einfuse.flex.value import Part, Value, flat
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class _Functions(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if any(isinstance(x, Value | Part) for x in flat(args, kwargs)):
             if name == "__getitem__" and isinstance(args[0], torch.Tensor):
-                return self.tracer.read(args[0], args[1] if isinstance(args[1], tuple) else (args[1],))
+                return read(self.tracer, args[0], args[1] if isinstance(args[1], tuple) else (args[1],))
             return self.tracer.apply(name, args, kwargs)
         refuse_impure(self.tracer, name)
         if name in ("__setitem__", *_AUGMENTED) or (name.endswith("_") and not name.endswith("__")):

@@ -4,22 +4,95 @@
         def mask(b, h, q_idx, kv_idx): return q_idx - kv_idx <= width
         return mask
 
-``lifted(windowed(256))`` is the same function, but its ``width`` is an `Int`. Functions inside closures, tuples, lists and partials
-are followed. Numbers in globals and in attributes of objects stay as they are: they become part of the kernel.
+The mask of ``windowed(256)`` is traced with a ``width`` that is an `Int`: an int in every respect, which becomes a run-time argument
+where it meets a symbolic value. Arithmetic with such numbers gives such numbers again, with a tag that says how they were made. What
+needs a plain number (``range``, ``if``) gets one, and the trace is then the trace for this value. Functions inside closures, tuples,
+lists and partials are followed. Numbers in globals and in attributes of objects stay as they are: they become part of the kernel.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import math
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
 
-from einfuse.flex.numbers import Tag, number
+Tag = tuple[object, ...]
+"""Where a number was found, or how it was made from others: equal tags are the same number in every call."""
+
+
+class Int(int):
+    """An int with a tag."""
+
+    tag: Tag
+
+    def __new__(cls, value: int, tag: Tag) -> Int:
+        made = super().__new__(cls, value)
+        made.tag = tag
+        return made
+
+
+class Float(float):
+    """A finite float with a tag."""
+
+    tag: Tag
+
+    def __new__(cls, value: float, tag: Tag) -> Float:
+        made = super().__new__(cls, value)
+        made.tag = tag
+        return made
+
+
+def tagged(value: object, tag: Tag) -> object:
+    """``value`` with a tag, where it is a number that can be passed to a kernel; anything else as it is."""
+    if type(value) is int:
+        return Int(value, tag)
+    if type(value) is float and math.isfinite(value):
+        return Float(value, tag)
+    return value
+
+
+def _plain(x: object) -> Any:
+    return int(x) if type(x) is Int else float(x) if type(x) is Float else x
+
+
+def _tag(x: object) -> object:
+    return x.tag if isinstance(x, Int | Float) else x
+
+
+def _operator(name: str, reflected: bool) -> Callable[..., object]:
+    compute = getattr(operator, name)
+
+    def run(self: Int | Float, other: object) -> object:
+        if not isinstance(other, int | float):
+            return NotImplemented
+        a, b = (other, self) if reflected else (self, other)
+        return tagged(compute(_plain(a), _plain(b)), (name, _tag(a), _tag(b)))
+
+    return run
+
+
+def _unary(name: str) -> Callable[..., object]:
+    compute = getattr(operator, name)
+
+    def run(self: Int | Float) -> object:
+        return tagged(compute(_plain(self)), (name, self.tag))
+
+    return run
+
+
+for _kind in (Int, Float):
+    for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+        setattr(_kind, f"__{_name}__", _operator(_name, False))
+        setattr(_kind, f"__r{_name}__", _operator(_name, True))
+    for _name in ("neg", "pos", "abs"):
+        setattr(_kind, f"__{_name}__", _unary(_name))
 
 
 @dataclass(slots=True)
@@ -50,7 +123,7 @@ class Captures:
             if isinstance(made, list):
                 self.lists.append((name, made, parts))
             return made
-        return number(x, (name, *path))
+        return tagged(x, (name, *path))
 
     def _function(self, fn: FunctionType) -> FunctionType:
         if id(fn) in self.functions:
