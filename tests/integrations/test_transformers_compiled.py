@@ -68,6 +68,8 @@ def test_one_graph_for_any_length_and_padding(kind: str) -> None:
     assert len(graphs) == 2
     calls = [n for n in graphs[-1].graph.nodes if "einfuse" in str(n.target)]
     assert len(calls) == 1, "an attention a layer"
+    taken = [x.meta["example_value"] for x in calls[0].args[-1]]
+    assert [x.ndim for x in taken if x.dtype == torch.bool] == [2], "the padding alone: no mask of pairs"
 
 
 @pytest.mark.slow

@@ -140,3 +140,60 @@ def test_a_cache_is_gone_on_with() -> None:
             real = torch.cat([IDS != 0, more != 0], 1).long()
             found.append(ours(input_ids=more, attention_mask=real, past_key_values=first.past_key_values).logits)
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+class Logits(torch.nn.Module):
+    """A model from tensors to a tensor."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.model(input_ids=ids, attention_mask=real, use_cache=False).logits
+        return found
+
+
+def exported(model: Any) -> torch.Tensor:
+    return torch.export.export(Logits(model), (IDS, (IDS != 0).long())).module()(IDS, (IDS != 0).long())
+
+
+def traced(model: Any) -> torch.Tensor:
+    given = (IDS, (IDS != 0).long())
+    return torch.jit.trace(Logits(model), given, check_trace=False)(*given)
+
+
+def quantised(model: Any) -> torch.Tensor:
+    few = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})  # a copy with other linear layers
+    return Logits(few)(IDS, (IDS != 0).long())
+
+
+def for_each_row(model: Any) -> torch.Tensor:
+    """Gradients of every row, by torch.func."""
+    weights = {n: p.detach() for n, p in model.named_parameters()}
+
+    def loss(weights: Any, ids: torch.Tensor) -> torch.Tensor:
+        called = torch.func.functional_call(model, weights, (ids[None],), {"use_cache": False})
+        return called.logits.square().mean()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, IDS)
+    return torch.cat([x.flatten() for x in found.values()])
+
+
+WAYS: dict[str, Callable[[Any], torch.Tensor]] = {
+    "export": exported,
+    "trace": traced,
+    "quantise": quantised,
+    "gradients of rows": for_each_row,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_other_ways_to_run_a_model(way: str) -> None:
+    ours, found = model(), []
+    for name in ("eager", "einfuse"):
+        ours.set_attn_implementation(name)
+        found.append(WAYS[way](ours).detach())
+    if found[0].shape[:2] == IDS.shape:
+        found = [x[IDS != 0] for x in found]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-4 * found[0].abs().max().item())

@@ -13,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from einfuse.integrations import transformers as integration
-from einfuse.integrations.transformers import attention, masks
+from einfuse.integrations.transformers import attention, functions, masks
 from einfuse.integrations.transformers.masks import MARK, Unwritten, mask
 
 transformers = pytest.importorskip("transformers", minversion="5")
@@ -62,8 +62,8 @@ def test_formulas_see_what_the_booleans_of_transformers_see(function: str, call:
     stock = make()
     name = {"window": "sliding_window_causal", "window both ways": "sliding_window_bidirectional", "chunks": "chunked_causal"}
     if function in name:
-        wrapped = getattr(masking_utils, f"{name[function]}_mask_function").__wrapped__
-        stock = wrapped(*((size, torch.tensor([0, 3])) if function == "chunks" else (size,)))
+        closure = functions.stock(f"{name[function]}_mask_function")
+        stock = closure(*((size, torch.tensor([0, 3])) if function == "chunks" else (size,)))
     seen = masking_utils.sdpa_mask(2, **sizes, **given, mask_function=stock, allow_is_causal_skip=False)
     q, k, v = (torch.randn(2, 4, n, 8) for n in (sizes["q_length"], sizes["kv_length"], sizes["kv_length"]))
     formula, _ = attention.attend(SETTING, torch.nn.Module(), q, k, v, made)
@@ -130,6 +130,38 @@ def test_any_reader_gets_the_booleans(reader: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
     else:
         assert found == right
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_packed_sequences_are_a_pattern(window: int | None) -> None:
+    """Positions that start again: what transformers composes of its functions, from a model's call to the mask."""
+    config = transformers.MistralConfig(sliding_window=window, attn_implementation="einfuse")
+    create = masking_utils.create_sliding_window_causal_mask if window else masking_utils.create_causal_mask
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 0], [3, 4, 5, 0, 1, 2, 3, 4, 5]])
+    given = {"inputs_embeds": torch.zeros(2, 9, 4), "attention_mask": None, "cache": None, "position_ids": positions}
+    made = create(config, **given)
+    assert isinstance(made, Unwritten)
+    q, k, v = (torch.randn(2, 4, 9, 8) for _ in range(3))
+    found, _ = attention.attend(SETTING, torch.nn.Module(), q, k, v, made)
+    config._attn_implementation = "sdpa"
+    seen = create(config, **given)
+    assert torch.equal(made.clone(), seen)
+    right = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    torch.testing.assert_close(found.transpose(1, 2), right)
+    distance = torch.arange(9)[:, None] - torch.arange(9)
+    apart = (torch.diff(positions, prepend=positions[:, :1] - 1) != 1).cumsum(-1)
+    expected = (apart[:, :, None] == apart[:, None]) & (distance >= 0) & (distance < (window or 9))
+    assert torch.equal(seen[:, 0], expected)
+
+
+def test_a_mask_is_that_of_the_moment_it_was_made() -> None:
+    """Caches count on in place, and callers may write into their padding."""
+    offset, real = torch.tensor(2), padding(5, 4, length=5)
+    made = mask(2, 3, 6, offset, attention_mask=real)
+    right = masking_utils.sdpa_mask(2, 3, 6, 2, attention_mask=real.clone(), allow_is_causal_skip=False)
+    offset += 3
+    real.fill_(True)
+    assert torch.equal(made.clone(), right)
 
 
 def test_what_is_written_into_a_mask_is_seen() -> None:

@@ -3,15 +3,15 @@
     einfuse.integrations.transformers.register("einfuse")
     model = AutoModel.from_pretrained(folder, attn_implementation="einfuse")
 
-Causal masks, windows, chunks and padding stay formulas inside the kernel; any other mask (packed sequences, image blocks) is handed over
-as the booleans that transformers makes of it.
+Causal masks, windows, chunks, packed sequences and padding stay formulas inside the kernel; any other mask (image blocks) is handed over as
+the booleans that transformers makes of it.
 """
 
 from __future__ import annotations
 
 import functools
 
-from einfuse.integrations.transformers import masks
+from einfuse.integrations.transformers import functions, masks
 from einfuse.integrations.transformers.attention import Setting, Unsupported, attend
 from einfuse.integrations.transformers.models import NAMES, check_models
 from einfuse.runtime import Attention
@@ -49,5 +49,5 @@ def register(
     AttentionMaskInterface.register(name, masks.mask)
     if not NAMES:
         check_models()
-        masks.know_functions()
+        functions.replace_functions()
     NAMES[name] = unsupported

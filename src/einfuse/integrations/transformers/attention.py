@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 
 from einfuse.integrations.compiled import general
-from einfuse.integrations.transformers.masks import MARK, Band, Pattern, to_add
+from einfuse.integrations.transformers.functions import Band
+from einfuse.integrations.transformers.masks import MARK, Pattern, to_add
 from einfuse.runtime import Attention
 from einfuse.runtime.backends import BackendName
 

@@ -1,12 +1,11 @@
 """Masks of transformers' models: tensors of booleans to whoever reads them, formulas to our kernels.
 
-A mask that is a band of the plane of positions, or chunks of it, is known by its mask function. What `mask` gives for it carries its
-`Pattern`, and writes its booleans out where something else than our attention reads it: no model holds Nq x Nk of them.
+A mask that is a band of the plane of positions, maybe within chunks or packed sequences, is known by its mask function. What `mask` gives for
+it carries its `Pattern`, and writes its booleans out where something else than our attention reads it: no model holds Nq x Nk of them.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
+from einfuse.integrations.transformers.functions import Band, known
 from einfuse.runtime.apart import transformed
 
 ADDED: set[type] = set()
@@ -22,40 +22,6 @@ them (DeepSeek V4 appends columns of zeros)."""
 
 MARK = "_einfuse_pattern"
 """The attribute of a mask that holds its `Pattern`. Copies and views have none, and are the booleans they are."""
-
-Index = torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Band:
-    """A mask function of transformers: the pairs of positions that lie close enough."""
-
-    causal: bool = False
-    window: int | None = None
-    both: bool = False
-
-    def __call__(self, b: Index, h: Index, q: Index, k: Index) -> torch.Tensor:
-        seen = k <= q if self.causal else q >= 0
-        if self.window is not None:
-            seen = seen & (k > q - self.window)
-            seen = seen & (k < q + self.window) if self.both else seen
-        return seen
-
-
-@dataclass(frozen=True, slots=True)
-class Chunks:
-    """A mask function of transformers: causal in chunks, which are counted from the first real token of a row."""
-
-    size: int
-    first: torch.Tensor
-
-    def __call__(self, b: Index, h: Index, q: Index, k: Index) -> torch.Tensor:
-        return ((k - self.first[b]) // self.size == (q - self.first[b]) // self.size) & (k <= q)
-
-    def numbers(self, start: int, length: int) -> torch.Tensor:
-        """The chunk [b, n] of every position from ``start`` on."""
-        at = torch.arange(start, start + length, device=self.first.device)
-        return ((at - self.first[:, None]) // self.size).int()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -164,26 +130,29 @@ def mask(
         assert made is not None, "skips are not allowed"
         return made
 
-    known: Any = function
-    if function is masking_utils.causal_mask_function or function is masking_utils.bidirectional_mask_function:
-        known = Band(causal=function is masking_utils.causal_mask_function)
-    if use_vmap or not isinstance(known, Band | Chunks):
+    what = None if use_vmap else known(function)
+    if what is None:
         return make()
     watched = _watched()
-    if isinstance(q_offset, torch.Tensor) and (watched or q_length == 1):
-        return make()
-    offset = int(q_offset) if isinstance(q_offset, torch.Tensor) else q_offset
+    if isinstance(q_offset, torch.Tensor):
+        if watched or q_length == 1:
+            return make()
+        q_offset = int(q_offset)  # as it is now, whenever the mask is written out: caches count on in place
     tensors: dict[str, torch.Tensor] = {}
-    padding = masking_utils.prepare_padding_mask(attention_mask, kv_length, kv_offset)
-    if padding is not None:
+    if attention_mask is not None:
+        attention_mask = attention_mask if watched else attention_mask.clone()  # as above
+        padding = masking_utils.prepare_padding_mask(attention_mask, kv_length, kv_offset)
+        assert padding is not None, "there is a mask to pad"
         real = padding[:, kv_offset : kv_offset + kv_length].bool()
         if watched or not bool(real.all()):
             tensors["pad"] = real
-    if isinstance(known, Chunks):
-        tensors |= {"qdoc": known.numbers(offset, q_length), "kdoc": known.numbers(kv_offset, kv_length)}
-    band = known if isinstance(known, Band) else Band(causal=True)
-    pattern, shape = Pattern(band, offset - kv_offset, tensors), (batch_size, 1, q_length, kv_length)
-    if not band.causal and band.window is None:
+    for name, start, length in (("qdoc", q_offset, q_length), ("kdoc", kv_offset, kv_length)):
+        found = what.documents(start, length)
+        if found is not None:
+            tensors[name] = found
+    band, shape = what.band, (batch_size, 1, q_length, kv_length)
+    pattern = Pattern(band, q_offset - kv_offset, tensors)
+    if isinstance(what, Band) and not band.causal and band.window is None:
         real = tensors.get("pad", torch.ones((1, 1), dtype=torch.bool, device=device))
         real = to_add(real, dtype) if added else real
         return _marked(real[:, None, None, :].expand(shape), pattern)
@@ -214,22 +183,3 @@ def _watched() -> bool:
         or torch._C._len_torch_function_stack() > 0
         or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
     )
-
-
-def know_functions() -> None:
-    """Has transformers make its windows and chunks as `Band` and `Chunks`, which are the same functions and can be asked what they are."""
-    from transformers import masking_utils
-
-    def sliding_window_causal_mask_function(sliding_window: int) -> Callable[..., Any]:
-        return Band(causal=True, window=sliding_window)
-
-    def sliding_window_bidirectional_mask_function(sliding_window: int) -> Callable[..., Any]:
-        return Band(window=sliding_window + 1, both=True)
-
-    def chunked_causal_mask_function(chunk_size: int, left_padding: torch.Tensor) -> Callable[..., Any]:
-        return Chunks(chunk_size, left_padding)
-
-    for made in (sliding_window_causal_mask_function, sliding_window_bidirectional_mask_function, chunked_causal_mask_function):
-        stock = getattr(masking_utils, made.__name__, None)
-        if stock is not None:
-            setattr(masking_utils, made.__name__, functools.wraps(stock)(made))
