@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 SIZES: dict[str, Any] = {
@@ -46,19 +46,45 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "dots1": {"n_shared_experts": 1},
     "musicgen_decoder": {"num_codebooks": 1},
+    "xmod": {"default_language": "en_XX"},
 }
 """What the sizes of a family have to agree on."""
+_TEXT = {"vocab_size": 128, "hidden_size": 64, "pad_token_id": 0, "num_attention_heads": 4}
+_SHARED = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2}
+_GEMMA = {
+    **_TEXT,
+    **_SHARED,
+    "num_key_value_heads": 2,
+    "sliding_window": 4,
+    "vocab_size_per_layer_input": 128,
+    "hidden_size_per_layer_input": 16,
+}
+WHOLE: dict[str, dict[str, Any]] = {
+    "gemma3n_text": {
+        **_GEMMA,
+        "intermediate_size": [96] * 4,
+        "activation_sparsity_pattern": [0.0] * 4,
+        "head_dim": 16,
+        "laurel_rank": 8,
+    },
+    "gemma4_text": {**_GEMMA, "intermediate_size": 96},
+    "esm": {**_TEXT, "intermediate_size": 96, "num_hidden_layers": 2, "mask_token_id": 5, "position_embedding_type": "rotary"},
+    "swin": {"image_size": 32, "patch_size": 4, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
+}
+"""Families whose fields are all set here."""
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
-def configurations(kind: type) -> Iterator[Any]:
-    """Small configurations of a class, the smallest first: its layers of every type once, then as many as it likes; heads as it likes."""
+def configurations(kind: type) -> Iterator[Callable[[], Any]]:
+    """What makes small configurations of a class, the smallest first: a layer of every type, or as it likes; heads small, or as it likes."""
     for types, heads in ((True, True), (False, True), (True, False), (False, False)):
         yield lambda types=types, heads=heads: _small(kind, types, heads)
 
 
 def _small(kind: Any, types: bool, heads: bool) -> Any:
     """A small configuration, nested ones made alike."""
+    if kind.model_type in WHOLE:
+        return kind(**WHOLE[kind.model_type])
     stock = kind()
     given = dict(_sized(kind, stock, types, heads))
     names = {field.name for field in dataclasses.fields(kind)}
