@@ -10,8 +10,8 @@ from einfuse.dsl.values import Value, coordinate, merged, moved, read
 from einfuse.ir import Einsum, Expr, Fold, Span, SpecError, State, conjunction
 from einfuse.ir.expr import factors, indices
 
-MAX_STATEMENTS = 10_000
-MAX_NODES_IN_ALL = 1_000_000
+MAX_STATEMENTS = 1_000
+MAX_OPERATIONS_IN_ALL = 1_000_000
 MAX_STEPS = 200_000
 """Bounds on the work that a text of a stranger can cause."""
 
@@ -26,7 +26,7 @@ class Emitter:
         self._counters: dict[str, int] = {}
         self._named: set[str] = set()  # the targets that the user chose
         self._held: dict[str, Held] = {}
-        self._nodes = self._steps = 0
+        self._operations = self._steps = 0
 
     def step(self, loc: Span | None) -> None:
         """Counts one evaluation. Raises SpecError where there are too many."""
@@ -104,11 +104,17 @@ class Emitter:
     def _append(self, statement: Einsum, value: Value) -> Held:
         if len(self.body) >= MAX_STATEMENTS:
             raise SpecError(
-                f"the cascade has more than {MAX_STATEMENTS:,} statements once definitions are filled in", statement.loc
+                f"the cascade has more than {MAX_STATEMENTS:,} statements once definitions are filled in",
+                statement.loc,
+                "repeat fewer steps, or call fewer definitions",
             )
-        self._nodes += value.nodes
-        if self._nodes > MAX_NODES_IN_ALL:
-            raise SpecError("the cascade is too large once its definitions are filled in", statement.loc)
+        self._operations += value.expr.operations
+        if self._operations > MAX_OPERATIONS_IN_ALL:
+            raise SpecError(
+                "the cascade is too large once its definitions are filled in",
+                statement.loc,
+                "repeat fewer steps, or call fewer definitions",
+            )
         self.body.append(statement)
         held = self._held[statement.target] = _held(statement, value)
         return held

@@ -14,8 +14,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from einfuse.dsl import ast
-from einfuse.dsl.values import MAX_NODES
-from einfuse.ir import Span, SpecError
+from einfuse.ir import MAX_OPERATIONS, Span, SpecError
 
 _HERE = str(Path(__file__).resolve().parent)
 
@@ -212,7 +211,7 @@ def symbol(value: object) -> Symbol:
 def made(expr: ast.Expr, *operands: Symbol) -> Symbol:
     """A symbol for an operation on others. Raises SpecError where the tree grows too large."""
     nodes = 1 + sum(x.nodes for x in operands)
-    if nodes > MAX_NODES:
+    if nodes > MAX_OPERATIONS:
         raise SpecError(
             "this function makes an expression of too many parts", expr.loc, "write it as an .attn text, with statements"
         )

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from einfuse.ir import FUNCTIONS, DType, Expr, Scalar, Span, SpecError, call, const, index, load, size
+from einfuse.ir import FUNCTIONS, MAX_OPERATIONS, DType, Expr, Scalar, Span, SpecError, call, const, index, load, size
 from einfuse.ir.expr import conjuncts, rename
 
-MAX_NODES = 20_000
 MAX_DEPTH = 200
-PLAIN_NODES = 400
+MAX_CONDITIONS = 256
+PLAIN_OPERATIONS = 400
 """The largest integer expression that is repeated where it is read instead of being stored."""
 
 
@@ -20,7 +20,7 @@ class Value:
     """``space`` holds the conditions under which every statement that is read here exists, ``lost`` those of them whose reads folding
     dropped (``0 * s``): the mask has to say them.
 
-    ``ranks`` are those the user wrote, whether or not folding dropped them. ``nodes`` and ``depth`` bound the work of later passes.
+    ``ranks`` are those the user wrote, whether or not folding dropped them.
     ``plain`` values are made of coordinates, sizes, numbers and inputs of ints and bools alone.
     """
 
@@ -28,8 +28,6 @@ class Value:
     dtype: DType
     ranks: frozenset[str] = frozenset()
     space: tuple[Expr, ...] = ()
-    nodes: int = 1
-    depth: int = 1
     plain: bool = True
     lost: tuple[Expr, ...] = ()
 
@@ -42,7 +40,7 @@ class Value:
     def cheap(self) -> bool:
         """May it be repeated where it is read? Leaves, and short arithmetic of plain integers and conditions."""
         leaf = self.expr.op in ("load", "const", "index", "size")
-        return leaf or (self.plain and self.dtype != "float" and self.nodes <= PLAIN_NODES)
+        return leaf or (self.plain and self.dtype != "float" and self.expr.operations <= PLAIN_OPERATIONS)
 
     def at(self, loc: Span | None) -> Value:
         """The same value, placed at ``loc`` unless its expression has a place already."""
@@ -71,8 +69,6 @@ def read(name: str, dtype: DType, args: tuple[Value, ...], space: tuple[Expr, ..
         dtype,
         whole.ranks,
         merged((*whole.space, *space)),
-        whole.nodes + 1,
-        whole.depth + 1,
         plain and whole.plain,
     )
 
@@ -85,8 +81,6 @@ def join(args: Iterable[Value]) -> Value:
         "int",
         frozenset().union(*(a.ranks for a in args)),
         merged(tuple(p for a in args for p in a.space)),
-        sum(a.nodes for a in args),
-        max((a.depth for a in args), default=0),
         all(a.plain for a in args),
         merged(tuple(p for a in args for p in a.lost)),
     )
@@ -109,16 +103,22 @@ def apply(op: str, args: tuple[Value, ...], loc: Span | None) -> Value:
     """``op(args)``, types checked, constants folded. Raises SpecError at ``loc``."""
     dtype = result_type(op, args, loc)
     whole = join(args)
-    if whole.nodes + 1 > MAX_NODES or whole.depth + 1 > MAX_DEPTH:
+    if sum(a.expr.operations for a in args) >= MAX_OPERATIONS or max(a.expr.depth for a in args) >= MAX_DEPTH:
         raise SpecError(
             "this expression is too large once its definitions are filled in", loc, "give a part of it a name of its own"
+        )
+    if len(whole.space) > MAX_CONDITIONS:
+        raise SpecError(
+            f"what is read here exists under more than {MAX_CONDITIONS} conditions",
+            loc,
+            "write the conditions once, where the sum is",
         )
     expr = call(op, *(a.expr for a in args))
     if dtype == "float" and (type(expr.value) is int or any(expr is a.expr and a.dtype == "int" for a in args)):
         expr = call("float", expr)  # folding dropped the float operand: 1.0 * i
     if expr.op == "const":
-        return dataclasses.replace(whole, expr=expr, dtype=dtype, nodes=1, depth=1, lost=whole.space)
-    return dataclasses.replace(whole, expr=expr, dtype=dtype, nodes=whole.nodes + 1, depth=whole.depth + 1).at(loc)
+        return dataclasses.replace(whole, expr=expr, dtype=dtype, lost=whole.space)
+    return dataclasses.replace(whole, expr=expr, dtype=dtype).at(loc)
 
 
 def result_type(op: str, args: tuple[Value, ...], loc: Span | None) -> DType:
@@ -158,7 +158,6 @@ def _shown(op: str) -> str:
 
 def rename_plain(value: Value, names: Mapping[str, Value]) -> Value:
     """A plain value over some ranks, read at other coordinates."""
-    whole = join((value, *names.values()))
     ranks = (value.ranks - set(names)).union(*(names[r].ranks for r in value.ranks & set(names)))
     expr = rename(value.expr, {r: v.expr for r, v in names.items()})
-    return dataclasses.replace(value, expr=expr, ranks=ranks, nodes=whole.nodes, depth=value.depth + whole.depth)
+    return dataclasses.replace(value, expr=expr, ranks=ranks)

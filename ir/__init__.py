@@ -2,6 +2,7 @@
 
 from einfuse.ir.errors import EinfuseError as EinfuseError
 from einfuse.ir.errors import SpecError as SpecError
+from einfuse.ir.errors import TooLargeError as TooLargeError
 from einfuse.ir.expr import FUNCTIONS as FUNCTIONS
 from einfuse.ir.expr import MONOIDS as MONOIDS
 from einfuse.ir.expr import call as call
@@ -11,6 +12,7 @@ from einfuse.ir.expr import index as index
 from einfuse.ir.expr import load as load
 from einfuse.ir.expr import size as size
 from einfuse.ir.interpret import interpret as interpret
+from einfuse.ir.nodes import MAX_OPERATIONS as MAX_OPERATIONS
 from einfuse.ir.nodes import RANK_KINDS as RANK_KINDS
 from einfuse.ir.nodes import Cascade as Cascade
 from einfuse.ir.nodes import DType as DType
@@ -21,12 +23,12 @@ from einfuse.ir.nodes import Range as Range
 from einfuse.ir.nodes import Rank as Rank
 from einfuse.ir.nodes import RankKind as RankKind
 from einfuse.ir.nodes import Scalar as Scalar
-from einfuse.ir.nodes import Span as Span
 from einfuse.ir.nodes import State as State
 from einfuse.ir.nodes import Statement as Statement
 from einfuse.ir.nodes import Tensor as Tensor
 from einfuse.ir.source import MAX_TEXT as MAX_TEXT
 from einfuse.ir.source import read_spec as read_spec
+from einfuse.ir.span import Span as Span
 from einfuse.ir.tiles import TileMap as TileMap
 from einfuse.ir.tiles import at_points as at_points
 from einfuse.ir.tiles import classify as classify

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Tensor
+from einfuse.ir.order import by_level
 from einfuse.ir.passes import stages
 from einfuse.ir.rewrite import reading, with_used_ranks
 
@@ -134,14 +135,4 @@ def _closure(body: list[Einsum], outs: list[str]) -> set[str]:
 
 def _in_order(body: list[Einsum]) -> list[Einsum]:
     """Forward statements and adjoints in dependence order (an adjoint may be made before the forward value it reads is listed)."""
-    names = {x.target for x in body}
-    out: list[Einsum] = []
-    done: set[str] = set()
-    pending = body
-    while pending:
-        ready = [x for x in pending if (ex.reads(x.map) | ex.reads(x.mask)) & names <= done]
-        assert ready, "a cycle among adjoint statements"
-        out += ready
-        done |= {x.target for x in ready}
-        pending = [x for x in pending if x not in ready]
-    return out
+    return by_level(body, lambda x: ex.reads(x.map) | ex.reads(x.mask))

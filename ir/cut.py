@@ -26,6 +26,7 @@ from einfuse.ir.separability import matrix_rank, nonnegative
 from einfuse.ir.text import show_expr
 
 MAX_TERMS = 32
+MAX_HEIGHT = 100
 MAX_POWER = 4
 POINTS, WIDTH = 64, 2
 """The random queries and keys of the rank test, and how many features each has there: a polynomial of degree p has rank C(p + 2, 2)."""
@@ -62,10 +63,13 @@ class Cut:
     cascade: Cascade
     sides: tuple[str, str]
     einsums: dict[str, Einsum] = field(init=False)
+    heights: dict[str, int] = field(default_factory=dict)  # operations in a row from the inputs to a statement
     copies: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
         self.einsums = {x.target: x for x in self.cascade.body if isinstance(x, Einsum)}
+        for x in self.einsums.values():
+            self.heights[x.target] = x.map.depth + max((self.heights.get(n, 0) for n in ex.reads(x.map)), default=0)
 
     def side(self, e: Expr) -> set[str]:
         """The sides that ``e`` depends on: a value depends on the coordinates it is read at, and on nothing else."""
@@ -88,6 +92,8 @@ class Cut:
         if read.name not in self.einsums:
             raise NotFactorableError(f"{show_expr(read)} is a tensor over {' and '.join(self.sides)}")
         x = self.einsums[read.name]
+        if self.heights[x.target] > MAX_HEIGHT:
+            raise NotFactorableError(f"{x.target} is computed in more than {MAX_HEIGHT} steps")
         if read.args != tuple(map(ex.index, x.ranks)) and any(a.op not in ("index", "const") for a in read.args):
             raise NotFactorableError(f"{show_expr(read)} is read at other coordinates than its own")
         if x.red not in (None, "sum") or set(x.over) & set(self.sides):
@@ -113,7 +119,7 @@ class Cut:
                 return [self._summed(t, {n: r for r, n in copied.items()}) for t in inner]
             case "+" | "-":
                 right = self.expand(e.args[1])
-                return self.expand(e.args[0]) + (right if e.op == "+" else [_negated(t) for t in right])
+                return _bounded(self.expand(e.args[0]) + (right if e.op == "+" else [_negated(t) for t in right]))
             case "neg":
                 return [_negated(t) for t in self.expand(e.args[0])]
             case "float":
@@ -220,8 +226,16 @@ class _Sample:
     def value(self, e: Expr) -> torch.Tensor:
         if not self.cut.pair(e):
             return self._alone(e)
+        if e not in self.known:
+            self.known[e] = self._of_pairs(e)
+        return self.known[e]
+
+    def _of_pairs(self, e: Expr) -> torch.Tensor:
         if e.op != "load":
-            return TORCH[e.op](*map(self.value, e.args))
+            args = list(map(self.value, e.args))
+            if e.op in ("//", "%"):
+                args[1] = torch.where(args[1] == 0, 1, args[1])  # a point that says nothing
+            return TORCH[e.op](*args)
         x = self.cut.definition(e)
         points = itertools.product(range(WIDTH), repeat=len(x.over))
         values = [self.value(self.cut.opened(e, dict(zip(x.over, map(ex.const, p), strict=True)))) for p in points]

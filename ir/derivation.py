@@ -12,9 +12,12 @@ from typing import Any, Literal
 
 from einfuse.ir import expr as ex
 from einfuse.ir import separability as sep
+from einfuse.ir.errors import SpecError
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, State, Statement
 
 ORDER = ("max", "min")
+MAX_PASSES = 100
+"""Each is a loop of the kernel, and every one is derived, printed and compiled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,12 @@ class _Deriver:
 
     def run(self) -> Derivation:
         for x in self.statements:
+            if self.out.passes > MAX_PASSES:
+                raise SpecError(
+                    f"this takes more than {MAX_PASSES} passes over {self.rank}",
+                    x.loc,
+                    "repeat fewer steps: each one that needs the sums of the one before is a pass, and a loop of the kernel",
+                )
             if not x.red:
                 self.out.level[x.target] = max((self.out.level[n] for n in ex.reads(x.map) if n in self.out.level), default=1)
                 self.out.accumulators[x.target] = ()
@@ -202,10 +211,13 @@ class _Deriver:
         )
         deps = [d for d in deps if level[d] == lowest]  # the others are complete: constants of the row
         self._start({ex.at(d, self.by_name[d].ranks): d for d in deps})
-        try:
-            f = self._seen(inner) if deps else None
-        except KeyError:  # a function without algebra: every statistic it reads must be complete
-            f, forced = None, {*forced, *deps}
+        f = None
+        if deps:  # where algebra cannot look, every statistic that is read must be complete
+            try:
+                f = self._seen(inner) if sep.within_reach(inner) else None
+            except KeyError:  # a function without algebra
+                f = None
+            forced = forced if f is not None else {*forced, *deps}
         ranks = {d: self._rank(f, d) for d in deps} if f is not None else {}
         additive = {d for d in deps if f is not None and x.red in ORDER and self._rank(sep.exponential(f), d) == 1}
         other_space = {d for d in deps if self._spaces(d) - {x.mask}}

@@ -66,16 +66,25 @@ _FLAT = {
 
 def derivative(e: Expr, x: Expr) -> Expr:
     """d e / d x for a sub-expression ``x`` (usually a load), every other leaf held constant; the constant 0 where e is free of x."""
-    if e == x:
-        return ex.ONE
-    if e.op in _FLAT or not any(y == x for y in ex.walk(e)):
+    return _derivative(e, x, ex.holders(e, x), {})
+
+
+def _derivative(e: Expr, x: Expr, holders: frozenset[int], known: dict[int, Expr]) -> Expr:
+    """``holders``: the parts that ``x`` stands in, by id; ``known`` keeps what was found of those."""
+    if id(e) not in holders or (e.op in _FLAT and e != x):
         return ex.ZERO
+    if id(e) not in known:
+        known[id(e)] = ex.ONE if e == x else _by_rule(e, [_derivative(a, x, holders, known) for a in e.args])
+    return known[id(e)]
+
+
+def _by_rule(e: Expr, inner: list[Expr]) -> Expr:
+    """The derivative of a function from those of its operands."""
     if e.op in _UNARY:
-        return _times(_UNARY[e.op](e.args[0], e), derivative(e.args[0], x))
+        return _times(_UNARY[e.op](e.args[0], e), inner[0])
     if e.op == "select":
-        return call("select", e.args[0], derivative(e.args[1], x), derivative(e.args[2], x))
-    a, b = e.args
-    da, db = derivative(a, x), derivative(b, x)
+        return call("select", e.args[0], inner[1], inner[2])
+    (a, b), (da, db) = e.args, inner
     if e.op in ("+", "-"):
         return call(e.op, da, db)
     if e.op == "*":
@@ -102,7 +111,7 @@ def log_derivative(e: Expr, x: Expr) -> Expr:
     """(d e / d x) / e, written so that common factors have already cancelled."""
     if e == x:
         return call("/", ex.ONE, x)
-    if not any(y == x for y in ex.walk(e)):
+    if x not in ex.walk(e):
         return ex.ZERO
     if e.op == "*":
         return call("+", log_derivative(e.args[0], x), log_derivative(e.args[1], x))

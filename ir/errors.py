@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from einfuse.ir.nodes import Span
+from einfuse.ir.span import Span
 
 
 class EinfuseError(Exception):
@@ -45,6 +45,17 @@ class SpecError(EinfuseError):
         if self.hint:
             out.append(f"  hint: {self.hint}")
         return "\n".join(out)
+
+
+class TooLargeError(SpecError):
+    """An expression that grew, while definitions were written into it, beyond what any pass should have to look through."""
+
+    def __init__(self, loc: Span | None = None) -> None:
+        super().__init__(
+            "this grows too large once what it reads is written into it",
+            loc,
+            "read each value once or twice, repeat fewer steps, or make a part of it a reduction",
+        )
 
 
 def _excerpt(line: str, column: int, width: int = 160) -> tuple[str, int]:

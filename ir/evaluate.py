@@ -159,9 +159,8 @@ class Evaluator:
         points = live.nonzero(as_tuple=True)
         coordinates = {d: p + span[d][0] for d, p in zip(dims, points, strict=True)}
         value = self.value(e, env, lambda r: Block(coordinates[r], (POINTS,)) if r in coordinates else None).data
-        out = torch.full(
-            live.shape, identity, dtype=value.dtype if value.is_floating_point() else self.dtype, device=live.device
-        )
+        kept = value.is_floating_point() or identity == 0  # an int or a truth value has a 0, and no infinity
+        out = torch.full(live.shape, identity, dtype=value.dtype if kept else self.dtype, device=live.device)
         return Block(out.index_put(points, value.expand(len(points[0])).to(out.dtype)), dims)
 
     def dense(self, e: Expr, env: dict[str, Block], span: Span) -> Block:

@@ -217,12 +217,8 @@ _NEUTRAL: dict[str, Callable[..., Expr | None]] = {
 
 def conjunction(*parts: Expr | None) -> Expr | None:
     """The ``and`` of the given predicates, each once; None (no condition) when there is none."""
-    out: list[Expr] = []
-    for part in parts:
-        if part is not None and not is_const(part, True) and part not in out:
-            out.append(part)
     result: Expr | None = None
-    for part in out:
+    for part in dict.fromkeys(p for p in parts if p is not None and not is_const(p, True)):
         result = part if result is None else call("and", result, part)
     return result
 
@@ -281,10 +277,26 @@ def product(*parts: Expr) -> Expr:
 
 
 def walk(e: Expr) -> Iterator[Expr]:
-    """Every sub-expression, the root first."""
-    yield e
-    for a in e.args:
-        yield from walk(a)
+    """Every sub-expression, the root first; one that stands in several places once for each."""
+    stack = [e]
+    while stack:
+        top = stack.pop()
+        yield top
+        stack += reversed(top.args)
+
+
+def holders(e: Expr, x: Expr) -> frozenset[int]:
+    """The ids of the parts of ``e`` that are ``x`` or hold it; each part is looked at once."""
+    found: dict[int, bool] = {}
+    stack = [e]
+    while stack:
+        top = stack[-1]
+        left = [] if top == x else [a for a in top.args if id(a) not in found]
+        if left:
+            stack += left
+        else:
+            found[id(stack.pop())] = top == x or any(found[id(a)] for a in top.args)
+    return frozenset(n for n, holds in found.items() if holds)
 
 
 def guarded(e: Expr, guard: tuple[Expr, ...] = ()) -> Iterator[tuple[Expr, tuple[Expr, ...]]]:
@@ -336,17 +348,29 @@ def reads(e: Expr | None) -> set[str]:
 
 
 def substitute(e: Expr, fn: Callable[[Expr], Expr | None]) -> Expr:
-    """``e`` with every outermost sub-expression for which ``fn`` gives a replacement replaced, constants folded again."""
-    new = fn(e)
-    if new is not None:
-        return new
-    if not e.args:
-        return e
-    args = tuple(substitute(a, fn) for a in e.args)
-    if all(a is b for a, b in zip(args, e.args, strict=True)):
-        return e
-    out = replace(e, args=args) if e.op in LEAVES else call(e.op, *args)
-    return replace(out, loc=e.loc) if out.loc is None and e.loc is not None else out
+    """``e`` with every outermost sub-expression for which ``fn`` gives a replacement replaced, constants folded again.
+
+    A part that stands in several places is replaced once, and stays one part. Raises TooLargeError where the result is too large.
+    """
+    return _substituted(e, fn, {})
+
+
+def _substituted(e: Expr, fn: Callable[[Expr], Expr | None], known: dict[int, Expr]) -> Expr:
+    out = known.get(id(e))
+    if out is not None:
+        return out
+    out = fn(e)
+    if out is None:
+        out = e
+        if e.args:
+            args = []
+            for a in e.args:  # a loop, for every frame of Python counts on the way down
+                args.append(_substituted(a, fn, known))
+            if any(a is not b for a, b in zip(args, e.args, strict=True)):
+                out = replace(e, args=tuple(args)) if e.op in LEAVES else call(e.op, *args)
+                out = replace(out, loc=e.loc) if out.loc is None and e.loc is not None else out
+    known[id(e)] = out
+    return out
 
 
 def rename(e: Expr, ranks: dict[str, Expr]) -> Expr:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from einfuse.ir import expr as ex
 from einfuse.ir.affine import simplified
 from einfuse.ir.cut import Term
+from einfuse.ir.definitions import Definitions
 from einfuse.ir.expr import call
 from einfuse.ir.factorisation import Factorisation, Sum, extent, symmetric, width
 from einfuse.ir.nodes import Einsum, Expr, Rank
@@ -127,15 +128,7 @@ class Builder:
 
     def _pointwise(self, e: Expr) -> Expr:
         """``e`` with every pointwise statement that it reads written out."""
-        einsums = {x.target: x for x in self.c.body if isinstance(x, Einsum)}
-
-        def definition(x: Expr) -> Expr | None:
-            source = einsums.get(x.name) if x.op == "load" else None
-            if source is None or source.red:
-                return None
-            return ex.substitute(ex.rename(source.map, dict(zip(source.ranks, x.args, strict=True))), definition)
-
-        return ex.substitute(e, definition)
+        return Definitions(x for x in self.c.body if isinstance(x, Einsum) and not x.red).into(e)
 
     def _named(self, base: str, ranks: set[str], e: Expr) -> Expr:
         """A pointwise statement with this value (one for equal values), read at its own ranks; what is simple stays as it is."""

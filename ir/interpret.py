@@ -17,7 +17,7 @@ from einfuse.ir.evaluate import Block, Evaluator, Span
 from einfuse.ir.meaning import COMBINE
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Range, Scalar, State
 from einfuse.ir.spaces import inferred
-from einfuse.ir.statements import is_let
+from einfuse.ir.statements import lets
 
 
 def interpret(
@@ -43,15 +43,30 @@ def evaluate_indices(
 ) -> list[Tensor]:
     """Index expressions at every point of ``ranks`` (inside ``window``): tensors that broadcast against those axes, in that order.
 
-    They may read ``inputs`` that the cascade itself does not: a table's gradient needs its place only when it is added up.
+    They may read ``inputs`` that the cascade itself does not (a table's gradient needs its place only when it is added up), and statements
+    without a reducer.
     """
     run = Evaluator(
         inferred(cascade), {t.name: inputs[t.name] for t in cascade.inputs if t.name in inputs}, dict(sizes), torch.float64
     )
     run.inputs |= {n: torch.as_tensor(x, device=run.device) for n, x in inputs.items() if n not in run.inputs}
     span = {r: (0, n) for r, n in run.extent.items()} | dict(window or {})
-    held = run.in_order(ranks)
-    return [run.aligned(run.dense(e, {}, span), held).permute([held.index(r) for r in ranks]) for e in index]
+    held, env = run.in_order(ranks), dict[str, Block]()
+    for x in _read_by(index, cascade):
+        env[x.target] = run.einsum(x, env, span)
+    return [run.aligned(run.dense(e, env, span), held).permute([held.index(r) for r in ranks]) for e in index]
+
+
+def _read_by(index: Sequence[Expr], cascade: Cascade) -> list[Einsum]:
+    """The statements that expressions read, also through each other, in order."""
+    wanted = set().union(*map(ex.reads, index))
+    out: list[Einsum] = []
+    for x in reversed(cascade.body):
+        if isinstance(x, Einsum) and x.target in wanted:
+            assert x.red is None, f"{x.target} is computed by {x.red}"
+            wanted |= ex.reads(x.map) | ex.reads(x.mask)
+            out.append(x)
+    return out[::-1]
 
 
 class Interpreter(Evaluator):
@@ -178,22 +193,24 @@ class Interpreter(Evaluator):
     def _block_states(self, f: Fold, env: dict[str, Block], span: Span) -> dict[str, Block]:
         """The states of one block alone."""
         local, out = dict(env), {}
+        scalars = lets(f)
         for y in f.body:
             if isinstance(y, State):
                 out[y.target] = self.reduced(y.red, y.ranks, (f.rank,), y.map, f.mask, local, span)
                 local[y.target] = _finite(out[y.target])
             else:
                 value = self.einsum(y, local, span)
-                local[y.target] = _finite(value) if is_let(f, y) else value
+                local[y.target] = _finite(value) if y.target in scalars else value
         return out
 
     def _view(self, f: Fold, states: Mapping[str, Block], env: dict[str, Block], span: Span) -> dict[str, Block]:
         """The environment in which a carry sees one operand: its states, and the lets computed from them."""
         out = dict(env)
+        scalars = lets(f)
         for y in f.body:
             if isinstance(y, State) and y.target in states:
                 out[y.target] = _finite(states[y.target])
-            elif isinstance(y, Einsum) and is_let(f, y) and ex.reads(y.map) <= set(out) | set(self.inputs):
+            elif isinstance(y, Einsum) and y.target in scalars and ex.reads(y.map) <= set(out) | set(self.inputs):
                 out[y.target] = _finite(self.einsum(y, out, span))
         return out
 

@@ -18,6 +18,9 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Literal
 
+from einfuse.ir.errors import TooLargeError
+from einfuse.ir.span import Span
+
 RankKind = Literal["batch", "head", "query", "key", "feature", "state"]
 RANK_KINDS: tuple[RankKind, ...] = ("batch", "head", "query", "key", "feature", "state")
 
@@ -26,15 +29,9 @@ DType = Literal["float", "int", "bool"]
 
 Scalar = int | float | bool
 
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A place in a source text: file name, 1-based line and column, and the length of the marked text."""
-
-    file: str
-    line: int
-    column: int
-    length: int = 1
+MAX_OPERATIONS = 20_000
+MAX_DEPTH = 250
+"""Bounds of one expression: passes take at least linear time in its operations, and recurse along its depth."""
 
 
 def _loc() -> Span | None:
@@ -57,18 +54,52 @@ class Expr:
     new      a state name                 as load: the re-based value, only inside a carry
     other    --                           the operands of the scalar function ``op`` (see `ir.expr`)
     ======== ============================ =====================================================
+
+    ``operations`` counts its nodes, shared ones wherever they stand, ``depth`` the longest way to a leaf. Raises TooLargeError beyond
+    `MAX_OPERATIONS` or `MAX_DEPTH`: whatever grows in a pass ends there.
     """
 
     op: str
     args: tuple[Expr, ...] = ()
     value: Scalar | str | None = None
     loc: Span | None = _loc()
+    operations: int = field(init=False, compare=False, repr=False)
+    depth: int = field(init=False, compare=False, repr=False)
+    _hash: int | None = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        operations, depth = 1, 0
+        for a in self.args:
+            operations += a.operations
+            depth = a.depth if a.depth > depth else depth
+        object.__setattr__(self, "operations", operations)
+        object.__setattr__(self, "depth", depth + 1)
+        object.__setattr__(self, "_hash", None)
+        if operations > MAX_OPERATIONS or depth >= MAX_DEPTH:
+            raise TooLargeError(_place(self))
+
+    def __hash__(self) -> int:
+        if self._hash is None:  # kept: parts of an expression are looked up over and over
+            object.__setattr__(self, "_hash", hash((self.op, self.args, self.value)))
+        assert self._hash is not None, "it was set above"
+        return self._hash
 
     @property
     def name(self) -> str:
         """The rank, size or tensor that an index, size, load or new refers to."""
         assert isinstance(self.value, str), f"a {self.op} has no name"
         return self.value
+
+
+def _place(e: Expr) -> Span | None:
+    """The place of an expression, or of the first of its nearest parts that has one."""
+    row = [e]
+    while row:
+        for part in row:
+            if part.loc is not None:
+                return part.loc
+        row = list({id(a): a for part in row for a in part.args}.values())
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from einfuse.ir import expr as ex
-from einfuse.ir.errors import EinfuseError
+from einfuse.ir.definitions import Definitions
+from einfuse.ir.errors import EinfuseError, TooLargeError
 from einfuse.ir.expr import call
 from einfuse.ir.nodes import Einsum, Expr, Fold, State
 
@@ -130,17 +131,16 @@ def _dependants(statements: Mapping[str, Einsum], roots: set[str]) -> list[str]:
 
 
 def inline(e: Expr, definitions: Mapping[str, Einsum]) -> Expr:
-    """``e`` with the reads of pointwise statements replaced by their values."""
+    """``e`` with the reads of pointwise statements replaced by their values. Raises NotLinearError."""
 
-    def definition(x: Expr) -> Expr | None:
-        if x.op != "load" or x.name not in definitions:
-            return None
-        source = definitions[x.name]
-        if source.mask is not None:
-            raise NotLinearError(f"{x.name} does not exist everywhere")
-        return ex.rename(inline(source.map, definitions), dict(zip(source.ranks, x.args, strict=True)))
+    def allowed(x: Einsum) -> None:
+        if x.mask is not None:
+            raise NotLinearError(f"{x.target} does not exist everywhere")
 
-    return ex.substitute(e, definition)
+    try:
+        return Definitions(definitions.values(), allowed).into(e)
+    except TooLargeError as error:
+        raise NotLinearError("the update grows too large once what it reads is written into it") from error
 
 
 def log_decay(e: Expr) -> LogDecay:

@@ -37,11 +37,18 @@ else:
     sp = _Lazy()
 
 MAX_RANK = 4
+MAX_OPERATIONS, MAX_DEPTH = 2_000, 100
+"""Of a map that algebra looks into: sympy takes more than linear time, and several frames of Python a level."""
 SAMPLES = 24
 SHORT = 12  # operations of an expression that needs no further search for a shorter one
 RANGE = 12.0  # where zeros of a factor are looked for
 TOLERANCE = 1e-10
 NUMERIC = {"erf": np.vectorize(math.erf, otypes=[float])}  # numpy itself has no error function
+
+
+def within_reach(e: Expr) -> bool:
+    """Whether a map is small enough for algebra."""
+    return e.operations <= MAX_OPERATIONS and e.depth <= MAX_DEPTH
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from einfuse.ir.errors import SpecError
-from einfuse.ir.nodes import Span
+from einfuse.ir.span import Span
 
 MAX_TEXT = 1_000_000
 

@@ -20,7 +20,8 @@ def equation(x: Einsum) -> tuple[Expr, Expr]:
     return x.map.args[0], x.map.args[1]
 
 
-def is_let(f: Fold, y: Einsum) -> bool:
-    """A scalar of the running statistics inside a fold: no fold rank, no reduction, reads a state or another let."""
-    known = {z.target for z in f.body if isinstance(z, State) or (not z.red and f.rank not in z.ranks)}
-    return not y.red and f.rank not in y.ranks and bool(ex.reads(y.map) & known)
+def lets(f: Fold) -> frozenset[str]:
+    """The scalars of the running statistics inside a fold: no fold rank, no reduction, read a state or another let."""
+    alike = [y for y in f.body if isinstance(y, Einsum) and not y.red and f.rank not in y.ranks]
+    known = {y.target for y in alike} | {y.target for y in f.body if isinstance(y, State)}
+    return frozenset(y.target for y in alike if ex.reads(y.map) & known)

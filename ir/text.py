@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Place, Range, Rank, Span, State, Tensor
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Place, Range, Rank, State, Tensor
+from einfuse.ir.span import Span
 
 if TYPE_CHECKING:
     from lark import Lark, Token

@@ -37,9 +37,10 @@ import torch
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
 from einfuse.ir.interpret import interpret
-from einfuse.ir.nodes import RANK_KINDS, Cascade, DType, Einsum, Expr, Fold, Scalar, Span, State
+from einfuse.ir.nodes import RANK_KINDS, Cascade, DType, Einsum, Expr, Fold, Scalar, State
 from einfuse.ir.spaces import Spaces, conditions, given_on
-from einfuse.ir.statements import is_let
+from einfuse.ir.span import Span
+from einfuse.ir.statements import lets
 
 Property = Literal["spaced", "flat", "canonical", "fused", "scheduled", "ranged", "blocked"]
 
@@ -152,13 +153,14 @@ class _Verifier:
             _require(self._check(f.mask, free, f.loc) == "bool", "V11", "the condition of the fold is not a truth value", f.loc)
         outside, done = dict(self.local), dict[str, tuple[str, ...]]()
         states = {y.target: y.ranks for y in f.body if isinstance(y, State)}
+        scalars = lets(f)
         if sequential:
             self.local |= states
             self.types |= dict.fromkeys(states, "float")
         for y in f.body:
             if isinstance(y, Einsum):
                 self._einsum(y, f)
-                if is_let(f, y):
+                if y.target in scalars:
                     done[y.target] = y.ranks
                 continue
             _require(f.rank not in y.ranks, "V6", f"the state {y.target} keeps the folded rank {f.rank}", y.loc)

@@ -11,6 +11,8 @@ import torch
 
 from einfuse.ir import Cascade, Einsum, Expr, call, classify, conjunction, const
 from einfuse.ir import expr as ex
+from einfuse.ir.definitions import Definitions
+from einfuse.ir.errors import TooLargeError
 from einfuse.ir.interpret import evaluate_indices
 from einfuse.ir.passes import infer_space
 from einfuse.ir.rewrite import expressions, within_axis
@@ -56,16 +58,7 @@ def suspects(cascade: Cascade) -> tuple[Suspect, ...]:
 def _suspects(cascade: Cascade) -> Iterator[Suspect]:
     tensors = {t.name: t for t in cascade.inputs if not t.param}
     statements = {x.target: x for x in cascade.body if isinstance(x, Einsum)}
-
-    def written_out(e: Expr) -> Expr:
-        def definition(x: Expr) -> Expr | None:
-            source = statements.get(x.name) if x.op == "load" else None
-            if source is None or source.red is not None:
-                return None
-            return written_out(ex.rename(source.map, dict(zip(source.ranks, x.args, strict=True))))
-
-        return ex.substitute(e, definition)
-
+    definitions = Definitions(x for x in statements.values() if x.red is None)
     demand = _demand(cascade)
     for x in statements.values():
         wanted = demand[x.target]
@@ -75,11 +68,13 @@ def _suspects(cascade: Cascade) -> Iterator[Suspect]:
                     continue
                 space = conjunction(where, *guard)
                 for n, (index, axis) in enumerate(zip(e.args, tensors[e.name].axes, strict=True)):
-                    index = written_out(index)
+                    try:
+                        index = definitions.into(index)
+                        known = None if space is None else _known(definitions.into(space), statements)
+                    except TooLargeError:
+                        continue  # like an index that is computed: kernels clamp it
                     if not within_axis(cascade, index, axis) and not ex.reads(index) & set(statements):
-                        yield Suspect(
-                            x.target, e.name, n, index, axis, None if space is None else _known(written_out(space), statements)
-                        )
+                        yield Suspect(x.target, e.name, n, index, axis, known)
 
 
 def _known(space: Expr, computed: Collection[str]) -> Expr | None:

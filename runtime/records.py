@@ -23,6 +23,7 @@ MODULES = (
     "ir.nodes",
     "ir.passes.chunk_backward",
     "ir.passes.split",
+    "ir.span",
     "runtime.specialise",
     "runtime.tiles",
 )

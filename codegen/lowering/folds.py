@@ -12,7 +12,7 @@ from einfuse.ir import MONOIDS, Fold, State, call, conjunction
 from einfuse.ir import index as coordinate
 from einfuse.ir import size as size_of
 from einfuse.ir.expr import indices
-from einfuse.ir.statements import is_let
+from einfuse.ir.statements import lets
 
 
 def fold(e: Expressions, f: Fold) -> kp.Fold:
@@ -89,13 +89,14 @@ def _body(e: Expressions, f: Fold, olds: dict[str, Value], masked: bool) -> _Bod
     with blocks.inside(scope):
         for name in olds:
             del e.env[name]
+        scalars = lets(f)
         at = Block(f, olds, _mask(e, f) if masked else None)
         for y in f.body:
             if isinstance(y, State):
                 e.env[y.target] = at.news[y.target] = updated(e, y, at)
                 continue
             value = einsum(e, y)
-            if is_let(f, y):  # as the interpreter has it: a reference is finite even while nothing has been seen
+            if y.target in scalars:  # as the interpreter has it: a reference is finite even while nothing has been seen
                 value = blocks.finite(value)
             e.define(y.target, y.ranks, value)
             if y.target in e.cascade.outs and f.rank in y.ranks:

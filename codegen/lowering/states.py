@@ -15,7 +15,7 @@ from einfuse.codegen.plan import Value
 from einfuse.ir import MONOIDS, Einsum, Expr, Fold, State
 from einfuse.ir import index as coordinate
 from einfuse.ir.expr import names, reads, walk
-from einfuse.ir.statements import is_let
+from einfuse.ir.statements import lets
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +106,14 @@ def _carried(e: Expressions, y: State, at: Block) -> Value:
 
 def _before(e: Expressions, carry: Expr, at: Block) -> dict[str, Value]:
     """What statements stood for before this block: old states, and lets of them, which are finite as references are."""
-    lets = [z for z in at.fold.body if isinstance(z, Einsum) and is_let(at.fold, z)]
+    scalars = lets(at.fold)
+    known = [z for z in at.fold.body if isinstance(z, Einsum) and z.target in scalars]
     moving = reads(carry) | names(carry, "new")
-    for z in reversed(lets):  # a let may be made of other lets
+    for z in reversed(known):  # a let may be made of other lets
         if z.target in moving:
             moving |= reads(z.map)
     env = {**e.env, **at.olds}
-    for z in lets:
+    for z in known:
         if z.target in moving:
             env[z.target] = e.blocks.finite(e.value(z.map, env=env))
     return env

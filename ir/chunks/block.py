@@ -7,6 +7,7 @@ from dataclasses import replace
 from einfuse.ir import expr as ex
 from einfuse.ir.expr import call
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold
+from einfuse.ir.order import CycleError, by_level
 from einfuse.ir.recurrence import NotLinearError
 from einfuse.ir.rewrite import fresh
 
@@ -51,13 +52,7 @@ class Block:
 
     def ordered(self) -> list[Einsum]:
         """The statements in dependence order."""
-        names = {x.target for x in self.body}
-        pending, out, done = list(self.body), list[Einsum](), set[str]()
-        while pending:
-            ready = [x for x in pending if not ((ex.reads(x.map) | ex.reads(x.mask)) & names) - done - {x.target}]
-            if not ready:
-                raise NotLinearError("the states of the scan need each other")
-            out += ready
-            done |= {x.target for x in ready}
-            pending = [x for x in pending if x.target not in done]
-        return out
+        try:
+            return by_level(self.body, lambda x: ex.reads(x.map) | ex.reads(x.mask))
+        except CycleError as error:
+            raise NotLinearError("the states of the scan need each other") from error

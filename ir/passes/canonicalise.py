@@ -22,12 +22,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from einfuse.ir import expr as ex
+from einfuse.ir.definitions import Definitions
 from einfuse.ir.errors import SpecError
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Statement
 from einfuse.ir.passes import infer_space
 from einfuse.ir.rewrite import fresh, prune
-
-MAX_NODES = 20_000
 
 
 def fold_ranks(cascade: Cascade) -> tuple[str, ...]:
@@ -47,20 +46,16 @@ def run(cascade: Cascade) -> Cascade:
     folded = set(fold_ranks(cascade))
     sequence = {r.name for r in cascade.ranks if r.is_sequence} - set(cascade.over)
     statistics: set[str] = set()  # reductions over a folded rank and what is computed from them
-    inlined: dict[str, Einsum] = {}
+    inlined = Definitions()
     body: list[Statement] = []
     for x in cascade.body:
         assert not isinstance(x, Fold), "canonicalise runs before folds exist"
-        x = replace(x, map=_inline(x.map, inlined), mask=None if x.mask is None else _inline(x.mask, inlined))
-        if sum(1 for _ in ex.walk(x.map)) > MAX_NODES:
-            raise SpecError(
-                f"the definition of {x.target} grows beyond {MAX_NODES} operations", x.loc, "split it into reductions"
-            )
+        x = replace(x, map=inlined.into(x.map), mask=None if x.mask is None else inlined.into(x.mask))
         if folded & set(x.over) or (ex.reads(x.map) | ex.reads(x.mask)) & statistics:
             statistics.add(x.target)
         pair = x.target in statistics and bool(folded & set(x.ranks))
         if not x.red and (pair or not sequence & set(x.ranks)) and x.target not in cascade.outs:
-            inlined[x.target] = x
+            inlined.add(x)
         else:
             body.append(x)
     features = {r.name for r in cascade.ranks if not r.is_sequence} - set(cascade.over)
@@ -138,14 +133,3 @@ def _chosen(p: Expr, e: Expr, alike: Callable[[Expr], bool], red: str | None) ->
     n = next((n for n, f in enumerate(parts) if alike(f)), 0)
     parts[n] = ex.call("select", p, parts[n], ex.const(ex.MONOIDS[red] if red else 0.0))
     return ex.product(*parts)
-
-
-def _inline(e: Expr, inlined: dict[str, Einsum]) -> Expr:
-    def definition(x: Expr) -> Expr | None:
-        if x.op != "load" or x.name not in inlined:
-            return None
-        x = replace(x, args=tuple(_inline(a, inlined) for a in x.args))
-        source = inlined[x.name]
-        return ex.rename(source.map, dict(zip(source.ranks, x.args, strict=True)))
-
-    return ex.substitute(e, definition)

@@ -19,6 +19,8 @@ from typing import Literal
 
 from einfuse.ir import expr as ex
 from einfuse.ir.affine import affine
+from einfuse.ir.definitions import Definitions
+from einfuse.ir.errors import TooLargeError
 from einfuse.ir.nodes import Cascade, Einsum, Expr
 from einfuse.ir.offsets import of_difference
 
@@ -86,6 +88,7 @@ class _Classifier:
         self.sequence = {r.name for r in cascade.ranks if r.is_sequence} - self.over
         self.einsums = {x.target: x for x in cascade.body if isinstance(x, Einsum)}
         self.inputs = {t.name: t for t in cascade.inputs}
+        self.definitions = Definitions(x for x in self.einsums.values() if x.red is None and self._pair(x))
 
     def run(self) -> tuple[Score, ...]:
         read = [n for x in self.einsums.values() if set(x.over) & self.sequence for n in sorted(ex.reads(x.map))]
@@ -110,15 +113,11 @@ class _Classifier:
         return x.red is not None and self._pair(x)
 
     def _written_out(self, e: Expr) -> Expr:
-        """Without names for what is pointwise in the pair: products, row values and inputs are left."""
-
-        def definition(y: Expr) -> Expr | None:
-            x = self.einsums.get(y.name) if y.op == "load" else None
-            if x is None or x.red is not None or not self._pair(x):
-                return None
-            return self._written_out(ex.rename(x.map, dict(zip(x.ranks, y.args, strict=True))))
-
-        return ex.substitute(e, definition)
+        """Without names for what is pointwise in the pair, unless that is too large: products, row values and inputs are left."""
+        try:
+            return self.definitions.into(e)
+        except TooLargeError:
+            return e
 
     # -- one product ---------------------------------------------------------------------------------------------------------
 

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 
 from einfuse.ir import expr as ex
 from einfuse.ir.backward import Backward, Gradient, Kernels, adjoint
+from einfuse.ir.definitions import Definitions
 from einfuse.ir.derivative import derivative, log_derivative
-from einfuse.ir.errors import SpecError
+from einfuse.ir.errors import SpecError, TooLargeError
 from einfuse.ir.expr import call
 from einfuse.ir.nodes import Cascade, Einsum, Expr
 from einfuse.ir.passes.canonicalise import fold_ranks
@@ -308,17 +309,16 @@ class _Reverse:
         return target
 
     def _from_inputs(self, e: Expr) -> Expr:
-        """An index expression with the (integer) statements it reads written out, so that it can be evaluated by itself."""
+        """An index expression with the (integer) statements it reads written out, unless that is too large: they are evaluated with it."""
 
-        def definition(x: Expr) -> Expr | None:
-            source = self.einsums.get(x.name) if x.op == "load" else None
-            if source is None:
-                return None
-            if source.red is not None:
-                raise SpecError(f"the gradient through an index computed by {source.red} is not available", source.loc)
-            return self._from_inputs(ex.rename(source.map, dict(zip(source.ranks, x.args, strict=True))))
+        def allowed(x: Einsum) -> None:
+            if x.red is not None:
+                raise SpecError(f"the gradient through an index computed by {x.red} is not available", x.loc)
 
-        return ex.substitute(e, definition)
+        try:
+            return Definitions(self.einsums.values(), allowed).into(e)
+        except TooLargeError:
+            return e
 
     def _own_statement(self, value: Expr, ranks: tuple[str, ...], mask: Expr | None) -> str | None:
         """The statement that already is this value and has no points outside ``mask``, if there is one."""

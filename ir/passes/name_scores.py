@@ -29,7 +29,7 @@ def _named(cascade: Cascade, f: Fold, taken: set[str]) -> Fold:
         repeated = [e for e, n in counts.items() if n > 1]
         if not repeated:
             return f
-        shared = max(repeated, key=lambda e: sum(1 for _ in ex.walk(e)))
+        shared = max(repeated, key=lambda e: e.operations)
         ranks = tuple(r.name for r in cascade.ranks if r.name in ex.indices(shared) and r.name not in cascade.over)
         name = fresh("p", taken)
         read = ex.at(name, ranks)
@@ -44,9 +44,12 @@ def _named(cascade: Cascade, f: Fold, taken: set[str]) -> Fold:
 
 def _candidates(f: Fold, e: Expr) -> Iterator[Expr]:
     """Sub-expressions worth a name: more than a read, spanning the folded rank, without feature ranks of a product."""
-    if e.op in ex.LEAVES:
-        return
-    if f.rank in ex.indices(e) and e.op not in ("*", "/", "neg"):
-        yield e
-    for a in e.args:
-        yield from _candidates(f, a)
+    spanning = ex.holders(e, ex.index(f.rank))
+    stack = [e]
+    while stack:
+        top = stack.pop()
+        if top.op in ex.LEAVES:
+            continue
+        if id(top) in spanning and top.op not in ("*", "/", "neg"):
+            yield top
+        stack += reversed(top.args)

@@ -25,6 +25,7 @@ from einfuse.ir import expr as ex
 from einfuse.ir.derivation import Accumulator, Derivation, derive
 from einfuse.ir.errors import SpecError
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, State, Statement
+from einfuse.ir.order import by_level
 from einfuse.ir.passes.canonicalise import fold_ranks
 from einfuse.ir.rewrite import fresh
 
@@ -129,7 +130,9 @@ class _Surgeon:
         wanted = self._wanted_after(names, after)
         epilogue = [x for n, x in after.items() if n in wanted]
         body = (*local, *states, *(x for x in outs if x not in local))
-        return Fold(self.rank, self._own_names(body, {x.target for x in local} - {*emitted}), mask), _ordered(epilogue)
+        return Fold(self.rank, self._own_names(body, {x.target for x in local} - {*emitted}), mask), by_level(
+            epilogue, lambda x: ex.reads(x.map)
+        )
 
     def _own_names(self, body: tuple[Einsum | State, ...], local: set[str]) -> tuple[Einsum | State, ...]:
         """What another fold gives out under a mask of its own is computed here again, by another name."""
@@ -248,15 +251,3 @@ def _all_reads(x: Statement) -> set[str]:
 
 def _defined(x: Statement) -> set[str]:
     return {y.target for y in x.body if isinstance(y, State)} if isinstance(x, Fold) else {x.target}
-
-
-def _ordered(statements: list[Einsum]) -> list[Einsum]:
-    """In dependence order."""
-    names = {x.target for x in statements}
-    out: list[Einsum] = []
-    while statements:
-        ready = [x for x in statements if not (ex.reads(x.map) & names - {y.target for y in out})]
-        assert ready, "a cycle among row scalars"
-        out += ready
-        statements = [x for x in statements if x not in ready]
-    return out

@@ -14,13 +14,12 @@ from typing import Any, NoReturn
 import torch
 
 from einfuse.dsl import pure
-from einfuse.dsl.values import MAX_NODES
 from einfuse.flex import functions, integers, tables, vectors  # noqa: F401  # they make their functions known
 from einfuse.flex.captures import Captures, Float, Int, Tag
 from einfuse.flex.place import check_signature, here, name, place, raised_at
 from einfuse.flex.value import OPERATIONS, Kind, Part, Value, flat
 from einfuse.flex.watch import refuse_impure, watched
-from einfuse.ir import Einsum, Expr, Rank, Scalar, SpecError, const, index, load, size
+from einfuse.ir import MAX_OPERATIONS, Einsum, Expr, Rank, Scalar, SpecError, const, index, load, size
 from einfuse.ir import expr as ex
 from einfuse.runtime.recent import Recent
 
@@ -177,9 +176,10 @@ class Tracer:
 
     def within(self, nodes: int) -> int:
         """The number of parts of an expression. Raises SpecError where there are too many."""
-        if nodes > MAX_NODES:
+        if nodes > MAX_OPERATIONS:
             self.refuse(
-                f"this function makes an expression of more than {MAX_NODES} parts", "compute a part of it outside, as a table"
+                f"this function makes an expression of more than {MAX_OPERATIONS} parts",
+                "compute a part of it outside, as a table",
             )
         return nodes
 
