@@ -51,7 +51,7 @@ LESSER := $(if $(filter x86_64,$(shell uname -m)),ATEN_CPU_CAPABILITY=avx2 OPENB
 V3 := $(if $(LESSER),-march=x86-64-v3)
 NUMERIC := tests/runtime/test_library.py tests/codegen/cpu tests/lanes/test_bitwise.py tests/test_generated.py
 
-lesser: $(STAMP)  ## the numeric tests once more as on a processor without AVX-512 (part of what CI runs)
+lesser: $(STAMP)  ## the numeric tests once more as on a processor without AVX-512
 	@$(LESSER) CXXFLAGS="$(CXXFLAGS_TEST) $(V3)" $(BIN)/pytest -n $(JOBS) --dist worksteal -k "not drawn" $(NUMERIC) 2>&1
 
 replay: $(STAMP)  ## the text of every kernel, here and at another commit: make replay BASE=origin/main
