@@ -34,6 +34,9 @@ def run(backward: Backward) -> Backward:
     first = _prepass(rows[0] if rows else None, [c for c, _ in steps], made.values)
     read = {t.name for c, _ in done for t in c.inputs}
     first = with_used_ranks(reading(first, {}, [n for n in first.outs if n in read], first.name))
+    sequence = {r.name for r in first.ranks if r.is_sequence}
+    if len({r for x in first.body if isinstance(x, Einsum) and x.target in first.outs for r in x.ranks} & sequence) > 1:
+        return backward  # rows of two ranks would be two kernels
     return replace(backward, cascades=((first, ()), *done))
 
 

@@ -19,7 +19,7 @@ def test_formulas_that_were_not_used_for_long_are_forgotten(monkeypatch: pytest.
     """And come back right, with another number in the formula or another function."""
     monkeypatch.setattr(assemble._COMPILED, "most", 3)
     monkeypatch.setattr(tracer._PURE, "most", 2)
-    monkeypatch.setattr(ops._PROGRAMS, "most", 3)
+    monkeypatch.setattr(ops._PROGRAMS._last, "most", 3)
     x = torch.randn(1, 1, 6, 4)
     factors = [2, 3, 4, 5, 6, 2]
     for n in factors:
@@ -28,7 +28,7 @@ def test_formulas_that_were_not_used_for_long_are_forgotten(monkeypatch: pytest.
         torch.testing.assert_close(out, torch.softmax(x @ x.mT / 2 * n, -1) @ x)
     assert len(assemble._COMPILED) == 3
     assert len(tracer._PURE) == 2
-    assert len(ops._PROGRAMS) <= 3
+    assert len(ops._PROGRAMS._last) <= 3
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("cpu", marks=pytest.mark.slow)])

@@ -507,7 +507,7 @@ def test_a_pair_that_would_have_to_be_stored_is_refused() -> None:
   o[i] = sum[j](p[i, max(j - 1, 0)])
   out o
 }"""
-    with pytest.raises(SpecError, match="o reads p, which would have to be stored for all pairs of i and r"):
+    with pytest.raises(SpecError, match="`p` reduces over j for every pair of i and r"):
         einfuse.compile(text, backend="torch")(torch.randn(1, 5, 5))
 
 

@@ -19,7 +19,7 @@ def workers(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 def test_parts_keep_the_workers_busy() -> None:
     assert split.parts(items=2, keys=16384, workers=8) == 4
-    assert split.parts(items=3, keys=16384, workers=8) == 3
+    assert split.parts(items=3, keys=16384, workers=8) == 2
     assert split.parts(items=8, keys=16384, workers=8) == 1
     assert split.parts(items=1, keys=1000, workers=8) == 1
     assert split.parts(items=0, keys=1000, workers=8) == 1

@@ -2,9 +2,7 @@
 
 import ctypes
 import math
-import os
 import platform
-import shlex
 import subprocess
 from pathlib import Path
 
@@ -47,7 +45,6 @@ def apply(tmp_path_factory, request):
         "-std=c++20",
         "-O2",
         "-march=native",
-        *shlex.split(os.environ.get("CXXFLAGS", "")),
         *request.param,
         "-fno-math-errno",
         "-ffp-contract=fast",
