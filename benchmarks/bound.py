@@ -1,9 +1,9 @@
 """The error allowed to kernels (`runtime/bound.py`), measured: the same on every machine? No right kernel called wrong? Every fault found?
 
-    python benchmarks/bound.py equal [--specs NAME ...]                the bound under other instruction sets and BLAS: the largest difference
-    python benchmarks/bound.py alarms LOG [--variant avx2] [--backends torch cpu triton] [--seeds 0 20] [--minutes 9]
-    python benchmarks/bound.py faults LOG [--seeds 0 5] [--minutes 9]  planted faults (`planted.py`): how many are found
-    python benchmarks/bound.py summary LOG ...                         tables of both, and benchmarks/results/bound.json
+    equal [--specs NAME ...]                the bound under other instruction sets and BLAS: the largest difference
+    alarms LOG [--variant avx2] [--backends torch cpu triton] [--seeds 0 20] [--minutes 9]
+    faults LOG [--seeds 0 5] [--minutes 9]  planted faults (`planted.py`): how many are found
+    summary LOG ...                         tables of both, and benchmarks/results/bound.json
 
 `alarms` and `faults` write a line a spec, dtype and seed to LOG and pass over what it already has: stop and start them as you like. A variant
 runs in a process of its own with other instruction sets for torch, MKL and OpenBLAS; `v3` also compiles CPU kernels for x86-64-v3 (AVX2).
