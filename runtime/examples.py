@@ -13,10 +13,13 @@ from einfuse.ir import Cascade, Expr, Scalar, Tensor, interpret
 from einfuse.ir import expr as ex
 from einfuse.ir.expr import FUNCTIONS
 from einfuse.ir.rewrite import expressions, statements
-from einfuse.runtime import binding
+from einfuse.runtime import binding, ranges
+from einfuse.runtime.given import Given
 
 Arguments = dict[str, torch.Tensor | Scalar]
 Map = Callable[[torch.Tensor], torch.Tensor]
+MOST_INT = 4
+"""Ints are drawn from 0 to this: lengths and positions of a few tokens, several documents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,32 @@ def example_inputs(cascade: Cascade, dtype: torch.dtype, seed: int, shape: Shape
     """Random arguments for a cascade: normal floats, sorted small ints (document ids, lengths), mostly true booleans.
 
     Floats of which a logarithm or a root is taken are such that it is a number, where that can be had by positive ones, or ones between 0
-    and 1; ints that others are divided by are not 0. Tensors with three axes or more are strided views, so that no kernel may take
-    contiguity for granted.
+    and 1; ints that others are divided by are not 0; ints are small enough for what they index, where any are. Tensors with three axes
+    or more are strided views, so that no kernel may take contiguity for granted.
     """
-    return _drawn(cascade, dtype, seed, example_sizes(cascade, shape), _domain(cascade))
+    sizes, domain = example_sizes(cascade, shape), _domain(cascade)
+    suspects = ranges.suspects(cascade)
+    for most in range(MOST_INT, -1, -1):
+        found = _drawn(cascade, dtype, seed, sizes, domain, most)
+        if all(_in_range(cascade, x, found, sizes) for x in suspects):
+            return found
+    return _drawn(cascade, dtype, seed, sizes, domain)
 
 
-def _drawn(cascade: Cascade, dtype: torch.dtype, seed: int, sizes: Mapping[str, int], domain: Mapping[str, Map]) -> Arguments:
+def _in_range(cascade: Cascade, suspect: ranges.Suspect, found: Arguments, sizes: Mapping[str, int]) -> bool:
+    defaults = {t.name: t.default for t in cascade.inputs if t.param and t.default is not None}
+    tensors = {n: x for n, x in found.items() if isinstance(x, torch.Tensor)}
+    numbers = {n: x for n, x in found.items() if not isinstance(x, torch.Tensor)}
+    try:
+        ranges.check(cascade, suspect, Given(tensors, defaults | numbers, sizes))
+    except ValueError:
+        return False
+    return True
+
+
+def _drawn(
+    cascade: Cascade, dtype: torch.dtype, seed: int, sizes: Mapping[str, int], domain: Mapping[str, Map], most: int = MOST_INT
+) -> Arguments:
     generator = torch.Generator().manual_seed(seed)
     out: Arguments = {}
     for t in cascade.inputs:
@@ -55,7 +77,11 @@ def _drawn(cascade: Cascade, dtype: torch.dtype, seed: int, sizes: Mapping[str, 
             x = domain.get(t.name, _as_drawn)(torch.randn(wide, generator=generator, dtype=torch.float64)).to(dtype)
             out[t.name] = x.narrow(-2, 0, extents[-2]) if len(extents) > 1 else x
         elif t.dtype == "int":
-            x = torch.randint(0, 5, extents, generator=generator).sort(-1).values if extents else torch.tensor(3)
+            x = (
+                torch.randint(0, most + 1, extents, generator=generator).sort(-1).values
+                if extents
+                else torch.tensor(min(most, 3))
+            )
             out[t.name] = domain.get(t.name, _as_drawn)(x)
         else:
             out[t.name] = torch.rand(extents, generator=generator) > 0.2

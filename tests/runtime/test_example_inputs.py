@@ -95,3 +95,17 @@ def test_a_comparison_with_no_number_is_not_right() -> None:
     found = einfuse.verify(einfuse.compile(SCALED.replace("FACTOR", "log(-1 - abs(t))")), backends=["torch"], shape=SHAPE)
     assert not found.ok
     assert all(r.error != r.error for r in found.rows if not r.ok)
+
+
+def test_tables_hold_coordinates_that_their_tensors_have() -> None:
+    """Where offsets, rows and columns are drawn apart from one another, only small ones stay inside of a map."""
+    attention = einfuse.compile("deformable")
+    for seed in range(12):
+        x = example_inputs(attention.cascade, torch.float32, seed, Shape(1, 2, 7, 9, (8, 4), 2))
+        attention(**x)
+
+
+def test_tables_that_fit_stay_as_drawn() -> None:
+    attention = einfuse.compile(SCALED.replace("FACTOR", "n"))
+    largest = max(int(example_inputs(attention.cascade, torch.float32, seed, SHAPE)["n"].max()) for seed in range(9))  # type: ignore[union-attr]
+    assert largest == 4

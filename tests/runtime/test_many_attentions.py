@@ -82,7 +82,8 @@ def test_no_container_of_the_process_grows_with_attentions(monkeypatch: pytest.M
     assert not grown
 
 
-def test_programs_live_as_long_as_their_attentions() -> None:
+def test_programs_live_as_long_as_their_attentions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "_PROGRAMS", Living(MOST))  # attentions of other tests may be alive
     held = attention(0)
     cascade = held.cascade
     for n in range(2 * MOST):
