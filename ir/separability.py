@@ -215,7 +215,8 @@ def _ratio(z: Any) -> tuple[Callable[[Mapping[Any, Expr]], Expr], Any] | None:
                 def power(back: Mapping[Any, Expr], a: Any = a, b: Any = b) -> Expr:
                     return _power(ex.call("/", _to_expr(a.base, back), _to_expr(b.base, back)), a.exp, back)
 
-                return power, z / a / b
+                rest = [f for f in z.args if f is not a and f is not b]  # (a quotient might put powers together to others)
+                return power, sp.Mul(*rest)
     return None
 
 
@@ -256,7 +257,8 @@ def nonnegative(e: Expr, known: frozenset[str] = frozenset()) -> bool:
 
 
 def _compiled(symbols: list[Any], e: Any) -> Callable[..., Any]:
-    """``e`` as a function of arrays."""
+    """``e``, or a list of such, as a function of arrays. A branch that divides by 0 is not a number."""
+    e = [z.xreplace({sp.zoo: sp.nan}) for z in e] if isinstance(e, list) else e.xreplace({sp.zoo: sp.nan})
     known = {"select": _select, "logical_and": _Joined(np.logical_and), "logical_or": _Joined(np.logical_or)}
     return sp.lambdify(symbols, e, [NUMERIC | known, "numpy"])  # type: ignore[no-any-return]
 

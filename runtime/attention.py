@@ -13,11 +13,12 @@ from einfuse.codegen import KernelPlan, Storage
 from einfuse.codegen.scan import ScanPlan
 from einfuse.ir import Cascade, Einsum, Scalar, SpecError, interpret, pipeline
 from einfuse.ir import expr as ex
-from einfuse.ir.passes import classify_score, pack, stages, tangent
+from einfuse.ir.passes import classify_score, pack, stages
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.rewrite import expressions, statements
 from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, inside, ops, packed, parts, prefix, prepared, stream, transforms
+from einfuse.runtime import tangents as tangents_of
 from einfuse.runtime.apart import apart, transformed
 from einfuse.runtime.backends import BackendName, Target
 from einfuse.runtime.forms import FormName, Forms, known_form
@@ -53,7 +54,7 @@ class Attention:
     form: FormName = "auto"
     inner: bool = field(default=False, repr=False)
     """A stage of another attention: its tensors have the dtypes that the other one gave them."""
-    _forward_modes: dict[tuple[str, ...], Attention] = field(default_factory=dict, init=False, repr=False)
+    forward_modes: dict[tuple[str, ...], Attention | None] = field(default_factory=dict, init=False, repr=False)
     _plans: Recent[str, list[KernelPlan] | list[ScanPlan]] = field(default_factory=Recent, init=False, repr=False)
     _packed: Recent[pack.Groups, tuple[pack.Packed, Attention]] = field(default_factory=Recent, init=False, repr=False)
     program: Program = field(init=False)
@@ -108,7 +109,8 @@ class Attention:
 
     def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar) -> Output:
         if self.optional & set(kwargs):
-            return self.given(self.optional & set(kwargs))(*args, **{n: x for n, x in kwargs.items() if x is not None})
+            variant, kwargs = self.variant(kwargs)
+            return variant(*args, **kwargs)
         kind = prepared.signature(args, kwargs) if self._calls is not None else None
         ready = self._calls.known.get(kind) if kind is not None and self._calls is not None else None
         if ready is not None:
@@ -127,12 +129,15 @@ class Attention:
             return self._staged({**tensors, **numbers})
         if kind is not None and self._calls is not None and prepared.fits(self.cascade, args, kwargs):
             return _returned(self._calls.prepare(kind, Given(tensors, numbers, sizes))(args, kwargs))  # type: ignore[arg-type]  # no symbols here
+        return _returned(transforms.attention(*self.operator_call(numbers), list(tensors.values())))
+
+    def operator_call(self, numbers: Mapping[str, Scalar]) -> ops.Call:
+        """What every operator begins with."""
         params = [t for t in self.cascade.inputs if t.param]
         symbolic = torch.compiler.is_compiling()
         ints: list[Any] = [numbers[t.name] if symbolic else int(numbers[t.name]) for t in params if t.dtype == "int"]
         floats = [float(numbers[t.name]) for t in params if t.dtype == "float"]
-        call = ops.Call(self.text, self.backend or "", self.strict, self.wide, ints or None, floats or None)
-        return _returned(transforms.attention(*call, list(tensors.values())))
+        return ops.Call(self.text, self.backend or "", self.strict, self.wide, ints or None, floats or None)
 
     # -- forms -------------------------------------------------------------------------------------------------------------------
 
@@ -208,6 +213,12 @@ class Attention:
         mine = {t.name: known[t.name] for t in self.cascade.inputs}
         return {n: x.detach() if isinstance(x, torch.Tensor) and n not in self.read else x for n, x in mine.items()}
 
+    def variant(self, arguments: Mapping[str, Any]) -> tuple[Attention, dict[str, Any]]:
+        """The attention with the optional inputs that a call gives, and the arguments but for those of them that are None."""
+        kept = {n: x for n, x in arguments.items() if x is not None or n not in self.optional}
+        optional = self.optional & set(kept)
+        return self.given(optional) if optional else self, kept
+
     def given(self, optional: Iterable[str]) -> Attention:
         """The same attention with these of its optional inputs given (a spec of its own, compiled once)."""
         given = tuple(sorted(optional))
@@ -219,7 +230,8 @@ class Attention:
     def reference(self, *args: torch.Tensor, dtype: torch.dtype = torch.float64, **kwargs: torch.Tensor | Scalar) -> Output:
         """The cascade as written, interpreted point by point in ``dtype``: the oracle. Differentiable; slow."""
         if self.optional & set(kwargs):
-            return self.given(self.optional & set(kwargs)).reference(*args, dtype=dtype, **kwargs)
+            variant, kwargs = self.variant(kwargs)
+            return variant.reference(*args, dtype=dtype, **kwargs)
         tensors, numbers = binding.arguments(self.cascade, args, kwargs)
         if any(x.is_nested for x in tensors.values()):
             found: Output = packed.nested(self, tensors, numbers, functools.partial(Attention.reference, dtype=dtype))
@@ -236,24 +248,11 @@ class Attention:
     ) -> tuple[Output, Output]:
         """The outputs of a call, and their derivative along a direction: ``o, t = attn.jvp(q, k, v, tangents={"q": dq, "v": dv})``.
 
-        A tangent has the shape and dtype of its input; inputs without one stay put. One forward kernel derived from the cascade
-        (forward mode), itself differentiable. Raises TypeError for a name that is no float input.
+        A tangent has the shape and dtype of its input; inputs without one stay put. One forward kernel derived from the cascade (forward
+        mode); for a scan, and where a reducer has no derivative of its own, the interpreter, as slow as plain torch. Itself
+        differentiable. Raises TypeError for a name that is no float input and for another dtype, ValueError for another shape.
         """
-        floats = {t.name for t in self.cascade.inputs if t.dtype == "float" and not t.param}
-        unknown = sorted(set(tangents) - floats)
-        if unknown or not tangents:
-            found = ", ".join(unknown) or "none"
-            raise TypeError(f"{self.name}: tangents are for {', '.join(sorted(floats))}, found {found}")
-        along = tuple(n for n in (t.name for t in self.cascade.inputs) if n in tangents)
-        if along not in self._forward_modes:
-            self._forward_modes[along] = apart(lambda: Attention(tangent.run(self.cascade, along), self.backend, self.strict))
-        whole = self._forward_modes[along]
-        tensors, numbers = binding.arguments(self.cascade, args, kwargs)
-        names = [t.name for t in whole.cascade.inputs if not t.param][len(tensors) :]
-        outs = whole(**tensors, **dict(zip(names, (tangents[n] for n in along), strict=True)), **numbers)
-        assert isinstance(outs, tuple), "every output has a tangent"
-        half = len(outs) // 2
-        return (outs[0], outs[1]) if half == 1 else (outs[:half], outs[half:])
+        return tangents_of.outputs(self, args, kwargs, tangents)
 
     def packed(self, groups: pack.Groups) -> tuple[pack.Packed, Attention]:
         """The form for sequences of different lengths (see `varlen`), by the sizes that have the same bounds; derived once."""

@@ -159,6 +159,19 @@ def autocast(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {n: x.to(dtype) if x.dtype in (torch.float32, torch.bfloat16, torch.float16) else x for n, x in tensors.items()}
 
 
+def like(what: str, found: object, wanted: torch.Tensor) -> None:
+    """Raises TypeError or ValueError unless the one is a tensor with the dtype, the shape and the device of the other."""
+    if not isinstance(found, torch.Tensor) or found.dtype != wanted.dtype:
+        kind = found.dtype if isinstance(found, torch.Tensor) else _found(found)
+        raise TypeError(f"{what} must be a tensor of {wanted.dtype}, found {kind}")
+    if found.shape != wanted.shape:
+        raise ValueError(f"{what} must have its shape {tuple(wanted.shape)}, found {tuple(found.shape)}")
+    if found.device != wanted.device:
+        raise ValueError(f"{what} must be on {wanted.device}, found it on {found.device}")
+    if found.layout != wanted.layout:
+        raise TypeError(f"{what} must be of {wanted.layout}, found {found.layout}")
+
+
 def one_dtype(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raises TypeError where tensors with features differ in dtype; they decide the precision. Others (slopes, biases) are read and widened."""
     found = {n: tensors[n].dtype for n in cascade.with_features}
@@ -175,7 +188,7 @@ def precision_of(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> torch
 
 
 def _found(value: object) -> str:
-    return f"{type(value).__name__} {value!r}"[:80]
+    return " ".join(f"{type(value).__name__} {value!r}".split())[:80]
 
 
 def sizes(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> dict[str, Size]:

@@ -44,10 +44,7 @@ def varlen(
     Raises SpecError for a spec that has no packed form, ValueError for bounds that do not fit, TypeError as a plain call does.
     """
     _break_graph()
-    optional = attention.optional & set(given)
-    if optional:
-        attention = attention.given(optional)
-        given = {n: x for n, x in given.items() if x is not None}
+    attention, given = attention.variant(given)
     named = _named(attention.cascade, tensors, given)
     held = pack.axes(attention.cascade)
     queries = {r.size for r in attention.cascade.ranks if r.kind == "query"}

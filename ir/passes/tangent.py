@@ -10,6 +10,7 @@ maximum takes the mean of the tangents at the points that attain it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -86,10 +87,12 @@ class _Forward:
     def _linear(self, x: Einsum) -> Expr:
         """The derivative of the map along the tangents of what it reads."""
         total: Expr = ex.ZERO
-        for read in dict.fromkeys(e for e in ex.walk(x.map) if e.op == "load" and e.name in self.names):
-            slope = derivative(x.map, read)
+        for read, where in _reads(x.map).items():
+            slope = derivative(x.map, read) if read.name in self.names else ex.ZERO
             if not ex.is_const(slope, 0):
-                total = ex.collected(total, call("*", slope, ex.load(self.names[read.name], *read.args)))
+                moved = ex.load(self.names[read.name], *read.args)
+                kept = moved if where is None else call("select", where, moved, ex.ZERO)
+                total = ex.collected(total, call("*", slope, kept))
         return total
 
     def _shared(self, x: Einsum, total: Expr) -> Expr:
@@ -98,3 +101,16 @@ class _Forward:
         ties = fresh(f"{x.target}_ties", self.taken)
         self.body.append(Einsum(ties, x.ranks, "sum", x.over, call("select", attained, ex.const(1.0), ex.const(0.0)), x.mask))
         return call("select", attained, call("/", total, ex.at(ties, x.ranks)), ex.const(0.0))
+
+
+def _reads(e: Expr) -> dict[Expr, Expr | None]:
+    """Every load, and where its value counts (None: everywhere): elsewhere its tangent may lie outside of its tensor, as it may itself."""
+    found: dict[Expr, list[Expr | None]] = {}
+    for read, guard in ex.guarded(e):
+        found.setdefault(read, []).append(ex.conjunction(*guard))
+    return {read: _either(parts) for read, parts in found.items()}
+
+
+def _either(parts: list[Expr | None]) -> Expr | None:
+    known = [p for p in dict.fromkeys(parts) if p is not None]
+    return functools.reduce(functools.partial(call, "or"), known) if None not in parts else None

@@ -30,8 +30,6 @@ REFUSED = {
     "residual_scores": "the output s has more than one axis of positions",
     "additive_map": "the output w has more than one axis of positions",
 }
-POINTING = ("deformable",)
-"""Drawn whole numbers point outside of sequences this short: such a call is an error, packed or not."""
 
 
 def alone(attention: einfuse.Attention, inputs: dict[str, Any], b: int) -> dict[str, Any]:
@@ -65,14 +63,6 @@ def test_a_spec_is_that_of_each_sequence_or_is_refused(name: str) -> None:
     parts = [alone(attention, inputs, b) for b in range(len(LENGTHS))]
     for x, (at, _) in held.items():
         inputs[x] = torch.cat([p[x].squeeze(0) for p in parts], at - 1)
-    if name in POINTING:
-        for call in (
-            lambda: [attention.reference(**p) for p in parts],
-            lambda: form.attention.reference(**inputs, **form.tables(inputs)),
-        ):
-            with pytest.raises(ValueError, match="but the axis has"):
-                call()
-        return
     outs = form.attention.reference(**inputs, **form.tables(inputs))
     for b, length in enumerate(LENGTHS):
         if length == 0 or (b > 0 and "hash(" in show(attention.cascade)):  # drawn for a sequence by its number
