@@ -32,7 +32,8 @@ EXACT = frozenset(
 )
 """Operators that choose and move numbers, or give whole ones. Views are exact by what they are."""
 PRODUCTS = frozenset("bmm mm mv dot".split())
-SUMS = PRODUCTS | frozenset("add add_ sub sub_ rsub sum cumsum mean".split())
+REDUCTIONS = PRODUCTS | {"sum"}
+SUMS = REDUCTIONS | frozenset("add add_ sub sub_ rsub cumsum mean".split())
 SCATTERS = frozenset("index_put index_put_ _index_put_impl_ _unsafe_index_put".split())
 """Operators that add up. Those of the last kind may; else they move numbers."""
 DIFFERENCES = {"sub": torch.ops.aten.add, "sub_": torch.ops.aten.add, "rsub": torch.ops.aten.add}
@@ -42,7 +43,8 @@ class Rounding(TorchDispatchMode):
     """While it is entered, float64 results of torch are rounded at random to ``dtype``.
 
     Kernels in types of 16 bits compute in float32, and so does this; of what follows from tensors marked by `narrow`, the sides of products of
-    matrices are rounded to ``dtype`` as well, and in the ``backward`` their results: it reads outputs that were stored.
+    matrices are rounded to ``dtype`` as well. In the ``backward`` that of sums is too: kernels take what a row's gradients have in common from
+    outputs that were stored, and a gradient that has several sources is stored between them.
     """
 
     def __init__(self, dtype: torch.dtype, *seed: int, backward: bool = False) -> None:
@@ -58,10 +60,12 @@ class Rounding(TorchDispatchMode):
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
         given = list(_tensors(args))
         marked = any(getattr(x, "_narrow", False) for x in given)
-        stores = marked and name in PRODUCTS and self.storing > 0
-        if stores:
+        stores = marked and self.storing > 0
+        if stores and name in PRODUCTS:
             args = tuple(self._stored(x) for x in args)
-        adds = name in SUMS or (name in SCATTERS and bool(args[3:] and args[3]))
+        scatters = name in SCATTERS and bool(args[3:] and args[3])
+        adds = name in SUMS or scatters
+        reduces = name in REDUCTIONS or (scatters and args[2].numel() > args[0].numel())
         sizes = None
         if adds and any(x.dtype == torch.float64 for x in given):
             sizes = DIFFERENCES.get(name, func)(*map(_magnitude, args), **kwargs)
@@ -70,7 +74,7 @@ class Rounding(TorchDispatchMode):
         for x in _tensors(out):
             if rounds and x.dtype == torch.float64:
                 self._move(x, x if sizes is None else sizes, self.error, self.wide)
-                if stores and self.backward:
+                if stores and self.backward and reduces:
                     self._move(x, x, self.storing, self.dtype)
             if marked:
                 narrow(x)

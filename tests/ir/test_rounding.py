@@ -88,6 +88,23 @@ def test_sides_of_products_of_marked_matrices_are_held_in_16_bits_and_nothing_el
     assert (product / exact - 1).abs().amax() == pytest.approx(2 * STORAGE * 2.0**-8, rel=0.1), "a side and the result"
 
 
+def test_in_a_backward_sums_of_marked_numbers_are_held_in_16_bits_however_they_are_taken() -> None:
+    a, first = narrow(torch.linspace(0.1, 0.93, 77, dtype=torch.float64)), torch.zeros(77, dtype=torch.int64)
+    ways = (
+        lambda: a.sum()[None],
+        lambda: torch.zeros(1, dtype=torch.float64).index_put((first,), a, accumulate=True),
+    )
+    for way in ways:
+        with Rounding(torch.bfloat16, 0, backward=True):
+            found = way()
+        assert (found / a.sum() - 1).abs().item() == pytest.approx(STORAGE * 2.0**-8, rel=0.1)
+        with Rounding(torch.bfloat16, 0):
+            assert (way() / a.sum() - 1).abs().item() < 1e-6
+    with Rounding(torch.bfloat16, 0, backward=True):
+        moved = torch.zeros(77, dtype=torch.float64).index_put((torch.arange(77),), a, accumulate=True)
+    assert (moved / a - 1).abs().amax() < 1e-6, "to move numbers is no sum"
+
+
 def test_what_follows_from_marked_numbers_is_marked() -> None:
     with Rounding(torch.bfloat16, 0):
         y = torch.stack([narrow(X.clone())[None].exp().sum(), torch.ones((), dtype=torch.float64)]) / 3
