@@ -241,6 +241,15 @@ def test_verify(capsys: pytest.CaptureFixture[str], good: str) -> None:
     assert all(0 <= r["error"] <= r["allowed"] for r in found["rows"])
 
 
+def test_verify_says_where_there_was_nothing_to_compare_with(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    body = "in q[i, d]; in v[j, d]; o[i] = sum[j](sum[d](q * v) * log(-1 - abs(v[j, 0]))); out o"
+    (spec := tmp_path / "never.attn").write_text(f"attention never {{ rank i: query; rank j: key; rank d: feature; {body} }}")
+    assert main(["verify", str(spec), "--backend", "torch", "--dtype", "float32", "--forward-only"]) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "2 comparisons, 2 wrong" in out, "both forms"
+    assert "nan: the oracle has no number there" in out
+
+
 def test_verify_fails_with_one_when_a_kernel_is_wrong(
     capsys: pytest.CaptureFixture[str], good: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,10 @@ def show_rows(rows: Sequence[Row]) -> None:
     console = screen.out()
     console.print(shown)
     console.print(f"{len(rows)} comparisons, {wrong} wrong" if wrong else f"{len(rows)} comparisons, all good")
+    if any(r.error != r.error for r in rows):
+        console.print(
+            "nan: the oracle has no number there, so nothing was compared; no example inputs were found for which it has"
+        )
 
 
 def bench(args: argparse.Namespace) -> int:
