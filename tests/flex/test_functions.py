@@ -32,6 +32,13 @@ USUAL = signed(*SMALL, *LARGE)
 POSITIVE = [x for x in ALL if x > 0]
 NOT_ZERO = [x for x in ALL if x]
 
+
+def without_gradient(x: Any) -> Any:
+    with torch.no_grad():
+        y = x * x + 1
+    return x * y
+
+
 FUNCTIONS: dict[str, tuple[Function, list[float]]] = {
     "expm1": (torch.expm1, signed(*SMALL, 8.0, 10.0)),
     "sinh": (torch.sinh, [*USUAL, 89.0]),
@@ -70,6 +77,18 @@ FUNCTIONS: dict[str, tuple[Function, list[float]]] = {
     "silu": (functional.silu, USUAL),
     "gelu": (functional.gelu, USUAL),
     "gelu by tanh": (lambda x: functional.gelu(x, approximate="tanh"), USUAL),
+    "celu": (lambda x: functional.celu(x, 0.7), USUAL),
+    "selu": (functional.selu, USUAL),
+    "hardtanh": (functional.hardtanh, ALL),
+    "relu6": (functional.relu6, [*ALL, 6.0]),
+    "hardsigmoid": (functional.hardsigmoid, ALL),
+    "hardswish": (functional.hardswish, USUAL),
+    "softsign": (functional.softsign, ALL),
+    "tanhshrink": (functional.tanhshrink, USUAL),
+    "mish": (functional.mish, USUAL),
+    "logaddexp": (lambda x: torch.logaddexp(x, x * 0.5 - 1), [*USUAL, -2.0, -1e6, 1e6]),
+    "no gradient": (without_gradient, USUAL),
+    "addcdiv": (lambda x: torch.addcdiv(x, x, x * x + 1, value=0.5), USUAL),
     "cube": (lambda x: x**3, USUAL),
     "square of a float": (lambda x: x**2.0, USUAL),
     "inverse square": (lambda x: x**-2, [x for x in NOT_ZERO if abs(x) > 1e-9]),
@@ -268,6 +287,52 @@ def test_a_function_of_a_number_and_one_of_python(name: str) -> None:
         if name not in DIVISIONS or dtype != torch.bool:
             assert compared(BINARY[name], table(dtype), number) == "", (dtype, number)
             assert compared(BINARY[name], number, table(dtype, name in DIVISIONS)) == "", (dtype, number)
+
+
+BOUNDS = torch.tensor([-2, 0, 0, 1, 5, 5, 90])
+LOOKED_UP: dict[str, Function] = {
+    "embedding": lambda a: functional.embedding(a % 7, BOUNDS.float()[:, None])[0],
+    "take": lambda a: torch.take(BOUNDS, a % 7),
+    "isin": lambda a: torch.isin(a, BOUNDS),
+    "isin of a number": lambda a: torch.isin(a, 5),
+    "not in": lambda a: torch.isin(a, BOUNDS, invert=True),
+    "searchsorted": lambda a: torch.searchsorted(BOUNDS, a),
+    "searchsorted, right": lambda a: torch.searchsorted(BOUNDS, a, right=True),
+    "searchsorted, side": lambda a: torch.searchsorted(BOUNDS, a, side="right", out_int32=True),
+    "bucketize": lambda a: torch.bucketize(a, BOUNDS),
+    "bucketize, right": lambda a: torch.bucketize(a, BOUNDS, out_int32=True, right=True),
+}
+
+
+@pytest.mark.parametrize("name", LOOKED_UP)
+def test_a_look_up(name: str) -> None:
+    """In tables of integers and of floats, of bounds that occur twice."""
+    x = torch.tensor([-3, -2, -1, 0, 1, 2, 4, 5, 6, 89, 90, 91])
+    for dtype in (torch.int64, torch.float32) if name not in ("embedding", "take") else (torch.int64,):
+        assert compared(LOOKED_UP[name], x.to(dtype)) == ""
+
+
+TABLE = torch.nn.Embedding(7, 1, padding_idx=0)
+DIFFERENT: dict[str, tuple[Function, str]] = {
+    "a gradient of its own": (lambda a: TABLE(a)[0], "`embedding` with a gradient of its own"),
+    "a table that is written": (
+        lambda a: functional.embedding(a, BOUNDS[:, None], max_norm=1.0)[0],
+        "`embedding` with max_norm",
+    ),
+    "a vector in a vector": (lambda a: torch.isin(BOUNDS + a, BOUNDS).any(), "`isin` of a vector"),
+    "a vector looked up": (lambda a: torch.searchsorted(BOUNDS, BOUNDS + a).sum(), "`searchsorted` of a vector"),
+    "a sorter": (lambda a: torch.searchsorted(BOUNDS, a, sorter=BOUNDS.argsort()), "`searchsorted` with a sorter"),
+    "two sides": (lambda a: torch.searchsorted(BOUNDS, a, side="left", right=True), "left side and the right"),
+    "in place": (lambda a: functional.relu(a * 1.0, inplace=True), "`relu` with inplace=True works in place"),
+    "vmap": (lambda a: torch.vmap(torch.sin)(a), "cannot be traced: ValueError: vmap"),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_what_torch_does_otherwise_is_refused(name: str) -> None:
+    fn, message = DIFFERENT[name]
+    with pytest.raises(SpecError, match=message):
+        interpreted(fn, torch.arange(N) % 7)
 
 
 def test_integers_that_kernels_cannot_hold_are_refused() -> None:

@@ -154,3 +154,59 @@ def test_functions_of_the_other_kind() -> None:
         flex_attention(x, x, x, lambda s, b, h, i, j: torch.where((wide[i] * wide[j]).sum() > 0, s, -float("inf")))
     with pytest.raises(SpecError, match="returns a int, a mask is a condition"):
         create_block_mask(lambda b, h, i, j: i - j, None, None, 4, 4)
+
+
+class Reversed(torch.autograd.Function):
+    """The identity, with a gradient of its own: it asks torch for nothing that a tracer could see."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        return -grad
+
+
+class Squared(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Any) -> Any:
+        return x * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        return 7 * grad
+
+
+class Holder:
+    function, apply = Reversed, Squared.apply
+
+
+OWN: dict[str, Any] = {
+    "of a score": lambda score, b, h, i, j: Reversed.apply(score),
+    "by an attribute": lambda score, b, h, i, j: Holder.function.apply(score),
+    "a method": lambda score, b, h, i, j: Holder.apply(score),
+    "of a part of a table": lambda score, b, h, i, j: score + Squared.apply(ROW[j]),
+    "reentrant checkpoints": lambda score, b, h, i, j: torch.utils.checkpoint.checkpoint(torch.sin, score, use_reentrant=True),
+}
+ROW = torch.arange(6.0)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_function_with_a_backward_of_its_own_is_refused(name: str) -> None:
+    x = torch.randn(1, 1, 6, 4)
+    with pytest.raises(SpecError, match=r"test_refusals.py:\d+:\d+: `\w+` has a backward of its own"):
+        flex_attention(x, x, x, OWN[name])
+
+
+def test_a_function_with_a_backward_of_its_own_takes_whole_tables() -> None:
+    x, table = torch.randn(1, 1, 6, 4), torch.randn(6, requires_grad=True)
+    out = flex_attention(x, x, x, lambda score, b, h, i, j: score + Squared.apply(table)[j])
+    (found,) = torch.autograd.grad(out.sum(), table)  # type: ignore[union-attr]  # a tensor
+    plain = table.detach().square().requires_grad_()
+    expected = torch.autograd.grad(flex_attention(x, x, x, lambda score, b, h, i, j: score + plain[j]).sum(), plain)[0]  # type: ignore[union-attr]  # as above
+    torch.testing.assert_close(found, 7 * expected)

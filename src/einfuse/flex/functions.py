@@ -214,6 +214,11 @@ def _lerp(t: Tracer, a: Any, b: Any, weight: Any) -> Value:
     return add(t, a, mul(t, weight, sub(t, b, a)))
 
 
+@operation("addcdiv")
+def _addcdiv(t: Tracer, x: Any, a: Any, b: Any, *, value: Any = 1) -> Value:
+    return add(t, x, mul(t, divide(t, a, b), value))
+
+
 @operation("addcmul")
 def _addcmul(t: Tracer, x: Any, a: Any, b: Any, *, value: Any = 1) -> Value:
     return add(t, x, mul(t, mul(t, a, b), value))
@@ -439,6 +444,54 @@ def _elu(t: Tracer, x: Any, alpha: Any = 1.0, inplace: bool = False) -> Value:
     return where(t, compare(t, ">", x, 0.0), x, below)
 
 
+@operation("celu")
+def _celu(t: Tracer, x: Any, alpha: Any = 1.0, inplace: bool = False) -> Value:
+    below = mul(t, _expm1(t, divide(t, numeric(t, "min", x, 0.0), alpha)), alpha)
+    return where(t, compare(t, ">", x, 0.0), x, below)
+
+
+@operation("selu")
+def _selu(t: Tracer, x: Any, inplace: bool = False) -> Value:
+    return mul(t, _elu(t, x, 1.6732632423543772848170429916717), 1.0507009873554804934193349852946)
+
+
+@operation("hardtanh")
+def _hardtanh(t: Tracer, x: Any, min_val: Any = -1.0, max_val: Any = 1.0, inplace: bool = False) -> Value:
+    """A clamp that, unlike torch's `clamp`, has no derivative at its ends."""
+    upper = where(t, compare(t, ">=", x, max_val), max_val, x)
+    return where(t, compare(t, "<=", x, min_val), min_val, upper)
+
+
+@operation("relu6")
+def _relu6(t: Tracer, x: Any, inplace: bool = False) -> Value:
+    return _hardtanh(t, x, 0.0, 6.0)
+
+
+@operation("hardsigmoid")
+def _hardsigmoid(t: Tracer, x: Any, inplace: bool = False) -> Value:
+    return divide(t, _relu6(t, add(t, x, 3.0)), 6.0)
+
+
+@operation("hardswish")
+def _hardswish(t: Tracer, x: Any, inplace: bool = False) -> Value:
+    return divide(t, mul(t, x, _relu6(t, add(t, x, 3.0))), 6.0)
+
+
+@operation("softsign")
+def _softsign(t: Tracer, x: Any) -> Value:
+    return divide(t, x, add(t, same_kind(t, "abs", x), 1.0))
+
+
+@operation("tanhshrink")
+def _tanhshrink(t: Tracer, x: Any) -> Value:
+    return sub(t, x, unary(t, "tanh", x))
+
+
+@operation("mish")
+def _mish(t: Tracer, x: Any, inplace: bool = False) -> Value:
+    return mul(t, x, unary(t, "tanh", unary(t, "softplus", x)))
+
+
 @operation("silu", "swish")
 def _silu(t: Tracer, x: Any, inplace: bool = False) -> Value:
     return mul(t, x, unary(t, "sigmoid", x))
@@ -447,6 +500,15 @@ def _silu(t: Tracer, x: Any, inplace: bool = False) -> Value:
 @operation("softplus")
 def _softplus(t: Tracer, x: Any, beta: Any = 1, threshold: Any = 20) -> Value:
     return divide(t, unary(t, "softplus", mul(t, x, beta)), beta)
+
+
+@operation("logaddexp")
+def _logaddexp(t: Tracer, a: Any, b: Any) -> Value:
+    x, y = real(t, a), real(t, b)
+    up, down = (add(t, p, unary(t, "softplus", sub(t, q, p))) for p, q in ((x, y), (y, x)))
+    return where(
+        t, compare(t, ">=", x, y), up, down
+    )  # the larger one outside: it loses no digits, and both share the slope of a tie
 
 
 @operation("logsigmoid", "log_sigmoid")

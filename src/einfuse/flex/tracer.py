@@ -7,6 +7,7 @@ at every call: a function whose captures or globals have changed is another trac
 from __future__ import annotations
 
 import linecache
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ from einfuse.flex import functions, integers, tables, vectors  # noqa: F401  # t
 from einfuse.flex.captures import Captures, Float, Int, Tag
 from einfuse.flex.place import check_signature, here, name, place, raised_at
 from einfuse.flex.value import OPERATIONS, Kind, Part, Value, flat
-from einfuse.flex.watch import refuse_impure, watched
+from einfuse.flex.watch import refuse_impure, refuse_own_gradient, watched, without_own_gradients
 from einfuse.ir import MAX_OPERATIONS, Einsum, Expr, Rank, Scalar, SpecError, const, index, load, size
 from einfuse.ir import expr as ex
 from einfuse.runtime.recent import Recent
@@ -43,6 +44,7 @@ class Tracer:
 
     def __init__(self, sizes: dict[str, int], dtype: torch.dtype, device: torch.device) -> None:
         self.sizes, self.dtype, self.device = sizes, dtype, device
+        self.recording = torch.is_grad_enabled()
         self.captures = Captures()
         self.tensors: dict[int, tables.Captured] = {}
         self.numbers: dict[Tag, Number] = {}
@@ -69,16 +71,18 @@ class Tracer:
             return self._call(fn, lifted, first)
         except (
             TypeError,
-            IndexError,
+            ValueError,
+            RuntimeError,
+            LookupError,
             AttributeError,
-            KeyError,
-        ) as error:  # what Python and numpy say of a Value they cannot use
+        ) as error:  # what Python, numpy and torch say of a Value they cannot use
             said = SpecError(f"`{name(fn)}` cannot be traced: {type(error).__name__}: {error}", raised_at(error))
             file = said.loc.file if said.loc is not None else ""
             raise said.within("".join(linecache.getlines(file))) from error
         except SpecError as error:
-            file = error.loc.file if error.loc is not None else ""
-            raise error.within("".join(linecache.getlines(file))) from None
+            said = error if error.loc is not None else SpecError(error.message, place(fn), error.hint)
+            file = said.loc.file if said.loc is not None else ""
+            raise said.within("".join(linecache.getlines(file))) from None
 
     def _call(self, fn: Callable[..., Any], lifted: Callable[..., Any], first: Sequence[Value]) -> Value:
         coordinates = [Value(self, index(r), torch.int64, bounds=(0, max(0, self.sizes[r] - 1))) for r in RANKS]
@@ -90,7 +94,8 @@ class Tracer:
         """Everything that a trace of its own depends on."""
         own = Tracer(self.sizes, self.dtype, self.device)
         own.masking = self.masking
-        x = own._call(fn, own.captures.lifted(fn), [Value(own, v.expr, v.dtype) for v in first])
+        with without_own_gradients(own):
+            x = own._call(fn, own.captures.lifted(fn), [Value(own, v.expr, v.dtype) for v in first])
         captured = [(c.name, c.axes, tables.Same(c.tensor)) for c in own.tensors.values()]
         return x.expr, x.dtype, x.alive, own.statements, list(own.numbers.values()), captured
 
@@ -125,6 +130,8 @@ class Tracer:
         plain = name.strip("_") if name.startswith("__") else name
         if plain.endswith("_") and plain[:-1] in OPERATIONS:
             self.refuse(f"`{plain}` works in place, which a traced function cannot", f"use `{plain[:-1]}`")
+        if kwargs.get("inplace"):
+            self.refuse(f"`{plain}` with inplace=True works in place, which a traced function cannot", "leave inplace out")
         if plain not in OPERATIONS:
             self.refuse(
                 f"`{plain}` cannot be traced", "scores and masks are made of pointwise functions, captured tensors and indices"
@@ -132,11 +139,18 @@ class Tracer:
         if plain != "getitem" and any(isinstance(x, Part) for x in flat(args, kwargs)):
             self.refuse(f"`{plain}` meets a tensor with axes that are not indexed", "index every axis but one")
         try:
-            return OPERATIONS[plain](self, *args, **kwargs)
+            return self.recorded(OPERATIONS[plain](self, *args, **kwargs))
         except TypeError as error:
             if error.__traceback__ is not None and error.__traceback__.tb_next is None:  # the arguments did not fit
                 self.refuse(f"`{plain}` with these arguments cannot be traced: {error}")
             raise
+
+    def recorded(self, x: Any) -> Any:
+        """A result as torch's autograd would have it: without a gradient where the function turned gradients off."""
+        if not self.recording or torch.is_grad_enabled():
+            return x
+        refuse_own_gradient(self, sys._getframe(1))
+        return OPERATIONS["detach"](self, x) if isinstance(x, Value) else x
 
     # -- operands ----------------------------------------------------------------------------------------------------------
 

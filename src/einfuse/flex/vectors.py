@@ -12,6 +12,7 @@ import torch
 from einfuse.flex.arithmetic import (
     add,
     cast,
+    compare,
     condition,
     divide,
     extreme,
@@ -123,6 +124,29 @@ def _getitem(t: Tracer, x: Any, i: Any) -> Value | Part:
     return _at(t, v, at.expr, at.axis)
 
 
+@operation("embedding")
+def _embedding(
+    t: Tracer,
+    i: Any,
+    weight: Any,
+    padding_idx: Any = None,
+    max_norm: Any = None,
+    norm_type: Any = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Value | Part:
+    if max_norm is not None:
+        t.refuse("`embedding` with max_norm writes its table", "normalise the table outside of the function")
+    if (padding_idx is not None or scale_grad_by_freq or sparse) and weight.requires_grad:
+        t.refuse("`embedding` with a gradient of its own cannot be traced", "index the table: weight[i]")
+    return read(t, weight, (i,))
+
+
+@operation("take")
+def _take(t: Tracer, x: Any, i: Any) -> Value | Part:
+    return read(t, x.reshape(-1), (i,))
+
+
 def _at(t: Tracer, v: Value, place: Expr, axis: str | None = None) -> Value:
     """A vector at a place of its own."""
     assert v.axis is not None, "a vector has a rank"
@@ -210,6 +234,49 @@ def _amax(t: Tracer, x: Any, *args: Any, dim: Any = None, **_: Any) -> Value:
 @operation("amin")
 def _amin(t: Tracer, x: Any, *args: Any, dim: Any = None, **_: Any) -> Value:
     return _reduced(t, "min", _vector(t, "amin", x, args[0] if args else dim))
+
+
+@operation("isin")
+def _isin(t: Tracer, x: Any, values: Any, *, assume_unique: bool = False, invert: bool = False) -> Value:
+    found = compare(t, "==", _single(t, "isin", x), values)
+    found = found if found.axis is None else _any(t, found)
+    return logical_not(t, found) if invert else found
+
+
+@operation("searchsorted")
+def _searchsorted(
+    t: Tracer,
+    sorted_sequence: Any,
+    x: Any,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Any = None,
+) -> Value:
+    """The number of bounds that lie before ``x``."""
+    if sorter is not None:
+        t.refuse("`searchsorted` with a sorter cannot be traced", "sort the sequence outside of the function")
+    if side == "left" and right:
+        t.refuse("`searchsorted` is asked for the left side and the right one")
+    after = right or side == "right"
+    before = compare(
+        t, "<=" if after else "<", _vector(t, "searchsorted", sorted_sequence, None), _single(t, "searchsorted", x)
+    )
+    return cast(t, _sum(t, before), torch.int32 if out_int32 else torch.int64)
+
+
+@operation("bucketize")
+def _bucketize(t: Tracer, x: Any, boundaries: Any, *, out_int32: bool = False, right: bool = False) -> Value:
+    return _searchsorted(t, boundaries, x, out_int32=out_int32, right=right)
+
+
+def _single(t: Tracer, name: str, x: Any) -> Value:
+    """One number, that each of a vector is compared with."""
+    v = operand(t, x)
+    if v.axis is not None:
+        t.refuse(f"`{name}` of a vector of numbers cannot be traced", "of one number it can")
+    return v
 
 
 @operation("any")

@@ -1,10 +1,12 @@
-"""What torch does while a function is traced: what is symbolic goes to the tracer, what is drawn or written is refused."""
+"""What torch does while a function is traced: what is symbolic goes to the tracer; what is drawn, or has a backward of its own, is refused."""
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,7 +49,8 @@ class _Functions(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if any(isinstance(x, Value | Part) for x in flat(args, kwargs)):
             if name == "__getitem__" and isinstance(args[0], torch.Tensor):
-                return read(self.tracer, args[0], args[1] if isinstance(args[1], tuple) else (args[1],))
+                found = read(self.tracer, args[0], args[1] if isinstance(args[1], tuple) else (args[1],))
+                return self.tracer.recorded(found)
             return self.tracer.apply(name, args, kwargs)
         refuse_impure(self.tracer, name)
         if name in ("__setitem__", *_AUGMENTED) or (name.endswith("_") and not name.endswith("__")):
@@ -68,6 +71,45 @@ class _Operators(TorchDispatchMode):
         if _RANDOM in func.tags:
             _refuse_random(self.tracer, func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
+
+
+_APPLY = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]  # a method of the class
+
+
+@contextmanager
+def without_own_gradients(tracer: Tracer) -> Iterator[None]:
+    """Raises SpecError where a `torch.autograd.Function` is applied to a symbolic value inside: its backward would go unused.
+
+    torch tells nobody; Python tells a profiler. Where another one runs already, only functions that compute something are found.
+    """
+
+    def look(frame: FrameType, event: str, _: object) -> None:
+        if (
+            event == "call"
+            and frame.f_code is _APPLY
+            and any(isinstance(x, Value | Part) for x in flat(frame.f_locals["args"], {}))
+        ):
+            refuse_own_gradient(tracer, frame)
+
+    if sys.getprofile() is not None:
+        yield
+        return
+    sys.setprofile(look)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
+def refuse_own_gradient(tracer: Tracer, frame: FrameType | None) -> None:
+    """Raises SpecError where this frame, or one that it was called from, applies a `torch.autograd.Function`."""
+    while frame is not None and frame.f_code is not _APPLY:
+        frame = frame.f_back
+    if frame is not None:
+        tracer.refuse(
+            f"`{frame.f_locals['cls'].__name__}` has a backward of its own, which cannot be traced",
+            "write its forward with functions of torch; x.detach() is x with a gradient of 0",
+        )
 
 
 def refuse_impure(tracer: Tracer, name: str) -> None:
