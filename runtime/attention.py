@@ -77,7 +77,7 @@ class Attention:
         self.stages = (
             tuple(Attention(c, self.backend, self.strict, form="quadratic", inner=True) for c in cut) if len(cut) > 1 else ()
         )
-        if not self.stages and not isinstance(self.program, ScanProgram):
+        if not self.stages:
             self._calls = prepared.Calls(self.program, self.backend)
         self.form = known_form(self.form)
         if self.form == "linear" and self.forms.found is None:

@@ -17,11 +17,15 @@ _NOTHING: Mapping[str, Never] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Given:
-    """Of a call its arguments; of a launch also what is made for it: outputs to write, lists, bounds. All tensors are on one device."""
+    """Of a call its arguments; of a launch also what is made for it: outputs to write, lists, bounds. All tensors are on one device.
+
+    ``at`` is the device of tensors that are only described: they are on the meta device themselves.
+    """
 
     tensors: Mapping[str, torch.Tensor]
     numbers: Mapping[str, Scalar]
     sizes: Mapping[str, int]
+    at: torch.device | None = None
 
     @staticmethod
     def of(cascade: Cascade, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar]) -> Given:
@@ -39,7 +43,7 @@ class Given:
 
     @property
     def device(self) -> torch.device:
-        return next(iter(self.tensors.values())).device
+        return self.at or next(iter(self.tensors.values())).device
 
     @property
     def inputs(self) -> dict[str, torch.Tensor | Scalar]:
@@ -53,10 +57,21 @@ class Given:
 
     def more(self, tensors: Mapping[str, torch.Tensor] = _NOTHING, sizes: Mapping[str, int] = _NOTHING) -> Given:
         """With these besides, or in place of others of the same name."""
-        return Given({**self.tensors, **tensors}, self.numbers, {**self.sizes, **sizes})
+        return Given({**self.tensors, **tensors}, self.numbers, {**self.sizes, **sizes}, self.at)
 
     def read_by(self, *cascades: Cascade) -> Given:
         """The tensors and numbers that cascades take as inputs, and no others."""
         inputs = {t.name: t.param for c in cascades for t in c.inputs}
         tensors = {n: self.tensors[n] for n, param in inputs.items() if not param}
-        return Given(tensors, {n: self.numbers[n] for n, param in inputs.items() if param}, self.sizes)
+        return Given(tensors, {n: self.numbers[n] for n, param in inputs.items() if param}, self.sizes, self.at)
+
+    def described(self) -> Given:
+        """The shapes, strides and dtypes of the tensors, without their memory."""
+        meta = {n: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") for n, x in self.tensors.items()}
+        return Given(meta, self.numbers, self.sizes, self.device)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What calls share that one graph serves: numbers and device, names, shapes, strides and dtypes."""
+        numbers = (y for n, x in self.numbers.items() for y in (n, type(x), x if x else str(x)))  # -0.0 is not 0.0 here
+        return (self.device, *numbers, *(y for n, x in self.tensors.items() for y in (n, x.shape, x.stride(), x.dtype)))

@@ -16,7 +16,7 @@ from einfuse.runtime import binding, derived, tiles
 from einfuse.runtime.backends import Backend, BackendName, Target, TritonBackend, choose, device_target, named
 from einfuse.runtime.binding import STORAGE
 from einfuse.runtime.given import Given
-from einfuse.runtime.launch import Recorded, recording
+from einfuse.runtime.graph import Recorded
 from einfuse.runtime.program import Program
 from einfuse.runtime.scan import ScanProgram
 from einfuse.runtime.specialise import Printed, Specialisation
@@ -93,10 +93,10 @@ def launched(
         linear = attention.linear_form(sizes, needs)
     if linear is not None:
         return launched(linear, tensors, numbers, backward, backend)
-    record: list[Recorded] = []
+    found: list[Recorded] = []
     known: dict[str, torch.Tensor | Scalar] = {**tensors, **numbers}
     done: list[tuple[Program, Given, Backend, tuple[str, ...], dict[str, torch.Tensor]]] = []
-    with recording(record), torch.no_grad():
+    with torch.no_grad():
         for stage in attention.stages or (attention,):
             mine = stage.taken_from(known)
             given = Given.of(
@@ -107,12 +107,18 @@ def launched(
             chosen = backend or choose(given.device, attention.backend)
             program = stage.program.suited(chosen.name, dtype.itemsize == 2)
             wanted = tuple(n for n, x in given.tensors.items() if x.is_floating_point() and n in stage.read) if backward else ()
-            outs = program.forward(given, chosen, wanted)
+            program.check_ranges(given)
+            graph = program.graph(given, chosen, wanted)
+            launches, made = graph.record(dict(given.tensors))
+            found += launches
+            outs = dict(zip(graph.outs, made, strict=True))
             known |= {n: outs[n] for n in stage.cascade.outs}
             done.append((program, given, chosen, wanted, outs))
         for program, given, chosen, wanted, outs in reversed(done if backward else []):
-            program.backward(given, outs, {n: outs[n] for n in program.cascade.outs}, chosen, wanted)
-    return record
+            adjoints = program.adjoints({n: outs[n] for n in program.cascade.outs})
+            every = given.more({**outs, **adjoints})
+            found += program.gradients.graph(every, chosen, wanted).record(dict(every.tensors))[0]
+    return found
 
 
 def passes(attention: Attention) -> tuple[PassReport, ...]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -26,7 +24,6 @@ from einfuse.runtime.tiles import Variant
 from einfuse.runtime.unchanged import Unchanged
 
 if TYPE_CHECKING:
-    from einfuse.codegen.scan import Piece
     from einfuse.runtime.walks import Chosen
 
 LOOK = {"cpu": 1 << 18, "cuda": 1 << 24}
@@ -35,8 +32,6 @@ below, that is longer than the work it saves, and in decoding the tables are new
 REMEMBERED = 4  # masks of a kernel whose live tiles are kept: layers of a model share one, a data loader goes on to the next
 Run = Callable[[Mapping[str, torch.Tensor]], int | None]
 """A kernel bound to all but its tensors; gives the number of values that spilled, if known."""
-Ready = Callable[[Mapping[str, torch.Tensor]], None]
-"""What takes a call's tensors (outputs included) and leaves the outputs written."""
 
 
 @runtime_checkable
@@ -94,34 +89,6 @@ class Choice:
     lists: Chosen | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Recorded:
-    """A launch that was recorded: its kernel is neither built nor run. ``choice`` is None for a kernel without other tilings."""
-
-    kernel: Printed | Piece
-    given: Given
-    choice: Choice | None = None
-
-
-_RECORD: ContextVar[list[Recorded] | None] = ContextVar("record", default=None)
-
-
-@contextmanager
-def recording(record: list[Recorded]) -> Iterator[None]:
-    """Inside, launches of this thread are added to ``record`` and not run."""
-    token = _RECORD.set(record)
-    try:
-        yield
-    finally:
-        _RECORD.reset(token)
-
-
-def recorder() -> Callable[[Recorded], None] | None:
-    """What takes a launch in place of running it, inside of `recording`; else None."""
-    record = _RECORD.get()
-    return None if record is None else record.append
-
-
 class Launch:
     """A kernel for host numbers and sizes that stay: called with tensors (outputs included) whose shapes, strides and dtypes stay too.
 
@@ -135,21 +102,18 @@ class Launch:
         built: Built,
         numbers: Mapping[str, Scalar],
         sizes: Mapping[str, int],
-        smaller: Callable[[Printed], Built | None] = lambda _: None,
+        smaller: Callable[[Printed], bool] = lambda _: False,
     ) -> None:
+        """``smaller`` makes the kernel to take in place of one that spills, where there is one."""
         self.built, self.numbers, self.sizes, self._smaller = built, numbers, sizes, smaller
-        self._prepare()
-
-    def _prepare(self) -> None:
-        built, numbers, sizes = self.built, self.numbers, self.sizes
         self._folds = [step for step in built.plan.steps if isinstance(step, PlanFold) and step.tabulated]
         masks = [x for x in built.cascade.body if isinstance(x, Fold) and x.tabulated]
         self._named = sorted({n for f in masks for n in reads(f.mask)} - set(numbers))
         self._key = (*sorted(sizes.items()), *sorted(numbers.items()))
         self._bound: tuple[dict[str, torch.Tensor], Run] | None = None
 
-    def __call__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Runs it. One that spilled registers gives way to ``smaller`` of it, if there is one, at the next call."""
+    def __call__(self, tensors: Mapping[str, torch.Tensor]) -> bool:
+        """Runs it. True where it spilled registers, which is right but slow, and there is a smaller one to take from now on."""
         if debug.enabled("launch"):
             debug.show(
                 f"launch {self.built.plan.name} {', '.join(f'{n} = {x}' for n, x in (*self.sizes.items(), *self.numbers.items()))}"
@@ -158,10 +122,7 @@ class Launch:
         bound = self._bound
         if bound is None or bound[0] is not tables:
             bound = self._bound = (tables, self._bind(tensors, tables))
-        smaller = self._smaller(self.built.printed) if bound[1](tensors) else None
-        if smaller is not None:
-            self.built = smaller
-            self._prepare()
+        return bool(bound[1](tensors)) and self._smaller(self.built.printed)
 
     def _bind(self, tensors: Mapping[str, torch.Tensor], tables: dict[str, torch.Tensor]) -> Run:
         kernel, numbers, sizes = self.built.kernel, self.numbers, self.sizes

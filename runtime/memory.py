@@ -9,12 +9,15 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
+import os
 from collections.abc import Callable, Sequence
 
 import torch
 
 LARGE = 2**24
 """Bytes from which on pages are asked for: below, memory is mostly what an earlier call gave back."""
+POISON = bool(os.environ.get("EINFUSE_POISON"))
+"""Whether new memory is filled with NaN (of integers: the least one), so that what no kernel wrote is seen. The tests set the variable."""
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device, strides: Sequence[int] | None = None) -> torch.Tensor:
@@ -29,6 +32,8 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device, stride
         first = -(-out.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         last = (out.data_ptr() + size) // mmap.PAGESIZE * mmap.PAGESIZE
         advise(first, last - first, mmap.MADV_HUGEPAGE)
+    if POISON and dtype is not torch.bool:
+        out.fill_(torch.nan if dtype.is_floating_point else torch.iinfo(dtype).min)
     return out
 
 

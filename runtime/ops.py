@@ -22,6 +22,7 @@ from einfuse.runtime.apart import apart
 from einfuse.runtime.backends import Backend, choose
 from einfuse.runtime.binding import precision_of
 from einfuse.runtime.given import Given
+from einfuse.runtime.outputs import materialised
 from einfuse.runtime.program import Program
 from einfuse.runtime.recent import Living
 from einfuse.runtime.scan import program_of
@@ -163,8 +164,7 @@ def _like_outputs(call: Call, tensors: Sequence[torch.Tensor], needs: Sequence[b
     program, _ = call.suited(tensors)
     given = call.given(tensors)
     cascade = apart(lambda: program.saving(call.wanted(needs) if needs else ()))
-    found = program.allocate(cascade, given.tensors, given.sizes)
-    return list(found.values())
+    return list(materialised(program.outputs(cascade, given.tensors, given.sizes), given.device).values())
 
 
 def _fake_attention(*args: Any) -> list[torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,10 +32,26 @@ class Output:
         made = empty(self.shape, self.dtype, device, self.strides)
         return made.zero_() if self.cleared else made
 
+    @property
+    def elements(self) -> int:
+        """How many it holds."""
+        return math.prod(self.shape)
+
+    def described(self) -> torch.Tensor:
+        """One without memory."""
+        if self.strides is None:
+            return torch.empty(self.shape, dtype=self.dtype, device="meta")
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device="meta")
+
 
 def materialised(outputs: Mapping[str, Output], device: torch.device) -> dict[str, torch.Tensor]:
     """A fresh tensor for each."""
     return {n: x.materialised(device) for n, x in outputs.items()}
+
+
+def described(outputs: Mapping[str, Output]) -> dict[str, torch.Tensor]:
+    """One without memory for each."""
+    return {n: x.described() for n, x in outputs.items()}
 
 
 def accumulation(tensors: Iterable[torch.Tensor]) -> torch.dtype:

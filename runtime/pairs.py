@@ -26,11 +26,9 @@ from einfuse.ir.passes import window as windowing
 from einfuse.ir.passes.canonicalise import fold_ranks
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
-from einfuse.runtime.outputs import accumulation
-from einfuse.runtime.scatter import accumulate
-
-Run = Callable[[Cascade, Given], object]
-"""Launches the kernel of a cascade."""
+from einfuse.runtime.graph import Host, Kernel, Node, Tensors, room
+from einfuse.runtime.outputs import Output, accumulation, described
+from einfuse.runtime.scatter import accumulate, adding
 
 MOST_ELEMENTS = 1 << 24
 """Of the buffer of one window."""
@@ -73,69 +71,124 @@ class Pairs:
         n, step = extent[self.row], self.rows(extent)
         yield from ((lo, min(lo + step, n)) for lo in range(0, n, max(step, 1)))
 
-    def by_windows(self, total: dict[str, torch.Tensor], mine: Given, given: Given, run: Run) -> None:
-        """Runs the cascade on ``mine`` (its inputs and its other outputs, which are written in place) window by window, and adds up in
-        ``total`` what each gives pair by pair to the tensors ``given`` to the call."""
-        c, w = self.cascade, self.window
-        extent = {r.name: extent_of(c, r.name, mine.sizes) for r in c.ranks}
-        if not all(extent[r] for ps in self.parts.values() for r in ps[0].ranks):
-            return
-        ranks = {x.target: (*c.over, *x.ranks) for x in c.body if isinstance(x, Einsum)}
-        axis = dict(w.cut) | {n: ranks[n].index(w.rank) for n in c.outs if w.rank in ranks[n]}
-        wide = accumulation(mine.tensors.values())
-        buffers = {n: self.buffer(n, extent, self.rows(extent), wide, mine.device) for n in self.parts}
-        for lo, hi in self.windows(extent):
-            cut = {n: t.narrow(axis[n], lo, hi - lo) if n in axis else t for n, t in mine.tensors.items()}
-            cut |= {n: b.out.narrow(axis[n], 0, hi - lo) for n, b in buffers.items()}
-            run(w.cascade, Given(cut, {**mine.numbers, w.first: lo}, {**mine.sizes, w.rows: hi - lo}))
-            for buffer in buffers.values():
-                buffer.add(total, given, lo, hi, extent[w.rank])
+    def nodes(self, known: Given, outs: Mapping[str, Output], kernel: Callable[..., Kernel]) -> list[Node]:
+        """The cascade window by window: views of its rows, the kernel on them, and what that gave added up, for each.
 
-    def buffer(self, statement: str, extent: Mapping[str, int], rows: int, dtype: torch.dtype, device: torch.device) -> Buffer:
+        ``outs`` are its other outputs, written in place. ``kernel`` makes a launch, as `Program.kernel` does.
+        """
+        c, w = self.cascade, self.window
+        extent = {r.name: extent_of(c, r.name, known.sizes) for r in c.ranks}
+        if not all(extent[r] for ps in self.parts.values() for r in ps[0].ranks):
+            return [room(outs)]
+        ranks = {x.target: (*c.over, *x.ranks) for x in c.body if isinstance(x, Einsum)}
+        axis = dict(w.cut) | {n: ranks[n].index(w.rank) for n in outs if w.rank in ranks[n]}
+        mine = known.read_by(c)
+        wide = accumulation(mine.tensors.values())
+        buffers = [self.buffer(n, extent, self.rows(extent), wide) for n in self.parts]
+        names = {n: rows_of(n) for n in (*axis, *self.parts) if n in (*mine.tensors, *outs, *self.parts)}
+        nodes: list[Node] = [room({**outs, **{b.name: b.base for b in buffers}})]
+        whole = {**mine.tensors, **described(outs)}
+        for lo, hi in self.windows(extent):
+            views = {n: x.narrow(axis[n], lo, hi - lo) if n in axis else x for n, x in whole.items()}
+            views |= {b.statement: b.view(b.base.described(), hi - lo) for b in buffers}
+            written = {n: Output(tuple(views[n].shape), views[n].dtype, strides=views[n].stride()) for n in c.outs}
+            window = Given(views, {**mine.numbers, w.first: lo}, {**mine.sizes, w.rows: hi - lo}, known.device)
+            nodes.append(_rows({n: axis[n] for n in names if n in axis}, buffers, lo, hi))
+            nodes.append(kernel(w.cascade, window, outs=written, names=names, placed=True))
+            nodes.append(_summed(buffers, known, lo, hi, extent[w.rank]))
+        return nodes
+
+    def buffer(self, statement: str, extent: Mapping[str, int], rows: int, dtype: torch.dtype) -> Buffer:
         ps = self.parts[statement]
         ranks = ps[0].ranks
         shape = [rows if r == self.row else extent[r] for r in ranks]
-        i = ranks.index(self.row)
         sequence = {r.name for r in self.cascade.ranks if r.is_sequence} - set(self.cascade.over)
         others = [r for r in ranks if r in sequence and r != self.row]
         if len(others) != 1 or not all(of_difference(e, self.row, others[0]) for p in ps for e in p.index):
-            out = torch.zeros(shape, dtype=dtype, device=device)
-            return Buffer(self, ps, out, out, None)
+            return Buffer(self, statement, Output(tuple(shape), dtype, cleared=True), rows, None)
         j = ranks.index(others[0])
-        wide = [n + rows - 1 if axis == j else n for axis, n in enumerate(shape)]
-        base = torch.zeros(wide, dtype=dtype, device=device)
-        strides = list(base.stride())
-        strides[i] -= strides[j]
-        view = base.as_strided(shape, strides, (rows - 1) * base.stride(j))
-        return Buffer(self, ps, base, view, others[0])
+        wide = tuple(n + rows - 1 if axis == j else n for axis, n in enumerate(shape))
+        return Buffer(self, statement, Output(wide, dtype, cleared=True), rows, others[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """Room for one statement of a window: the kernel writes ``out``, a view of ``base``; ``column`` names j where offsets are columns."""
+    """Room for one statement of a window of ``rows``: ``column`` names j where offsets are the columns of ``base``."""
 
     pairs: Pairs
-    parts: tuple[Gradient, ...]
-    base: torch.Tensor
-    out: torch.Tensor
+    statement: str
+    base: Output
+    rows: int
     column: str | None
 
-    def add(self, total: dict[str, torch.Tensor], given: Given, lo: int, hi: int, last: int) -> None:
+    @property
+    def name(self) -> str:
+        """What the base is called among the tensors of a graph."""
+        return f"pairs of {self.statement}"
+
+    @property
+    def parts(self) -> tuple[Gradient, ...]:
+        return self.pairs.parts[self.statement]
+
+    @property
+    def axis(self) -> int:
+        """That of the rows."""
+        return self.parts[0].ranks.index(self.pairs.row)
+
+    def view(self, base: torch.Tensor, rows: int) -> torch.Tensor:
+        """The first rows, as a kernel writes them."""
+        if self.column is None:
+            return base.narrow(self.axis, 0, rows)
+        j = self.parts[0].ranks.index(self.column)
+        shape, strides = list(base.shape), list(base.stride())
+        shape[j] -= self.rows - 1
+        shape[self.axis], strides[self.axis] = rows, strides[self.axis] - strides[j]
+        return base.as_strided(shape, strides, (self.rows - 1) * base.stride(j))
+
+    def add(self, total: dict[str, torch.Tensor], base: torch.Tensor, given: Given, lo: int, hi: int, last: int) -> None:
         """Adds the rows ``lo <= i < hi`` to the gradients, and leaves zeros for the next window (after the last one: what was added)."""
         c, i = self.pairs.cascade, self.pairs.row
         for part in self.parts:
-            if self.column is None:
-                value = self.out.narrow(part.ranks.index(i), 0, hi - lo)
-                accumulate(total, c, part, value, given, {i: (lo, hi)})
-                continue
             axis = part.ranks.index(i)
-            value = self.base.sum(axis)
-            rows = self.out.shape[axis]
+            if self.column is None:
+                accumulate(total, c, part, base.narrow(axis, 0, hi - lo), given, {i: (lo, hi)})
+                continue
+            value = base.sum(axis)
             left = tuple(r for r in part.ranks if r != i)
             columns = value.shape[left.index(self.column)]
-            offset = call("-", ex.index(self.column), const(lo + rows - 1))
+            offset = call("-", ex.index(self.column), const(lo + self.rows - 1))
             index = tuple(ex.rename(e, {i: const(0), self.column: offset}) for e in part.index)
             moved = replace(part, index=index, ranks=left)
             accumulate(total, c, moved, value, given, {self.column: (0, columns)})
         if hi < last:
-            self.base.zero_()
+            base.zero_()
+
+
+def rows_of(name: str) -> str:
+    """What a view of some rows of a tensor is called in a graph."""
+    return f"rows of {name}"
+
+
+def _rows(axes: Mapping[str, int], buffers: Sequence[Buffer], lo: int, hi: int) -> Host:
+    """Views of the rows ``lo <= i < hi``, and of the rooms for what a kernel gives by pairs."""
+
+    def do(tensors: Tensors) -> None:
+        for n, axis in axes.items():
+            tensors[rows_of(n)] = tensors[n].narrow(axis, lo, hi - lo)
+        for b in buffers:
+            tensors[rows_of(b.statement)] = b.view(tensors[b.name], hi - lo)
+
+    given = (*map(rows_of, axes), *(rows_of(b.statement) for b in buffers))
+    return Host("take rows", (*axes, *(b.name for b in buffers)), given, do)
+
+
+def _summed(buffers: Sequence[Buffer], known: Given, lo: int, hi: int, last: int) -> Host:
+    """Adds what a window gave by pairs to the sums of gradients."""
+
+    def add(sums: dict[str, torch.Tensor], tensors: Tensors, now: Given) -> None:
+        for b in buffers:
+            b.add(sums, tensors[b.name], now, lo, hi, last)
+
+    return adding(
+        (p for b in buffers for p in b.parts), (x for b in buffers for x in (rows_of(b.statement), b.name)), known, add
+    )

@@ -15,10 +15,10 @@ from torch.autograd import forward_ad, profiler
 
 from einfuse.ir import Cascade, Scalar
 from einfuse.runtime.backends import BackendName, choose
+from einfuse.runtime.binding import precision_of
 from einfuse.runtime.forms import FORM
 from einfuse.runtime.given import Given
-from einfuse.runtime.launch import Ready
-from einfuse.runtime.outputs import Output
+from einfuse.runtime.graph import Graph
 from einfuse.runtime.program import Program
 from einfuse.runtime.recent import Recent
 
@@ -32,15 +32,13 @@ _QUIET = frozenset({_USUAL.raw_repr(), _USUAL.add(torch._C.DispatchKey.ADInplace
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One kind of call. ``names`` are its tensors in the order of declaration, ``outs`` what it writes."""
+    """One kind of call. ``names`` are its tensors in the order of declaration, ``numbers`` its host numbers."""
 
     names: tuple[str, ...]
-    outs: tuple[tuple[str, Output], ...]
-    device: torch.device
     program: Program
+    graph: Graph
     numbers: Mapping[str, Scalar]
     sizes: Mapping[str, int]
-    launch: Ready | None
     looks: bool  # at the values of tensors, before every launch
 
     def __call__(self, args: Sequence[Argument], kwargs: Mapping[str, Argument]) -> list[torch.Tensor]:
@@ -49,13 +47,7 @@ class Prepared:
             tensors |= {n: x for n, x in kwargs.items() if n not in self.numbers}  # type: ignore[misc]  # the others are tensors
         if self.looks:
             self.program.check_ranges(Given(tensors, self.numbers, self.sizes))
-        found = []
-        for name, out in self.outs:
-            tensors[name] = made = out.materialised(self.device)
-            found.append(made)
-        if self.launch is not None:
-            self.launch(tensors)
-        return found
+        return self.graph.run(tensors)
 
 
 @dataclass(slots=True)
@@ -68,23 +60,12 @@ class Calls:
 
     def prepare(self, key: Key, given: Given) -> Prepared:
         """A kind of call made ready, from one of them whose arguments are known to fit."""
-        program = self.program
-        made = program.outputs(program.cascade, given.tensors, given.sizes)
-        outs = {n: x.materialised(given.device) for n, x in made.items()}
-        launch = None
-        if any(x.numel() for x in outs.values()):
-            program.check_ranges(given)
-            launch = program.launch(program.cascade, given.more(outs), choose(given.device, self.backend))
-        self.known[key] = ready = Prepared(
-            tuple(given.tensors),
-            tuple(made.items()),
-            given.device,
-            program,
-            dict(given.numbers),
-            dict(given.sizes),
-            launch,
-            any(x for _, x in program.suspects),
-        )
+        backend = choose(given.device, self.backend)
+        program = self.program.suited(backend.name, precision_of(self.program.cascade, given.tensors).itemsize == 2)
+        program.check_ranges(given)
+        graph = program.graph(given, backend)
+        looks = any(x for _, x in program.suspects)
+        self.known[key] = ready = Prepared(tuple(given.tensors), program, graph, given.numbers, given.sizes, looks)
         return ready
 
 

@@ -1,25 +1,27 @@
-"""From a cascade to launched kernels: plans and kernels made once per dtypes, feature sizes and back end, then run."""
+"""From a cascade to the graphs of its calls: kernels made once per dtypes, feature sizes and back end, graphs once per kind of call."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import torch
 
-from einfuse.ir import Cascade
+from einfuse.ir import Cascade, Scalar
 from einfuse.ir import row_values as derive
-from einfuse.ir.backward import Backward, Step
+from einfuse.ir.backward import Backward, Step, adjoint
 from einfuse.ir.passes import canonicalise, differentiate
 from einfuse.runtime import cache, heads, ranges, split
 from einfuse.runtime.backends import Backend, BackendName
 from einfuse.runtime.given import Given
 from einfuse.runtime.gradients import Gradients
-from einfuse.runtime.launch import Built, Choice, Launch, Ready, Recorded, recorder
-from einfuse.runtime.outputs import Output, materialised, of_forward
+from einfuse.runtime.graph import Graph, Kernel, Node, room
+from einfuse.runtime.launch import Built, Choice, Launch
+from einfuse.runtime.outputs import Output, described, of_backward, of_forward
 from einfuse.runtime.recent import Recent
-from einfuse.runtime.specialise import ALLOCATED, Printed, Specialisation
+from einfuse.runtime.specialise import Printed, Specialisation
 from einfuse.runtime.tiles import Variant
 from einfuse.runtime.unchanged import Unchanged
 from einfuse.runtime.walks import Walks
@@ -35,6 +37,7 @@ class Program:
     suspects: tuple[tuple[ranges.Suspect, tuple[str, ...]], ...] = ()  # with the tables whose values decide
     in_range: Recent[tuple[object, ...], Unchanged] = field(default_factory=Recent)
     built: Recent[tuple[Specialisation, Variant], Built] = field(default_factory=Recent)
+    graphs: Recent[tuple[object, ...], Graph] = field(default_factory=Recent)
     backwards: dict[tuple[str, ...], Backward] = field(default_factory=dict)
     lightened: dict[tuple[str, ...], Backward] = field(default_factory=dict)
     savings: dict[tuple[str, ...], Cascade] = field(default_factory=dict)
@@ -118,88 +121,106 @@ class Program:
 
     # -- which kernel ------------------------------------------------------------------------------------------------------------
 
-    def specialised(
-        self, cascade: Cascade, given: Given, backend: Backend, outputs: Mapping[str, Output] = ALLOCATED
-    ) -> Specialisation:
-        """A cascade of this program for the tensors of a launch; ``outputs`` describes those that are not allocated yet."""
+    def specialised(self, cascade: Cascade, given: Given, backend: Backend) -> Specialisation:
+        """A cascade of this program for the tensors of a launch."""
         backward = not set(self.cascade.outs) <= set(cascade.outs)
-        return Specialisation.of(cascade, given, backend, self.strict, backward, outputs)
+        return Specialisation.of(cascade, given, backend, self.strict, backward)
 
-    def choose(self, cascade: Cascade, given: Given, backend: Backend, outputs: Mapping[str, Output] = ALLOCATED) -> Choice:
+    def choose(self, cascade: Cascade, given: Given, backend: Backend) -> Choice:
         """The kernel for a launch: tile by tile, or by lists of pairs where that is less work."""
-        kernel = self.specialised(cascade, given, backend, outputs)
+        kernel = self.specialised(cascade, given, backend)
         variant = kernel.choose(given.sizes, given.numbers)
         lists = self.walks.choose(cascade, given, kernel.tilings[variant.start]) if self.walks.pair(cascade) else None
         if lists is None:
             return Choice(kernel, variant)
         known = given.more(lists.tables, lists.sizes)
-        walking = self.specialised(lists.cascade, known, backend, outputs)
+        walking = self.specialised(lists.cascade, known, backend)
         return Choice(walking, replace(walking.choose(known.sizes, known.numbers), walk=lists.key), lists)
 
-    def ready(self, cascade: Cascade, given: Given, backend: Backend) -> Ready:
-        """One kernel for tensors like these. One that spills registers is right but slow: the next call gets smaller tiles."""
-        choice = self.choose(cascade, given, backend)
-        kernel, variant, lists = choice.kernel, choice.variant, choice.lists
+    def kernel(
+        self,
+        cascade: Cascade,
+        given: Given,
+        backend: Backend,
+        outs: Mapping[str, Output],
+        names: Mapping[str, str] = MappingProxyType({}),
+        tables: Mapping[str, torch.Tensor] = MappingProxyType({}),
+        placed: bool = False,
+    ) -> Kernel:
+        """The launch of a cascade that writes ``outs`` (by the names of the kernel); ``names`` and ``tables`` as in `Kernel`.
+
+        ``placed``: an earlier node made room for the outputs.
+        """
+        mine = given.more(tables).read_by(cascade)
+        choice = self.choose(cascade, mine.more(described(outs)), backend)
+        lists = choice.lists
         sizes = {**given.sizes, **lists.sizes} if lists else given.sizes
-        run = self._recorded(choice, given, sizes) or self._built(kernel, variant, given, sizes)
-        return run if lists is None else lambda tensors: run({**tensors, **lists.tables})
+        return Kernel(
+            cascade.name,
+            tuple(names.get(n, n) for n in mine.tensors if n not in tables),
+            {} if placed else {names.get(n, n): x for n, x in outs.items()},
+            replace(mine, sizes=sizes),
+            lambda: self._printed(choice),
+            lambda: self._launch(choice, mine.numbers, sizes),
+            choice,
+            names,
+            {**tables, **lists.tables} if lists else tables,
+            tuple(names.get(n, n) for n in outs) if placed else (),
+        )
 
-    def _built(self, kernel: Specialisation, variant: Variant, given: Given, sizes: Mapping[str, int]) -> Launch:
-        """The launch of a kernel that is built once."""
+    def _launch(self, choice: Choice, numbers: Mapping[str, Scalar], sizes: Mapping[str, int]) -> Launch:
+        """The launch of a kernel that is built once. One that spills is right but slow: there and then a smaller one is built."""
+        kernel, variant = choice.kernel, choice.variant
 
-        def smaller(printed: Printed) -> Built | None:
+        def smaller(printed: Printed) -> bool:
             if printed.rung + 1 >= len(kernel.tilings):
-                return None
+                return False
             less = kernel.printed(replace(variant, start=printed.rung + 1))
-            self.built[kernel, variant] = made = Built.of(less, kernel.backend)
-            return made
+            self.built[kernel, variant] = Built.of(less, kernel.backend)
+            return True
 
         built = self.built.made((kernel, variant), lambda: Built.of(kernel.printed(variant), kernel.backend))
-        return Launch(built, given.numbers, sizes, smaller)
+        return Launch(built, numbers, sizes, smaller)
 
-    def _recorded(self, choice: Choice, given: Given, sizes: Mapping[str, int]) -> Ready | None:
-        """What records the launch, where launches are recorded; the kernel is the one that calls have come to after spills."""
-        note = recorder()
-        if note is None:
-            return None
+    def _printed(self, choice: Choice) -> Printed:
+        """The kernel that calls have come to after spills."""
         known = self.built.get((choice.kernel, choice.variant))
-        printed = known.printed if known else choice.kernel.printed(choice.variant)
-        return lambda tensors: note(Recorded(printed, Given(tensors, given.numbers, sizes), choice))
+        return known.printed if known else choice.kernel.printed(choice.variant)
 
-    # -- running -------------------------------------------------------------------------------------------------------------
+    # -- what runs ---------------------------------------------------------------------------------------------------------------
 
-    def forward(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
-        """The outputs, and what the backward for ``wanted`` will read."""
+    def graph(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Graph:
+        """What a forward runs: it gives out the outputs, and what the backward for ``wanted`` will read."""
         cascade = self.saving(wanted)
-        self.check_ranges(given)
-        outs = self.allocate(cascade, given.tensors, given.sizes)
-        if any(x.numel() for x in outs.values()):
-            known = given.more(outs)
-            self.launch(cascade, known, backend)(known.tensors)
-        return outs
+        outs = self.outputs(cascade, given.tensors, given.sizes)
 
-    def launch(self, cascade: Cascade, given: Given, backend: Backend) -> Ready:
-        """A forward for tensors like these (outputs included): one kernel, or parts of the keys and their merge if that kept workers idle."""
+        def nodes(given: Given) -> Iterable[Node]:
+            return self.nodes(cascade, given, backend, outs) if any(x.elements for x in outs.values()) else (room(outs),)
+
+        return Graph(nodes, given, tuple(outs))
+
+    def nodes(self, cascade: Cascade, given: Given, backend: Backend, outs: Mapping[str, Output]) -> Sequence[Node]:
+        """A forward for tensors like these: one kernel, or parts of the keys and their merge if that kept workers idle."""
         if cascade is not self.cascade:
-            return self.ready(cascade, given, backend)
+            return (self.kernel(cascade, given, backend, outs),)
         other = self.heads
         stacked = other.taken(given) if other else None
         if other and stacked:
-            return other.program.launch(other.program.cascade, stacked, backend)
+            return other.program.nodes(other.program.cascade, stacked, backend, outs)
         count = split.planned(self, given.sizes, backend.workers(given.device))
-        inparts = split.ready(self, count, given, backend) if count > 1 else None
-        return inparts or self.ready(cascade, given, backend)
-
-    def allocate(
-        self, cascade: Cascade, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]
-    ) -> dict[str, torch.Tensor]:
-        """Fresh outputs of a forward."""
-        device = next(iter(tensors.values())).device
-        return materialised(self.outputs(cascade, tensors, sizes), device)
+        inparts = split.nodes(self, count, given, backend, outs) if count > 1 else None
+        return inparts or (self.kernel(cascade, given, backend, outs),)
 
     def outputs(self, cascade: Cascade, tensors: Mapping[str, torch.Tensor], sizes: Mapping[str, int]) -> dict[str, Output]:
         """What a forward writes."""
         return of_forward(cascade, () if self.wide else self.cascade.outs, tensors, sizes)
+
+    def forward(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
+        """The outputs, and what the backward for ``wanted`` will read."""
+        self.check_ranges(given)
+        key = ("forward", wanted, backend.identity, backend.workers(given.device), given.kind)
+        graph = self.graphs.made(key, lambda: self.graph(given, backend, wanted))
+        return dict(zip(graph.outs, graph.run(dict(given.tensors)), strict=True))
 
     def backward(
         self,
@@ -210,4 +231,19 @@ class Program:
         wanted: tuple[str, ...],
     ) -> dict[str, torch.Tensor]:
         """The gradient of every tensor in ``wanted``, in its own dtype and layout."""
-        return self.gradients.run(given, saved, gradients, backend, wanted)
+        known = given.more({**saved, **self.adjoints(gradients)})
+        key = ("backward", wanted, backend.identity, backend.workers(given.device), known.kind)
+        graph = self.graphs.made(key, lambda: self.gradients.graph(known, backend, wanted))
+        return dict(zip(wanted, graph.run(dict(known.tensors)), strict=True))
+
+    def adjoints(self, gradients: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The gradients of outputs under the names that the backward reads them by."""
+        return {adjoint(n): g for n, g in gradients.items()}
+
+    def sized(self, cascade: Cascade, given: Given) -> Given:
+        """With the sizes that a step of the backward has beside those of the call."""
+        return given
+
+    def written(self, step: Step, known: Given, apart: Collection[str] = ()) -> dict[str, Output]:
+        """What the kernel of a step of the backward writes, without the statements in ``apart``."""
+        return of_backward(*step, known, apart)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,18 +12,18 @@ import torch
 from einfuse.codegen import Storage, scan
 from einfuse.codegen.scan import Piece
 from einfuse.ir import Cascade, Fold
-from einfuse.ir.backward import Backward, adjoint
+from einfuse.ir.backward import Backward, Step, adjoint
 from einfuse.ir.passes import chunk, chunk_backward, infer_space
 from einfuse.ir.passes.chunk_backward import ScanBackward
 from einfuse.runtime import cache
 from einfuse.runtime.backends import Backend, BackendName, Target, TritonBackend, device_target
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
-from einfuse.runtime.outputs import Output, accumulation, gradient, of_forward
+from einfuse.runtime.graph import Node
+from einfuse.runtime.outputs import Output, accumulation, described, of_forward
+from einfuse.runtime.pieces import Pieces
 from einfuse.runtime.program import Program
 from einfuse.runtime.recent import Recent
-from einfuse.runtime.scatter import accumulate
-from einfuse.runtime.sequence import Sequence
 from einfuse.runtime.specialise import Specialisation
 
 
@@ -46,7 +46,7 @@ class ScanProgram(Program):
     points: int | None = None
     blocked: Cascade = field(init=False)
     derived: dict[tuple[str, ...], ScanBackward] = field(default_factory=dict)
-    kernels: Recent[tuple[Specialisation, int], Sequence] = field(default_factory=Recent)
+    kernels: Recent[tuple[Specialisation, int], Pieces] = field(default_factory=Recent)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,6 +92,10 @@ class ScanProgram(Program):
             self.derived[wanted] = cache.remembered("backward", name, lambda: chunk_backward.run(self.blocked, wanted))
         return self.derived[wanted]
 
+    def steps(self, wanted: tuple[str, ...], row_values: bool) -> tuple[Step, ...]:
+        """The backward's one cascade, on every back end."""
+        return self.backward_of(wanted).cascades
+
     def saving(self, wanted: tuple[str, ...]) -> Cascade:
         """The forward cascade that also gives out the states the backward starts its blocks from."""
         return self.reverse(wanted).forward if wanted else self.blocked
@@ -111,46 +115,27 @@ class ScanProgram(Program):
 
     # -- running -----------------------------------------------------------------------------------------------------------------
 
-    def forward(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
-        """The outputs, and the states that the backward for ``wanted`` will read."""
-        cascade = self.saving(wanted)
-        self.check_ranges(given)
-        outs = self.allocate(cascade, given.tensors, given.sizes)
-        self._launch(cascade, given, outs, backend)
-        return outs
-
-    def backward(
-        self,
-        given: Given,
-        saved: Mapping[str, torch.Tensor],
-        gradients: Mapping[str, torch.Tensor],
-        backend: Backend,
-        wanted: tuple[str, ...],
-    ) -> dict[str, torch.Tensor]:
-        """The gradient of every tensor in ``wanted``, in its own dtype."""
-        found = self.reverse(wanted)
-        c = found.backward
-        adjoints = {f"{adjoint(n)}{end}": g for n, g in gradients.items() for end in ("", "_last")}
-        counted = self._counted(c, given.sizes)
-        known = given.more({**saved, **adjoints})
-        shaped = of_forward(c, (), known.tensors, counted)
-        wide = accumulation(given.tensors.values())
-        outs = {n: replace(x, dtype=wide).materialised(given.device) for n, x in shaped.items()}
-        self._launch(c, known, outs, backend)
-        total: dict[str, torch.Tensor] = {}
-        for part in found.gradients:
-            accumulate(total, c, part, outs[part.statement], given.more(sizes=counted))
-        asked = {n: given.tensors[n] for n in wanted}
-        return {n: gradient(total.get(n), x) for n, x in asked.items()}
-
-    def _launch(self, cascade: Cascade, given: Given, outs: Mapping[str, torch.Tensor], backend: Backend) -> None:
-        if not any(x.numel() for x in outs.values()):
-            return
-        known = given.read_by(cascade).more(outs, self._counted(cascade, given.sizes))
+    def nodes(self, cascade: Cascade, given: Given, backend: Backend, outs: Mapping[str, Output]) -> Sequence[Node]:
+        """The kernels of a scan, forward or backward, for tensors like these."""
+        known = self.sized(cascade, given.read_by(cascade).more(described(outs)))
         kernel = Specialisation.of(cascade, known, backend)
         points = math.prod(extent_of(cascade, r, known.sizes) for r in cascade.over)
         crew = _crew(points, extent_of(cascade, self.rank, known.sizes) > 4 * self.step) if backend.name == "cpu" else 1
-        self.kernels.made((kernel, crew), lambda: Sequence(_pieces(kernel, crew), backend.name)).run(known)
+        return self.kernels.made((kernel, crew), lambda: Pieces(_pieces(kernel, crew), backend.name)).nodes(known, outs)
+
+    def sized(self, cascade: Cascade, given: Given) -> Given:
+        """With the number of blocks."""
+        return given.more(sizes=self._counted(cascade, given.sizes))
+
+    def adjoints(self, gradients: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The gradients of outputs under the names that the backward reads them by: along the scan, or of its last states."""
+        return {f"{adjoint(n)}{end}": g for n, g in gradients.items() for end in ("", "_last")}
+
+    def written(self, step: Step, known: Given, apart: Collection[str] = ()) -> dict[str, Output]:
+        """What the backward writes: all in accumulation precision."""
+        shaped = of_forward(step[0], (), known.tensors, known.sizes)
+        wide = accumulation(known.tensors.values())
+        return {n: replace(x, dtype=wide) for n, x in shaped.items()}
 
     def candidates(
         self,

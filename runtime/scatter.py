@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -13,6 +13,7 @@ from einfuse.ir.backward import Gradient
 from einfuse.ir.expr import indices, reads
 from einfuse.ir.interpret import evaluate_indices
 from einfuse.runtime.given import Given
+from einfuse.runtime.graph import Host, Tensors
 
 Window = Mapping[str, tuple[int, int]]
 
@@ -28,6 +29,28 @@ def contracted(part: Gradient, values: Mapping[str, torch.Tensor]) -> tuple[Grad
     kept = tuple(r for r in letter if r in used)
     a, b, out = ("".join(letter[r] for r in rs) for rs in (part.ranks, ranks, kept))
     return replace(part, ranks=kept, times=None), torch.einsum(f"{a},{b}->{out}", value, values[name])
+
+
+def total(name: str) -> str:
+    """What the sum of an input's gradient is called among the tensors of a graph."""
+    return f"sum for {name}"
+
+
+def adding(
+    parts: Iterable[Gradient], read: Iterable[str], known: Given, add: Callable[[dict[str, torch.Tensor], Tensors, Given], None]
+) -> Host:
+    """The node that adds ``parts`` of gradients to the sums of their inputs: ``add`` gets these sums, all tensors, and the call."""
+    parts = tuple(parts)
+    inputs = tuple(dict.fromkeys(p.input for p in parts))
+    tables = [n for p in parts for e in p.index for n in reads(e) if n in known.tensors]
+
+    def do(tensors: Tensors) -> None:
+        sums = {n: tensors[total(n)] for n in inputs if total(n) in tensors}
+        add(sums, tensors, Given(tensors, known.numbers, known.sizes))
+        tensors |= {total(n): x for n, x in sums.items()}
+
+    every = dict.fromkeys((*read, *tables, *inputs, *map(total, inputs)))
+    return Host("add up", tuple(every), tuple(map(total, inputs)), do)
 
 
 def accumulate(

@@ -10,9 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-
-import torch
 
 from einfuse.codegen import KernelPlan, Storage, lower
 from einfuse.codegen.plan import show, verify
@@ -23,11 +20,7 @@ from einfuse.runtime import cache, derived, tiles
 from einfuse.runtime.backends import Backend, Tilings
 from einfuse.runtime.binding import STORAGE
 from einfuse.runtime.given import Given
-from einfuse.runtime.outputs import Output
 from einfuse.runtime.tiles import Variant
-
-ALLOCATED: Mapping[str, Output] = MappingProxyType({})
-"""Describes no output: all are among a launch's tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +54,9 @@ class Specialisation:
         backend: Backend,
         strict: bool = False,
         backward: bool = False,
-        outputs: Mapping[str, Output] = ALLOCATED,
     ) -> Specialisation:
-        """For the tensors of a launch; ``outputs`` describes those that are not allocated yet."""
-        typed: Mapping[str, torch.Tensor | Output] = {**given.tensors, **outputs}
-        storage = {n: STORAGE[typed[n].dtype] for n in (*tensors(cascade), *cascade.outs)}
+        """For the tensors of a launch."""
+        storage = {n: STORAGE[given.tensors[n].dtype] for n in (*tensors(cascade), *cascade.outs)}
         return Specialisation(cascade, storage, static_sizes(cascade, given.sizes), backend, strict, backward)
 
     @functools.cached_property

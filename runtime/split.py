@@ -19,10 +19,11 @@ from einfuse.ir.passes import split as splitting
 from einfuse.runtime import cache
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
-from einfuse.runtime.launch import Ready
 
 if TYPE_CHECKING:
     from einfuse.runtime.backends import Backend
+    from einfuse.runtime.graph import Kernel
+    from einfuse.runtime.outputs import Output
     from einfuse.runtime.program import Program
 
 FEWEST = 512  # keys of a part: below, the merge costs more than the parts save
@@ -31,15 +32,11 @@ TILE = 16  # rows that a tile of any back end holds at least: more rows are more
 
 @dataclass(frozen=True, slots=True)
 class Halves:
-    """A program in two steps; ``names`` are the states, as the first writes and the second reads them."""
+    """A program in two steps."""
 
     split: splitting.Split
     partial: Program
     merged: Program
-
-    @property
-    def names(self) -> tuple[tuple[str, str], ...]:
-        return tuple((n, self.split.held[n]) for n in self.split.states)
 
 
 def halves(program: Program) -> Halves | None:
@@ -80,29 +77,20 @@ def planned(program: Program, sizes: Mapping[str, int], workers: int) -> int:
     return parts(items, extent[fold], workers)
 
 
-def ready(program: Program, count: int, given: Given, backend: Backend) -> Ready | None:
-    """The launch in that many parts for tensors like these (outputs included), or None where the program cannot be split."""
+def nodes(
+    program: Program, count: int, given: Given, backend: Backend, outs: Mapping[str, Output]
+) -> tuple[Kernel, Kernel] | None:
+    """The launch in that many parts for tensors like these, which writes ``outs``; None where the program cannot be split."""
     both = program.halves
     if both is None:
         return None
     first, second = both.partial.cascade, both.merged.cascade
     keys = extent_of(program.cascade, both.split.rank, given.sizes)
     ends = [keys * n // count for n in range(count + 1)]
-    device = given.device
-    bounds = torch.tensor(list(itertools.pairwise(ends)), device=device)
-    known = given.more({first.inputs[-1].name: bounds}, {splitting.PARTS: count})
-    states = both.partial.allocate(first, known.tensors, known.sizes)
-    held = known.more({b: states[a] for a, b in both.names})
-    asked = {t.name for t in second.inputs}
-    told = {**given.numbers, **splitting.constants(both.split.sizes, given.sizes)}
-    begin = both.partial.ready(first, known.more(states), backend)
-    end = both.merged.ready(second, replace(held, numbers={n: x for n, x in told.items() if n in asked}), backend)
-    shapes = [(n, x.shape, x.dtype) for n, x in states.items()]
-    names = dict(both.names)
-
-    def run(tensors: Mapping[str, torch.Tensor]) -> None:
-        fresh = {n: torch.empty(shape, dtype=dtype, device=device) for n, shape, dtype in shapes}
-        begin({**tensors, first.inputs[-1].name: bounds, **fresh})
-        end({**tensors, **{names[n]: x for n, x in fresh.items()}})
-
-    return run
+    bounds = {first.inputs[-1].name: torch.tensor(list(itertools.pairwise(ends)), device=given.device)}
+    known = given.more(sizes={splitting.PARTS: count})
+    states = both.partial.outputs(first, {**known.tensors, **bounds}, known.sizes)
+    begin = both.partial.kernel(first, known, backend, states, both.split.held, bounds)
+    numbers = {**given.numbers, **splitting.constants(both.split.sizes, given.sizes)}
+    held = {both.split.held[n]: x.described() for n, x in states.items()}
+    return begin, both.merged.kernel(second, replace(known.more(held), numbers=numbers), backend, outs)

@@ -30,8 +30,9 @@ from einfuse.ir import EinfuseError, Scalar
 from einfuse.runtime import binding, cache
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import Target, TritonBackend
+from einfuse.runtime.graph import Recorded
 from einfuse.runtime.inside import launched
-from einfuse.runtime.launch import Recorded, tile_tables
+from einfuse.runtime.launch import tile_tables
 from einfuse.runtime.trips import trips
 
 MEASURED_BY = ("machine_code.py", "signature.py", "statistics.py")

@@ -22,6 +22,7 @@ settings.load_profile("steady")
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: before any test module is
+os.environ.setdefault("EINFUSE_POISON", "1")  # what kernels write starts as NaN: read when einfuse is imported
 if WORKER:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker a core
 if (

@@ -35,8 +35,8 @@ def test_parts_give_the_whole(name: str, backend: BackendName, monkeypatch: pyte
     q, k, v = (torch.randn(1, 2, n, 16) for n in (3, 77, 77))
     extra = {"slope": torch.rand(2)} if name == "alibi" else {}
     asked: list[int] = []
-    real = split.ready
-    monkeypatch.setattr(split, "ready", lambda program, count, *rest: asked.append(count) or real(program, count, *rest))
+    real = split.nodes
+    monkeypatch.setattr(split, "nodes", lambda program, count, *rest: asked.append(count) or real(program, count, *rest))
     out = attn(q, k, v, **extra)
     assert asked == [4]
     torch.testing.assert_close(out, attn.reference(q, k, v, **extra).float(), rtol=2e-5, atol=2e-6)

@@ -28,7 +28,9 @@ def test_windows_give_the_gradient(name: str, rows: int, monkeypatch: pytest.Mon
     monkeypatch.setattr(pairs, "MOST_ELEMENTS", 1)
     monkeypatch.setattr(pairs, "FEWEST_ROWS", rows)
     shape = None if name in ("swin_window", "neighborhood") else SHAPE
-    found = einfuse.verify(einfuse.compile(name), backends=["torch"], dtypes=["float32"], shape=shape)
+    attention = einfuse.compile(name)
+    attention.program.graphs.clear()  # of other windows
+    found = einfuse.verify(attention, backends=["torch"], dtypes=["float32"], shape=shape)
     assert found.ok, [r for r in found.rows if not r.ok]
 
 

@@ -20,7 +20,9 @@ from einfuse.ir.passes import chunk, chunk_backward
 from einfuse.runtime.backends import TorchBackend
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
-from einfuse.runtime.sequence import Sequence
+from einfuse.runtime.graph import Graph
+from einfuse.runtime.outputs import Output, described
+from einfuse.runtime.pieces import Pieces
 from einfuse.runtime.specialise import Specialisation
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes
 
@@ -72,14 +74,13 @@ def ran(c: Cascade, split: Callable[[ScanPlan], list[ScanPlan]], env: dict[str, 
     sizes = {**example_sizes(c, SHAPE), "n_blocks": 3}
     (fold,) = c.body
     ranks = {y.target: y.ranks for y in fold.body}  # type: ignore[union-attr]  # a blocked scan is one fold
-    outs = {n: torch.full([extent_of(c, r, sizes) for r in (*c.over, *ranks[n])], torch.nan) for n in c.outs}
-    every = {t.name: env[t.name] for t in c.inputs if not t.param} | outs
+    outs = {n: Output(tuple(extent_of(c, r, sizes) for r in (*c.over, *ranks[n])), torch.float32) for n in c.outs}
     numbers = {t.name: t.default for t in c.inputs if t.param}
-    given = Given(every, numbers, sizes)  # type: ignore[arg-type]  # every number has a default
-    kernel = Specialisation.of(c, given, TorchBackend())
+    given = Given({t.name: env[t.name] for t in c.inputs if not t.param}, numbers, sizes)  # type: ignore[arg-type]  # all have defaults
+    kernel = Specialisation.of(c, given.more(described(outs)), TorchBackend())
     plan = scan.lower(c, kernel.storage, kernel.static)
-    Sequence(tuple(map(Piece, split(plan))), "triton").run(given)
-    return outs
+    pieces = Pieces(tuple(map(Piece, split(plan))), "triton")
+    return dict(zip(outs, Graph(lambda x: pieces.nodes(x, outs), given, tuple(outs)).run(dict(given.tensors)), strict=True))
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ import einfuse
 from einfuse.codegen import KernelPlan
 from einfuse.runtime import binding
 from einfuse.runtime.backends import TritonBackend
+from einfuse.runtime.graph import Recorded
 from einfuse.runtime.inside import launched
-from einfuse.runtime.launch import Recorded
 from einfuse.runtime.static import job
 from einfuse.runtime.trips import trips
 

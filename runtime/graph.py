@@ -1,0 +1,164 @@
+"""What a call does: kernels and steps of the host, joined by the tensors that they read and make, and the one executor of all of them.
+
+    q, k, v, bounds  ->  [causal_partial]  ->  m_part, l_part, o_0_part  ->  [causal_merged]  ->  o
+
+A graph follows from shapes, strides, dtypes, sizes and host numbers: it holds no tensor of a call, and runs for all calls like the one
+it was made for. What nodes make has a shape that sizes decide. The executor allocates it, in one way for all, and frees it after its
+last reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
+from typing import TYPE_CHECKING
+
+import torch
+
+from einfuse.runtime.given import Given
+from einfuse.runtime.outputs import Output
+
+if TYPE_CHECKING:
+    from einfuse.codegen.scan import Piece
+    from einfuse.runtime.launch import Choice
+    from einfuse.runtime.specialise import Printed
+
+Tensors = dict[str, torch.Tensor]
+Launched = Callable[[Mapping[str, torch.Tensor]], bool]
+"""A kernel made ready: writes the outputs among the tensors. True: a kernel that holds less should take its place."""
+
+
+@dataclass(slots=True, eq=False)
+class Host:
+    """A step in plain torch. ``run`` takes all tensors by name and puts what it ``gives`` among them; what it ``makes`` is allocated before."""
+
+    label: str
+    reads: tuple[str, ...]
+    gives: tuple[str, ...]
+    do: Callable[[Tensors], None]
+    makes: Mapping[str, Output] = field(default_factory=dict)
+
+    def run(self, tensors: Tensors) -> bool:
+        """Does the step."""
+        self.do(tensors)
+        return False
+
+
+@dataclass(slots=True, eq=False)
+class Kernel:
+    """A launch, built when it first runs. ``given`` are its numbers and sizes; ``tables`` what it reads beside the tensors of the graph.
+
+    ``names`` are the tensors that the kernel knows by another name than the graph: argument -> tensor. ``gives`` it writes in place.
+    """
+
+    label: str
+    reads: tuple[str, ...]
+    makes: Mapping[str, Output]
+    given: Given
+    printed: Callable[[], Printed | Piece]
+    build: Callable[[], Launched]
+    choice: Choice | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+    tables: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    gives: tuple[str, ...] = ()
+    _launch: Launched | None = field(default=None, init=False)
+
+    def run(self, tensors: Tensors) -> bool:
+        """Launches it."""
+        if self._launch is None:
+            self._launch = self.build()
+        return self._launch({**tensors, **self._more(tensors)} if self.names or self.tables else tensors)
+
+    def _more(self, tensors: Tensors) -> Tensors:
+        return {argument: tensors[n] for argument, n in self.names.items()} | {**self.tables}
+
+    def recorded(self, tensors: Tensors) -> Recorded:
+        """The launch on these tensors, which is not run."""
+        theirs = {n: x for n, x in tensors.items() if n in self.reads or n in self.makes or n in self.gives}
+        renamed = {*self.names.values()} - {*self.names}
+        mine = {n: x for n, x in theirs.items() if n not in renamed} | self._more(tensors)
+        return Recorded(self.printed(), Given(mine, self.given.numbers, self.given.sizes), self.choice)
+
+
+Node = Host | Kernel
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recorded:
+    """A launch that was not run: its kernel, what it would be given, and how it was chosen (None: a kernel without other tilings)."""
+
+    kernel: Printed | Piece
+    given: Given
+    choice: Choice | None = None
+
+
+class Graph:
+    """The nodes of a call in the order they run, and the tensors ``outs`` that it gives out."""
+
+    __slots__ = ("_build", "_given", "_steps", "device", "nodes", "outs")
+
+    def __init__(self, build: Callable[[Given], Iterable[Node]], given: Given, outs: Sequence[str]) -> None:
+        """``build`` makes the nodes for arguments like ``given``: once here, and again where a kernel asks for one that holds less."""
+        self._build, self._given, self.outs, self.device = build, given.described(), tuple(outs), given.device
+        self._plan()
+
+    def _plan(self) -> None:
+        self.nodes = tuple(self._build(self._given))
+        last = {n: place for place, node in enumerate(self.nodes) for n in touched(node)}
+        made = {n for node in self.nodes for n in (*node.makes, *node.gives)} - {*self.outs}
+        frees = [
+            tuple(n for n in dict.fromkeys(touched(node)) if n in made and last[n] == k) for k, node in enumerate(self.nodes)
+        ]
+        self._steps = tuple((x, tuple(x.makes.items()), free) for x, free in zip(self.nodes, frees, strict=True))
+
+    def run(self, tensors: Tensors) -> list[torch.Tensor]:
+        """The outputs for a call's tensors, among which all that nodes make is put."""
+        device, smaller = self.device, False
+        for node, makes, frees in self._steps:
+            for name, out in makes:
+                tensors[name] = out.materialised(device)
+            smaller |= node.run(tensors)
+            for name in frees:
+                del tensors[name]
+        if smaller:
+            self._plan()
+        return [tensors[n] for n in self.outs]
+
+    def record(self, tensors: Tensors) -> tuple[list[Recorded], list[torch.Tensor]]:
+        """What it would launch on these tensors, and outputs that no kernel wrote; no kernel is built."""
+        found = []
+        for node, makes, _ in self._steps:
+            for name, out in makes:
+                tensors[name] = out.materialised(self.device)
+            if isinstance(node, Kernel):
+                found.append(node.recorded(tensors))
+            else:
+                node.run(tensors)
+        return found, [tensors[n] for n in self.outs]
+
+    def levels(self) -> list[list[Node]]:
+        """The nodes that wait for no other, those that wait for these alone, and so on."""
+        maker: dict[str, int] = {}
+        needs: dict[int, set[int]] = {}
+        for place, node in enumerate(self.nodes):
+            needs[place] = {maker[n] for n in (*node.reads, *node.gives) if n in maker}
+            maker |= dict.fromkeys((*node.makes, *node.gives), place)
+        sorter = TopologicalSorter(needs)
+        sorter.prepare()
+        out = []
+        while sorter:
+            level = sorted(sorter.get_ready())
+            out.append([self.nodes[n] for n in level])
+            sorter.done(*level)
+        return out
+
+
+def touched(node: Node) -> tuple[str, ...]:
+    """The tensors that a node reads, makes or gives."""
+    return (*node.reads, *node.makes, *node.gives)
+
+
+def room(outs: Mapping[str, Output]) -> Host:
+    """What allocates tensors that nothing is written to: those without elements, or zeros."""
+    return Host("allocate", (), (), lambda tensors: None, outs)

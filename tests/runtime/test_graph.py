@@ -1,0 +1,96 @@
+"""The graph of a call: what nodes make is allocated before they run, freed after its last reader, and belongs to no earlier call."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Mapping
+
+import torch
+
+import einfuse
+from einfuse.runtime.given import Given
+from einfuse.runtime.graph import Graph, Host, Kernel, Node, Tensors
+from einfuse.runtime.outputs import Output
+
+GIVEN = Given({"x": torch.arange(4.0)}, {}, {"N": 4})
+
+
+def kernel(reads: str, makes: Mapping[str, Output], write: object, names: Mapping[str, str] | None = None) -> Kernel:
+    return Kernel("k", tuple(reads.split()), makes, GIVEN, lambda: None, lambda: write, names=names or {})  # type: ignore[arg-type,return-value]
+
+
+def run(*nodes: Node, outs: tuple[str, ...]) -> list[torch.Tensor]:
+    return Graph(lambda given: nodes, GIVEN, outs).run(dict(GIVEN.tensors))
+
+
+def test_a_kernel_makes_whole_numbers_that_a_later_one_reads() -> None:
+    """As a choice of coordinates is made: its shape follows from sizes, its values from tensors."""
+
+    def choose(tensors: Mapping[str, torch.Tensor]) -> bool:
+        tensors["chosen"].copy_(tensors["x"].topk(2).indices)
+        return False
+
+    def gather(tensors: Mapping[str, torch.Tensor]) -> bool:
+        torch.gather(tensors["x"], 0, tensors["at"], out=tensors["o"])
+        return False
+
+    chosen = kernel("x", {"chosen": Output((2,), torch.int64)}, choose)
+    read = kernel("x chosen", {"o": Output((2,), torch.float32)}, gather, {"at": "chosen"})
+    assert run(chosen, read, outs=("o",))[0].tolist() == [3.0, 2.0]
+    assert [len(x) for x in Graph(lambda given: (chosen, read), GIVEN, ("o",)).levels()] == [1, 1]
+
+
+def test_what_no_node_writes_is_seen() -> None:
+    """New memory is NaN where tests run."""
+    (found,) = run(kernel("x", {"o": Output((3,), torch.float32)}, lambda tensors: False), outs=("o",))
+    assert found.isnan().all()
+
+
+def test_a_tensor_is_freed_after_its_last_reader() -> None:
+    kept: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+
+    def first(tensors: Tensors) -> None:
+        kept.append(weakref.ref(tensors["a"]))
+
+    def later(tensors: Tensors) -> None:
+        alive.append(kept[0]() is not None)
+
+    made = Host("make", (), (), first, {"a": Output((2,), torch.float32), "o": Output((1,), torch.float32)})
+    read, after = Host("read", ("a",), (), later), Host("after", (), (), later)
+    run(made, read, after, outs=("o",))
+    assert alive == [True, False]
+
+
+def test_a_kernel_that_asks_for_a_smaller_one_gets_it_at_the_next_call() -> None:
+    sizes = [3, 2, 1]
+    ran: list[int] = []
+
+    def nodes(given: Given) -> list[Node]:
+        size = sizes[0]
+
+        def launch(tensors: Mapping[str, torch.Tensor]) -> bool:
+            ran.append(size)
+            return size > 1 and bool(sizes.pop(0))
+
+        return [kernel("x", {"o": Output((1,), torch.float32)}, launch)]
+
+    graph = Graph(nodes, GIVEN, ("o",))
+    for _ in range(4):
+        graph.run(dict(GIVEN.tensors))
+    assert ran == [3, 2, 1, 1]
+
+
+def test_a_graph_is_kept_and_the_tensors_of_its_call_are_not() -> None:
+    attention = einfuse.compile("causal", backend="torch")
+    leaves = [torch.randn(1, 1, 19, 8, requires_grad=True) for _ in range(3)]
+    attention(*leaves).sum().backward()
+    before = len(attention.program.graphs)
+    assert before >= 2, "one forward, one backward"
+    attention(*leaves).sum().backward()
+    assert len(attention.program.graphs) == before
+    gone = [weakref.ref(x) for x in leaves]
+    del leaves
+    gc.collect()
+    assert not any(x() is not None for x in gone)
