@@ -21,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
-NEEDED = ("torch", "triton", "jinja2", "lark", "networkx", "numpy", "platformdirs", "rich", "sympy")
+NEEDED = ("torch", "triton", "jinja2", "lark", "numpy", "platformdirs", "rich", "sympy")
 CHECKING = 0.55  # the part of the budget after which nothing more is checked, so that something is timed
 
 

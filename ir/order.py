@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import graphlib
 from collections.abc import Callable, Iterable
+from graphlib import TopologicalSorter
 from typing import Protocol, TypeVar
 
 
@@ -25,23 +28,13 @@ def by_level(statements: Iterable[S], reads: Callable[[S], Iterable[str]]) -> li
     """
     listed = list(statements)
     place = {x.target: n for n, x in enumerate(listed)}
-    needs = [{place[name] for name in reads(x) if name in place} - {n} for n, x in enumerate(listed)]
-    readers: list[list[int]] = [[] for _ in listed]
-    for n, before in enumerate(needs):
-        for m in before:
-            readers[m].append(n)
-    left = [len(before) for before in needs]
-    level = [n for n, count in enumerate(left) if count == 0]
-    out: list[S] = []
-    while level:
-        out += [listed[n] for n in level]
-        freed = []
-        for m in level:
-            for n in readers[m]:
-                left[n] -= 1
-                if left[n] == 0:
-                    freed.append(n)
-        level = sorted(freed)
-    if len(out) < len(listed):
-        raise CycleError(", ".join(x.target for n, x in enumerate(listed) if left[n]))
-    return out
+    sorter = TopologicalSorter({n: {place[name] for name in reads(x) if name in place} - {n} for n, x in enumerate(listed)})
+    with contextlib.suppress(graphlib.CycleError):  # what does not wait for a cycle has a place
+        sorter.prepare()
+    order: list[int] = []
+    while level := sorted(sorter.get_ready()):
+        order += level
+        sorter.done(*level)
+    if len(order) < len(listed):
+        raise CycleError(", ".join(x.target for n, x in enumerate(listed) if n not in order))
+    return [listed[n] for n in order]

@@ -125,7 +125,7 @@ def bound() -> int:
 def versions() -> str:
     """What an entry was made with: our own sources, Python, and the packages that plans follow from."""
     python = f"python {platform.python_version()}|torch {torch.__version__}|numpy {numpy.__version__}"
-    return "|".join([_sources(), python, *(f"{n} {_version(n)}" for n in ("jinja2", "lark", "networkx", "sympy", "triton"))])
+    return "|".join([_sources(), python, *(f"{n} {_version(n)}" for n in ("jinja2", "lark", "sympy", "triton"))])
 
 
 def _version(package: str) -> str:

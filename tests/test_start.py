@@ -24,7 +24,6 @@ UNUSED = (
     "jinja2",
     "lark",
     "sympy",
-    "networkx",
     "transformers",
 )
 
