@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from einfuse.codegen.plan import Fold, KernelPlan, Region, Size, Store, reads
+from einfuse.codegen.plan import Fold, KernelPlan, Op, Size, dependent
 
 
 def largest_last(plan: KernelPlan) -> bool:
@@ -14,21 +14,14 @@ def largest_last(plan: KernelPlan) -> bool:
     if plan.tile is None:
         return False
     bounds = {f"{plan.tile.rank}.lo", f"{plan.tile.rank}.hi"}
+
+    def follows_tile(op: Op) -> bool:
+        return isinstance(op, Size) and op.name in bounds
+
     grows = [
         0 < len(f.phases) <= 3 and f.phases[-1].hi.name in moving and f.phases[0].lo.name not in moving
         for f in plan.steps
         if isinstance(f, Fold) and not f.tabulated
-        for moving in [_following(f.bounds, bounds)]
+        for moving in [dependent(f.bounds, follows_tile)]
     ]
     return bool(grows) and all(grows)
-
-
-def _following(region: Region, sizes: set[str]) -> set[str]:
-    """The values of a region that depend on one of these sizes."""
-    found: set[str] = set()
-    for op in region:
-        if not isinstance(op, Store) and (
-            (isinstance(op, Size) and op.name in sizes) or any(v.name in found for v in reads(op))
-        ):
-            found.add(op.out.name)
-    return found

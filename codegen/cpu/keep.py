@@ -15,20 +15,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from einfuse.codegen.plan import Coordinate, Dot, Fold, KernelPlan, Load, Op, Phase, Region, Store, Value, operations, reads
+from einfuse.codegen.plan import (
+    Coordinate,
+    Dot,
+    Fold,
+    Kept,
+    KernelPlan,
+    Load,
+    Op,
+    Phase,
+    Region,
+    Store,
+    Value,
+    operations,
+    reads,
+)
 from einfuse.ir.rewrite import fresh
 
 Key = tuple[object, ...]
 MOST = 64 << 20  # bytes of a thread
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """Room for ``tile`` rows of a rank of this size, under the name of a tensor that the ops of the plan read and write."""
-
-    tensor: str
-    tile: str
-    size: int | str
 
 
 def too_long(plan: KernelPlan, sizes: Mapping[str, int]) -> bool:
@@ -40,17 +45,17 @@ def too_long(plan: KernelPlan, sizes: Mapping[str, int]) -> bool:
     extent = {s.size: s.size if isinstance(s.size, int) else sizes[s.size] for s in folds}
     if row * sum(extent[s.size] for s in folds) <= MOST:  # a row for every loop: more than there can be of them, and soon said
         return False
-    return row * sum(extent[k.size] for k in keep(plan)[1]) > MOST
+    return row * sum(extent[k.size] for k in keep(plan).kept) > MOST
 
 
-def keep(plan: KernelPlan) -> tuple[KernelPlan, tuple[Kept, ...]]:
-    """The plan with what its loops share kept by the first of them; unused operations are left for `dataflow.prune`."""
+def keep(plan: KernelPlan) -> KernelPlan:
+    """The plan with what its loops share kept by the first of them; unused operations are left for `prune`."""
     taken = {op.out.name for op in operations(plan) if not isinstance(op, Store)} | {t.name for t in plan.tensors}
     steps = list(plan.steps)
     kept: list[Kept] = []
     folds = [n for n, s in enumerate(steps) if isinstance(s, Fold)]
     if plan.tile is None:
-        return plan, ()
+        return plan
     walks = {n: _walk(plan, n) for n in folds}
     while folds:
         first, *rest = folds
@@ -67,7 +72,7 @@ def keep(plan: KernelPlan) -> tuple[KernelPlan, tuple[Kept, ...]]:
             for n, keys in shared:
                 steps[n] = places.reading(_fold(steps[n]), {k: named[k] for k in keys})
         folds = [n for n in rest if n not in same]
-    return replace(plan, steps=tuple(steps)), tuple(kept)
+    return replace(plan, steps=tuple(steps), kept=tuple(kept)) if kept else plan
 
 
 def _fold(step: Region | Fold) -> Fold:

@@ -8,10 +8,8 @@ from contextlib import nullcontext
 from einfuse.codegen.cost import row_work
 from einfuse.codegen.cpu.access import ELEMENTS
 from einfuse.codegen.cpu.buffers import assign
-from einfuse.codegen.cpu.dataflow import fold_reads, prune
 from einfuse.codegen.cpu.folds import FoldPrinter
 from einfuse.codegen.cpu.functions import Ref
-from einfuse.codegen.cpu.keep import Kept, keep
 from einfuse.codegen.cpu.merged import sequential
 from einfuse.codegen.cpu.names import identifier
 from einfuse.codegen.cpu.pack import Dependence
@@ -19,9 +17,8 @@ from einfuse.codegen.cpu.region import block_size, element_of, local_place, prin
 from einfuse.codegen.cpu.repeats import Repeats
 from einfuse.codegen.cpu.schedule import Node, arrange, kept, settle
 from einfuse.codegen.cpu.text import Extent, Scope, Text
-from einfuse.codegen.exponentials import powers
 from einfuse.codegen.order import largest_last
-from einfuse.codegen.plan import Arg, Coordinate, Fold, KernelPlan, Region, Store, operations, reads, table_ranks
+from einfuse.codegen.plan import Coordinate, Fold, Kept, KernelPlan, Region, Store, operations, read_by, table_ranks
 from einfuse.codegen.rows import row_products
 from einfuse.codegen.steady import steady
 
@@ -29,13 +26,12 @@ THREAD = 4e6  # operations that are worth a thread: waking one takes as long as 
 
 
 class KernelPrinter:
-    """Prints one plan. The order of arguments is that of `arguments`; ``keeps``: loops share scores by `keep`."""
+    """Prints one plan, as the passes of `source` leave it. The order of arguments is that of `arguments`."""
 
-    def __init__(self, plan: KernelPlan, keeps: bool) -> None:
-        plan, self.kept = keep(plan) if keeps else (plan, ())
-        self.plan = prune(powers(plan) if plan.compute == "f32" else plan)
+    def __init__(self, plan: KernelPlan) -> None:
+        self.plan = plan
         self.text, self.scope = Text(), Scope(narrow=paired(plan), row_products=frozenset(row_products(plan)))
-        self.tensors = {t.name: t for t in plan.tensors} | {k.tensor: Arg(k.tensor, 2, plan.compute, True) for k in self.kept}
+        self.tensors = plan.named
         self.dependence = Dependence(self.plan)
         self.tables = table_ranks(self.plan)
         self.steady = steady(self.plan)
@@ -169,7 +165,7 @@ class KernelPrinter:
         for f in plan.features:
             whole = isinstance(f.size, int) and f.size == f.block
             scope.extents[f.rank] = Extent("0", self.extent(f.size), f.block, whole, counted=not whole)
-        for k in self.kept:
+        for k in plan.kept:
             self.rows(k)
         known = len(text.lines)
         self.repeats = Repeats(text, scope, self.steady) if self.steady else None
@@ -177,7 +173,7 @@ class KernelPrinter:
             text.line()
             if isinstance(step, Fold):
                 text.line(f"// fold over {step.rank} in blocks of {step.step}")
-                self.region(step.bounds, fold_reads(step) | self.read_after(n))
+                self.region(step.bounds, read_by(step) | self.read_after(n))
                 FoldPrinter(text, scope, plan, step, self.dependence, self.tensors).printed()
             else:
                 self.region(step, self.read_after(n))
@@ -196,10 +192,7 @@ class KernelPrinter:
         scope.scalars[f"tensor {kept.tensor}"] = Ref(name, "int")
 
     def read_after(self, n: int) -> set[str]:
-        names: set[str] = set()
-        for step in self.plan.steps[n + 1 :]:
-            names |= fold_reads(step) if isinstance(step, Fold) else {v.name for op in step for v in reads(op)}
-        return names
+        return read_by(*self.plan.steps[n + 1 :])
 
     def region(self, region: Region, wanted: set[str]) -> None:
         """Straight-line code of an item; values that later steps read stay in buffers of their own."""

@@ -13,7 +13,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from einfuse.codegen.cpu.dataflow import domain
 from einfuse.codegen.plan import Coordinate, Dot, Map, Op, Reduce, Store, Value, reads
 
 
@@ -192,3 +191,14 @@ def kept(node: Node) -> tuple[Value, ...]:
     if isinstance(node, Nest):
         return tuple(v for v in node.kept if v.dims)
     return (node.op.out,) if isinstance(node, Product) else ()
+
+
+def domain(op: Op, order: tuple[str, ...]) -> tuple[str, ...]:
+    """The ranks an operation runs over: those of what it writes, and the reduced one."""
+    if isinstance(op, Store):
+        spanned = {d for v in (*op.index, op.value) for d in v.dims}
+    elif isinstance(op, Reduce):
+        spanned = set(op.arg.dims)
+    else:
+        spanned = set(op.out.dims)
+    return tuple(r for r in order if r in spanned)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 
+from einfuse.codegen.cpu.keep import keep
 from einfuse.codegen.cpu.kernel import KernelPrinter, paired
 from einfuse.codegen.cpu.names import HEADERS
-from einfuse.codegen.plan import KernelPlan, table_ranks
+from einfuse.codegen.exponentials import powers
+from einfuse.codegen.plan import KernelPlan, PlanPass, finished, prune, table_ranks
+
+PASSES = (PlanPass("keep", keep), PlanPass("powers", powers), PlanPass("prune", prune))
+"""What becomes of a plan before it is printed."""
 
 _INCLUDES = "#include <cstdint>\n#include <cstdlib>\n#include <cstring>\n"
 
 
 def emit(plan: KernelPlan, keeps: bool = True) -> str:
     """The text: what is computed, the headers it uses, and ``einfuse_kernel``. ``keeps``: scores that several loops read are kept."""
-    lines = KernelPrinter(plan, keeps).printed()
+    plan = finished(plan, PASSES if keeps else PASSES[1:])
+    lines = KernelPrinter(plan).printed()
     headers = [
         "vector",
         "hash",

@@ -1,5 +1,9 @@
-"""Kernel plans as data (`nodes`), with their text form (`text`) and their rules (`verify`)."""
+"""Kernel plans as data (`nodes`), with their text (`text`), rules (`verify`), what reads what (`dataflow`) and rewrites (`passes`)."""
 
+from einfuse.codegen.plan.dataflow import dependent as dependent
+from einfuse.codegen.plan.dataflow import live as live
+from einfuse.codegen.plan.dataflow import prune as prune
+from einfuse.codegen.plan.dataflow import read_by as read_by
 from einfuse.codegen.plan.nodes import BYTES as BYTES
 from einfuse.codegen.plan.nodes import Arg as Arg
 from einfuse.codegen.plan.nodes import Block as Block
@@ -7,6 +11,7 @@ from einfuse.codegen.plan.nodes import Const as Const
 from einfuse.codegen.plan.nodes import Coordinate as Coordinate
 from einfuse.codegen.plan.nodes import Dot as Dot
 from einfuse.codegen.plan.nodes import Fold as Fold
+from einfuse.codegen.plan.nodes import Kept as Kept
 from einfuse.codegen.plan.nodes import KernelPlan as KernelPlan
 from einfuse.codegen.plan.nodes import Load as Load
 from einfuse.codegen.plan.nodes import Map as Map
@@ -20,12 +25,13 @@ from einfuse.codegen.plan.nodes import State as State
 from einfuse.codegen.plan.nodes import Storage as Storage
 from einfuse.codegen.plan.nodes import Store as Store
 from einfuse.codegen.plan.nodes import Value as Value
-from einfuse.codegen.plan.nodes import live as live
 from einfuse.codegen.plan.nodes import operations as operations
 from einfuse.codegen.plan.nodes import reads as reads
 from einfuse.codegen.plan.nodes import renamed as renamed
 from einfuse.codegen.plan.nodes import table_ranks as table_ranks
 from einfuse.codegen.plan.nodes import with_out as with_out
+from einfuse.codegen.plan.passes import PlanPass as PlanPass
+from einfuse.codegen.plan.passes import finished as finished
 from einfuse.codegen.plan.text import read as read
 from einfuse.codegen.plan.text import show as show
 from einfuse.codegen.plan.verify import verify as verify

@@ -33,6 +33,8 @@ def interpret(
     ``tensors`` holds the outputs and the tables of live blocks as well, as a launch has them. Operands of products are rounded to the
     plan's ``narrow`` type where it asks for that and ``dtype`` is no wider than float32. Raises IndexError for an index outside its tensor.
     """
+    rows = _extent(plan.tile.size, sizes) if plan.tile else 1
+    tensors = {**tensors, **{k.tensor: torch.full((rows, _extent(k.size, sizes)), torch.nan, dtype=dtype) for k in plan.kept}}
     points = [[(b.rank, n) for n in range(_extent(b.size, sizes))] for b in plan.ambient]
     tiles = range(0, _extent(plan.tile.size, sizes), plan.tile.block) if plan.tile else (None,)
     for point in itertools.product(*points):
@@ -137,6 +139,9 @@ class _Program:
     def applied(self, fn: str, args: list[Tensor]) -> Tensor:
         if fn == "copy":
             return args[0]
+        if fn == "exp_difference":
+            y, m, *c = args
+            return torch.exp((y * c[0] if c else y) - m)
         if fn in FLOATING:
             args = [a.to(self.dtype) for a in args]
         return TORCH[fn](*args)

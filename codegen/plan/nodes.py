@@ -24,7 +24,7 @@ What a back end may rely on, beyond the types:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -211,6 +211,15 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """Room of a program for the rows of its ``tile``, each with all coordinates of a rank of this size: a tensor that no launch passes."""
+
+    tensor: str
+    tile: str
+    size: int | str
+
+
+@dataclass(frozen=True, slots=True)
 class KernelPlan:
     """One kernel. ``steps`` alternate straight-line regions and folds, in order."""
 
@@ -225,6 +234,12 @@ class KernelPlan:
     steps: tuple[Region | Fold, ...]
     compute: Literal["f32", "f64"] = "f32"
     narrow: Storage = "f32"  # what `Dot.narrow` operands are rounded to: the storage dtype of the call
+    kept: tuple[Kept, ...] = ()
+
+    @property
+    def named(self) -> dict[str, Arg]:
+        """The tensors that operations read and write, those of the program itself among them."""
+        return {t.name: t for t in (*self.tensors, *(Arg(k.tensor, 2, self.compute, out=True) for k in self.kept))}
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -276,16 +291,6 @@ def renamed(op: Op, new: Mapping[str, Value]) -> Op:
         case Store(index=index, value=value):
             return replace(op, index=tuple(new[v.name] for v in index), value=new[value.name])
     return op
-
-
-def live(region: Sequence[Op], wanted: Iterable[str]) -> Region:
-    """The operations that a store, or one of the wanted values, needs."""
-    needed, kept = set(wanted), []
-    for op in reversed(region):
-        if isinstance(op, Store) or op.out.name in needed:
-            kept.append(op)
-            needed |= {v.name for v in reads(op)}
-    return tuple(reversed(kept))
 
 
 def operations(plan: KernelPlan) -> Iterator[Op]:

@@ -41,6 +41,7 @@ _LINE = {
     "comment": r"\|(?: (?P<text>.*))?",
     "block": rf"(?P<kind>ambient|tile|feature) (?P<rank>{_NAME}) = (?P<size>{_NAME}) by (?P<block>\d+)",
     "tensor": rf"tensor (?P<name>{_NAME})\[(?P<axes>\d+)\] : (?P<storage>\w+)(?P<written> out)?",
+    "kept": rf"kept (?P<name>{_NAME}) of (?P<rank>{_NAME}) by (?P<size>{_NAME})",
     "param": rf"param (?P<name>{_NAME}) : (?P<type>float|int|bool)",
     "sizes": rf"sizes (?P<names>{_LIST})",
     "region": r"region",
@@ -73,6 +74,7 @@ def show(plan: kp.KernelPlan) -> str:
     )
     lines += [f"  {kind} {b.rank} = {b.size} by {b.block}" for kind, b in blocks]
     lines += [f"  tensor {t.name}[{t.axes}] : {t.storage}{' out' * t.out}" for t in plan.tensors]
+    lines += [f"  kept {k.tensor} of {k.tile} by {k.size}" for k in plan.kept]
     lines += [f"  param {name} : {dtype}" for name, dtype in plan.params]
     if plan.sizes:
         lines.append(f"  sizes {', '.join(plan.sizes)}")
@@ -174,7 +176,8 @@ class _Reader:
         tensors: list[kp.Arg] = []
         params: list[tuple[str, DType]] = []
         sizes: tuple[str, ...] = ()
-        while found := self.taken("comment", "block", "tensor", "param", "sizes"):
+        kept: list[kp.Kept] = []
+        while found := self.taken("comment", "block", "tensor", "kept", "param", "sizes"):
             match found:
                 case "comment", x:
                     comments.append(x["text"] or "")
@@ -182,6 +185,8 @@ class _Reader:
                     blocks[x["kind"]].append(kp.Block(x["rank"], _size(x["size"]), int(x["block"])))
                 case "tensor", x:
                     tensors.append(kp.Arg(x["name"], int(x["axes"]), x["storage"], bool(x["written"])))  # type: ignore[arg-type]  # a Storage
+                case "kept", x:
+                    kept.append(kp.Kept(x["name"], x["rank"], _size(x["size"])))
                 case "param", x:
                     params.append((x["name"], x["type"]))  # type: ignore[arg-type]  # one of three
                 case _, x:
@@ -204,6 +209,7 @@ class _Reader:
             tuple(steps),
             head["compute"],  # type: ignore[arg-type]  # f32 or f64
             head["narrow"],  # type: ignore[arg-type]  # a Storage
+            tuple(kept),
         )
 
     def fold(self, head: dict[str, str]) -> kp.Fold:

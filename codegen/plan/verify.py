@@ -2,7 +2,8 @@
 
 1. A value is defined once before it is read, and read as it was defined; phases of one fold may use each other's names.
 2. The ranks of a value are ranks of the plan in the order of `KernelPlan.order`; those of a fold's rank exist in its phases alone.
-3. Operations have the ranks and types of their operands: a map spans theirs, a reduction drops one, a product contracts one.
+3. Operations have the ranks and types of their operands: a map spans theirs, a reduction drops one, a product contracts one (row by row
+   where both operands have the same).
 4. Tensors, numbers and sizes are declared; a tensor is read or written with an index for each axis; only outputs are stored to.
 5. A phase updates every state of its fold by a value that spans no more and has its type; a state does not span its fold's rank.
 6. The bounds of phases are whole numbers without ranks; a fold has the size of its rank.
@@ -10,13 +11,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from einfuse.codegen.plan import nodes as kp
 from einfuse.codegen.plan.text import shown
 from einfuse.ir import FUNCTIONS
 
+ARITIES = {name: (f.arity,) for name, f in FUNCTIONS.items()} | {"copy": (1,), "exp_difference": (2, 3)}
+"""How many operands a function of a map has: those of the IR, ``copy``, and ``exp_difference(y, m, c)`` = exp(c * y - m)."""
 REDUCERS = frozenset({"sum", "max", "min", "prod", "any"})
 
 
@@ -108,21 +110,21 @@ class _Checked:
             case kp.Load() | kp.Store():
                 self.access(op)
             case kp.Map(out=out, fn=fn, args=args):
-                self.ensure(fn == "copy" or fn in FUNCTIONS, "a map is a function of the IR", op)
+                self.ensure(fn in ARITIES, "a map is a function of the IR", op)
                 self.ensure(set().union(*(a.dims for a in args)) <= set(out.dims), "a map spans the ranks of its operands", op)
-                count = 1 if fn == "copy" else FUNCTIONS[fn].arity
-                self.ensure(len(args) == count, f"{fn} takes {count} operands", op)
+                self.ensure(len(args) in ARITIES[fn], f"{fn} takes {' or '.join(map(str, ARITIES[fn]))} operands", op)
             case kp.Reduce(out=out, fn=fn, arg=arg, rank=rank):
                 self.ensure(fn in REDUCERS and rank in arg.dims, "a reduction is over a rank of its operand", op)
                 self.ensure(out.dims == tuple(r for r in arg.dims if r != rank), "a reduction drops its rank alone", op)
             case kp.Dot(out=out, a=a, b=b, rank=rank, acc=acc):
                 x, y = set(a.dims), set(b.dims)
-                self.ensure(x & y == {rank} and len(x) == len(y) == 2, "a product shares the rank that it sums over, alone", op)
-                self.ensure(set(out.dims) == x ^ y and out.dtype == "float", "a product spans the other ranks", op)
+                shared = x & y == {rank} or (x == y and rank in x)  # the second: row by row
+                self.ensure(shared and len(x) == len(y) == 2, "a product shares the rank that it sums over, alone or all", op)
+                self.ensure(set(out.dims) == (x | y) - {rank} and out.dtype == "float", "a product spans the other ranks", op)
                 self.ensure(acc is None or acc.dims == out.dims, "a product adds to a block of its own ranks", op)
 
     def access(self, op: kp.Load | kp.Store) -> None:
-        args: Mapping[str, kp.Arg] = {t.name: t for t in self.plan.tensors}
+        args = self.plan.named
         self.ensure(op.tensor in args, f"{op.tensor} is a tensor of the plan", op)
         arg = args[op.tensor]
         self.ensure(len(op.index) == arg.axes, f"{op.tensor} has {arg.axes} axes", op)

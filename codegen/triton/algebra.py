@@ -43,7 +43,7 @@ FAR = -(1 << 30)
 
 
 def lighten(plan: KernelPlan) -> KernelPlan:
-    """The plan after the rewrites. `simplify` removes what nothing reads any more."""
+    """The plan after the rewrites. `prune` removes what nothing reads any more."""
     outer = _Known({}, {})
     taken = {op.out.name for op in operations(plan) if not isinstance(op, Store)}
     taken |= {s.value.name for step in plan.steps if isinstance(step, Fold) for s in step.states}

@@ -7,11 +7,12 @@ import textwrap
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from einfuse.codegen.plan import Block, KernelPlan
+from einfuse.codegen.plan import Block, KernelPlan, finished
 from einfuse.codegen.triton.helpers import sources
 from einfuse.codegen.triton.kernel import Argument, Kernel, Printed
 from einfuse.codegen.triton.options import Options, launch_options
 from einfuse.codegen.triton.points import BUSY, MOST, points
+from einfuse.codegen.triton.simplify import PASSES
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
 def emit(plan: KernelPlan, options: Options = Options()) -> str:  # noqa: B008  # an immutable default
     """The module's text: its equations, the kernel, and ``launch(tensors, params, sizes, **options)``."""
+    whole, plan = plan, finished(plan, PASSES)
     kernel = Kernel(plan, replace(options, descriptors=False)).printed()
     wanted = options.target == "sm_90" if options.descriptors is None else options.descriptors
     fast = Kernel(plan, replace(options, descriptors=True)).printed() if wanted else kernel
     described = fast if fast.described else None
-    chosen = launch_options(plan, options.target, options.precision)
+    chosen = launch_options(whole, options.target, options.precision)
     if options.num_warps is not None:
         chosen["num_warps"] = options.num_warps
     if options.num_stages is not None:
@@ -39,9 +41,9 @@ def emit(plan: KernelPlan, options: Options = Options()) -> str:  # noqa: B008  
         unspecialised=", ".join(f'"{a.name}"' for a in kernel.arguments if not a.specialised),
         lines=kernel.lines,
         busy=BUSY,
-        each=_each(plan),
-        programs=_programs(plan),
-        over=_over(plan),
+        each=_each(whole),
+        programs=_programs(whole),
+        over=_over(whole),
         passed=_passed(kernel.arguments),
         warps=chosen["num_warps"],
         stages=chosen["num_stages"],

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from einfuse.codegen.order import largest_last
-from einfuse.codegen.plan import Block, Coordinate, Dot, Fold, KernelPlan, Load, Phase, Store, operations, table_ranks
+from einfuse.codegen.plan import Block, Coordinate, Dot, Fold, KernelPlan, Load, Phase, Store, operations, read_by, table_ranks
 from einfuse.codegen.triton.body import Body, Ref, number
 from einfuse.codegen.triton.descriptors import described
 from einfuse.codegen.triton.layout import Layout
@@ -17,7 +17,7 @@ from einfuse.codegen.triton.names import Names, identifier
 from einfuse.codegen.triton.ops import print_region
 from einfuse.codegen.triton.options import Options
 from einfuse.codegen.triton.points import Points, points
-from einfuse.codegen.triton.simplify import computed_with, read_by, simplify
+from einfuse.codegen.triton.simplify import computed_with
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,10 @@ class Printed:
 
 
 class Kernel:
-    """Prints one plan. `arguments` fills the printer's table of names; `text` then walks the steps."""
+    """Prints one plan, as the passes of `simplify` leave it. `arguments` fills the printer's table of names; `text` then walks the steps."""
 
     def __init__(self, plan: KernelPlan, options: Options) -> None:
-        self.plan, self.options = simplify(plan), options
+        self.plan, self.options = plan, options
         self.layout = Layout(self.plan)
         self.arguments: list[Argument] = []
         self.points = points(self.plan)

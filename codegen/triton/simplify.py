@@ -12,31 +12,22 @@ See `codegen.exponentials`; where s is itself c * y with a scalar c, ``exp_diffe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from einfuse.codegen.exponentials import difference
-from einfuse.codegen.plan import Dot, Fold, KernelPlan, Map, Op, Phase, Reduce, Region, Value, live, reads
+from einfuse.codegen.plan import Dot, Fold, KernelPlan, Map, Op, PlanPass, Reduce, Region, prune, reads
 from einfuse.codegen.rows import row_products
 from einfuse.codegen.triton.algebra import EXP_DIFFERENCE as EXP_DIFFERENCE
 from einfuse.codegen.triton.algebra import lighten
 
 
-def simplify(plan: KernelPlan) -> KernelPlan:
-    sums = row_products(plan) if plan.narrow == "f32" else {}
-    steps = tuple(_fold(s) if isinstance(s, Fold) else _row_products(_exponentials(s), sums) for s in plan.steps)
-    steps = lighten(replace(plan, steps=steps)).steps
-    kept: list[Region | Fold] = []
-    wanted: set[str] = set()
-    for step in reversed(steps):  # backwards: what a step defines is wanted if a later one reads it
-        step = _live_fold(step, wanted) if isinstance(step, Fold) else live(step, wanted)
-        wanted |= read_by(step)
-        kept.append(step)
-    return replace(plan, steps=tuple(reversed(kept)))
+def exp_differences(plan: KernelPlan) -> KernelPlan:
+    """The plan with exponentials of differences as one operation each."""
 
+    def fold(step: Fold) -> Fold:
+        return replace(step, phases=tuple(replace(p, body=_exponentials(p.body)) for p in step.phases))
 
-def _fold(fold: Fold) -> Fold:
-    return replace(fold, phases=tuple(replace(p, body=_exponentials(p.body)) for p in fold.phases))
+    return replace(plan, steps=tuple(fold(s) if isinstance(s, Fold) else _exponentials(s) for s in plan.steps))
 
 
 def _exponentials(region: Region) -> Region:
@@ -51,39 +42,25 @@ def _exponentials(region: Region) -> Region:
     return tuple(map(rewritten, region))
 
 
-def _row_products(region: Region, factors: Mapping[str, tuple[Value, Value]]) -> Region:
+def row_sums(plan: KernelPlan) -> KernelPlan:
+    """The plan with sums of products by rows as matrix products, where these are exact."""
+    sums = row_products(plan) if plan.narrow == "f32" else {}
+
     def rewritten(op: Op) -> Op:
-        if not isinstance(op, Reduce) or op.out.name not in factors:
+        if not isinstance(op, Reduce) or op.out.name not in sums:
             return op
-        return Dot(op.out, *factors[op.out.name], op.rank, narrow=False)
+        return Dot(op.out, *sums[op.out.name], op.rank, narrow=False)
 
-    return tuple(map(rewritten, region))
-
-
-def _live_fold(fold: Fold, after: set[str]) -> Fold:
-    def phase(p: Phase) -> Phase:
-        return replace(p, body=live(p.body, {u.name for u in p.updates}))
-
-    phases = tuple(map(phase, fold.phases))
-    inside = {n for p in phases for n in _read_in(p.body)} | {v.name for p in phases for v in (p.lo, p.hi)}
-    return replace(fold, phases=phases, bounds=live(fold.bounds, inside | after))
+    return replace(plan, steps=tuple(s if isinstance(s, Fold) else tuple(map(rewritten, s)) for s in plan.steps))
 
 
-def _read_in(region: Region) -> Iterator[str]:
-    return (v.name for op in region for v in reads(op))
-
-
-def read_by(*steps: Region | Fold) -> set[str]:
-    """The names that anything in the steps reads."""
-    names: set[str] = set()
-    for step in steps:
-        if not isinstance(step, Fold):
-            names.update(_read_in(step))
-            continue
-        names.update(_read_in(step.bounds))
-        for p in step.phases:
-            names |= {*_read_in(p.body), p.lo.name, p.hi.name, *(u.name for u in p.updates)}
-    return names
+PASSES = (
+    PlanPass("exp_differences", exp_differences),
+    PlanPass("row_sums", row_sums),
+    PlanPass("lighten", lighten),
+    PlanPass("prune", prune),
+)
+"""What becomes of a plan before it is printed."""
 
 
 def computed_with(plan: KernelPlan) -> set[str]:

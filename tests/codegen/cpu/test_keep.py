@@ -8,9 +8,8 @@ import torch
 import einfuse
 from einfuse.codegen.cpu import CpuKernel
 from einfuse.codegen.cpu import keep as keeping
-from einfuse.codegen.cpu.dataflow import prune
 from einfuse.codegen.cpu.keep import keep, too_long
-from einfuse.codegen.plan import Dot, Fold, KernelPlan, Load
+from einfuse.codegen.plan import Dot, Fold, KernelPlan, Load, prune
 from einfuse.runtime.verify import Shape
 
 
@@ -25,17 +24,17 @@ def products(plan: KernelPlan) -> list[int]:
 def test_only_the_first_loop_computes_scores(name: str, loops: int) -> None:
     plan = einfuse.compile(name).plan("cpu")
     assert products(plan) == [1] * loops
-    made, kept = keep(plan)
+    made = keep(plan)
     assert products(prune(made)) == [1] + [0] * (loops - 1)
-    assert len(kept) == 1
+    (kept,) = made.kept
     for fold in [s for s in made.steps if isinstance(s, Fold)][1:]:
-        assert all(any(isinstance(op, Load) and op.tensor == kept[0].tensor for op in p.body) for p in fold.phases)
+        assert all(any(isinstance(op, Load) and op.tensor == kept.tensor for op in p.body) for p in fold.phases)
 
 
 @pytest.mark.parametrize("name", ["causal", "alibi", "softpick"])
 def test_one_loop_keeps_nothing(name: str) -> None:
     plan = einfuse.compile(name).plan("cpu")
-    assert keep(plan) == (plan, ())
+    assert keep(plan) is plan
 
 
 def test_loops_over_other_points_share_nothing() -> None:
@@ -52,7 +51,7 @@ def test_loops_over_other_points_share_nothing() -> None:
 }""")
     plan = attn.plan("cpu")
     assert len([s for s in plan.steps if isinstance(s, Fold)]) == 2
-    assert keep(plan) == (plan, ())
+    assert keep(plan) is plan
 
 
 @pytest.mark.slow
