@@ -12,10 +12,8 @@ import torch
 from einfuse.codegen import KernelPlan, Storage
 from einfuse.codegen.scan import ScanPlan
 from einfuse.ir import Cascade, Einsum, Scalar, SpecError, interpret, pipeline
-from einfuse.ir import expr as ex
-from einfuse.ir.passes import classify_score, pack, stages
+from einfuse.ir.passes import classify_score, pack
 from einfuse.ir.passes import split as splitting
-from einfuse.ir.rewrite import expressions, statements
 from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, inside, ops, packed, parts, prefix, prepared, stream, transforms
 from einfuse.runtime import tangents as tangents_of
@@ -26,8 +24,8 @@ from einfuse.runtime.given import Given
 from einfuse.runtime.inside import Candidate, PassReport
 from einfuse.runtime.program import Program
 from einfuse.runtime.recent import Recent
-from einfuse.runtime.scan import ScanProgram
 from einfuse.runtime.source import Source, elaborated
+from einfuse.runtime.staged import StagedProgram
 
 Output = torch.Tensor | tuple[torch.Tensor, ...]
 
@@ -62,28 +60,24 @@ class Attention:
     """The text form of the cascade: what operators in captured graphs carry."""
     resumed: Attention | None = field(default=None, init=False, repr=False)
     key: str = field(init=False)
-    stages: tuple[Attention, ...] = field(init=False, repr=False)
-    """The kernels of a cascade that one cannot do, in order; empty where one can."""
-    _calls: prepared.Calls | None = field(default=None, init=False, repr=False)
-    read: frozenset[str] = field(init=False, repr=False)
-    """The inputs whose values are read; others give their shapes alone."""
+    _calls: prepared.Calls = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.read = frozenset(n for x in statements(self.cascade) for e in expressions(x) for n in ex.reads(e))
         self.text, self.program = ops.register(self.cascade, self.strict, self.wide)
         self.key = cache.content(self.text, self.strict, self.wide)
         _ = self.cascade.with_features  # kept now: torch.compile traces calls, and not the lock of a cached property
-        cut = () if isinstance(self.program, ScanProgram) else stages.run(self.cascade)
-        self.stages = (
-            tuple(Attention(c, self.backend, self.strict, form="quadratic", inner=True) for c in cut) if len(cut) > 1 else ()
-        )
-        if not self.stages:
-            self._calls = prepared.Calls(self.program, self.backend)
+        self._calls = prepared.Calls(self.program, self.backend)
         self.form = known_form(self.form)
         if self.form == "linear" and self.forms.found is None:
             raise SpecError(f"{self.name} has no linear form: {self.forms.obstacle}", self.cascade.loc)
         if self.form == "linear" and self.forms.found is not None and not self.forms.found.widths:
             self.forms.build({})  # here, so that torch.compile finds it
+
+    @functools.cached_property
+    def stages(self) -> tuple[Attention, ...]:
+        """The kernels of a cascade that one cannot do, in order, each as an attention; empty where one can."""
+        cut = self.program.stages if isinstance(self.program, StagedProgram) else ()
+        return tuple(Attention(c, self.backend, self.strict, form="quadratic", inner=True) for c in cut)
 
     def __repr__(self) -> str:
         inputs = ", ".join(t.name for t in self.cascade.inputs)
@@ -111,8 +105,8 @@ class Attention:
         if self.optional & set(kwargs):
             variant, kwargs = self.variant(kwargs)
             return variant(*args, **kwargs)
-        kind = prepared.signature(args, kwargs) if self._calls is not None else None
-        ready = self._calls.known.get(kind) if kind is not None and self._calls is not None else None
+        kind = prepared.signature(args, kwargs)
+        ready = self._calls.known.get(kind) if kind is not None else None
         if ready is not None:
             return _returned(ready(args, kwargs))
         tensors, numbers = binding.arguments(self.cascade, args, kwargs)
@@ -125,9 +119,7 @@ class Attention:
         linear = self.linear_form(sizes, tensors)
         if linear is not None:
             return self._as_mine(linear(**tensors, **numbers))
-        if self.stages:
-            return self._staged({**tensors, **numbers})
-        if kind is not None and self._calls is not None and prepared.fits(self.cascade, args, kwargs):
+        if kind is not None and prepared.fits(self.cascade, args, kwargs):
             return _returned(self._calls.prepare(kind, Given(tensors, numbers, sizes))(args, kwargs))  # type: ignore[arg-type]  # no symbols here
         return _returned(transforms.attention(*self.operator_call(numbers), list(tensors.values())))
 
@@ -199,19 +191,6 @@ class Attention:
         RNN, 2024). Raises SpecError for an attention of more than one pass, or without ambient ranks.
         """
         return prefix.prefixes(self, args, kwargs)
-
-    def _staged(self, known: dict[str, torch.Tensor | Scalar]) -> Output:
-        """Stage after stage, each reading what earlier ones gave out; autograd chains their backward passes."""
-        for stage in self.stages:
-            found = stage(**stage.taken_from(known))
-            known |= zip(stage.cascade.outs, found if isinstance(found, tuple) else (found,), strict=True)
-        outs: list[torch.Tensor] = [known[n] for n in self.cascade.outs]  # type: ignore[misc]  # outputs are tensors
-        return outs[0] if len(outs) == 1 else tuple(outs)
-
-    def taken_from(self, known: Mapping[str, torch.Tensor | Scalar]) -> dict[str, torch.Tensor | Scalar]:
-        """The arguments of this stage; those that it takes for their shapes alone have no gradient."""
-        mine = {t.name: known[t.name] for t in self.cascade.inputs}
-        return {n: x.detach() if isinstance(x, torch.Tensor) and n not in self.read else x for n, x in mine.items()}
 
     def variant(self, arguments: Mapping[str, Any]) -> tuple[Attention, dict[str, Any]]:
         """The attention with the optional inputs that a call gives, and the arguments but for those of them that are None."""

@@ -81,7 +81,33 @@ class Kernel:
         return Recorded(self.printed(), Given(mine, self.given.numbers, self.given.sizes), self.choice)
 
 
-Node = Host | Kernel
+@dataclass(slots=True, eq=False)
+class Part:
+    """A graph as a node of another one: ``takes`` are its arguments, by its own names, ``gives`` what its outputs are called."""
+
+    label: str
+    graph: Graph
+    takes: Mapping[str, str]
+    gives: tuple[str, ...]
+    makes: Mapping[str, Output] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(self.takes.values())
+
+    def run(self, tensors: Tensors) -> bool:
+        """Runs its graph."""
+        self.given(tensors, self.graph.run(self.taken(tensors)))
+        return False
+
+    def taken(self, tensors: Tensors) -> Tensors:
+        return {mine: tensors[n] for mine, n in self.takes.items()}
+
+    def given(self, tensors: Tensors, outs: Iterable[torch.Tensor]) -> None:
+        tensors |= zip(self.gives, outs, strict=True)
+
+
+Node = Host | Kernel | Part
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,15 +153,24 @@ class Graph:
 
     def record(self, tensors: Tensors) -> tuple[list[Recorded], list[torch.Tensor]]:
         """What it would launch on these tensors, and outputs that no kernel wrote; no kernel is built."""
-        found = []
+        found: list[Recorded] = []
         for node, makes, _ in self._steps:
             for name, out in makes:
                 tensors[name] = out.materialised(self.device)
             if isinstance(node, Kernel):
                 found.append(node.recorded(tensors))
+            elif isinstance(node, Part):
+                more, outs = node.graph.record(node.taken(tensors))
+                found += more
+                node.given(tensors, outs)
             else:
                 node.run(tensors)
         return found, [tensors[n] for n in self.outs]
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The tensors of a call that it takes."""
+        return tuple(self._given.tensors)
 
     def levels(self) -> list[list[Node]]:
         """The nodes that wait for no other, those that wait for these alone, and so on."""

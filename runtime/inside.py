@@ -16,7 +16,8 @@ from einfuse.runtime import binding, derived, tiles
 from einfuse.runtime.backends import Backend, BackendName, Target, TritonBackend, choose, device_target, named
 from einfuse.runtime.binding import STORAGE
 from einfuse.runtime.given import Given
-from einfuse.runtime.graph import Recorded
+from einfuse.runtime.graph import Graph, Recorded
+from einfuse.runtime.outputs import described
 from einfuse.runtime.program import Program
 from einfuse.runtime.scan import ScanProgram
 from einfuse.runtime.specialise import Printed, Specialisation
@@ -73,6 +74,64 @@ class Candidate:
         return Candidate.at(launch.choice.kernel, replace(launch.choice.variant, start=launch.kernel.rung))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Planned:
+    """A call that is not run: the program that serves it, what it brings, its back end, and the inputs that want gradients."""
+
+    program: Program
+    given: Given
+    backend: Backend
+    wanted: tuple[str, ...]
+
+    @staticmethod
+    def of(
+        attention: Attention,
+        tensors: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, Scalar],
+        backward: bool,
+        backend: Backend | None = None,
+    ) -> Planned:
+        """In the form that a call with these arguments takes; with ``backward`` for gradients of all its float inputs."""
+        sizes: Mapping[str, int] = binding.sizes(attention.cascade, tensors)  # type: ignore[assignment]  # no trace looks inside
+        dtype = binding.precision_of(attention.cascade, tensors)
+        with torch.set_grad_enabled(backward):
+            needs = {n: x.detach().requires_grad_(backward) if x.is_floating_point() else x for n, x in tensors.items()}
+            linear = attention.linear_form(sizes, needs)
+        if linear is not None:
+            return Planned.of(linear, tensors, numbers, backward, backend)
+        given = Given(tensors, numbers, sizes)
+        chosen = backend or choose(given.device, attention.backend)
+        program = attention.program.suited(chosen.name, dtype.itemsize == 2)
+        wanted = tuple(n for n, x in tensors.items() if x.is_floating_point() and n in program.read) if backward else ()
+        return Planned(program, given, chosen, wanted)
+
+    @property
+    def forward(self) -> Graph:
+        """What its forward runs."""
+        return self.program.graph(self.given, self.backend, self.wanted)
+
+    def known(self, outs: Mapping[str, torch.Tensor]) -> Given:
+        """What its backward reads, the outputs themselves in place of their gradients."""
+        return self.given.more({**outs, **self.program.adjoints({n: outs[n] for n in self.program.cascade.outs})})
+
+    def backward(self, known: Given) -> Graph:
+        """What its backward runs."""
+        return self.program.backward_graph(known, self.backend, self.wanted)
+
+
+def graphs(
+    attention: Attention,
+    tensors: Mapping[str, torch.Tensor],
+    numbers: Mapping[str, Scalar],
+    backward: bool = False,
+    backend: Backend | None = None,
+) -> list[Graph]:
+    """What a call with these arguments runs; with ``backward`` what gradients of all its float inputs run, too."""
+    call = Planned.of(attention, tensors, numbers, backward, backend)
+    outs = described(call.program.gives(call.given, call.wanted))
+    return [call.forward, *([call.backward(call.known(outs))] if backward else [])]
+
+
 def launched(
     attention: Attention,
     tensors: Mapping[str, torch.Tensor],
@@ -82,43 +141,18 @@ def launched(
 ) -> list[Recorded]:
     """The kernels that a call with these arguments launches, in their order; with ``backward`` those for gradients of all its float inputs too.
 
-    The path of a call up to its launches, no kernel of which is built or run: forms, stages, parts of the keys, lists and tilings are the
-    same.
-    Tensors whose values no mask reads may be on the meta device. ``backend`` stands for that of a device which is not at hand.
+    No kernel is built or run. Tensors whose values no mask reads may be on the meta device. ``backend`` stands for that of a device which is
+    not at hand.
     """
-    sizes: Mapping[str, int] = binding.sizes(attention.cascade, tensors)  # type: ignore[assignment]  # no trace looks inside
-    dtype = binding.precision_of(attention.cascade, tensors)
-    with torch.set_grad_enabled(backward):
-        needs = {n: x.detach().requires_grad_(backward) if x.is_floating_point() else x for n, x in tensors.items()}
-        linear = attention.linear_form(sizes, needs)
-    if linear is not None:
-        return launched(linear, tensors, numbers, backward, backend)
-    found: list[Recorded] = []
-    known: dict[str, torch.Tensor | Scalar] = {**tensors, **numbers}
-    done: list[tuple[Program, Given, Backend, tuple[str, ...], dict[str, torch.Tensor]]] = []
+    call = Planned.of(attention, tensors, numbers, backward, backend)
+    call.program.check_ranges(call.given)
     with torch.no_grad():
-        for stage in attention.stages or (attention,):
-            mine = stage.taken_from(known)
-            given = Given.of(
-                stage.cascade,
-                {n: x for n, x in mine.items() if isinstance(x, torch.Tensor)},
-                {n: x for n, x in mine.items() if not isinstance(x, torch.Tensor)},
-            )
-            chosen = backend or choose(given.device, attention.backend)
-            program = stage.program.suited(chosen.name, dtype.itemsize == 2)
-            wanted = tuple(n for n, x in given.tensors.items() if x.is_floating_point() and n in stage.read) if backward else ()
-            program.check_ranges(given)
-            graph = program.graph(given, chosen, wanted)
-            launches, made = graph.record(dict(given.tensors))
-            found += launches
-            outs = dict(zip(graph.outs, made, strict=True))
-            known |= {n: outs[n] for n in stage.cascade.outs}
-            done.append((program, given, chosen, wanted, outs))
-        for program, given, chosen, wanted, outs in reversed(done if backward else []):
-            adjoints = program.adjoints({n: outs[n] for n in program.cascade.outs})
-            every = given.more({**outs, **adjoints})
-            found += program.gradients.graph(every, chosen, wanted).record(dict(every.tensors))[0]
-    return found
+        graph = call.forward
+        found, made = graph.record(dict(tensors))
+        if not backward:
+            return found
+        known = call.known(dict(zip(graph.outs, made, strict=True)))
+        return found + call.backward(known).record(dict(known.tensors))[0]
 
 
 def passes(attention: Attention) -> tuple[PassReport, ...]:

@@ -25,7 +25,7 @@ from einfuse.runtime.given import Given
 from einfuse.runtime.outputs import materialised
 from einfuse.runtime.program import Program
 from einfuse.runtime.recent import Living
-from einfuse.runtime.scan import program_of
+from einfuse.runtime.staged import program_of
 
 Key = tuple[str, bool, bool]
 """A cascade's text, and whether its program is strict and gives out wide numbers."""
@@ -139,7 +139,7 @@ def backward(*args: Any) -> list[torch.Tensor]:
     call, (tensors, needs, outs, gradients) = Call(*args[:6]), args[6:]
     program, chosen = call.suited(tensors)
     wanted = call.wanted(needs)
-    saved = dict(zip(program.saving(wanted).outs, outs, strict=True))
+    saved = dict(zip(program.kept(wanted), outs, strict=True))
     directions = dict(zip(program.cascade.outs, gradients, strict=True))
     given = call.given(tensors)
     if not any(
@@ -162,9 +162,9 @@ def derivative(*args: Any) -> list[torch.Tensor]:
 def _like_outputs(call: Call, tensors: Sequence[torch.Tensor], needs: Sequence[bool] = ()) -> list[torch.Tensor]:
     """Tensors like those that `attention` or, with ``needs``, `forward` gives out."""
     program, _ = call.suited(tensors)
-    given = call.given(tensors)
-    cascade = apart(lambda: program.saving(call.wanted(needs) if needs else ()))
-    return list(materialised(program.outputs(cascade, given.tensors, given.sizes), given.device).values())
+    given, wanted = call.given(tensors), call.wanted(needs) if needs else ()
+    apart(lambda: program.kept(wanted))  # derived here
+    return list(materialised(program.gives(given, wanted), given.device).values())
 
 
 def _fake_attention(*args: Any) -> list[torch.Tensor]:

@@ -12,7 +12,9 @@ import torch
 from einfuse.ir import Cascade, Scalar
 from einfuse.ir import row_values as derive
 from einfuse.ir.backward import Backward, Step, adjoint
+from einfuse.ir.expr import reads
 from einfuse.ir.passes import canonicalise, differentiate
+from einfuse.ir.rewrite import expressions, statements
 from einfuse.runtime import cache, heads, ranges, split
 from einfuse.runtime.backends import Backend, BackendName
 from einfuse.runtime.given import Given
@@ -66,6 +68,11 @@ class Program:
 
     def canonical(self) -> Cascade:
         return canonicalise.run(self.cascade)
+
+    @functools.cached_property
+    def read(self) -> frozenset[str]:
+        """The inputs whose values are read; others give their shapes alone."""
+        return frozenset(n for x in statements(self.cascade) for e in expressions(x) for n in reads(e))
 
     @functools.cached_property
     def halves(self) -> split.Halves | None:
@@ -191,8 +198,7 @@ class Program:
 
     def graph(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Graph:
         """What a forward runs: it gives out the outputs, and what the backward for ``wanted`` will read."""
-        cascade = self.saving(wanted)
-        outs = self.outputs(cascade, given.tensors, given.sizes)
+        cascade, outs = self.saving(wanted), self.gives(given, wanted)
 
         def nodes(given: Given) -> Iterable[Node]:
             return self.nodes(cascade, given, backend, outs) if any(x.elements for x in outs.values()) else (room(outs),)
@@ -215,6 +221,18 @@ class Program:
         """What a forward writes."""
         return of_forward(cascade, () if self.wide else self.cascade.outs, tensors, sizes)
 
+    def kept(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        """The names of what a forward gives out: the outputs, then what the backward for ``wanted`` reads."""
+        return self.saving(wanted).outs
+
+    def gives(self, given: Given, wanted: tuple[str, ...] = ()) -> dict[str, Output]:
+        """The same as tensors to be made."""
+        return self.outputs(self.saving(wanted), given.tensors, given.sizes)
+
+    def backward_graph(self, known: Given, backend: Backend, wanted: tuple[str, ...]) -> Graph:
+        """What a backward runs; see `Gradients.graph`."""
+        return self.gradients.graph(known, backend, wanted)
+
     def forward(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
         """The outputs, and what the backward for ``wanted`` will read."""
         self.check_ranges(given)
@@ -233,7 +251,7 @@ class Program:
         """The gradient of every tensor in ``wanted``, in its own dtype and layout."""
         known = given.more({**saved, **self.adjoints(gradients)})
         key = ("backward", wanted, backend.identity, backend.workers(given.device), known.kind)
-        graph = self.graphs.made(key, lambda: self.gradients.graph(known, backend, wanted))
+        graph = self.graphs.made(key, lambda: self.backward_graph(known, backend, wanted))
         return dict(zip(wanted, graph.run(dict(known.tensors)), strict=True))
 
     def adjoints(self, gradients: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

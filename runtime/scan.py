@@ -26,12 +26,6 @@ from einfuse.runtime.program import Program
 from einfuse.runtime.recent import Recent
 from einfuse.runtime.specialise import Specialisation
 
-
-def program_of(cascade: Cascade, strict: bool, wide: bool = False) -> Program:
-    """The program of any cascade: one with a scan gets a `ScanProgram`."""
-    return ScanProgram(cascade, strict) if chunk.scan_of(cascade) is not None else Program(cascade, strict, wide)
-
-
 FINE = 16
 """Points of a block where products are multiply-adds of registers, as in fp32 on a GPU: a thread holds whole rows and columns of both
 factors. Blocks of 64 points end in some 40 kernels of `linear`, forward and backward, those of 16 in 5."""

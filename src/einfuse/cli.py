@@ -104,6 +104,7 @@ def _inside_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         "--form", choices=("quadratic", "linear"), default="quadratic", help="the linear form is that of the widths given"
     )
     ir.add_argument("--size", action="append", default=[], metavar="NAME=N", type=_size, help="a width; 64 unless given")
+    ir.add_argument("--graph", type=Path, metavar="FILE", help="draw what a training step runs instead, as SVG")
     opt = _add(commands, "opt", "opt:run", "run passes on the text of a cascade, or on a spec")
     opt.add_argument("file", metavar="FILE", help="a cascade as `einfuse ir` prints it, - for stdin, or a SPEC")
     opt.add_argument(

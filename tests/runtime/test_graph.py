@@ -5,13 +5,19 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Mapping
+from pathlib import Path
+from xml.etree import ElementTree
 
+import pytest
 import torch
 
 import einfuse
+from einfuse.cli import main
+from einfuse.runtime.drawing import lines
 from einfuse.runtime.given import Given
-from einfuse.runtime.graph import Graph, Host, Kernel, Node, Tensors
+from einfuse.runtime.graph import Graph, Host, Kernel, Node, Part, Tensors
 from einfuse.runtime.outputs import Output
+from einfuse.runtime.verify import Shape, example_inputs
 
 GIVEN = Given({"x": torch.arange(4.0)}, {}, {"N": 4})
 
@@ -94,3 +100,38 @@ def test_a_graph_is_kept_and_the_tensors_of_its_call_are_not() -> None:
     del leaves
     gc.collect()
     assert not any(x() is not None for x in gone)
+
+
+@pytest.mark.parametrize("name", ["causal", "efficient", "gla", "t5_bias"])
+def test_a_picture_shows_every_node_of_a_training_step(name: str, tmp_path: Path) -> None:
+    """One kernel; two stages; a scan; windows of rows, which are said once and drawn each."""
+    assert main(["ir", name, "--graph", str(tmp_path / "a.svg")]) == 0
+    root = ElementTree.parse(tmp_path / "a.svg").getroot()
+    texts = {x.text for x in root.iter("{http://www.w3.org/2000/svg}text")}
+    attention = einfuse.compile(name)
+    inputs = {t.name for t in attention.cascade.inputs if not t.param}
+    assert inputs <= texts
+    for program in getattr(attention.program, "parts", (attention.program,)):
+        assert any(str(x).startswith(program.cascade.name) for x in texts)
+
+
+def test_lines_that_come_again_are_said_once() -> None:
+    again = [Host("a", ("x",), ("x",), lambda tensors: None), Host("b", ("x",), ("y",), lambda tensors: None)]
+    graph = Graph(lambda given: again * 3, GIVEN, ("y",))
+    assert lines(graph) == ["a: x -> x", "b: x -> y", "... 3 times"]
+
+
+@pytest.mark.parametrize("name", ["efficient", "two_axes", "mlp_bias"])
+def test_stages_are_nodes_of_one_graph(name: str) -> None:
+    """One operator runs them, forward and backward, and gradients that several stages give to one input are added up."""
+    attention = einfuse.compile(name, backend="torch")
+    inputs = example_inputs(attention.cascade, torch.float32, 0, Shape(1, 2, 20, 20, (4, 4), 1))
+    leaves = [x.requires_grad_() for x in inputs.values() if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    found, right = attention(**inputs), attention.reference(**inputs)
+    torch.testing.assert_close(found, right.float(), rtol=1e-4, atol=1e-5)
+    up = torch.randn_like(found)
+    wanted = torch.autograd.grad(right, leaves, up.double())
+    for got, want in zip(torch.autograd.grad(found, leaves, up), wanted, strict=True):
+        torch.testing.assert_close(got, want.float(), rtol=1e-4, atol=1e-5)
+    (graph,) = (g for key, g in attention.program.graphs.items() if key[0] == "forward")
+    assert sum(isinstance(x, Part) for x in graph.nodes) == len(attention.stages) > 1

@@ -9,13 +9,14 @@ import torch
 
 import einfuse
 from einfuse._cli import inputs, screen
-from einfuse._cli.inside import counted, linear_form
+from einfuse._cli.inside import counted, graphs, linear_form
 from einfuse._cli.tilemap import mapped
 from einfuse.codegen import KernelPlan
 from einfuse.codegen.cost import DEVICES, Cost, cost, state_bytes
 from einfuse.codegen.plan import Fold
 from einfuse.ir import EinfuseError
 from einfuse.ir.passes.classify_score import Score
+from einfuse.runtime import drawing
 from einfuse.runtime.binding import evaluate
 from einfuse.runtime.scan import ScanProgram
 from einfuse.runtime.verify import Shape, example_sizes
@@ -60,6 +61,11 @@ def explain(args: argparse.Namespace) -> int:
         shown.add_row(k.plan.name, *cells, *(f"{1e6 * t:.3g} us, {r}" for r, t in bounds))
     console.print(shown)
     console.print(form.shown, markup=False)
+    names = ("forward", "backward")
+    shape: tuple[int, int, int, int] = args.shape
+    sizes = example_sizes(attention.cascade, Shape(*shape, (64, 64), 1)) | dict(args.size)
+    for name, graph in zip(names, graphs(attention, sizes, getattr(torch, args.dtype), args.backward), strict=False):
+        console.print(f"{name} on this CPU:", *drawing.lines(graph, "  "), sep="\n", markup=False, soft_wrap=True)
     console.print("Times are the least that the named resource allows at its peak rate, not measurements.")
     return 0
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 import torch
 
 from einfuse._cli import inputs, screen
 from einfuse.ir import EinfuseError
+from einfuse.runtime import binding, drawing, inside
 from einfuse.runtime.attention import Attention
+from einfuse.runtime.backends import choose
+from einfuse.runtime.binding import evaluate
+from einfuse.runtime.graph import Graph
 from einfuse.runtime.inside import PassReport
-from einfuse.runtime.verify import Shape, example_sizes
+from einfuse.runtime.verify import Shape, example_inputs, example_sizes
 
 LANGUAGES = {"cpu": "cpp", "triton": "python", "torch": "python"}
 
@@ -26,8 +31,25 @@ def ir(args: argparse.Namespace) -> int:
     attention = inputs.attention(args.spec, args)
     if args.form == "linear":
         attention = attention.forms.linear(widths(attention, dict(args.size)))
+    if args.graph is not None:
+        made = graphs(attention, widths(attention, dict(args.size)), torch.float32, True)
+        args.graph.write_text(drawing.svg(made), encoding="utf-8")
+        return 0
     screen.code(attention.ir(after=args.after), "python")
     return 0
+
+
+def graphs(attention: Attention, sizes: Mapping[str, int], dtype: torch.dtype, backward: bool) -> list[Graph]:
+    """What a call of these sizes runs on this machine's CPU, and with ``backward`` what its gradients do."""
+    c, kinds = attention.cascade, {"float": dtype, "int": torch.int64, "bool": torch.bool}
+    few = example_inputs(c, dtype, 0, Shape(1, 1, 8, 8, (8, 8), 1))
+    made = {t.name: few[t.name] for t in c.inputs if t.param and t.name in few} | {
+        t.name: torch.empty([int(evaluate(a, sizes)) for a in t.axes], dtype=kinds[t.dtype], device="meta")
+        for t in c.inputs
+        if not t.param
+    }
+    tensors, numbers = binding.arguments(attention.cascade, (), made)
+    return inside.graphs(attention, tensors, numbers, backward, choose(torch.device("cpu"), attention.backend))
 
 
 def widths(attention: Attention, given: dict[str, int]) -> dict[str, int]:
