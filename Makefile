@@ -16,7 +16,7 @@ STAMP := .venv/installed
 DEV := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lanes lesser replay check lint types format gpu wheel clean
+.PHONY: help setup demo test quick lanes lesser replay size check lint types format gpu wheel clean
 
 help:  ## these lines
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -56,6 +56,11 @@ lesser: $(STAMP)  ## the numeric tests once more as on a processor without AVX-5
 
 replay: $(STAMP)  ## the text of every kernel, here and at another commit: make replay BASE=origin/main
 	@$(BIN)/python tests/replay.py $(BASE)
+
+size:  ## lines of Python by folder, and the five longest files of the compiler
+	@for d in dsl ir codegen runtime src/einfuse/flex src/einfuse/integrations src/einfuse/_cli library tests; do \
+	  printf '%7d %s\n' $$(find $$d -name '*.py' -exec cat {} + | wc -l) $$d; done
+	@find dsl ir codegen runtime -name '*.py' -exec wc -l {} + | grep -v total | sort -rn | head -5
 
 check: lint types test  ## what CI runs: ruff, mypy, pytest
 

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 import torch
 
 from einfuse.codegen import KernelPlan, Storage, both, hold
+from einfuse.codegen.scan import Piece, ScanPlan
 from einfuse.ir import EinfuseError, Scalar
 
 Kernel = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], int | None]
@@ -35,6 +36,9 @@ class Backend(Protocol):
     that pays for so many ambient points. ``workers`` says how many tiles run at once. ``identity`` is all of it that texts depend on.
     ``row_values``: what the kernels of a backward need of one row alone is made by a kernel before them (`ir.row_values`). Calls of at
     most ``narrow`` rows take the tiling of such a tile with the longest step, if there is one.
+
+    ``pieces`` are the kernels of a scan, for so many threads a point of the ambient ranks as ``crew`` gives (``long``: there is work for
+    several), ``build_piece`` one of them. ``short_blocks``: products of 32 bits, or beside wide states, are registers' work.
     """
 
     @property
@@ -45,6 +49,8 @@ class Backend(Protocol):
     def row_values(self) -> bool: ...
     @property
     def narrow(self) -> int: ...
+    @property
+    def short_blocks(self) -> bool: ...
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings: ...
     def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan: ...
@@ -54,16 +60,54 @@ class Backend(Protocol):
     def workers(self, device: torch.device) -> int: ...
     def merges(self, points: int) -> bool: ...
     def merge(self, rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None: ...
+    def crew(self, points: int, long: bool) -> int: ...
+    def pieces(self, plan: ScanPlan, crew: int) -> tuple[Piece, ...]: ...
+    def build_piece(self, piece: Piece, folder: Path) -> Kernel: ...
 
 
 @dataclass(frozen=True, slots=True)
-class CpuBackend:
+class Usual:
+    """What most back ends say: one worker, no kernels of two plans, scans as plain torch."""
+
+    row_values: bool = False
+    narrow: int = 0
+    short_blocks: bool = False
+
+    def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
+        return hold(plan, small)
+
+    def holds(self, plan: KernelPlan) -> bool:
+        return True
+
+    def workers(self, device: torch.device) -> int:
+        return 1
+
+    def merges(self, points: int) -> bool:
+        return False
+
+    def merge(self, rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None:
+        return None
+
+    def crew(self, points: int, long: bool) -> int:
+        return 1
+
+    def pieces(self, plan: ScanPlan, crew: int) -> tuple[Piece, ...]:
+        from einfuse.codegen.scan import emit_torch, team
+
+        return (team.Whole(plan, emit_torch.emit(plan)),)
+
+    def build_piece(self, piece: Piece, folder: Path) -> Kernel:
+        from einfuse.codegen.torch import build
+
+        return build(piece.plan, piece.source, folder)  # type: ignore[arg-type]  # it reads the name alone
+
+
+@dataclass(frozen=True, slots=True)
+class CpuBackend(Usual):
     """C++ with vector extensions and OpenMP; a kernel that cannot be built here runs as plain torch, which a warning says once."""
 
     name: BackendName = "cpu"
     identity: str = "cpu"
-    row_values: bool = False
-    narrow: int = 0
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         from einfuse.codegen import cpu
@@ -74,9 +118,6 @@ class CpuBackend:
         """A loop lets the tiles of a point share what is packed for it; where there is one tile, there is nothing to share."""
         whole = hold(plan, small)
         return whole if whole.tile is None else plan
-
-    def holds(self, plan: KernelPlan) -> bool:
-        return True
 
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import cpu
@@ -105,9 +146,24 @@ class CpuBackend:
 
         return both(rows, columns) or cpu.merge(rows, columns)
 
+    def crew(self, points: int, long: bool) -> int:
+        """One where every thread has a point of its own, or there is little to do."""
+        threads = torch.get_num_threads()
+        return -(-threads // points) if points < threads and long else 1
+
+    def pieces(self, plan: ScanPlan, crew: int) -> tuple[Piece, ...]:
+        from einfuse.codegen.scan import team
+
+        return team.kernels(plan, crew)
+
+    def build_piece(self, piece: Piece, folder: Path) -> Kernel:
+        from einfuse.codegen import cpu
+
+        return cpu.build(piece.plan, piece.source, folder, ("-O2",))  # type: ignore[arg-type]  # it reads what both plans have
+
 
 @dataclass(frozen=True, slots=True)
-class TritonBackend:
+class TritonBackend(Usual):
     """Triton, for GPUs; on CPU tensors under Triton's interpreter."""
 
     name: BackendName = "triton"
@@ -115,6 +171,7 @@ class TritonBackend:
     processors: int | None = None  # multiprocessors of a GPU that is not at hand
     row_values: bool = True
     narrow: int = 16
+    short_blocks: bool = True
 
     @property
     def identity(self) -> str:
@@ -124,9 +181,6 @@ class TritonBackend:
         from einfuse.codegen import triton
 
         return triton.tilings(storage, width, backward, self.target or device_target())
-
-    def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
-        return hold(plan, small)
 
     def holds(self, plan: KernelPlan) -> bool:
         from einfuse.codegen import triton
@@ -149,30 +203,26 @@ class TritonBackend:
             return self.processors
         return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
-    def merges(self, points: int) -> bool:
-        return False
+    def pieces(self, plan: ScanPlan, crew: int) -> tuple[Piece, ...]:
+        from einfuse.codegen.scan import ladder
 
-    def merge(self, rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None:
-        return None
+        return ladder.kernels(plan, self.target or device_target())
+
+    def build_piece(self, piece: Piece, folder: Path) -> Kernel:
+        from einfuse.codegen import triton
+
+        return triton.build(piece.plan, piece.source, folder)  # type: ignore[arg-type]  # it reads the name alone
 
 
 @dataclass(frozen=True, slots=True)
-class TorchBackend:
+class TorchBackend(Usual):
     """Plain torch, tile by tile: readable, and what runs where there is no compiler."""
 
     name: BackendName = "torch"
     identity: str = "torch"
-    row_values: bool = False
-    narrow: int = 0
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         return ((256, 256),)
-
-    def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
-        return hold(plan, small)
-
-    def holds(self, plan: KernelPlan) -> bool:
-        return True
 
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import torch as reference
@@ -184,33 +234,19 @@ class TorchBackend:
 
         return reference.build(plan, source, folder)
 
-    def workers(self, device: torch.device) -> int:
-        return 1
-
-    def merges(self, points: int) -> bool:
-        return False
-
-    def merge(self, rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None:
-        return None
-
 
 @dataclass(frozen=True, slots=True)
-class LoopsBackend:
+class LoopsBackend(Usual):
     """Plans run as they are written, in straight loops: for reading, and for checking the others."""
 
     name: BackendName = "loops"
     identity: str = "loops"
-    row_values: bool = False
-    narrow: int = 0
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         return ((16, 16),)
 
     def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
         return plan
-
-    def holds(self, plan: KernelPlan) -> bool:
-        return True
 
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import loops
@@ -221,15 +257,6 @@ class LoopsBackend:
         from einfuse.codegen import loops
 
         return loops.build(plan, source, folder)
-
-    def workers(self, device: torch.device) -> int:
-        return 1
-
-    def merges(self, points: int) -> bool:
-        return False
-
-    def merge(self, rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None:
-        return None
 
 
 BACKENDS: dict[BackendName, Backend] = {

@@ -13,7 +13,7 @@ from einfuse.codegen.scan import Piece, ScanPlan
 from einfuse.ir import Cascade, Scalar, derivation
 from einfuse.ir.passes import canonicalise, classify_score
 from einfuse.runtime import binding, derived, tiles
-from einfuse.runtime.backends import Backend, BackendName, Target, TritonBackend, choose, device_target, named
+from einfuse.runtime.backends import Backend, BackendName, Target, TritonBackend, choose, named
 from einfuse.runtime.binding import STORAGE
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Graph, Recorded
@@ -101,7 +101,7 @@ class Planned:
             return Planned.of(linear, tensors, numbers, backward, backend)
         given = Given(tensors, numbers, sizes)
         chosen = backend or choose(given.device, attention.backend)
-        program = attention.program.suited(chosen.name, dtype.itemsize == 2)
+        program = attention.program.suited(chosen, dtype.itemsize == 2)
         wanted = tuple(n for n, x in tensors.items() if x.is_floating_point() and n in program.read) if backward else ()
         return Planned(program, given, chosen, wanted)
 
@@ -187,13 +187,13 @@ def candidates(
 ) -> list[Candidate]:
     """See `Attention.candidates`."""
     whole = attention.cascade
-    program = attention.program.suited(backend, dtype.itemsize == 2)
+    chosen = named(backend) if target is None else TritonBackend(target=target)
+    program = attention.program.suited(chosen, dtype.itemsize == 2)
     if isinstance(program, ScanProgram):
         tables = [example_storage(whole, c, dtype) for c in program.cascades(backward)]
-        return [Candidate.of(p) for p in program.candidates(backend, tables, backward, sizes, target or device_target())]
+        return [Candidate.of(p) for p in program.candidates(chosen, tables, backward, sizes)]
     if attention.stages:
         return [c for stage in attention.stages for c in candidates(stage, backend, dtype, backward, sizes, target)]
-    chosen = named(backend) if target is None else TritonBackend(target=target)
     out = []
     for n, c in enumerate(program.cascades(backward, chosen.row_values)):
         static = {r.size: sizes.get(r.size, 64) for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)}

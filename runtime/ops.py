@@ -76,7 +76,7 @@ class Call(NamedTuple):
         chosen = choose(tensors[0].device, self.backend or None)  # type: ignore[arg-type]  # checked by `choose`
         names = [t.name for t in self.cascade.inputs if not t.param]
         dtype = precision_of(self.cascade, dict(zip(names, tensors, strict=True)))
-        return self.program.suited(chosen.name, dtype.itemsize == 2), chosen
+        return self.program.suited(chosen, dtype.itemsize == 2), chosen
 
     def given(self, tensors: Sequence[torch.Tensor]) -> Given:
         """What the call brings, by name."""

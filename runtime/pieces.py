@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from einfuse.codegen import scan
 from einfuse.codegen.scan import Piece, ScanPlan
 from einfuse.runtime import cache
-from einfuse.runtime.backends import BackendName, Kernel
+from einfuse.runtime.backends import Backend, Kernel
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Host, Launched, Node, Tensors
 from einfuse.runtime.graph import Kernel as Launch
@@ -23,7 +22,7 @@ class Pieces:
     """Kernels of one back end, built when they first run. One that spills registers is right but slow: smaller ones take its place."""
 
     pieces: tuple[Piece, ...]
-    backend: BackendName
+    backend: Backend
     built: dict[str, Kernel] = field(default_factory=dict)  # by text
 
     def nodes(self, given: Given, outs: Mapping[str, Output]) -> list[Node]:
@@ -51,8 +50,7 @@ class Pieces:
 
     def _launch(self, piece: Piece, given: Given) -> Launched:
         if piece.source not in self.built:
-            folder = cache.folder() / self.backend
-            self.built[piece.source] = scan.build(piece.plan, piece.source, self.backend, folder)
+            self.built[piece.source] = self.backend.build_piece(piece, cache.folder() / self.backend.name)
         kernel = self.built[piece.source]
         return lambda tensors: bool(kernel(tensors, given.numbers, given.sizes)) and self._smaller(piece)
 

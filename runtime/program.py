@@ -16,7 +16,7 @@ from einfuse.ir.expr import reads
 from einfuse.ir.passes import canonicalise, differentiate
 from einfuse.ir.rewrite import expressions, statements
 from einfuse.runtime import cache, heads, ranges, split
-from einfuse.runtime.backends import Backend, BackendName
+from einfuse.runtime.backends import Backend
 from einfuse.runtime.given import Given
 from einfuse.runtime.gradients import Gradients
 from einfuse.runtime.graph import Graph, Kernel, Node, room
@@ -89,7 +89,7 @@ class Program:
         """How its backward is run."""
         return Gradients(self)
 
-    def suited(self, backend: BackendName, narrow: bool) -> Program:
+    def suited(self, backend: Backend, narrow: bool) -> Program:
         """The program that does the same best on a back end; ``narrow``: on tensors of 16 bits."""
         return self
 

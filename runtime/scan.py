@@ -16,7 +16,7 @@ from einfuse.ir.backward import Backward, Step, adjoint
 from einfuse.ir.passes import chunk, chunk_backward, infer_space
 from einfuse.ir.passes.chunk_backward import ScanBackward
 from einfuse.runtime import cache
-from einfuse.runtime.backends import Backend, BackendName, Target, TritonBackend, device_target
+from einfuse.runtime.backends import Backend
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Node
@@ -51,12 +51,12 @@ class ScanProgram(Program):
         """The same in blocks of fewer points; itself where they have no more already."""
         return self if self.step <= FINE else ScanProgram(self.cascade, self.strict, points=FINE)
 
-    def suited(self, backend: BackendName, narrow: bool) -> ScanProgram:
+    def suited(self, backend: Backend, narrow: bool) -> ScanProgram:
         """The program whose blocks are of a size for that back end and dtype.
 
         On GPUs 16-bit blocks are as long as the matrix units like them, where a program holds them beside the features of its state.
         """
-        if backend != "triton":
+        if not backend.short_blocks:
             return self
         many = any(isinstance(r.size, int) and r.size > HELD for r in self.blocked.ranks if r.kind == "feature")
         return self if narrow and not many else self.fine
@@ -114,8 +114,8 @@ class ScanProgram(Program):
         known = self.sized(cascade, given.read_by(cascade).more(described(outs)))
         kernel = Specialisation.of(cascade, known, backend)
         points = math.prod(extent_of(cascade, r, known.sizes) for r in cascade.over)
-        crew = _crew(points, extent_of(cascade, self.rank, known.sizes) > 4 * self.step) if backend.name == "cpu" else 1
-        return self.kernels.made((kernel, crew), lambda: Pieces(_pieces(kernel, crew), backend.name)).nodes(known, outs)
+        crew = backend.crew(points, extent_of(cascade, self.rank, known.sizes) > 4 * self.step)
+        return self.kernels.made((kernel, crew), lambda: Pieces(_pieces(kernel, crew), backend)).nodes(known, outs)
 
     def sized(self, cascade: Cascade, given: Given) -> Given:
         """With the number of blocks."""
@@ -133,32 +133,23 @@ class ScanProgram(Program):
 
     def candidates(
         self,
-        backend: BackendName,
+        backend: Backend,
         storage: Iterable[Mapping[str, Storage]],
         backward: bool,
         sizes: Mapping[str, int],
-        target: Target = "sm_90",
     ) -> list[Piece]:
         """The forward's kernels, and with ``backward`` the other's; ``storage`` one table for each."""
         out: list[Piece] = []
         for c, table in zip(self.cascades(backward), storage, strict=True):
             static = {r.size: sizes.get(r.size, 64) for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)}
-            out += scan.pieces(scan.lower(c, table, static), backend, target)
+            out += backend.pieces(scan.lower(c, table, static), 1)
         return out
 
 
 def _pieces(kernel: Specialisation, crew: int) -> tuple[Piece, ...]:
     """The kernels of a scan, from disk where they were made before."""
-    backend = kernel.backend
-    target = backend.target or device_target() if isinstance(backend, TritonBackend) else "sm_90"
 
     def make() -> tuple[Piece, ...]:
-        return scan.pieces(scan.lower(kernel.cascade, kernel.storage, kernel.static), backend.name, target, crew)
+        return kernel.backend.pieces(scan.lower(kernel.cascade, kernel.storage, kernel.static), crew)
 
     return cache.remembered("plan", cache.key("scan", kernel.key, crew), make)
-
-
-def _crew(points: int, long: bool) -> int:
-    """How many threads share a point of the ambient ranks: one where every thread has a point of its own, or there is little to do."""
-    threads = torch.get_num_threads()
-    return -(-threads // points) if points < threads and long else 1

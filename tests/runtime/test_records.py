@@ -13,6 +13,7 @@ from einfuse.codegen.plan import Const, Value
 from einfuse.ir import Expr, Span, const
 from einfuse.ir.derivation import Derivation
 from einfuse.runtime import records
+from einfuse.runtime.backends import BACKENDS
 from einfuse.runtime.compile import library
 from einfuse.runtime.scan import ScanProgram
 
@@ -129,10 +130,8 @@ def _there_and_back(name: str) -> None:
 
 def test_the_pieces_of_a_scan() -> None:
     """What is kept of a scan for each back end, texts included."""
-    from einfuse.codegen import scan
-
     (plan,) = [c.plan for c in einfuse.compile("gated_delta").candidates("cpu", torch.float32, False, {})]
-    for backend in ("cpu", "torch", "triton"):
-        pieces = scan.pieces(plan, backend, crew=2)
+    for backend in BACKENDS.values():
+        pieces = backend.pieces(plan, 2)
         found = records.loads(records.dumps(pieces))
         assert [(p.plan, p.source, p.options) for p in found] == [(p.plan, p.source, p.options) for p in pieces]

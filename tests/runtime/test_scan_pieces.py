@@ -17,7 +17,7 @@ from einfuse.codegen.scan.divide import divide
 from einfuse.codegen.scan.ladder import kernels, pressure
 from einfuse.ir import Cascade
 from einfuse.ir.passes import chunk, chunk_backward
-from einfuse.runtime.backends import TorchBackend
+from einfuse.runtime.backends import TorchBackend, TritonBackend
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Graph
@@ -79,7 +79,7 @@ def ran(c: Cascade, split: Callable[[ScanPlan], list[ScanPlan]], env: dict[str, 
     given = Given({t.name: env[t.name] for t in c.inputs if not t.param}, numbers, sizes)  # type: ignore[arg-type]  # all have defaults
     kernel = Specialisation.of(c, given.more(described(outs)), TorchBackend())
     plan = scan.lower(c, kernel.storage, kernel.static)
-    pieces = Pieces(tuple(map(Piece, split(plan))), "triton")
+    pieces = Pieces(tuple(map(Piece, split(plan))), TritonBackend())
     return dict(zip(outs, Graph(lambda x: pieces.nodes(x, outs), given, tuple(outs)).run(dict(given.tensors)), strict=True))
 
 
