@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from einfuse.codegen.plan import Block, Dot, Fold, KernelPlan, Map, Op, Region, Store, Value, live, renamed, with_out
+from einfuse.codegen.plan import Block, Dot, Fold, KernelPlan, Map, Op, Region, Store, Value, computed, live, renamed, with_out
 from einfuse.ir.rewrite import fresh
 
 
@@ -67,7 +67,7 @@ class _Writer:
             if isinstance(op, Store):
                 self.ops.append(op)
                 continue
-            key = with_out(op, replace(op.out, name=""))
+            key = computed(op)
             key = replace(key, named=False) if isinstance(key, Map) else key
             if key not in self.made:
                 self.made[key] = len(self.ops)

@@ -29,11 +29,13 @@ from einfuse.codegen.plan import (
     Size,
     Store,
     Value,
+    computed,
     live,
     renamed,
     with_out,
 )
 from einfuse.ir import FUNCTIONS, DType, Scalar
+from einfuse.ir.rewrite import fresh
 
 EXACT = frozenset("+ - * neg max min < <= > >= == != and or not select".split())
 """Functions of constants that are computed here: as on every device."""
@@ -123,7 +125,7 @@ class _Writer:
         known = self.known(op) if isinstance(op, Map) else None
         if known is not None:
             return known
-        key = with_out(op, replace(op.out, name=""))
+        key = computed(op)
         if key not in self.made:
             self.made[key] = self.emit(op)
         return self.made[key]
@@ -137,11 +139,7 @@ class _Writer:
 
     def emit(self, op: Op) -> Value:
         assert not isinstance(op, Store), "a store has no value"
-        name, n = op.out.name, 1
-        while name in self.taken:
-            n += 1
-            name = f"{op.out.name}_{n}"
-        self.taken.add(name)
+        name = fresh(op.out.name, self.taken)
         out = replace(op.out, name=name)
         self.ops.append(with_out(op, out))
         if isinstance(op, Coordinate):

@@ -27,11 +27,13 @@ from einfuse.codegen.plan import (
     Size,
     Store,
     Value,
+    computed,
     operations,
     reads,
     renamed,
     with_out,
 )
+from einfuse.ir.rewrite import fresh
 
 
 def merge(rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None:
@@ -191,11 +193,7 @@ class _Merger:
                 if key in known:
                     return known[key]
         region = self._region(op, target, prologue)
-        name, n = out.name, 1
-        while name in self.taken:
-            n += 1
-            name = f"{out.name}_{n}"
-        self.taken.add(name)
+        name = fresh(out.name, self.taken)
         region.learn(with_out(op, replace(out, name=name)))
         return replace(out, name=name)
 
@@ -231,8 +229,7 @@ def _keys(op: Op) -> list[Op]:
 
 def _key(op: Op) -> Op:
     """What an operation computes, whatever the name of its value."""
-    assert not isinstance(op, Store), "stores give no value"
-    op = with_out(op, replace(op.out, name=""))
+    op = computed(op)
     if isinstance(op, Dot) and op.b.name < op.a.name:
         op = replace(op, a=op.b, b=op.a)
     return op

@@ -23,6 +23,7 @@ from einfuse.codegen.plan import (
     Size,
     Store,
     Value,
+    computed,
     reads,
     renamed,
     with_out,
@@ -94,7 +95,7 @@ class Packing:
             self.outer[v.name] = v
             return v
         here = renamed(op, {a.name: self.add(a, body) for a in reads(op)})
-        key = with_out(here, Value("", v.dims, v.dtype))
+        key = computed(here)
         if key not in self.known:
             name = v.name
             while name in self.names:

@@ -25,6 +25,7 @@ from einfuse.codegen.plan.nodes import State as State
 from einfuse.codegen.plan.nodes import Storage as Storage
 from einfuse.codegen.plan.nodes import Store as Store
 from einfuse.codegen.plan.nodes import Value as Value
+from einfuse.codegen.plan.nodes import computed as computed
 from einfuse.codegen.plan.nodes import operations as operations
 from einfuse.codegen.plan.nodes import reads as reads
 from einfuse.codegen.plan.nodes import renamed as renamed

@@ -277,6 +277,12 @@ def with_out(op: Op, out: Value) -> Op:
     raise AssertionError("stores give no value")
 
 
+def computed(op: Op) -> Op:
+    """What an operation computes, whatever its value is called: operations for which this is equal are one."""
+    assert not isinstance(op, Store), "stores give no value"
+    return with_out(op, replace(op.out, name=""))
+
+
 def renamed(op: Op, new: Mapping[str, Value]) -> Op:
     """The operation on the values that ``new`` gives for those it reads."""
     match op:

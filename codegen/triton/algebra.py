@@ -36,6 +36,7 @@ from einfuse.codegen.plan import (
     renamed,
 )
 from einfuse.ir import FUNCTIONS, DType, Scalar
+from einfuse.ir.rewrite import fresh
 
 EXP_DIFFERENCE = "exp_difference"
 FAR = -(1 << 30)
@@ -110,21 +111,14 @@ class _Writer:
             self.known.selections[op.args[0].name, op.args[1].name] = op.out
 
     def new(self, base: str, dims: tuple[str, ...], dtype: DType, fn: str, *args: Value) -> Value:
-        out = Value(self.fresh(base), dims, dtype)
+        out = Value(fresh(base, self.taken), dims, dtype)
         self.add(Map(out, fn, args))
         return out
 
     def const(self, value: Scalar, dtype: DType) -> Value:
-        out = Value(self.fresh("c"), (), dtype)
+        out = Value(fresh("c", self.taken), (), dtype)
         self.add(Const(out, value))
         return out
-
-    def fresh(self, base: str) -> str:
-        name, n = base, 2
-        while name in self.taken:
-            name, n = f"{base}_{n}", n + 1
-        self.taken.add(name)
-        return name
 
     def rewritten(self, op: Op) -> Op:
         if isinstance(op, Reduce) and op.fn in ("max", "min"):
@@ -148,7 +142,7 @@ class _Writer:
         y, c = found
         if chosen:
             y = self.new(arg.name, op.arg.dims, "float", "select", chosen.args[0], y, chosen.args[2])
-        plain = Value(self.fresh(op.out.name), op.out.dims, "float")
+        plain = Value(fresh(op.out.name, self.taken), op.out.dims, "float")
         self.add(replace(op, out=plain, arg=y))
         return Map(op.out, "*", (plain, c))
 
