@@ -42,14 +42,18 @@ def test_parts_give_the_whole(name: str, backend: BackendName, monkeypatch: pyte
     torch.testing.assert_close(out, attn.reference(q, k, v, **extra).float(), rtol=2e-5, atol=2e-6)
 
 
-def test_a_call_like_an_earlier_one_is_not_that_one() -> None:
-    """What is kept of a call is neither its numbers, nor its strides, nor what its tensors held."""
-    attn = einfuse.compile("document", backend="torch")
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=pytest.mark.slow)])
+def test_a_call_like_an_earlier_one_is_not_that_one(backend: BackendName) -> None:
+    """What is kept of a call is neither its numbers, nor its strides, nor what its tensors held. (The back end `torch` reads no strides.)"""
+    attn = einfuse.compile("document", backend=backend)
     q, k, v = (torch.randn(1, 2, 30, 8) for _ in range(3))
     doc = torch.arange(30, dtype=torch.int32)[None] // 10
 
     def right(*args: torch.Tensor) -> None:
-        torch.testing.assert_close(attn(*args, doc=doc), attn.reference(*args, doc=doc).float(), rtol=2e-5, atol=2e-6)
+        """Without a gradient to record, and with one: the two are kept apart."""
+        expected = attn.reference(*args, doc=doc).float()
+        for found in (attn(*args, doc=doc), attn(*(x.detach().requires_grad_() for x in args), doc=doc)):
+            torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
 
     right(q, k, v)
     right(q, k, v)
@@ -57,7 +61,7 @@ def test_a_call_like_an_earlier_one_is_not_that_one() -> None:
     right(q.mT.contiguous().mT, k, v)
     doc += torch.arange(30) // 15
     right(q, k, v)
-    window = einfuse.compile("sliding_window", backend="torch")
+    window = einfuse.compile("sliding_window", backend=backend)
     for width in (3, 7):
         torch.testing.assert_close(
             window(q, k, v, window=width), window.reference(q, k, v, window=width).float(), rtol=2e-5, atol=2e-6
