@@ -117,10 +117,12 @@ def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, enable_g
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"flex_attention: {name} must be a tensor, found {type(x).__name__}")
         if x.is_nested:
-            raise NotImplementedError(
+            raise TypeError(
                 f"flex_attention: {name} is a nested tensor; pack the sequences and mask by document, or call an attention made by "
                 "einfuse.attention(score_mod, mask_mod), which takes jagged tensors (see also einfuse.varlen)"
             )
+        if x.layout is not torch.strided:
+            raise TypeError(f"flex_attention: {name} must be a dense tensor, found one of {x.layout}; call {name}.to_dense()")
         if x.dim() != 4:
             raise ValueError(f"flex_attention: {name} must be [batch, heads, length, width], found the shape {tuple(x.shape)}")
     if query.shape[-1] != key.shape[-1]:

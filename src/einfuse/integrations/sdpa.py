@@ -31,7 +31,8 @@ def scaled_dot_product_attention(
 
     ``attn_mask`` is broadcast to [..., Hq, L, S]: booleans (true: visible) or floats that are added (-inf hides a key). ``is_causal``
     counts from the first query and key, as torch does. Unlike torch's, a row that sees no key gives 0 on every device. Gradients reach
-    q, k, v and a float mask. Raises ValueError for dropout, for a mask beside ``is_causal``, and for shapes that do not fit.
+    q, k, v and a float mask. Raises TypeError for tensors of other layouts and dtypes, ValueError for dropout, for a mask beside
+    ``is_causal``, and for shapes that do not fit.
     """
     if has_torch_function((query, key, value, attn_mask)):  # a tracer of torch.fx, a class of tensors with its own ways
         found: torch.Tensor = handle_torch_function(
@@ -48,9 +49,10 @@ def scaled_dot_product_attention(
             backend=backend,
         )
         return found
-    for name, x in (("query", query), ("key", key), ("value", value), ("attn_mask", attn_mask)):
-        if not isinstance(x, torch.Tensor) and not (name == "attn_mask" and x is None):
-            raise TypeError(f"scaled_dot_product_attention: {name} must be a tensor, found {type(x).__name__}")
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        _check(name, x, _FLOATS)
+    if attn_mask is not None:
+        _check("attn_mask", attn_mask, (torch.bool, *_FLOATS))
     number = host_number("scaled_dot_product_attention", "scale", scale, "multiply query by it, with scale=1.0")
     if dropout_p > 0:
         raise ValueError(f"dropout_p must be 0: the fused kernels have no dropout; found {dropout_p}")
@@ -70,6 +72,26 @@ def scaled_dot_product_attention(
         backend=backend,
     )
     return out if out.shape[:-2] == lead else out.reshape(*lead, *out.shape[-2:])
+
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _check(name: str, x: object, dtypes: tuple[torch.dtype, ...]) -> None:
+    """Raises TypeError for what is no dense tensor, nor a jagged one, of one of these dtypes."""
+    where = f"scaled_dot_product_attention: {name} must"
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{where} be a tensor, found {type(x).__name__}")
+    if x.is_nested and x.layout is not torch.jagged:
+        raise TypeError(
+            f"{where} be dense or have layout=torch.jagged, found a nested tensor of {x.layout}; build it with that layout"
+        )
+    if x.layout is not torch.strided and x.layout is not torch.jagged:
+        raise TypeError(f"{where} be a dense tensor, found one of {x.layout}; call {name}.to_dense()")
+    if x.dtype not in dtypes:
+        raise TypeError(
+            f"{where} hold {'booleans or floats' if torch.bool in dtypes else 'floats'} of 16 to 64 bits, found {x.dtype}"
+        )
 
 
 def _four_axes(
@@ -102,8 +124,4 @@ def _mask(mask: torch.Tensor, shape: tuple[int, ...], q: torch.Tensor) -> dict[s
     except RuntimeError:
         raise ValueError(f"attn_mask must broadcast to {shape}, found {tuple(mask.shape)}") from None
     four = whole.reshape(q.shape[0], q.shape[1], *shape[-2:])
-    if mask.dtype == torch.bool:
-        return {"mask": four}
-    if not mask.is_floating_point():
-        raise ValueError(f"attn_mask must hold booleans or floats, found {mask.dtype}")
-    return {"bias": four}
+    return {"mask" if mask.dtype == torch.bool else "bias": four}
