@@ -13,7 +13,7 @@ BLAS beyond float64's own 1e-16.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,14 +45,18 @@ class Rounding(TorchDispatchMode):
     Kernels in types of 16 bits compute in float32, and so does this; of what follows from tensors marked by `narrow`, the sides of products of
     matrices are rounded to ``dtype`` as well. In the ``backward`` that of sums is too: kernels take what a row's gradients have in common from
     outputs that were stored, and a gradient that has several sources is stored between them.
+
+    ``sums`` are those of an earlier run of the same code (the attribute of that name), which take the place of the ones at hand: a backward
+    reads the statistics of rows as a forward made them, and computes again what they were taken of, not always in the same order.
     """
 
-    def __init__(self, dtype: torch.dtype, *seed: int, backward: bool = False) -> None:
+    def __init__(self, dtype: torch.dtype, *seed: int, backward: bool = False, sums: Sequence[Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dtype, self.wide = dtype, torch.promote_types(dtype, torch.float32)
         self.error = ARITHMETIC * torch.finfo(self.wide).eps / 2
         self.storing = 0.0 if dtype == self.wide else STORAGE * torch.finfo(dtype).eps / 2
         self.backward, self.coins = backward, np.random.Philox(seed)
+        self.earlier, self.sums = sums, list[Tensor]()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -78,7 +82,16 @@ class Rounding(TorchDispatchMode):
                     self._move(x, x, self.storing, self.dtype)
             if marked:
                 narrow(x)
+        if reduces and name not in PRODUCTS:
+            self._keep(out)
         return out
+
+    def _keep(self, x: Tensor) -> None:
+        """Keeps a sum; where earlier ones are given, the earlier one takes its place."""
+        before = self.earlier[len(self.sums) : len(self.sums) + 1]
+        if before and before[0].shape == x.shape:
+            x.copy_(before[0])
+        self.sums.append(x.detach())
 
     def _stored(self, x: Tensor) -> Tensor:
         """A copy, rounded to the type of 16 bits."""

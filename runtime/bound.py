@@ -127,11 +127,15 @@ class Trial:
         several = {n: narrow(x.detach().repeat(count, *[1] * x.ndim).requires_grad_(self.gradients)) for n, x in floats.items()}
         leaves |= several
         cascade = batch.run(self._steady, floats)
-        with Rounding(self.dtype, self.seed, part, 0):
+        with Rounding(self.dtype, self.seed, part, 0) as forward:
             outs = _interpreted(cascade, leaves)
+        again = outs
+        if self.gradients:
+            with Rounding(self.dtype, self.seed, part, 2, sums=forward.sums):
+                again = _interpreted(cascade, leaves)
         directions = [d.expand(count, *d.shape) for d in self.directions([o[0] for o in outs])]
         with Rounding(self.dtype, self.seed, part, 1, backward=True):
-            return _results(outs, leaves, directions)
+            return _results(again, leaves, directions) | _values(outs)
 
     def _leaves(self, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor | Scalar]:
         """The inputs on a device, floats in ``dtype``; what gradients are taken of, if they are."""
@@ -171,9 +175,13 @@ def _largest(x: Tensor) -> float:
     return x.abs().where(torch.isfinite(x), 0.0).amax().item() if x.numel() else 0.0
 
 
+def _values(outs: Sequence[Tensor]) -> Results:
+    return {f"out {n}": o.detach() for n, o in enumerate(outs)}
+
+
 def _results(outs: Sequence[Tensor], leaves: Inputs, directions: Sequence[Tensor]) -> Results:
     """Outputs, and gradients along the directions."""
-    found = {f"out {n}": o.detach() for n, o in enumerate(outs)}
+    found = _values(outs)
     wanted = {n: x for n, x in leaves.items() if isinstance(x, Tensor) and x.requires_grad}
     moving = [(o, d) for o, d in zip(outs, directions, strict=True) if o.requires_grad]  # a count has no gradient
     if wanted and moving:

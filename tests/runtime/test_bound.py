@@ -53,6 +53,18 @@ def test_a_backward_may_read_outputs_as_they_were_stored(dtype: torch.dtype) -> 
     assert one.compared("d q", found["d q"]).error > 0.1 * one.compared("d q", found["d q"]).allowed
 
 
+def test_a_backward_may_add_up_the_same_scores_in_another_order() -> None:
+    """A BLAS or a tile of another shape makes other scores of the same numbers than those that the statistics of the rows were taken of."""
+    one = trial(HEAD + "s = 200 * sum[d](q * k); o[i, e] = sum[j](softmax[j](s) * v); out o }")
+    q, k = (torch.as_tensor(one.inputs[n], dtype=torch.float64) for n in "qk")
+    s, size = (200 * x @ y.mT for x, y in ((q, k), (q.abs(), k.abs())))
+    coins = torch.randn(s.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).sign()
+    weights = (s + 2**-24 * size * coins - s.logsumexp(-1, keepdim=True)).exp()
+    (direction,) = one.directions([one.truth["out 0"]])
+    seen = one.compared("d v", weights.mT @ direction)
+    assert 0.02 * seen.allowed < seen.error < seen.allowed
+
+
 def test_what_no_rounding_reaches_is_allowed_none() -> None:
     one = trial(HEAD + "s = sum[d](q * k) where j < 0; o[i, e] = sum[j](softmax[j](s) * v); out o }")
     assert {one.compared(what, x).allowed for what, x in one.truth.items()} == {0.0}

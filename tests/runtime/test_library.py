@@ -34,7 +34,7 @@ def test_kernels_are_right(name: str, combination: tuple[BackendName, str], requ
     if name not in EVERYWHERE or combination == ("cpu", "bfloat16"):  # built in a third of the time; the others are optimised
         request.getfixturevalue("unoptimised")
     shape = None if name in EVERYWHERE else SHAPES.get(name, SMALL)
-    certificate = einfuse.verify(einfuse.compile(name), backends=[backend], dtypes=[dtype], seed=1, shape=shape)
+    certificate = einfuse.verify(einfuse.compile(name), backends=[backend, "torch"], dtypes=[dtype], seed=1, shape=shape)
     assert certificate.rows
     assert certificate.ok, [r for r in certificate.rows if not r.ok]
 
