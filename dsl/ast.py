@@ -54,12 +54,22 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """``name(args)`` or ``name[ranks](args where condition)``: a function, a definition or a reduction."""
+    """``name(args)``, ``name[ranks](args where condition)`` or ``name[ranks -> slot](...)``: a function, a definition or a reduction."""
 
     name: Name
     ranks: tuple[Expr, ...] | None
     args: tuple[Expr, ...]
     where: Expr | None = None
+    loc: Span | None = _loc()
+    slot: Name | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """``element in list``: does the list hold it? The list has every index but its last."""
+
+    element: Expr
+    list: Name | Read
     loc: Span | None = _loc()
 
 
@@ -108,7 +118,7 @@ class Repeat:
     loc: Span | None = _loc()
 
 
-Expr = Name | Number | Truth | Read | Call | Unary | Binary | Compare | Conditional | Repeat
+Expr = Name | Number | Truth | Read | Call | Member | Unary | Binary | Compare | Conditional | Repeat
 
 
 @dataclass(frozen=True, slots=True)

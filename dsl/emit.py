@@ -7,8 +7,9 @@ import re
 
 from einfuse.dsl.names import Held
 from einfuse.dsl.values import Value, coordinate, merged, moved, read
-from einfuse.ir import Einsum, Expr, Fold, Span, SpecError, State, conjunction
+from einfuse.ir import CHOICES, Einsum, Expr, Fold, Span, SpecError, State, conjunction
 from einfuse.ir.expr import factors, indices
+from einfuse.ir.spaces import exists
 
 MAX_STATEMENTS = 1_000
 MAX_OPERATIONS_IN_ALL = 1_000_000
@@ -71,15 +72,16 @@ class Emitter:
         same = held is not None and held.ranks == ranks and value.expr == load_held(held).expr
         return held if same else None
 
-    def adopt(self, value: Value, since: int) -> Einsum | None:
+    def adopt(self, value: Value, since: int, conditional: bool) -> Einsum | None:
         """Takes back the last statement if it is unnamed, made after the first ``since`` ones (so that nobody else can read it), and
-        ``value`` is exactly its value: the reader becomes it."""
+        ``value`` is exactly its value: the reader becomes it. A ``conditional`` reader takes some slots of a list, and is none itself."""
         last = self.body[-1] if len(self.body) > since else None
         if (
             not isinstance(last, Einsum)
             or last.target in self._named
             or value.expr.op != "load"
             or value.expr.value != last.target
+            or (conditional and last.red in CHOICES)
         ):
             return None
         if [a.value if a.op == "index" else None for a in value.expr.args] != list(last.ranks):
@@ -141,6 +143,8 @@ def load_held(held: Held, args: tuple[Value, ...] | None = None) -> Value:
 
 def _held(statement: Einsum, value: Value) -> Held:
     gone = set(statement.over)
+    if statement.red in CHOICES:
+        return Held(statement.target, statement.ranks, "int", (exists(statement),))
     space = (*value.space, *((statement.mask,) if statement.mask is not None else ()))
     kept = tuple(p for p in merged(space) if not indices(p) & gone)
     dtype = "float" if statement.red and value.dtype == "int" else value.dtype

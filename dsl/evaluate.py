@@ -13,6 +13,7 @@ from einfuse.dsl.inline import Inliner
 from einfuse.dsl.modules import REDUCERS, SPECIAL
 from einfuse.dsl.names import Binding, Choice, Definitions, Held, Source, unknown
 from einfuse.dsl.reduce import Reducer
+from einfuse.dsl.select import member
 from einfuse.dsl.special import Special
 from einfuse.dsl.values import MAX_DEPTH, Value, apply, constant, read, rename_plain
 from einfuse.ir import FUNCTIONS, RankKind, Span, SpecError
@@ -83,12 +84,12 @@ class Evaluator:
                     return self._call(e)
                 case ast.Unary():
                     return apply(e.op, (self.value(e.operand),), self.place(e))
-                case ast.Binary(op="and") | ast.Binary(op="or"):
-                    return self._logical(e)
                 case ast.Binary():
-                    return apply(e.op, (self.value(e.left), self.value(e.right)), self.place(e))
+                    return self._binary(e)
                 case ast.Compare():
                     return self._compare(e)
+                case ast.Member():
+                    return member(self, e)
                 case ast.Conditional():
                     return self._conditional(e)
                 case ast.Repeat():
@@ -121,7 +122,7 @@ class Evaluator:
                 name,
                 f"write {name} == {binding.members[0]}",
             )
-        self._must_be_given(binding, name)
+        self.must_be_given(binding, name)
         for n, at in enumerate(binding.access):
             if at is None:
                 axis = binding.axes[n]
@@ -134,7 +135,8 @@ class Evaluator:
         args = tuple(at for at in binding.access if at is not None)
         return read(binding.name, binding.dtype, args, plain=binding.dtype != "float").at(self.place(name))
 
-    def _must_be_given(self, source: Source, name: ast.Name) -> None:
+    def must_be_given(self, source: Source, name: ast.Name) -> None:
+        """Raises SpecError for an optional input that this call is compiled without."""
         if not source.given:
             raise self.fault(
                 f"the optional input `{source.name}` is not given here",
@@ -167,9 +169,9 @@ class Evaluator:
                     f"the reducer `{e.name}` needs an operand", e, f"the operand stands in parentheses: {e.name}[{ranks}](x)"
                 )
             raise self._unknown(e.name, "the name", [*self.scope, *self.definitions])
-        args = tuple(map(self._index, e.args))
+        args = tuple(map(self.index, e.args))
         if isinstance(binding, Source):
-            self._must_be_given(binding, e.name)
+            self.must_be_given(binding, e.name)
             self._arity(e, len(binding.access), f"{e.name}[{', '.join(binding.axes)}]")
             return read(binding.name, binding.dtype, args, plain=binding.dtype != "float").at(self.place(e))
         if isinstance(binding, Held):
@@ -179,7 +181,8 @@ class Evaluator:
             return load_held(binding, args).at(self.place(e))
         raise self.fault(f"`{e.name}` is a single number and takes no indices", e, f"write {e.name}")
 
-    def _index(self, e: ast.Expr) -> Value:
+    def index(self, e: ast.Expr) -> Value:
+        """An index. Raises SpecError where it is no integer."""
         value = self.value(e)
         if value.dtype != "int":
             found = "a condition" if value.dtype == "bool" else "a float"
@@ -195,10 +198,10 @@ class Evaluator:
 
     # -- operators with a form of their own ------------------------------------------------------------------------------
 
-    def _logical(self, e: ast.Binary) -> Value:
-        """``and`` / ``or``: where the left side decides at compile time, the right one is not looked at."""
+    def _binary(self, e: ast.Binary) -> Value:
+        """Where the left side of ``and`` or ``or`` decides at compile time, the right one is not looked at."""
         left = self.value(e.left)
-        if left.constant is (e.op == "or"):
+        if e.op in ("and", "or") and left.constant is (e.op == "or"):
             return left
         return apply(e.op, (left, self.value(e.right)), self.place(e))
 
@@ -237,6 +240,8 @@ class Evaluator:
         name = e.name.text
         if e.ranks is not None and name in REDUCERS:
             return Reducer(self).value(e)
+        if e.slot is not None:
+            raise self.fault(f"`{name}` makes no slots", e.slot, "only topk[w -> n](x) does")
         if e.where is not None:
             raise self.fault(
                 f"a `where` stands inside a reducer; `{name}` is none",

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from einfuse.dsl import ast
 from einfuse.dsl.emit import load_held, mask_of, reduction_name
+from einfuse.dsl.select import chosen
 from einfuse.dsl.values import Value, apply, constant, extent, join, merged
-from einfuse.ir import MONOIDS, Einsum, conjunction, const
+from einfuse.ir import CHOICES, MONOIDS, Einsum, conjunction, const
 from einfuse.ir.expr import indices
 
 if TYPE_CHECKING:
@@ -36,9 +37,11 @@ class Reducer:
 
     def value(self, e: ast.Call) -> Value:
         name = e.name.text
-        if name in ("argmax", "topk"):
-            raise self.at.fault(f"`{name}` is not available yet", e, "max[j](x) gives the largest value")
         over = self._over(e)
+        if name in CHOICES:
+            return chosen(self.at, e, over)
+        if e.slot is not None:
+            raise self.at.fault(f"`{name}` makes no slots", e.slot, "only topk[w -> n](x) does")
         if len(e.args) != 1:
             raise self.at.fault(f"the reducer `{name}` takes one operand, found {len(e.args)}", e)
         body = self.at.value(e.args[0])

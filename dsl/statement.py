@@ -24,7 +24,7 @@ def bind(scope: Evaluator, s: ast.Statement, keep: bool = False, named: bool = F
     scope.target, scope.reduced = s.target.text, set()
     before = len(scope.emitter.body)
     value = scope.value(s.value)
-    last = scope.emitter.adopt(value, before)
+    last = scope.emitter.adopt(value, before, s.where is not None)
     over = last.over if last is not None else ()
     where = scope.condition(s.where) if s.where is not None else None
     ranks = _ranks(scope, s, value, where, over)
@@ -35,6 +35,12 @@ def bind(scope: Evaluator, s: ast.Statement, keep: bool = False, named: bool = F
         return repeated
     mask = mask_of(where, value)
     loc = scope.place(s.target)
+    if last is not None and last.red == "topk" and ranks[-1:] != last.ranks[-1:]:
+        raise scope.fault(
+            f"the slot `{last.ranks[-1]}` stands last in the target `{s.target}`",
+            s.target,
+            f"write {s.target}[{', '.join((*(r for r in ranks if r != last.ranks[-1]), last.ranks[-1]))}]",
+        )
     if last is not None:
         statement = dataclasses.replace(last, target=s.target.text, ranks=ranks, mask=conjunction(last.mask, mask), loc=loc)
     else:

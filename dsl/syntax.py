@@ -149,7 +149,8 @@ class _Build(Transformer_NonRecursive[Token, Any]):
 
     def attention(self, m: Meta, c: list[Any]) -> ast.Attention:
         name, params, over, *body = c
-        return ast.Attention(name, params or (), over or (), tuple(body), loc=_span(self.file, m))
+        elements = tuple(x for x in body if x is not None)
+        return ast.Attention(name, params or (), over or (), elements, loc=_span(self.file, m))
 
     def rank(self, m: Meta, c: list[Any]) -> ast.RankLine:
         return ast.RankLine(c[0], c[1], c[2], _span(self.file, m))
@@ -191,6 +192,9 @@ class _Build(Transformer_NonRecursive[Token, Any]):
     def compare(self, m: Meta, c: list[Any]) -> ast.Compare:
         return ast.Compare(tuple(str(t) for t in c[1::2]), tuple(c[0::2]), _span(self.file, m))
 
+    def member(self, m: Meta, c: list[Any]) -> ast.Member:
+        return ast.Member(c[0], c[1], _span(self.file, m))
+
     def number(self, _: Meta, c: list[Token]) -> ast.Number:
         return _number(c[0], _span(self.file, c[0]))
 
@@ -218,6 +222,12 @@ class _Build(Transformer_NonRecursive[Token, Any]):
 
     def indexed_call(self, m: Meta, c: list[Any]) -> ast.Call | ast.Repeat:
         return _call(c[0], c[1], c[2], _span(self.file, m))
+
+    def populate(self, m: Meta, c: list[Any]) -> ast.Call:
+        found = _call(c[0], c[1], c[3], _span(self.file, m))
+        if not isinstance(found, ast.Call):
+            raise SpecError("`repeat` makes no slots", c[2].loc, "only topk[w -> n](x) does")
+        return dataclasses.replace(found, slot=c[2])
 
 
 class _Masked:

@@ -3,6 +3,7 @@
 from einfuse.ir.errors import EinfuseError as EinfuseError
 from einfuse.ir.errors import SpecError as SpecError
 from einfuse.ir.errors import TooLargeError as TooLargeError
+from einfuse.ir.expr import CHOICES as CHOICES
 from einfuse.ir.expr import FUNCTIONS as FUNCTIONS
 from einfuse.ir.expr import MONOIDS as MONOIDS
 from einfuse.ir.expr import call as call

@@ -7,7 +7,7 @@ inf or a NaN does there can be seen, in values or in gradients.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from torch import Tensor
 from einfuse.ir import expr as ex
 from einfuse.ir.meaning import FLOATING, REDUCE, TORCH
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Scalar
+from einfuse.ir.ranking import best
+from einfuse.ir.rewrite import expressions, statements
 from einfuse.ir.statements import equation, own_rank
 
 POINTS = "*"  # the one dimension of a list of points
@@ -44,6 +46,7 @@ class Evaluator:
         self.extent = {r.name: r.size if isinstance(r.size, int) else sizes[r.size] for r in cascade.ranks}
         self.order = {r.name: n for n, r in enumerate(sorted(cascade.ranks, key=lambda r: r.name not in cascade.over))}
         self.order[POINTS] = len(self.order)
+        self.lists = {e.name for x in statements(cascade) for y in expressions(x) for e in ex.walk(y) if e.op == "in"}
         self.inputs: dict[str, Tensor] = {}
         tensors = [x for x in inputs.values() if isinstance(x, Tensor)]
         self.device = tensors[0].device if tensors else torch.device("cpu")
@@ -72,7 +75,33 @@ class Evaluator:
     def einsum(self, x: Einsum, env: dict[str, Block], span: Span) -> Block:
         if x.red == "solve":
             return self._solved(x, env, span)
-        return self.reduced(x.red, x.ranks, x.over, x.map, x.mask, env, span)
+        if x.red in ex.CHOICES:
+            return self._chosen(x, env, span)
+        found = self.reduced(x.red, x.ranks, x.over, x.map, x.mask, env, span)
+        if x.target not in self.lists or x.mask is None:
+            return found
+        live = self.expanded(self.dense(x.mask, env, span), found.dims, span)
+        return replace(
+            found, data=torch.where(live, found.data, ex.MISSING)
+        )  # an entry that does not exist is no number to be found
+
+    def _chosen(self, x: Einsum, env: dict[str, Block], span: Span) -> Block:
+        """Coordinates of the best points. Of several ranks: their row-major number."""
+        rows = x.ranks[:-1] if x.red == "topk" else x.ranks
+        held = self.in_order((*self.cascade.over, *rows))
+        every = self.in_order((*held, *x.over))
+        order = [every.index(r) for r in (*held, *x.over)]
+        value = self.expanded(self.masked(x.map, x.mask, every, env, span, 0.0), every, span).permute(order).flatten(len(held))
+        exists = None
+        if x.mask is not None:
+            exists = self.expanded(self.dense(x.mask, env, span), every, span).permute(order).flatten(len(held))
+        slots = span[x.ranks[-1]][1] if x.red == "topk" else 1
+        at = best(value, exists, slots)
+        if x.red == "argmax":
+            return Block(at[..., 0], held, tuple(span[d][0] for d in held))
+        dims = self.in_order((*held, x.ranks[-1]))
+        at = at.permute([(*held, x.ranks[-1]).index(d) for d in dims])
+        return Block(at, dims, tuple(span[d][0] for d in dims))
 
     def reduced(
         self,
@@ -217,6 +246,8 @@ class Evaluator:
             block = coordinate(e.name)
             assert block is not None, f"no coordinate for rank {e.name}"
             return block
+        if e.op == "in":
+            return self._member(e, env, coordinate, span, new)
         if e.op in ("load", "new"):
             return self._load(e, new if e.op == "new" and new is not None else env, coordinate, span, env, new)
         args = [self.value(a, env, coordinate, span, new) for a in e.args]
@@ -225,6 +256,30 @@ class Evaluator:
         if e.op in FLOATING:
             data = [d if d.is_floating_point() else d.to(self.dtype) for d in data]
         return Block(TORCH[e.op](*data), dims)
+
+    def _member(
+        self,
+        e: Expr,
+        env: dict[str, Block],
+        coordinate: Callable[[str], Block | None],
+        span: Span | None,
+        new: Mapping[str, Block] | None,
+    ) -> Block:
+        """Is a number among the entries of a list? They are read along an axis of their own, behind all others."""
+        element, *prefix = (self.value(a, env, coordinate, span, new) for a in e.args)
+        if e.name in env:
+            held, ranks = env[e.name], self.ranks_of(e.name)
+            by_rank = dict(zip(ranks[:-1], prefix, strict=True))
+            ambient = [self.value(ex.index(d), env, coordinate, span) for d in held.dims if d not in ranks]
+            axes = [d for d in held.dims if d not in ranks] + list(ranks)
+            data = held.data.permute([held.dims.index(d) for d in axes])
+            prefix = [*ambient, *(by_rank[r] for r in ranks[:-1])]
+        else:
+            data = self.inputs[e.name]
+        dims = self.in_order([d for b in (element, *prefix) for d in b.dims])
+        where = [self.aligned(b, dims).clamp(0, max(n - 1, 0)) for b, n in zip(prefix, data.shape, strict=False)]
+        entries = data[tuple(torch.broadcast_tensors(*where))] if where else data
+        return Block((entries == self.aligned(element, dims)[..., None]).any(-1), dims)
 
     def _size(self, name: str, span: Span | None) -> int:
         rank, _, end = name.partition(".")

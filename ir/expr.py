@@ -105,6 +105,10 @@ LEAVES = ("const", "index", "size", "load", "new")
 
 MONOIDS: dict[str, float] = {"sum": 0.0, "max": -math.inf, "min": math.inf, "any": 0.0, "prod": 1.0}
 """Reducers and their identities. ``any`` is a max over booleans."""
+CHOICES = ("topk", "argmax")
+"""Reducers that give coordinates: of the largest values, best first, one for each slot; of the largest alone."""
+MISSING = -(2**31)
+"""The coordinate in a slot that does not exist, because there are fewer candidates than slots."""
 
 
 def const(value: Scalar) -> Expr:
@@ -343,8 +347,8 @@ def sizes(e: Expr | None) -> set[str]:
 
 
 def reads(e: Expr | None) -> set[str]:
-    """The tensors and statements that ``e`` loads."""
-    return names(e, "load")
+    """The tensors and statements that ``e`` loads, or looks into."""
+    return names(e, "load") | names(e, "in")
 
 
 def substitute(e: Expr, fn: Callable[[Expr], Expr | None]) -> Expr:
@@ -367,7 +371,7 @@ def _substituted(e: Expr, fn: Callable[[Expr], Expr | None], known: dict[int, Ex
             for a in e.args:  # a loop, for every frame of Python counts on the way down
                 args.append(_substituted(a, fn, known))
             if any(a is not b for a, b in zip(args, e.args, strict=True)):
-                out = replace(e, args=tuple(args)) if e.op in LEAVES else call(e.op, *args)
+                out = replace(e, args=tuple(args)) if e.op in (*LEAVES, "in") else call(e.op, *args)
                 out = replace(out, loc=e.loc) if out.loc is None and e.loc is not None else out
     known[id(e)] = out
     return out
@@ -386,6 +390,8 @@ def scalar_type(e: Expr, lookup: Callable[[str], DType]) -> DType:
         return "int"
     if e.op in ("load", "new"):
         return lookup(e.name)
+    if e.op == "in":
+        return "bool"
     result = FUNCTIONS[e.op].result
     if result != "same":
         return result  # type: ignore[return-value]  # every other entry of the table is a DType

@@ -16,7 +16,7 @@ from einfuse.ir.affine import affine
 from einfuse.ir.cut import INFINITE, POINTS, Cut, NotFactorableError, Term
 from einfuse.ir.expr import call
 from einfuse.ir.nodes import Cascade, DType, Einsum, Expr, Fold
-from einfuse.ir.passes import canonicalise
+from einfuse.ir.passes import canonicalise, choose
 from einfuse.ir.predicates import Ge, predicate
 from einfuse.ir.recurrence import clean
 from einfuse.ir.text import show_expr
@@ -99,6 +99,8 @@ def find(cascade: Cascade) -> Factorisation:
     """The factorisation of the weights. Raises NotFactorableError, which says why there is none."""
     if any(isinstance(x, Fold) for x in cascade.body):
         raise NotFactorableError("it is a scan already")
+    if choose.chooses(cascade):
+        raise NotFactorableError("it chooses what it reads")
     c = canonicalise.run(cascade)
     row, column, sums = _pair(c)
     cut = Cut(c, (row, column))

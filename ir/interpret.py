@@ -94,6 +94,8 @@ class Interpreter(Evaluator):
     def _as_written(self, name: str, out: Tensor) -> Tensor:
         """Axes in the order of the spec: the ambient ranks, then the statement's own; or wherever the output lies."""
         wanted = (*self.cascade.over, *self.ranks_of(name))
+        if name in self.choices:
+            out = out.clamp(-1)  # in a slot without a point
         held = self.in_order(wanted)
         place = self.cascade.place(name)
         if place is not None:
@@ -102,6 +104,10 @@ class Interpreter(Evaluator):
             at = tuple(self.expanded(self.dense(e, {}, span), held, span) for e in place.index)
             return torch.zeros(shape, dtype=out.dtype, device=self.device).index_put(at, out)
         return out if wanted == held else out.permute([held.index(d) for d in wanted])
+
+    @property
+    def choices(self) -> set[str]:
+        return {x.target for x in self.cascade.body if isinstance(x, Einsum) and x.red in ex.CHOICES}
 
     def _folds(self) -> list[Fold]:
         return [x for x in self.cascade.body if isinstance(x, Fold)]

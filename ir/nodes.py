@@ -52,6 +52,7 @@ class Expr:
     size     a size name, ``i.lo``        -- (an int known at launch; ``i.lo``/``i.hi``: the tile of rank i)
     load     a tensor or statement name   one index expression per axis
     new      a state name                 as load: the re-based value, only inside a carry
+    in       a list: a tensor or name     an int, then one index for every axis of the list but the last: does it hold the int?
     other    --                           the operands of the scalar function ``op`` (see `ir.expr`)
     ======== ============================ =====================================================
 
@@ -145,6 +146,10 @@ class Einsum:
 
     ``red == "solve"`` makes the statement an equation in its own target: ``u[i, e] = solve[r] b[i, e] + m[i, r] * u[r, e] where r < i``
     is the u with ``u[i] = b[i] + sum over r < i of m[i, r] u[r]``, a triangular system (with ``r > i``: the other triangle).
+
+    ``red == "topk"`` makes a list of coordinates: ``sel[i, n] = topk[w] g[i, w]`` holds in slot n the w of the n-th largest value among the
+    points that exist, equal values by w, NaN behind every number; of several ranks their row-major number. The slot n is the last rank
+    and stands neither in the map nor in the mask; it exists while n is less than the number of points. ``argmax`` is slot 0 without a slot.
     """
 
     target: str

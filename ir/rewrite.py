@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Range, State, Tensor
+from einfuse.ir.nodes import Cascade, DType, Einsum, Expr, Fold, Range, State, Tensor
 
 
 def map_expressions(c: Cascade, fn: Callable[[Expr], Expr]) -> Cascade:
@@ -62,19 +62,29 @@ def prune(c: Cascade) -> Cascade:
     return c if len(body) == len(c.body) and tuple(reversed(body)) == c.body else replace(c, body=tuple(reversed(body)))
 
 
-def reading(c: Cascade, made: Mapping[str, tuple[str, ...]], outs: Iterable[str], name: str) -> Cascade:
-    """What ``outs`` need of a cascade without folds, with the statements that are ``made`` elsewhere (over these ambient ranks) as inputs."""
+def reading(
+    c: Cascade, made: Mapping[str, tuple[str, ...]], outs: Iterable[str], name: str, types: Mapping[str, DType] | None = None
+) -> Cascade:
+    """What ``outs`` need of a cascade without folds, with the statements that are ``made`` elsewhere (over these ambient ranks) as inputs.
+
+    ``types`` names those of them that are no floats.
+    """
     sizes = {r.name: ex.size(r.size) for r in c.ranks}
 
     def explicit(e: Expr) -> Expr | None:
-        return replace(e, args=(*map(ex.index, made[e.name]), *e.args)) if e.op == "load" and e.name in made else None
+        if e.op not in ("load", "in") or e.name not in made:
+            return None
+        first = 1 if e.op == "in" else 0  # what is looked for stands before the indices
+        args = [ex.substitute(a, explicit) for a in e.args]
+        return replace(e, args=(*args[:first], *map(ex.index, made[e.name]), *args[first:]))
 
     body: list[Einsum | Fold] = []
     given: list[Tensor] = []
     for x in c.body:
         assert isinstance(x, Einsum), "kernels are cut before folds exist"
         if x.target in made:
-            given.append(Tensor(x.target, tuple(sizes[r] for r in (*made[x.target], *x.ranks))))
+            axes = tuple(sizes[r] for r in (*made[x.target], *x.ranks))
+            given.append(Tensor(x.target, axes, (types or {}).get(x.target, "float")))
         else:
             mask = None if x.mask is None else ex.substitute(x.mask, explicit)
             body.append(replace(x, map=ex.substitute(x.map, explicit), mask=mask))

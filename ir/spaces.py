@@ -30,6 +30,11 @@ def inferred(cascade: Cascade) -> Cascade:
     return cascade if tuple(body) == cascade.body else replace(cascade, body=tuple(body))
 
 
+def exists(x: Einsum) -> Expr:
+    """Does a slot of a list exist? Coordinates are not negative, and what fills a slot without a point is."""
+    return ex.call(">=", ex.at(x.target, x.ranks), ex.ZERO)
+
+
 def conditions(e: Expr, spaces: Mapping[str, tuple[tuple[str, ...], Expr]]) -> Iterator[Expr]:
     """The conditions that the reads of an expression bring with them, in the coordinates of the reader."""
     for read in ex.walk(e):
@@ -40,6 +45,8 @@ def conditions(e: Expr, spaces: Mapping[str, tuple[tuple[str, ...], Expr]]) -> I
 
 def given_on(cascade: Cascade, x: Einsum) -> Spaces:
     """What the readers of a statement inherit from it: one entry, or none."""
+    if x.red in ex.CHOICES:
+        return {x.target: (x.ranks, exists(x))}
     rest = ex.conjunction(*(p for p in ex.conjuncts(x.mask) if not ex.indices(p) & set(x.over)))
     if rest is None or any(cascade.rank(r).is_sequence for r in x.over):
         return {}

@@ -18,7 +18,7 @@ from einfuse.ir.span import Span
 if TYPE_CHECKING:
     from lark import Lark, Token
 
-_PRECEDENCE = {"or": 1, "and": 2, "not": 3} | dict.fromkeys(("<", "<=", ">", ">=", "==", "!="), 4)
+_PRECEDENCE = {"or": 1, "and": 2, "not": 3} | dict.fromkeys(("<", "<=", ">", ">=", "==", "!=", "in"), 4)
 _PRECEDENCE |= {"+": 5, "-": 5, "*": 6, "/": 6, "//": 6, "%": 6, "neg": 7, "^": 8}
 _ATOM = 9
 
@@ -33,7 +33,9 @@ def show_expr(e: Expr, above: int = 0) -> str:
     if level is None:
         args = ", ".join(show_expr(a) for a in e.args)
         return f"{e.name}{chr(39) if e.op == 'new' else ''}[{args}]" if e.op in ("load", "new") else f"{e.op}({args})"
-    if e.op == "not":
+    if e.op == "in":
+        text = f"{show_expr(e.args[0], level + 1)} in {e.name}[{', '.join(map(show_expr, e.args[1:]))}]"
+    elif e.op == "not":
         text = f"not {show_expr(e.args[0], level)}"
     elif e.op == "neg":
         text = f"-{show_expr(e.args[0], level)}"
@@ -99,9 +101,9 @@ def _out(c: Cascade, name: str) -> str:
 GRAMMAR = r"""
 start: "cascade" NAME ["over" names] "{" item* "}"
 ?item: rank | input | param | tile | fold | einsum | out
-rank: "rank" NAME ":" NAME "=" (NAME | INT) ["=" expr]
+rank: "rank" NAME ":" NAME "=" (NAME | INT) ["=" sum_]
 input: "in" NAME "[" [exprs] "]" ":" NAME
-param: "param" NAME ":" NAME ["=" expr]
+param: "param" NAME ":" NAME ["=" sum_]
 tile: "tile" NAME INT
 out: "out" placed ("," placed)*
 placed: NAME ["[" [exprs] "]" "at" "[" [exprs] "]"]
@@ -120,7 +122,7 @@ exprs: expr ("," expr)*
 ?or_: and_ ("or" and_)* -> left
 ?and_: not_ ("and" not_)* -> left_and
 ?not_: "not" not_ -> not_ | cmp
-?cmp: sum_ [CMP sum_]
+?cmp: sum_ [CMP sum_] | sum_ "in" NAME "[" [exprs] "]" -> member
 ?sum_: term (ADD term)*
 ?term: unary (MUL unary)*
 ?unary: "-" unary -> neg | power
@@ -128,7 +130,7 @@ exprs: expr ("," expr)*
 ?atom: FLOAT -> float_ | INT -> int_ | "true" -> true | "false" -> false
     | NAME "(" exprs ")" -> call | NAME "[" [exprs] "]" -> load | NAME "'" "[" [exprs] "]" -> new
     | NAME -> name | "(" expr ")"
-RED.2: /(sum|max|min|prod|any|solve)(?=[ \[])/
+RED.2: /(sum|max|min|prod|any|solve|topk|argmax)(?=[ \[])/
 SET.2: /set(?= )/
 TABULATED: "tabulated"
 REVERSE: "reverse"
@@ -203,6 +205,9 @@ class _Build:
 
     def cmp(self, c: list) -> Expr:  # type: ignore[type-arg]
         return Expr(str(c[1]), (c[0], c[2])) if c[1] is not None else c[0]
+
+    def member(self, c: list) -> Expr:  # type: ignore[type-arg]
+        return Expr("in", (c[0], *(c[2] or ())), str(c[1]))
 
     def power(self, c: list) -> Expr:  # type: ignore[type-arg]
         return Expr("^", (c[0], c[1])) if c[1] is not None else c[0]

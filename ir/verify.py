@@ -6,7 +6,7 @@ V1   Every rank is declared once, with a known kind; a statement has no rank twi
 V2   Every name is assigned once, and read only after that.
 V3   A read has one index for every axis, a function its number of operands.
 V4   An expression mentions only ranks that its statement keeps, reduces over, or that are ambient.
-V5   A reducer is known and has ranks to reduce over, none of which the statement keeps.
+V5   A reducer is known and has ranks to reduce over, none of which the statement keeps; the slot of a list is its last rank.
 V6   A state does not keep the rank of its fold.
 V7   A re-based value ``X'`` stands only in a carry, and X is an earlier state or let of the fold.
 V8   A sequential state is not split.
@@ -96,18 +96,21 @@ class _Verifier:
         _require(
             bool(x.red) == bool(x.over), "V5", f"{x.target} has a reducer without ranks, or ranks without a reducer", x.loc
         )
-        _require(x.red in (None, "solve", *ex.MONOIDS), "V5", f"{x.target} has the unknown reducer {x.red}", x.loc)
+        _require(x.red in (None, "solve", *ex.CHOICES, *ex.MONOIDS), "V5", f"{x.target} has the unknown reducer {x.red}", x.loc)
         if x.red == "solve":  # an equation reads itself
             self.local[x.target], self.types[x.target] = x.ranks, "float"
             _require(x.map.op == "+" and len(x.over) == 1, "V5", f"{x.target} is not an equation b + m * {x.target}", x.loc)
-        free = {*x.ranks, *x.over, *self.c.over, *((fold.count,) if fold is not None and fold.count else ())}
+        _require(x.red != "topk" or bool(x.ranks), "V5", f"{x.target} has no rank for its slots", x.loc)
+        kept = x.ranks[:-1] if x.red == "topk" else x.ranks
+        free = {*kept, *x.over, *self.c.over, *((fold.count,) if fold is not None and fold.count else ())}
         dtype = self._check(x.map, free, x.loc)
         if x.mask is not None:
             _require(
                 self._check(x.mask, free, x.loc) == "bool", "V11", f"the condition of {x.target} is not a truth value", x.loc
             )
         self.local[x.target] = x.ranks
-        self.types[x.target] = "float" if x.red and dtype == "int" else dtype
+        _require(x.red not in ex.CHOICES or dtype != "bool", "V11", f"{x.target} ranks truth values", x.loc)
+        self.types[x.target] = "int" if x.red in ex.CHOICES else "float" if x.red and dtype == "int" else dtype
 
     def _check(self, e: Expr, free: set[str], loc: Span | None, new: Mapping[str, tuple[str, ...]] | None = None) -> DType:
         """The type of an expression whose reads and coordinates are all in order."""
@@ -123,6 +126,17 @@ class _Verifier:
             for a in e.args:
                 _require(self._check(a, free, loc, new) == "int", "V11", f"an index of {e.name} is not an integer", loc)
             return self.types[e.name]
+        if e.op == "in":
+            known = self.local.get(e.name)
+            arity = len(known) if known is not None else self.arity.get(e.name)
+            _require(arity is not None, "V2", f"{e.name} is read before it is defined", loc)
+            _require(arity == len(e.args), "V3", f"a list with {arity} axes has {arity} operands, found {len(e.args)}", loc)
+            _require(self.types[e.name] == "int", "V11", f"{e.name} is no list of integers", loc)
+            for a in e.args:
+                _require(
+                    self._check(a, free, loc, new) == "int", "V11", f"what is looked for in {e.name} is not an integer", loc
+                )
+            return "bool"
         if e.op in ex.LEAVES:
             return ex.scalar_type(e, self.types.__getitem__)
         _require(e.op in ex.FUNCTIONS, "V11", f"unknown function {e.op}", loc)

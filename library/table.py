@@ -73,7 +73,8 @@ def row(info: einfuse.SpecInfo, users: list[str], formulas: set[str], known: str
 
 
 def backward(attention: einfuse.Attention) -> str:
-    """The number of kernels, or the reason why there is none."""
+    """The number of kernels, or the reason why there is none. A choice has no gradient: what reads it has."""
+    attention = attention if attention.selection is None else attention.selection.rest
     wanted = tuple(t.name for t in attention.cascade.inputs if t.dtype == "float" and not t.param)
     try:
         return str(len(attention.program.backward_of(wanted).cascades))
@@ -96,7 +97,7 @@ def mask(path: Path) -> str:
     if not conditions:
         return "-"
     tensors = set(re.findall(r"\bin (\w+)\[[^\n;]*?\]: (?:int|bool)", text))
-    return "data" if any(set(re.findall(r"\w+", c)) & tensors for c in conditions) else "formula"
+    return "data" if any(" in " in c or set(re.findall(r"\w+", c)) & tensors for c in conditions) else "formula"
 
 
 def built_on() -> dict[str, set[str]]:

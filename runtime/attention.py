@@ -12,7 +12,7 @@ import torch
 from einfuse.codegen import KernelPlan, Storage
 from einfuse.codegen.scan import ScanPlan
 from einfuse.ir import Cascade, Einsum, Scalar, SpecError, interpret, pipeline
-from einfuse.ir.passes import classify_score, pack
+from einfuse.ir.passes import choose, classify_score, pack
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, inside, ops, packed, parts, prefix, prepared, stream, transforms
@@ -24,6 +24,7 @@ from einfuse.runtime.given import Given
 from einfuse.runtime.inside import Candidate, PassReport
 from einfuse.runtime.program import Program
 from einfuse.runtime.recent import Recent
+from einfuse.runtime.selection import Selection
 from einfuse.runtime.source import Source, elaborated
 from einfuse.runtime.staged import StagedProgram
 
@@ -60,6 +61,8 @@ class Attention:
     """The text form of the cascade: what operators in captured graphs carry."""
     resumed: Attention | None = field(default=None, init=False, repr=False)
     key: str = field(init=False)
+    selection: Selection | None = field(default=None, init=False, repr=False)
+    """The choices of coordinates that the kernels read; None where nothing is chosen."""
     _calls: prepared.Calls = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -67,6 +70,12 @@ class Attention:
         self.key = cache.content(self.text, self.strict, self.wide)
         _ = self.cascade.with_features  # kept now: torch.compile traces calls, and not the lock of a cached property
         self._calls = prepared.Calls(self.program, self.backend)
+        chosen = choose.run(self.cascade)
+        if chosen is not None:
+            if known_form(self.form) == "linear":
+                raise SpecError(f"{self.name} has no linear form: it chooses what it reads", self.cascade.loc)
+            self.selection, self.form = Selection.of(self, chosen), "quadratic"
+            return
         self.form = known_form(self.form)
         if self.form == "linear" and self.forms.found is None:
             raise SpecError(f"{self.name} has no linear form: {self.forms.obstacle}", self.cascade.loc)
@@ -86,6 +95,13 @@ class Attention:
     @property
     def name(self) -> str:
         return self.cascade.name
+
+    @property
+    def kernels(self) -> tuple[Attention, ...]:
+        """The attentions of one forward kernel each that a call runs, in order: itself, its stages, what it ranks and what reads the lists."""
+        if self.selection is not None:
+            return tuple(k for a in (*self.selection.scorers.values(), self.selection.rest) if a is not None for k in a.kernels)
+        return self.stages or (self,)
 
     # -- copies: an attention is as immutable as a function, and what it has built can be built again ---------------------------
 
@@ -119,6 +135,8 @@ class Attention:
         linear = self.linear_form(sizes, tensors)
         if linear is not None:
             return self._as_mine(linear(**tensors, **numbers))
+        if self.selection is not None:
+            return self.selection.rest(**self.selection.read_by_the_rest({**tensors, **numbers}))
         if kind is not None and prepared.fits(self.cascade, args, kwargs):
             return _returned(self._calls.prepare(kind, Given(tensors, numbers, sizes))(args, kwargs))  # type: ignore[arg-type]  # no symbols here
         return _returned(transforms.attention(*self.operator_call(numbers), list(tensors.values())))
@@ -299,7 +317,9 @@ class Attention:
     # -- looking inside ----------------------------------------------------------------------------------------------------------
 
     def ir(self, after: str = "build", block: int = 64, step: int = 64) -> str:
-        """The cascade as text after the pass of that name (see `einfuse.ir.pipeline`)."""
+        """The cascade as text after the pass of that name (see `einfuse.ir.pipeline`); of an attention that chooses, those of its parts."""
+        if self.selection is not None and after not in ("build", "infer_space"):
+            return "\n\n".join(kernel.ir(after, block, step) for kernel in self.kernels)
         return show(pipeline.run(self.cascade, block, step, self.strict, after))
 
     def passes(self) -> tuple[PassReport, ...]:

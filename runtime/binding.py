@@ -211,14 +211,24 @@ def sizes(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> dict[str, Si
                 raise ValueError(
                     f"{cascade.name}: axis {n} of {t.name} is {axis.name} = {bound[axis.name]} (from {source[axis.name]}), found {found}"
                 )
+    extents = {r.size for r in cascade.ranks if r.extent is not None} - bound.keys()
     for t, n, axis in later:
-        _divisor(cascade, t, n, axis, tensors[t.name].shape[n], bound)
+        if not made_of(axis) & extents:
+            _divisor(cascade, t, n, axis, tensors[t.name].shape[n], bound)
+    _of_ranks(cascade, bound)
+    for t, n, axis in later:
+        if made_of(axis) & extents:
+            _divisor(cascade, t, n, axis, tensors[t.name].shape[n], bound)
+    return bound
+
+
+def _of_ranks(cascade: Cascade, bound: dict[str, Size]) -> None:
+    """Binds the sizes of ranks that are made of others. Raises ValueError where nothing tells a size."""
     for r in cascade.ranks:
         if isinstance(r.size, str) and r.extent is not None:
             _made(cascade, r, r.extent, bound)
         elif isinstance(r.size, str) and r.size not in bound:
             raise ValueError(f"{cascade.name}: no argument tells the size {r.size} of rank {r.name}")
-    return bound
 
 
 def _made(cascade: Cascade, r: Rank, extent: Expr, bound: dict[str, Size]) -> None:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from einfuse.ir import Cascade, Expr, Scalar, interpret
+from einfuse.ir import Cascade, Einsum, Expr, Scalar, interpret
 from einfuse.ir import expr as ex
+from einfuse.ir.nodes import State
 from einfuse.ir.passes import batch
 from einfuse.ir.rewrite import map_expressions, statements
 from einfuse.ir.rounding import Rounding, narrow
@@ -70,6 +71,12 @@ class Trial:
                 spread[what] = max(spread[what], _largest(draws - self.truth[what]))
         return spread
 
+    def deviations(self, what: str) -> Tensor:
+        """The largest deviation of each number of a result over all draws."""
+        return torch.stack(
+            [(self._draws(count, n)[what] - self.truth[what]).abs().amax(0) for n, count in enumerate(self._parts())]
+        ).amax(0)
+
     @property
     def given(self) -> Given:
         """The inputs as those of a call, floats in float64."""
@@ -97,9 +104,12 @@ class Trial:
         """How many draws are made at once, time after time."""
         sizes = self.given.sizes
         extent = {r.name: sizes[r.size] if isinstance(r.size, str) else r.size for r in self.cascade.ranks}
-        largest = max(math.prod(extent[r] for r in {*self.cascade.over, *x.ranks}) for x in statements(self.cascade))
+        largest = max(math.prod(extent[r] for r in self._ranks(x)) for x in statements(self.cascade))
         most = max(1, min(DRAWS, POINTS // max(1, largest)))
         return [min(most, DRAWS - k) for k in range(0, DRAWS, most)]
+
+    def _ranks(self, x: Einsum | State) -> set[str]:
+        return {*self.cascade.over, *x.ranks, *(x.over if isinstance(x, Einsum) else ())}
 
     @functools.cached_property
     def _steady(self) -> Cascade:

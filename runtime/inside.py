@@ -12,6 +12,7 @@ from einfuse.codegen import KernelPlan, Storage
 from einfuse.codegen.scan import Piece, ScanPlan
 from einfuse.ir import Cascade, Scalar, derivation
 from einfuse.ir.passes import canonicalise, classify_score
+from einfuse.ir.passes.choose import Scores
 from einfuse.runtime import binding, derived, tiles
 from einfuse.runtime.backends import Backend, BackendName, Target, TritonBackend, choose, named
 from einfuse.runtime.binding import STORAGE
@@ -20,6 +21,7 @@ from einfuse.runtime.graph import Graph, Recorded
 from einfuse.runtime.outputs import described
 from einfuse.runtime.program import Program
 from einfuse.runtime.scan import ScanProgram
+from einfuse.runtime.selection import Selection
 from einfuse.runtime.specialise import Printed, Specialisation
 from einfuse.runtime.tiles import Variant
 
@@ -127,6 +129,11 @@ def graphs(
     backend: Backend | None = None,
 ) -> list[Graph]:
     """What a call with these arguments runs; with ``backward`` what gradients of all its float inputs run, too."""
+    if attention.selection is not None:
+        mine = attention.selection.read_by_the_rest({**tensors, **numbers})
+        return graphs(
+            attention.selection.rest, *binding.arguments(attention.selection.rest.cascade, (), mine), backward, backend
+        )
     call = Planned.of(attention, tensors, numbers, backward, backend)
     outs = described(call.program.gives(call.given, call.wanted))
     return [call.forward, *([call.backward(call.known(outs))] if backward else [])]
@@ -144,6 +151,8 @@ def launched(
     No kernel is built or run. Tensors whose values no mask reads may be on the meta device. ``backend`` stands for that of a device which is
     not at hand.
     """
+    if attention.selection is not None:
+        return _of_choices(attention.selection, {**tensors, **numbers}, backward, backend)
     call = Planned.of(attention, tensors, numbers, backward, backend)
     call.program.check_ranges(call.given)
     with torch.no_grad():
@@ -155,12 +164,27 @@ def launched(
         return found + call.backward(known).record(dict(known.tensors))[0]
 
 
+def _of_choices(
+    selection: Selection, known: dict[str, torch.Tensor | Scalar], backward: bool, backend: Backend | None
+) -> list[Recorded]:
+    """The kernels that score what is ranked, and those of the rest. Scores are computed, for the rest depends on what they choose."""
+    record: list[Recorded] = []
+    for step in selection.chosen.steps:
+        scorer = selection.scorers[step.target] if isinstance(step, Scores) else None
+        if scorer is not None:
+            record += launched(scorer, *binding.arguments(scorer.cascade, (), selection.ranked(step, known)), False, backend)  # type: ignore[arg-type]  # it is one that scores
+        with torch.no_grad():
+            known = {**known, **selection.made(step, known)}
+    mine = {t.name: known[t.name] for t in selection.rest.cascade.inputs}
+    return record + launched(selection.rest, *binding.arguments(selection.rest.cascade, (), mine), backward, backend)
+
+
 def passes(attention: Attention) -> tuple[PassReport, ...]:
     """See `Attention.passes`."""
     if isinstance(attention.program, ScanProgram):
         return (PassReport(attention.program.rank, 1, 1, (), ()),)
-    if attention.stages:
-        return tuple(report for stage in attention.stages for report in passes(stage))
+    if attention.kernels != (attention,):
+        return tuple(report for kernel in attention.kernels for report in passes(kernel))
     out = []
     for found in derived.derivations(canonicalise.run(attention.cascade)):
         cuts = tuple((d.statistic, d.reader) for d in found.decisions if d.how == "cut")
@@ -173,8 +197,7 @@ def scores(attention: Attention) -> tuple[classify_score.Score, ...]:
     """See `Attention.scores`."""
     if isinstance(attention.program, ScanProgram):
         return ()
-    stages = attention.stages or (attention,)
-    return tuple(dict.fromkeys(s for a in stages for s in classify_score.run(canonicalise.run(a.cascade))))
+    return tuple(dict.fromkeys(s for a in attention.kernels for s in classify_score.run(canonicalise.run(a.cascade))))
 
 
 def candidates(
@@ -186,14 +209,14 @@ def candidates(
     target: Target | None = None,
 ) -> list[Candidate]:
     """See `Attention.candidates`."""
+    if attention.kernels != (attention,):
+        return [c for kernel in attention.kernels for c in candidates(kernel, backend, dtype, backward, sizes, target)]
     whole = attention.cascade
     chosen = named(backend) if target is None else TritonBackend(target=target)
     program = attention.program.suited(chosen, dtype.itemsize == 2)
     if isinstance(program, ScanProgram):
         tables = [example_storage(whole, c, dtype) for c in program.cascades(backward)]
         return [Candidate.of(p) for p in program.candidates(chosen, tables, backward, sizes)]
-    if attention.stages:
-        return [c for stage in attention.stages for c in candidates(stage, backend, dtype, backward, sizes, target)]
     out = []
     for n, c in enumerate(program.cascades(backward, chosen.row_values)):
         static = {r.size: sizes.get(r.size, 64) for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from einfuse.ir import Cascade
 from einfuse.ir.backward import adjoint
-from einfuse.ir.passes import chunk, stages
+from einfuse.ir.passes import choose, chunk, stages
 from einfuse.runtime.backends import Backend
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Graph, Host, Node, Part, Tensors
@@ -26,6 +26,8 @@ def program_of(cascade: Cascade, strict: bool, wide: bool = False) -> Program:
     """The program of any cascade: of a scan, of one kernel, or of several."""
     if chunk.scan_of(cascade) is not None:
         return ScanProgram(cascade, strict)
+    if choose.chooses(cascade):  # its kernels are those of its parts (`runtime.selection`)
+        return Program(cascade, strict, wide)
     cut = stages.run(cascade)
     return Program(cascade, strict, wide) if len(cut) == 1 else StagedProgram(cascade, strict, wide, stages=cut)
 

@@ -28,6 +28,9 @@ def outputs(
     tensors, numbers = binding.arguments(attention.cascade, args, kwargs)
     _check(attention, tensors, tangents)
     tensors, moves = binding.autocast(tensors), binding.autocast({n: tangents[n] for n in tensors if n in tangents})
+    if attention.selection is not None:
+        binding.one_dtype(attention.cascade, tensors)
+        return attention.selection.jvp(tensors, numbers, moves)
     whole = _derived(attention, tuple(moves)) and attention.forward_modes[tuple(moves)]
     if not whole:
         return attention(**tensors, **numbers), _interpreted(attention, tensors, numbers, moves)

@@ -159,6 +159,8 @@ class _Packer:
     # -- statements ----------------------------------------------------------------------------------------------------------
 
     def statement(self, x: Einsum) -> Einsum:
+        if x.red in ex.CHOICES and any(r in self.sizes for r in x.over):
+            self.refuse(f"{x.target} chooses among positions, which every sequence numbers for itself", x.loc)
         here = [r for r in (*x.ranks, *x.over) if self.sizes.get(r) in self.group]
         if here and here[0] in x.over:
             self.refuse(
@@ -198,12 +200,13 @@ class _Packer:
                 return call("-", last, first)
             if y.op == "size" and y.name == self.batch.size:
                 self.refuse(f"{x.target} reads the number of sequences", y.loc or x.loc)
-            return self.read(y, owner, x) if y.op == "load" else None
+            return self.read(y, owner, x) if y.op in ("load", "in") else None
 
         return ex.substitute(e, packed)
 
     def read(self, y: Expr, owner: str | None, x: Einsum) -> Expr:
-        args = list(y.args)
+        sought = [self.expression(y.args[0], owner, x)] if y.op == "in" else []
+        args = list(y.args[len(sought) :])
         positions = {}
         if y.name in self.packed:
             at, lost = self.packed[y.name], self.batch_place(y.name)
@@ -219,7 +222,7 @@ class _Packer:
                 args[n] = self.expression(a, owner, x)
         if y.name in self.packed:
             del args[lost]
-        return replace(y, args=tuple(args))
+        return replace(y, args=(*sought, *args))
 
     def position(self, a: Expr, group: int, owner: str | None, x: Einsum) -> Expr:
         """The token at a position of the sequence."""

@@ -17,6 +17,7 @@ from einfuse.ir.nodes import Cascade
 from einfuse.ir.passes import (
     batch,
     canonicalise,
+    choose,
     chunk,
     chunk_backward,
     differentiate,
@@ -166,6 +167,12 @@ PIPELINE: tuple[Pass, ...] = (
 )
 
 TRANSFORMS: tuple[Pass, ...] = (
+    Pass(
+        "choose",
+        choose.run,
+        ("flat",),
+        does="what is ranked for each choice of coordinates, and the rest, which reads the lists",
+    ),
     Pass("stages", stages.run, ("flat",), does="kernels that run one after the other"),
     Pass("split", split.run, ("flat",), does="partial states over parts of the keys, their merge, and what finishes them"),
     Pass("tail", tail.run, ("flat", "canonical"), does="a kernel's sums, and what it does with them once they are complete"),

@@ -141,6 +141,14 @@ def _needed(c: Cascade, wanted: set[str], mine: set[str]) -> set[str]:
     return found
 
 
+def complete(part: Cascade, c: Cascade) -> Cascade:
+    """A part of ``c`` over all of its ambient ranks: with the ranks that it uses, and inputs that tell its sizes."""
+    kept = _with_used_ranks(part, whole=True)
+    sizes = _needed_sizes(kept, set(kept.inputs))
+    names = {r.name for r in kept.ranks} | {r.name for r in c.ranks if r.extent is not None and r.size in sizes}
+    return _with_witnesses(replace(kept, ranks=tuple(r for r in c.ranks if r.name in names)), c)
+
+
 def _with_used_ranks(c: Cascade, whole: bool) -> Cascade:
     """With the ranks that statements have, and those that tell which axes of its inputs are features."""
     axes = {a for t in c.inputs for a in t.axes}
@@ -166,9 +174,8 @@ def _needed_sizes(stage: Cascade, inputs: set[Tensor]) -> set[str]:
     """The names of sizes that ranks, axes and expressions mention."""
     used = [e for x in stage.body if isinstance(x, Einsum) for e in (x.map, x.mask) if e is not None]
     used += [a for t in inputs for a in t.axes]
-    return {r.size for r in stage.ranks if isinstance(r.size, str)} | {
-        x.name for e in used for x in ex.walk(e) if x.op == "size"
-    }
+    made = [r.extent for r in stage.ranks if r.extent is not None and r.size not in _told(inputs)]
+    return {r.size for r in stage.ranks if isinstance(r.size, str)}.union(*(ex.sizes(e) for e in (*used, *made)))
 
 
 def _told(inputs: set[Tensor]) -> set[str]:

@@ -25,6 +25,8 @@ REFUSED = {
     "retention": "a scan runs through all tokens",
     "relative_position": "an axis of .* is made of a length",
     "linformer": "is one value for all positions",
+    "sparse_tokens": "chooses among positions",
+    "routed_regions": "no position that would tell which",
     "swin_window": "found b, w",
     "neighborhood": "no input with an axis for the batch and one for positions",
     "residual_scores": "the output s has more than one axis of positions",

@@ -51,8 +51,8 @@ def _through_the_compiler(module: dsl.Module, folder: Path, params: dict[str, An
         optional = frozenset(x.name for x in found.inputs if x.optional)
         for given in dict.fromkeys((frozenset[str](), optional)):
             whole = Attention(dsl.elaborate(module, found.name, mine, given, (folder,)))
-            for stage in whole.stages or (whole,):
-                stage.ir(after="mask_ranges")
+            for kernel in whole.kernels:
+                kernel.ir(after="mask_ranges")
 
 
 def _as_json(file: str, error: SpecError, several: bool) -> screen.Json:

@@ -13,6 +13,7 @@ from einfuse.ir import EinfuseError, Expr, Fold, Scalar, TileMap, classify, cons
 from einfuse.ir import expr as ex
 from einfuse.ir.nodes import Range
 from einfuse.ir.text import show_expr
+from einfuse.runtime import binding
 from einfuse.runtime.given import Given
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes
 
@@ -72,17 +73,25 @@ class Mapped:
         return value
 
 
+def _sizes(attention: einfuse.Attention, drawn: Mapping[str, torch.Tensor | Scalar]) -> dict[str, int]:
+    return dict(Given.of(attention.cascade, *binding.arguments(attention.cascade, (), drawn)).sizes)
+
+
 def mapped(attention: einfuse.Attention, shape: tuple[int, int, int, int], tile: tuple[int, int]) -> Mapped:
     """The tiles of the first masked loop (or the first loop). Tables that the mask reads are drawn as for `einfuse verify`."""
+    drawn: dict[str, torch.Tensor | Scalar] = {}
+    batch, heads, queries, keys = shape
+    wanted = Shape(batch, heads, queries, keys, (8, 8), 1)
+    if attention.selection is not None:  # the lists of drawn arguments
+        arguments = binding.arguments(attention.cascade, (), example_inputs(attention.cascade, torch.float32, 0, wanted))
+        drawn, attention = attention.selection.read_by_the_rest({**arguments[0], **arguments[1]}), attention.selection.rest
     scheduled = pipeline.run(attention.cascade, *tile)
     folds = [x for x in scheduled.body if isinstance(x, Fold)]
     fold = next((f for f in folds if f.mask is not None), folds[0] if folds else None)
     if fold is None or not scheduled.tile:
         raise EinfuseError(f"{attention.name} has no loop over keys")
-    batch, heads, queries, keys = shape
-    wanted = Shape(batch, heads, queries, keys, (8, 8), 1)
-    sizes = example_sizes(attention.cascade, wanted)
-    given = example_inputs(attention.cascade, torch.float32, 0, wanted) if fold.mask is not None else {}
+    sizes = _sizes(attention, drawn) if drawn else example_sizes(attention.cascade, wanted)
+    given = drawn or (example_inputs(attention.cascade, torch.float32, 0, wanted) if fold.mask is not None else {})
     tables = {n: x.numpy() for n, x in given.items() if isinstance(x, torch.Tensor) and n in ex.reads(fold.mask)}
     values = {t.name: t.default for t in attention.cascade.inputs if t.param and t.default is not None}
     values |= {n: x for n, x in given.items() if not isinstance(x, torch.Tensor)}

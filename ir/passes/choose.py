@@ -1,0 +1,228 @@
+"""Cuts a cascade where it chooses coordinates: the scores, the choice, and the rest, which reads the lists as inputs.
+
+    sel[i, n] = topk[w] g[i, w] where w * 64 <= i             step 1: g, and where it exists
+    s[i, j] = .. where j <= i and j // 64 in sel[i]    ->     step 2: sel, of these (`ir.ranking`)
+    o[i, e] = ..                                              step 3: a table of truth values of sel
+                                                              rest:   s[i, j] = .. where j <= i and sel_has[i, j // 64]
+
+No gradient goes through a choice, so that only the rest is ever differentiated. A list that is a statement of its own (some slots of another
+one) is a step too, and so are the scores of a choice that looks into earlier lists. Every cascade that comes out knows coordinates that are
+data only as tensors of ints and tables of truth values, like those that a call gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from einfuse.ir import expr as ex
+from einfuse.ir.definitions import Definitions
+from einfuse.ir.errors import SpecError
+from einfuse.ir.nodes import Cascade, DType, Einsum, Expr, Fold, Statement, Tensor
+from einfuse.ir.passes import stages
+from einfuse.ir.rewrite import expressions, fresh, map_expressions, reading, statements, taken
+from einfuse.ir.spaces import inferred
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Runs ``cascade`` and makes of its outputs the list ``target``.
+
+    The output ``value`` holds what is ranked, along its last ``ranked`` axes, into as many slots as ``slots`` says; where ``ranked`` is 0 it
+    holds the entries themselves. The output ``exists`` is 1 at the points that exist (None: all). ``whole`` numbers are ranked exactly.
+    """
+
+    cascade: Cascade
+    target: str
+    value: str
+    exists: str | None
+    ranked: int
+    slots: Expr | None
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of truth values: which of the numbers 0 .. ``span`` - 1 the last axis of the list ``source`` holds.
+
+    The span is an expression of sizes, or the name of one that the largest entry tells.
+    """
+
+    name: str
+    source: str
+    span: Expr | str
+
+
+Step = Scores | Table
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The steps in order, each of which makes one tensor, and the cascade that reads them."""
+
+    steps: tuple[Step, ...]
+    rest: Cascade
+
+
+def chooses(c: Cascade) -> bool:
+    """Are some coordinates of the cascade data that it makes, or looks into?"""
+    return any(x.red in ex.CHOICES for x in statements(c) if isinstance(x, Einsum)) or bool(_lists(c))
+
+
+def run(cascade: Cascade) -> Chosen | None:
+    """None for a cascade that chooses nothing. Raises SpecError for a scan."""
+    if not chooses(cascade):
+        return None
+    fold = next((x for x in cascade.body if isinstance(x, Fold)), None)
+    if fold is not None:
+        raise SpecError(
+            "a scan and a choice of coordinates cannot stand in one attention yet", fold.loc or cascade.loc, "make two of them"
+        )
+    return _Cut(inferred(cascade)).run()
+
+
+def _lists(c: Cascade) -> set[str]:
+    return {e.name for x in statements(c) for y in expressions(x) for e in ex.walk(y) if e.op == "in"}
+
+
+class _Cut:
+    def __init__(self, c: Cascade) -> None:
+        self.c = c
+        self.taken = taken(c)
+        self.types = types_of(c)
+        self.made: dict[str, tuple[str, ...]] = {}
+        self.tables: dict[tuple[str, Expr | None], Table] = {}
+        self.steps: list[Step] = []
+
+    def run(self) -> Chosen:
+        lists = _lists(self.c)
+        for x in self.c.body:
+            assert isinstance(x, Einsum), "a scan was refused"
+            if x.red in ex.CHOICES:
+                self._list(x, x.ranks[:-1] if x.red == "topk" else x.ranks, x.over)
+            elif x.target in lists:
+                self._list(x, x.ranks, ())
+        rest = self._part((), self.c.outs, self.c.name)  # which makes tables too
+        return Chosen(tuple(self.steps), rest)
+
+    def _list(self, x: Einsum, ranks: tuple[str, ...], over: tuple[str, ...]) -> None:
+        """The step of a choice, or of a statement that is a list."""
+        value = Einsum(fresh(f"{x.target}_value", self.taken), (*ranks, *over), None, (), x.map, x.mask, x.loc)
+        more, exists = [value], None
+        if x.mask is not None:
+            exists = Einsum(
+                fresh(f"{x.target}_exists", self.taken),
+                value.ranks,
+                None,
+                (),
+                ex.call("select", x.mask, ex.const(1.0), ex.const(0.0)),
+            )
+            more.append(exists)
+        whole = ex.scalar_type(x.map, self.types.__getitem__) == "int"
+        slots = ex.size(self.c.rank(x.ranks[-1]).size) if x.red == "topk" else None
+        part = self._part(more, tuple(y.target for y in more), f"{self.c.name}_{x.target}")
+        name = exists.target if exists is not None else None
+        self.steps.append(Scores(part, x.target, value.target, name, len(over), slots, whole))
+        self.made[x.target] = self.c.over
+
+    def _part(self, more: Sequence[Einsum], outs: tuple[str, ...], name: str) -> Cascade:
+        """What outputs need of the cascade and of ``more`` statements, with lists and tables as inputs."""
+        kept: list[Statement] = [
+            x for x in self.c.body if isinstance(x, Einsum) and (x.red not in ex.CHOICES or x.target in self.made)
+        ]
+        c = reading(replace(self.c, body=(*kept, *more)), self.made, outs, name, dict.fromkeys(self.made, "int"))
+        c = map_expressions(c, lambda e: ex.substitute(e, lambda y: self._looked_up(y, c)))
+        c = _filled_in(c, self.types)
+        used = {n for x in statements(c) for e in expressions(x) for n in ex.reads(e)}
+        tables = {t.name: t for t in self.tables.values() if t.name in used}
+        inputs = (*(t for t in c.inputs if t.name in used), *(self._tensor(t) for t in tables.values()))
+        return stages.complete(replace(c, inputs=inputs), self.c)
+
+    def _looked_up(self, e: Expr, c: Cascade) -> Expr | None:
+        """``element in list[prefix]`` as a read of the list's table."""
+        if e.op != "in":
+            return None
+        element, *prefix = (ex.substitute(a, lambda y: self._looked_up(y, c)) for a in e.args)
+        span = span_of(element, self.c)
+        key = (e.name, span)
+        if key not in self.tables:
+            size = fresh(f"{e.name}_span", self.taken) if span is None else span
+            self.tables[key] = Table(fresh(f"{e.name}_has", self.taken), e.name, size)
+            self.steps.append(self.tables[key])
+        table = self.tables[key]
+        read = ex.load(table.name, *prefix, element)
+        below = ex.call("<", element, ex.size(table.span)) if isinstance(table.span, str) else None
+        above = None if not_negative(element) else ex.call(">=", element, ex.ZERO)
+        return ex.conjunction(above, below, read)
+
+    def _tensor(self, table: Table) -> Tensor:
+        last = ex.size(table.span) if isinstance(table.span, str) else table.span
+        if table.source not in self.made:
+            return Tensor(table.name, (*self.c.input(table.source).axes[:-1], last), "bool")
+        x = next(x for x in self.c.body if isinstance(x, Einsum) and x.target == table.source)
+        axes = (ex.size(self.c.rank(r).size) for r in (*self.c.over, *x.ranks[:-1]))
+        return Tensor(table.name, (*axes, last), "bool")
+
+
+def types_of(c: Cascade) -> dict[str, DType]:
+    """The types of the inputs and statements of a cascade without folds."""
+    types: dict[str, DType] = {t.name: t.dtype for t in c.inputs}
+    for x in c.body:
+        assert isinstance(x, Einsum), "asked before folds exist"
+        kind = ex.scalar_type(x.map, types.__getitem__)
+        types[x.target] = "int" if x.red in ex.CHOICES else "float" if x.red and kind == "int" else kind
+    return types
+
+
+def _filled_in(c: Cascade, types: Mapping[str, DType]) -> Cascade:
+    """Ints and truth values that are made of lists, written out where they are read, so that masks and indices show what they are of.
+
+    Where such a statement exists is part of the mask of its readers by now.
+    """
+    filled = Definitions()
+    body: list[Statement] = []
+    for x in c.body:
+        assert isinstance(x, Einsum), "asked before folds exist"
+        x = replace(x, map=filled.into(x.map), mask=None if x.mask is None else filled.into(x.mask))
+        plain = not any(types.get(n, "bool") == "float" for n in ex.reads(x.map))
+        if x.red is None and plain and types.get(x.target) in ("int", "bool") and x.target not in c.outs:
+            filled.add(x)
+        else:
+            body.append(x)
+    return replace(c, body=tuple(body))
+
+
+def span_of(e: Expr, c: Cascade) -> Expr | None:
+    """A number above every value of an int expression, as an expression of sizes; None where none is known."""
+    match e.op:
+        case "const":
+            return ex.const(max(int(e.value), 0) + 1)  # type: ignore[arg-type]  # an int
+        case "index":
+            return ex.size(c.rank(e.name).size)
+        case "size":
+            return ex.call("+", e, ex.ONE)
+        case "-" if not_negative(e.args[1]):
+            return span_of(e.args[0], c)
+        case "%":
+            return e.args[1] if not ex.reads(e.args[1]) and not ex.indices(e.args[1]) else None
+        case "//" if not ex.reads(e.args[1]) and not ex.indices(e.args[1]):
+            whole = span_of(e.args[0], c)
+            return None if whole is None else ex.call("+", ex.call("//", ex.call("-", whole, ex.ONE), e.args[1]), ex.ONE)
+        case "+" | "*" | "max" | "min":
+            a, b = (span_of(x, c) for x in e.args)
+            if a is None or b is None or not (e.op != "*" or all(map(not_negative, e.args))):
+                return None
+            most = ex.call(e.op, ex.call("-", a, ex.ONE), ex.call("-", b, ex.ONE))
+            return ex.call("+", most, ex.ONE)
+    return None
+
+
+def not_negative(e: Expr) -> bool:
+    """Is an int expression never below 0, by its form?"""
+    if e.op in ("index", "size"):
+        return True
+    if e.op == "const":
+        return int(e.value) >= 0  # type: ignore[arg-type]  # an int
+    if e.op in ("+", "*", "//", "min"):
+        return all(map(not_negative, e.args))
+    return any(map(not_negative, e.args)) if e.op == "max" else e.op == "%" and not_negative(e.args[1])

@@ -1,0 +1,61 @@
+"""The order of candidates: what `topk` means, for the interpreter and for every kernel's choice.
+
+The largest value first; of equal values (also -0 and 0) the one with the lower coordinate; NaN behind every number; and of points that do
+not exist none. A choice is the first entries of that order, so it is the same bit by bit wherever the values are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from einfuse.ir.expr import MISSING
+
+_HIDDEN = -(2**63)
+_SMALL = 2**31
+
+
+def best(values: Tensor, exists: Tensor | None, slots: int) -> Tensor:
+    """The coordinates along the last axis of the ``slots`` best ``values``, best first, where ``exists`` is true (None: everywhere).
+
+    int64 [..., slots], `MISSING` where there are fewer points. ``values`` are floats or ints; ``exists`` broadcasts against them.
+    """
+    found = min(slots, values.shape[-1])
+    values = values.detach()
+    at = _by_keys(values, exists, found) if _fits(values) else _by_sorting(values, exists, found)
+    if found == slots:
+        return at
+    return torch.cat([at, at.new_full((*at.shape[:-1], slots - found), MISSING)], -1)
+
+
+def _fits(values: Tensor) -> bool:
+    """May the order be that of 64-bit keys?"""
+    return values.dtype in (torch.float32, torch.bfloat16, torch.float16) and values.shape[-1] < _SMALL
+
+
+def _by_keys(values: Tensor, exists: Tensor | None, slots: int) -> Tensor:
+    """By one number for every candidate: the bits of its value in order of size above, those of its coordinate below, from the last on.
+
+    Keys are distinct, so that whatever finds the largest ones finds the same ones in the same order.
+    """
+    wide = values.float() + 0.0  # -0 is 0
+    bits = wide.contiguous().view(torch.int32)
+    size = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    size = torch.where(wide.isnan(), -_SMALL, size)  # below -inf
+    coordinate = torch.arange(values.shape[-1], device=values.device)
+    key = size * 2**32 + (2**32 - 1 - coordinate)
+    if exists is not None:
+        key = key.masked_fill(~exists, _HIDDEN)
+    top = key.topk(slots, -1).values
+    return torch.where(top == _HIDDEN, MISSING, 2**32 - 1 - (top & 2**32 - 1))
+
+
+def _by_sorting(values: Tensor, exists: Tensor | None, slots: int) -> Tensor:
+    """By two stable sorts: of the values, and of the classes number, NaN, none."""
+    nan = values.isnan()
+    kind = nan.long() if exists is None else torch.where(exists, nan.long(), 2)
+    lowest = -torch.inf if values.is_floating_point() else torch.iinfo(values.dtype).min
+    order = torch.where(nan, lowest, values).sort(dim=-1, descending=True, stable=True).indices
+    kinds, again = kind.expand(values.shape).gather(-1, order).sort(dim=-1, stable=True)
+    at = order.gather(-1, again)
+    return torch.where(kinds == 2, MISSING, at)[..., :slots]
