@@ -87,7 +87,7 @@ class _Writer:
         if isinstance(op, Store):
             return op
         op = with_out(op, replace(op.out, dims=tuple(r for r in self.order if r in op.out.dims)))
-        if isinstance(op, Dot) and self.own(op.b, op) < self.own(op.a, op):
+        if isinstance(op, Dot) and op.where is None and self.own(op.b, op) < self.own(op.a, op):
             return replace(op, a=op.b, b=op.a)
         return op
 

@@ -152,7 +152,9 @@ class _Writer:
         """Operands that became numbers, over their ranks again where an operation mixes points along them."""
         if isinstance(op, Dot) and isinstance(before, Dot):
             start = None if op.acc is None or self.constants.get(op.acc.name) == 0 else self.over(op.acc, op.out.dims)
-            return replace(op, a=self.over(op.a, before.a.dims), b=self.over(op.b, before.b.dims), acc=start)
+            known = op.where and self.constants.get(op.where.name)
+            where = self.over(op.where, (op.rank,)) if op.where and known is not True else None
+            return replace(op, a=self.over(op.a, before.a.dims), b=self.over(op.b, before.b.dims), acc=start, where=where)
         if isinstance(op, Reduce) and isinstance(before, Reduce):
             return replace(op, arg=self.over(op.arg, before.arg.dims))
         return op

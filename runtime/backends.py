@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 import torch
 
 from einfuse.codegen import KernelPlan, Storage, both, hold
+from einfuse.codegen.plan import plain
 from einfuse.codegen.scan import Piece, ScanPlan
 from einfuse.ir import EinfuseError, Scalar
 
@@ -116,6 +117,7 @@ class CpuBackend(Usual):
 
     def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
         """A loop lets the tiles of a point share what is packed for it; where there is one tile, there is nothing to share."""
+        plan = plain(plan)
         whole = hold(plan, small)
         return whole if whole.tile is None else plan
 
@@ -223,6 +225,9 @@ class TorchBackend(Usual):
 
     def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
         return ((256, 256),)
+
+    def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
+        return hold(plain(plan), small)
 
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import torch as reference

@@ -11,6 +11,14 @@ template <long M, long N> struct Alive {
 
   void clear() { for (VI& x : any) x = VI{}; }
   void see(long x, long y, VI truth) { any[x / ROWS * VECTORS + y / W] |= truth; }
+  // Of every column, whether any row of it is alive.
+  void shade(I* to, long m, long n) const {
+    for (long y = 0; y < n; y += W) {
+      VI some{};
+      for (long s = 0; s * ROWS < m; ++s) some |= any[s * VECTORS + y / W];
+      store(to + y, some);
+    }
+  }
   // After every point was seen; ``everywhere``: as if all were alive.
   void find(long m, long n, bool everywhere) {
     for (long y = 0; y < n; y += ROWS) columns[y / ROWS] = {m, 0};
@@ -24,6 +32,28 @@ template <long M, long N> struct Alive {
     }
   }
 };
+
+// Whether all of n truth values hold.
+static bool every(const I* x, long n) {
+  VI none{};
+  for (long r = 0; r < n; r += W) none |= ~load(x + r) & (VI)(lanes(r) < (I)n);
+  return !some(none);
+}
+INLINE V existing(V row, const I* where, long r, long) { return where[r] ? row : V{}; }
+#ifdef EINFUSE_PAIRS
+INLINE VP existing(VP rows, const I* where, long r, long k) {
+  return rows & ((where[2 * r] ? 0xffff : 0) | (2 * r + 1 < k && where[2 * r + 1] ? 0xffff0000 : 0));
+}
+#endif
+
+// A right operand of k terms, PER to an element E, of which some may not exist: itself where all do, else a copy with 0 in their place.
+template <class E> struct Rows { const E* p; long ld; };
+template <int PER, class E> static Rows<E> existing(E* copy, long copy_ld, const E* b, long b_ld, long k, long n, const I* where) {
+  if (every(where, k)) return {b, b_ld};
+  for (long r = 0; r * PER < k; ++r)
+    for (long y = 0; y < n; y += W) store(copy + r * copy_ld + y, existing(load(b + r * b_ld + y), where, r, k));
+  return {copy, copy_ld};
+}
 
 // Zeros where nothing is alive.
 template <class A> static void clear_outside(T* p, long ld, long m, long n, const A& alive) {

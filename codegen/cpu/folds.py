@@ -315,8 +315,8 @@ def _uses(nodes: Sequence[Node], updates: Sequence[Value], narrow: bool) -> dict
             a, b, _, _ = operands(node.op)
             for v, form in zip((a, b), forms.wanted(node.op, narrow), strict=True):
                 out.setdefault(v.name, set()).add(form)
-            if node.op.acc is not None:
-                out.setdefault(node.op.acc.name, set()).add("plain")
+            for v in filter(None, (node.op.acc, node.op.where)):
+                out.setdefault(v.name, set()).add("plain")
         else:
             for name in node_reads(node):
                 out.setdefault(name, set()).add("plain")

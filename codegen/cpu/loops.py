@@ -178,6 +178,10 @@ class NestPrinter:
     def reduce(self, op: Reduce) -> None:
         if op.out.name not in self.kept:
             return
+        if op.fn == "any" and op.arg == self.nest.seen and op.rank == self.nest.dims[0]:  # what is noted of the mask says it
+            extents = ", ".join(self.scope.extents[r].count for r in self.nest.dims)
+            self.done.append(f"{self.scope.alive}.shade({self.scope.places[op.out.name].pointer}, {extents});")
+            return
         fn = "max" if op.fn == "any" and op.out.dtype != "bool" else op.fn
         fn = "any" if op.out.dtype == "bool" and fn in ("max", "sum") else fn
         identity = number(_identity(fn, op), op.out.dtype)

@@ -98,6 +98,7 @@ class _Merger:
         self.order = (*columns.order, *(f.rank for f in rows.features if f.rank not in columns.order))
         self.taken = {op.out.name for op in operations(columns) if not isinstance(op, Store)}
         self.taken |= {s.value.name for s in self.theirs.states}
+        self.conditions = _conditions(rows)
 
     # -- may it be done ----------------------------------------------------------------------------------------------------------
 
@@ -134,6 +135,8 @@ class _Merger:
         """Whether an operation of the rows says the same with the roles of tile and fold exchanged."""
         if isinstance(op, Store) or (isinstance(op, Size) and "." in op.name):
             return False
+        if isinstance(op, Reduce) and op.fn == "any" and op.rank == self.rows.order[0]:
+            return op.out.name in self.conditions  # which points exist for any row: any of those at hand will do
         return not (isinstance(op, Reduce | Dot) and op.rank in (self.rows.order[0], self.mine.rank))
 
     # -- the merged plan ---------------------------------------------------------------------------------------------------------
@@ -213,13 +216,20 @@ class _Merger:
         index = tuple(names[v.name] for v in store.index)
         held = self._place(Load(Value(f"{state.name}_held", state.dims, "float"), store.tensor, index), target, prologue)
         if isinstance(share, Dot):
-            total = self._place(
-                Dot(share.out, new[share.a.name], new[share.b.name], share.rank, held, share.narrow), target, prologue
-            )
+            a, b = new[share.a.name], new[share.b.name]
+            where = new[share.where.name] if share.where else None
+            total = self._place(Dot(share.out, a, b, share.rank, held, share.narrow, where), target, prologue)
         else:
             block = self._place(renamed(share, new), target, prologue)
             total = self._place(Map(replace(state, name=f"{state.name}_new"), "+", (held, block)), target, prologue)
         target.learn(Store(store.tensor, index, total))
+
+
+def _conditions(plan: KernelPlan) -> set[str]:
+    """The values that say which points of a product exist, and nothing else."""
+    every = tuple(operations(plan))
+    found = {op.where.name for op in every if isinstance(op, Dot) and op.where}
+    return found - {v.name for op in every for v in reads(op) if not (isinstance(op, Dot) and v is op.where)}
 
 
 def _keys(op: Op) -> list[Op]:
@@ -230,6 +240,6 @@ def _keys(op: Op) -> list[Op]:
 def _key(op: Op) -> Op:
     """What an operation computes, whatever the name of its value."""
     op = computed(op)
-    if isinstance(op, Dot) and op.b.name < op.a.name:
+    if isinstance(op, Dot) and op.b.name < op.a.name and op.where is None:
         op = replace(op, a=op.b, b=op.a)
     return op

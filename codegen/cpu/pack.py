@@ -107,5 +107,5 @@ class Packing:
 
 
 def shared(op: Op, facts: Mapping[str, Facts], rank: str) -> bool:
-    """Whether an operation of a body over ``rank`` belongs to what is packed."""
-    return not isinstance(op, Store) and rank in op.out.dims and facts[op.out.name].free
+    """Whether an operation of a body over ``rank`` belongs to what is packed: a truth value is computed as fast as it is read."""
+    return not isinstance(op, Store) and rank in op.out.dims and op.out.dtype != "bool" and facts[op.out.name].free

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from einfuse.codegen.cpu import access
-from einfuse.codegen.cpu.forms import PAIRED, operands, place, wanted
+from einfuse.codegen.cpu import access, forms
+from einfuse.codegen.cpu.forms import PAIRED, Form, operands, place, shape, wanted
 from einfuse.codegen.cpu.functions import Ref, applied, literal
 from einfuse.codegen.cpu.loops import TYPES, NestPrinter
 from einfuse.codegen.cpu.schedule import Nest, Node, Product, Single
 from einfuse.codegen.cpu.text import Place, Scope, Text
-from einfuse.codegen.plan import Arg, Const, Coordinate, Load, Map, Op, Param, Size, Store, Value
+from einfuse.codegen.plan import Arg, Const, Coordinate, Dot, Load, Map, Op, Param, Size, Store, Value
 
 
 def print_nodes(text: Text, scope: Scope, nodes: Sequence[Node], tensors: Mapping[str, Arg]) -> None:
@@ -70,7 +70,11 @@ def product(text: Text, scope: Scope, node: Product) -> None:
     whole = f"pairs({terms})" if left_form in PAIRED else terms
     text.line(f"// {op.out.name}[{x}, {y}] = {'' if op.acc is None else op.acc.name + ' + '}sum[{op.rank}] {a.name} * {b.name}")
     result = f"{out.pointer}, {out.row}, {acc}, {left.pointer}, {steps[x]}"
-    given = f"{result}, {steps[op.rank]}, {right.pointer}, {right.row}, {m}"
+    rows = (right.pointer, right.row)
+    made, where = ("", "") if op.where is None else existing(text, scope, op, right, right_form)
+    if made:
+        rows = ("rows.p", "rows.ld")
+    given = f"{result}, {steps[op.rank]}, {', '.join(rows)}, {m}"
     match node.limit:
         case "columns":
             call = f"matmul_columns({given}, {whole}, {scope.alive}.rows);"
@@ -82,10 +86,28 @@ def product(text: Text, scope: Scope, node: Product) -> None:
     if b.name in scope.there and steps[op.rank] == "1":
         streamed = scope.there[b.name]
         form = f"dots({{}}, {whole}, {{}});" if "turned" in right_form else f"sums({{}}, {terms}, {{}});"
-        stream = form.format(f"{result}, {streamed.place.pointer}, {streamed.place.row}, {m}, {n}", streamed.ahead)
+        ahead = streamed.ahead if op.where is None else f"{streamed.ahead}, {where}"
+        stream = form.format(f"{result}, {streamed.place.pointer}, {streamed.place.row}, {m}, {n}", ahead)
         text.line(f"if ({streamed.when}) {stream}")
-        call = f"else {call}"
+        call = f"else {{ {made} {call} }}" if made else f"else {call}"
+    elif made:
+        call = f"{{ {made} {call} }}"
     text.line(call)
+
+
+def existing(text: Text, scope: Scope, op: Dot, right: Place, form: Form) -> tuple[str, str]:
+    """Text that defines ``rows``, the right operand with 0 at points that do not exist, and the truth values that say so."""
+    assert op.where is not None, "all points exist"
+    assert right.dims == (op.rank, op.out.dims[1]), "what may not exist are rows of the right operand"
+    where = scope.places[op.where.name].pointer
+    terms, columns = (scope.extents[d] for d in right.dims)
+    count, row = shape(form, str(terms.most), str(columns.most))
+    key = ("existing", form, right.dims, terms.most)
+    if key not in text.pool:
+        text.pool[key] = text.buffer(f"existing_{op.rank}", forms.element_of(form), f"{count} * {row}")
+    per = 2 if form in PAIRED else 1
+    given = f"{text.pool[key]}, {row}, {right.pointer}, {right.row}, {terms.count}, {columns.count}, {where}"
+    return f"const auto rows = existing<{per}>({given});", where
 
 
 def local_place(scope: Scope, v: Value, pointer: str) -> Place:

@@ -169,11 +169,20 @@ class Blocks:
         dims = tuple(d for d in value.dims if d != rank)
         return self.emit(kp.Reduce(Value(name, dims, value.dtype), red, value, rank), (value,))
 
-    def dot(self, a: Value, b: Value, rank: str, name: str, acc: Value | None = None) -> Value:
-        """The matrix product over ``rank``, added to ``acc``."""
+    def some(self, value: Value, rank: str, name: str, instead: Value | None, enough: tuple[int | str, int | str]) -> Value:
+        """Whether a condition holds at any point of the rank, or ``instead`` (see `kp.Reduce`)."""
+        if instead is None or rank not in value.dims:
+            return self.reduce("any", value, rank, name)
+        dims = tuple(d for d in value.dims if d != rank)
+        op = kp.Reduce(Value(name, dims, "bool"), "any", value, rank, instead, enough)
+        return self.emit(op, kp.reads(op))
+
+    def dot(self, a: Value, b: Value, rank: str, name: str, acc: Value | None = None, where: Value | None = None) -> Value:
+        """The matrix product over ``rank``, added to ``acc``; ``where`` tells which points of ``b`` exist."""
         assert a.dtype == b.dtype == "float", "operands of a product are floats"
         dims = tuple(d for d in self.spanned((a, b)) if d != rank)
-        return self.emit(kp.Dot(Value(name, dims, "float"), a, b, rank, acc), (a, b) if acc is None else (a, b, acc))
+        op = kp.Dot(Value(name, dims, "float"), a, b, rank, acc, where=where)
+        return self.emit(op, kp.reads(op))
 
 
 def _identity(op: Defining) -> object:

@@ -86,10 +86,6 @@ class Expressions:
             return self.blocks.const(known)
         return self.blocks.emit(kp.Size(Value(name.replace(".", "_"), (), "int"), name), ())
 
-    def extent(self, rank: str) -> Value:
-        n = self.cascade.rank(rank).size
-        return self.blocks.const(n) if isinstance(n, int) else self.size(n)
-
     def load(self, e: Expr, env: Mapping[str, Value]) -> Value:
         tensor = self.inputs[e.name]
         if tensor.param:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from einfuse.codegen.lowering.expressions import Expressions
 from einfuse.codegen.lowering.statements import signed
 from einfuse.codegen.plan import Value
-from einfuse.ir import MONOIDS, Einsum, Expr, Fold, State
+from einfuse.ir import MONOIDS, Einsum, Expr, Fold, State, call, conjunction, size
 from einfuse.ir import index as coordinate
-from einfuse.ir.expr import names, reads, walk
+from einfuse.ir.expr import TRUE, names, reads, walk
+from einfuse.ir.projection import diagonal, projection
 from einfuse.ir.statements import lets
 
 
@@ -59,21 +60,40 @@ def _accumulated(e: Expressions, y: State, old: Value, at: Block) -> Value:
     vectors = blocks.product(whole)
     if at.mask is not None:
         weight = blocks.masked(weight if weight is not None else blocks.const(1.0), at.mask, 0.0)
-        vectors = _clean(e, vectors, at.mask, rank)
     if weight is None:
         return blocks.map("+", old, _summed(e, y, vectors, at), name=name)
+    where = _alive(e, vectors, at)
     if all(len(v.dims) == 2 and rank in v.dims for v in (weight, vectors)):
-        return blocks.dot(weight, vectors, rank, name, old)
-    return blocks.map("+", old, _summed(e, y, blocks.map("*", weight, vectors), at), name=name)
+        if where is not None and where.dims != (rank,):
+            vectors, where = blocks.masked(vectors, where, 0.0), None
+        return blocks.dot(weight, vectors, rank, name, old, where)
+    product = blocks.map("*", weight, blocks.masked(vectors, where, 0.0))
+    if at.mask is not None and not set(at.mask.dims) <= set(vectors.dims):
+        product = blocks.masked(product, at.mask, 0.0)
+    return blocks.map("+", old, _summed(e, y, product, at), name=name)
 
 
-def _clean(e: Expressions, vectors: Value, mask: Value, rank: str) -> Value:
-    """``vectors`` with 0 where 0 times whatever the padding, or an empty row, computes would not be 0."""
-    if rank not in vectors.dims or vectors.name in e.loaded:
-        return vectors
-    inside = mask if set(mask.dims) <= set(vectors.dims) else None
-    inside = inside or e.blocks.map("<", e.blocks.coordinate(rank), e.extent(rank), name="inside")
-    return e.blocks.masked(vectors, inside, 0.0)
+def _alive(e: Expressions, vectors: Value, at: Block) -> Value | None:
+    """Which points of ``vectors`` exist for any row of the tile; None where each does.
+
+    At the others weights are 0, and 0 times whatever memory without a use, the padding or an empty row holds need not be 0.
+    """
+    f, mask = at.fold, at.mask
+    if mask is None or f.rank not in vectors.dims or (f.mask is None and vectors.name in e.loaded):
+        return None
+    hidden = [r for r in mask.dims if r not in vectors.dims]
+    if not hidden:
+        return mask
+    inside = call("<", coordinate(f.rank), size(e.cascade.rank(f.rank).size))
+    shadow = projection(e.cascade, f.mask or TRUE, hidden[0]) if len(hidden) == 1 else None
+    if shadow is not None:
+        whole = conjunction(shadow, inside)
+        return None if whole == inside and vectors.name in e.loaded else e.value(whole or inside, "alive")
+    own = diagonal(f.mask or TRUE, hidden[0], f.rank) if len(hidden) == 1 else None
+    instead = None if own is None else e.value(conjunction(own, inside) or inside, "seen")
+    for rank in hidden:
+        mask = e.blocks.some(mask, rank, "alive", instead, (e.sizes.of(rank), e.sizes.of(f.rank)))
+    return mask
 
 
 def _summed(e: Expressions, y: State, share: Value, at: Block) -> Value:

@@ -33,6 +33,7 @@ from einfuse.codegen.plan.nodes import table_ranks as table_ranks
 from einfuse.codegen.plan.nodes import with_out as with_out
 from einfuse.codegen.plan.passes import PlanPass as PlanPass
 from einfuse.codegen.plan.passes import finished as finished
+from einfuse.codegen.plan.plain import plain as plain
 from einfuse.codegen.plan.text import read as read
 from einfuse.codegen.plan.text import show as show
 from einfuse.codegen.plan.verify import verify as verify

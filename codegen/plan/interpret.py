@@ -148,6 +148,8 @@ class _Program:
 
     def product(self, op: kp.Dot) -> Tensor:
         a, b = (self.env[x.name].expand(self.shape(x)) for x in (op.a, op.b))
+        if op.where is not None:
+            b = torch.where(self.env[op.where.name], b, torch.zeros_like(b))
         if op.narrow and self.plan.narrow in _ROUNDED and self.dtype != torch.float64:
             a, b = (x.to(_ROUNDED[self.plan.narrow]).to(self.dtype) for x in (a, b))
         found = (a * b).sum(self.plan.order.index(op.rank), keepdim=True)

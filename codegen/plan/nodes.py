@@ -108,12 +108,18 @@ class Map:
 
 @dataclass(frozen=True, slots=True)
 class Reduce:
-    """``sum``, ``max``, ``min`` (or ``any``, ``prod``) of a block over one of its ranks."""
+    """``sum``, ``max``, ``min`` (or ``any``, ``prod``) of a block over one of its ranks.
+
+    An ``any`` may be taken to be ``instead``, a bool value over the ranks of ``out``, in a launch where ``enough`` holds: two sizes of which
+    the first is no smaller than the second. A machine that knows sizes before it runs leaves the block alone.
+    """
 
     out: Value
     fn: str
     arg: Value
     rank: str
+    instead: Value | None = None
+    enough: tuple[int | str, int | str] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +127,8 @@ class Dot:
     """``out[x, y] = acc[x, y] + sum over rank of a[x, rank] * b[y, rank]``: a matrix product in accumulation precision.
 
     Operands are rounded to the storage dtype of the call where ``narrow`` says so (tensor cores); x comes before y in plan order,
-    whatever the order of the operands' own dims.
+    whatever the order of the operands' own dims. ``where`` (a bool value over the rank) tells which of its points exist here: at the
+    others ``a`` is 0, ``b`` counts as 0 whatever it holds (0 * NaN is not 0), and nobody needs what the region computes there.
     """
 
     out: Value
@@ -130,6 +137,7 @@ class Dot:
     rank: str
     acc: Value | None = None
     narrow: bool = True
+    where: Value | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,10 +263,10 @@ def reads(op: Op) -> tuple[Value, ...]:
             return index + ((where,) if where else ())
         case Map(args=args):
             return args
-        case Reduce(arg=arg):
-            return (arg,)
-        case Dot(a=a, b=b, acc=acc):
-            return (a, b, *((acc,) if acc else ()))
+        case Reduce(arg=arg, instead=instead):
+            return (arg, *((instead,) if instead else ()))
+        case Dot(a=a, b=b, acc=acc, where=where):
+            return (a, b, *(v for v in (acc, where) if v))
         case Store(index=index, value=value):
             return (*index, value)
     return ()
@@ -290,10 +298,11 @@ def renamed(op: Op, new: Mapping[str, Value]) -> Op:
             return replace(op, index=tuple(new[v.name] for v in index), where=new[where.name] if where else None)
         case Map(args=args):
             return replace(op, args=tuple(new[v.name] for v in args))
-        case Reduce(arg=arg):
-            return replace(op, arg=new[arg.name])
-        case Dot(a=a, b=b, acc=acc):
-            return replace(op, a=new[a.name], b=new[b.name], acc=new[acc.name] if acc else None)
+        case Reduce(arg=arg, instead=instead):
+            return replace(op, arg=new[arg.name], instead=new[instead.name] if instead else None)
+        case Dot(a=a, b=b, acc=acc, where=where):
+            begun, alive = (new[v.name] if v else None for v in (acc, where))
+            return replace(op, a=new[a.name], b=new[b.name], acc=begun, where=alive)
         case Store(index=index, value=value):
             return replace(op, index=tuple(new[v.name] for v in index), value=new[value.name])
     return op

@@ -57,8 +57,10 @@ _LINE = {
     "given": rf"{_VALUE} = param (?P<name>{_NAME})",
     "load": rf"{_VALUE} = load (?P<tensor>{_NAME})\[(?P<index>{_LIST})\](?: where (?P<where>{_NAME}))?(?: clamp (?P<clamp>[\d, ]+))?",
     "map": rf"{_VALUE} = map (?P<fn>[^\s()]+)\((?P<args>{_LIST})\)(?P<named> named)?",
-    "reduce": rf"{_VALUE} = reduce (?P<fn>\w+)\[(?P<rank>{_NAME})\]\((?P<arg>{_NAME})\)",
-    "dot": rf"{_VALUE} = dot\[(?P<rank>{_NAME})\]\((?P<a>{_NAME}), (?P<b>{_NAME})\)(?: \+ (?P<acc>{_NAME}))?(?P<wide> wide)?",
+    "reduce": rf"{_VALUE} = reduce (?P<fn>\w+)\[(?P<rank>{_NAME})\]\((?P<arg>{_NAME})\)"
+    rf"(?: or (?P<instead>{_NAME}) if (?P<enough>\w+) >= (?P<of>\w+))?",
+    "dot": rf"{_VALUE} = dot\[(?P<rank>{_NAME})\]\((?P<a>{_NAME}), (?P<b>{_NAME})\)(?: \+ (?P<acc>{_NAME}))?"
+    rf"(?: where (?P<where>{_NAME}))?(?P<wide> wide)?",
 }
 _PATTERNS = {kind: re.compile(pattern) for kind, pattern in _LINE.items()}
 
@@ -122,10 +124,12 @@ def _right(op: kp.Op) -> str:
             return f"load {tensor}[{_names(index)}]{live}" + (f" clamp {', '.join(map(str, clamp))}" if clamp else "")
         case kp.Map(fn=fn, args=args, named=named):
             return f"map {fn}({_names(args)}){' named' * named}"
-        case kp.Reduce(fn=fn, arg=arg, rank=rank):
-            return f"reduce {fn}[{rank}]({arg.name})"
-        case kp.Dot(a=a, b=b, rank=rank, acc=acc, narrow=narrow):
-            return f"dot[{rank}]({a.name}, {b.name}){f' + {acc.name}' if acc else ''}{' wide' * (not narrow)}"
+        case kp.Reduce(fn=fn, arg=arg, rank=rank, instead=instead, enough=enough):
+            end = f" or {instead.name} if {enough[0]} >= {enough[1]}" if instead else ""
+            return f"reduce {fn}[{rank}]({arg.name}){end}"
+        case kp.Dot(a=a, b=b, rank=rank, acc=acc, narrow=narrow, where=where):
+            ends = (f" + {acc.name}" if acc else "") + (f" where {where.name}" if where else "") + " wide" * (not narrow)
+            return f"dot[{rank}]({a.name}, {b.name}){ends}"
     raise AssertionError(f"{type(op).__name__} is no operation of a plan")
 
 
@@ -270,12 +274,17 @@ class _Reader:
             case "map":
                 return kp.Map(out, x["fn"], read["args"], bool(x["named"]))
             case "reduce":
-                return kp.Reduce(out, x["fn"], read["arg"][0], x["rank"])
-        return kp.Dot(out, read["a"][0], read["b"][0], x["rank"], next(iter(read["acc"]), None), not x["wide"])
+                if not x["instead"]:
+                    return kp.Reduce(out, x["fn"], read["arg"][0], x["rank"])
+                sizes = (_size(x["enough"]), _size(x["of"]))
+                return kp.Reduce(out, x["fn"], read["arg"][0], x["rank"], read["instead"][0], sizes)
+        acc, where = (next(iter(read[part]), None) for part in ("acc", "where"))
+        return kp.Dot(out, read["a"][0], read["b"][0], x["rank"], acc, not x["wide"], where)
 
     def operands(self, kind: str, x: dict[str, str]) -> dict[str, tuple[kp.Value, ...]]:
         """The values that an operation reads, by the part of the line that names them: looked up before its own is defined."""
-        parts = {"load": ("index", "where"), "map": ("args",), "reduce": ("arg",), "dot": ("a", "b", "acc")}.get(kind, ())
+        reduce, dot = ("arg", "instead"), ("a", "b", "acc", "where")
+        parts = {"load": ("index", "where"), "map": ("args",), "reduce": reduce, "dot": dot}.get(kind, ())
         return {part: self.values(*_list(x[part] or "")) for part in parts}
 
     def defined(self, x: dict[str, str]) -> kp.Value:

@@ -113,15 +113,19 @@ class _Checked:
                 self.ensure(fn in ARITIES, "a map is a function of the IR", op)
                 self.ensure(set().union(*(a.dims for a in args)) <= set(out.dims), "a map spans the ranks of its operands", op)
                 self.ensure(len(args) in ARITIES[fn], f"{fn} takes {' or '.join(map(str, ARITIES[fn]))} operands", op)
-            case kp.Reduce(out=out, fn=fn, arg=arg, rank=rank):
+            case kp.Reduce(out=out, fn=fn, arg=arg, rank=rank, instead=instead):
                 self.ensure(fn in REDUCERS and rank in arg.dims, "a reduction is over a rank of its operand", op)
                 self.ensure(out.dims == tuple(r for r in arg.dims if r != rank), "a reduction drops its rank alone", op)
-            case kp.Dot(out=out, a=a, b=b, rank=rank, acc=acc):
+                like = instead is None or (fn == "any" and instead.dtype == "bool" and set(instead.dims) <= set(out.dims))
+                self.ensure(like, "what an any may be taken to be is a bool over its ranks", op)
+            case kp.Dot(out=out, a=a, b=b, rank=rank, acc=acc, where=where):
                 x, y = set(a.dims), set(b.dims)
                 shared = x & y == {rank} or (x == y and rank in x)  # the second: row by row
                 self.ensure(shared and len(x) == len(y) == 2, "a product shares the rank that it sums over, alone or all", op)
                 self.ensure(set(out.dims) == (x | y) - {rank} and out.dtype == "float", "a product spans the other ranks", op)
                 self.ensure(acc is None or acc.dims == out.dims, "a product adds to a block of its own ranks", op)
+                named = where is None or (where.dtype == "bool" and where.dims == (rank,))
+                self.ensure(named, "which points of a product exist is a bool over its rank", op)
 
     def access(self, op: kp.Load | kp.Store) -> None:
         args = self.plan.named

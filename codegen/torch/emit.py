@@ -23,6 +23,7 @@ from einfuse.codegen.plan import (
     Region,
     Size,
     Store,
+    Value,
     reads,
 )
 from einfuse.codegen.torch.functions import form, random
@@ -175,10 +176,12 @@ class _Printer(Printer):
             case Reduce(fn=fn, arg=arg, rank=rank):
                 call = {"sum": "sum", "max": "amax", "min": "amin", "prod": "prod", "any": "amax"}[fn]
                 return f"{self.ref(arg)}.{call}({self.axis(rank)}, keepdim=True)"
-            case Dot(out=out, a=a, b=b, rank=rank, acc=acc):
+            case Dot(out=out, a=a, b=b, rank=rank, acc=acc, where=where):
                 x, y = out.dims
-                a, b = (a, b) if x in a.dims else (b, a)
-                text = f"product({self.ref(a)}, {self.ref(b)}, {self.axis(x)}, {self.axis(y)}, {self.axis(rank)})"
+                left, right = self.ref(a), self.ref(b)
+                right = f"torch.where({self.ref(where)}, {right}, 0.0)" if where else right
+                left, right = (left, right) if x in a.dims else (right, left)
+                text = f"product({left}, {right}, {self.axis(x)}, {self.axis(y)}, {self.axis(rank)})"
                 return text if acc is None else f"{self.ref(acc)} + {text}"
         raise AssertionError(f"{type(op).__name__} is not an operation of a plan")
 
@@ -195,7 +198,9 @@ class _Printer(Printer):
     def fold(self, fold: Fold) -> None:
         self.region(fold.bounds)
         for s in fold.states:
-            self.line(f"{self.define(s.value)} = number({number(s.init)}, {kind(s.value)})")
+            self.line(
+                f"{self.define(s.value)} = torch.full({self.shape(s.value)}, {number(s.init)}, dtype={kind(s.value)}, device=device)"
+            )
         for n, p in enumerate(fold.phases):
             self.phase(fold, n, p)
 
@@ -218,6 +223,15 @@ class _Printer(Printer):
             self.line(f"{', '.join(names[s.name] for s, _ in moved)} = {', '.join(self.ref(u) for _, u in moved)}")
         self.indent -= 1
         self.names, self.taken = names, taken
+
+    def shape(self, v: Value) -> str:
+        """The extents of a value that varies along all of its ranks, as a state does that no block was folded into."""
+        extents = {f.rank: self.extent(f.size) for f in self.plan.features}
+        if self.plan.tile:
+            rank = self.plan.tile.rank
+            extents[rank] = f"{self.local[f'{rank}.hi']} - {self.local[f'{rank}.lo']}"
+        ranks = (*(b.rank for b in self.plan.ambient), *self.plan.order)
+        return f"[{', '.join(extents[r] if r in v.dims else '1' for r in ranks)}]"
 
     def table_row(self, fold: Fold) -> str:
         row = "0"

@@ -82,8 +82,13 @@ def print_reduce(body: Body, op: Reduce) -> None:
         ref = replace(ref, text=body.block(ref, dims, ref.dtype), dims=dims, literal=None, clean=frozenset())
     axis = dims.index(op.rank)
     if op.fn == "any":
-        text = body.filled(ref, op.rank, "False", dims)
-        body.bind(op.out, f"tl.max(tl.cast({text}, tl.int32), axis={axis}) > 0")
+        found = f"tl.max(tl.cast({body.filled(ref, op.rank, 'False', dims)}, tl.int32), axis={axis}) > 0"
+        if op.instead is None:
+            body.bind(op.out, found)
+            return
+        body.bind(op.out, body.block(body.ref(op.instead), op.out.dims, "bool"))
+        body.line(f"if not {body.env[f'enough {op.enough}'].text}:")
+        body.line(f"    {body.ref(op.out).text} = {found}")
         return
     identity: float | int = MONOIDS[op.fn]
     if ref.dtype != "float" and math.isinf(identity):
@@ -100,6 +105,8 @@ def print_reduce(body: Body, op: Reduce) -> None:
 
 def print_dot(body: Body, op: Dot) -> None:
     a, b = body.ref(op.a), body.ref(op.b)
+    if op.where is not None:
+        b = existing(body, b, body.ref(op.where))
     left = op.out.dims[0] if op.out.dims else ""
     if body.layout.multiplies(op) and left in b.dims:
         a, b = b, a
@@ -125,6 +132,15 @@ def print_dot(body: Body, op: Dot) -> None:
         text = sum_of_products(body, op, a, b)
         text = f"{acc} + {text}" if acc else text
     body.bind(op.out, text + note)
+
+
+def existing(body: Body, ref: Ref, where: Ref) -> Ref:
+    """An operand with 0 at the points that do not exist."""
+
+    def text(it: str) -> str:
+        return f"tl.where({body.spread(where.text, where.dims, ref.dims)}, {it}, 0.0)"
+
+    return replace(ref, text=text(ref.text), raw=text(ref.raw) if ref.raw else None)
 
 
 def factor(body: Body, op: Dot, ref: Ref, other: Ref, transpose: bool) -> str:

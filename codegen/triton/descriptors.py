@@ -46,7 +46,7 @@ def described(plan: KernelPlan, layout: Layout) -> dict[str, Described]:
 
 def _kind(op: Load | Store, coordinates: dict[str, str]) -> tuple[str, str] | None:
     """The two ranks of an access to a plain block."""
-    if len(op.index) < 2 or (isinstance(op, Load) and (op.where is not None or op.clamp)):
+    if len(op.index) < 2 or (isinstance(op, Load) and op.clamp):
         return None
     *outer, row, column = op.index
     block: Value = op.out if isinstance(op, Load) else op.value

@@ -8,7 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from einfuse.codegen.order import largest_last
-from einfuse.codegen.plan import Block, Coordinate, Dot, Fold, KernelPlan, Load, Phase, Store, operations, read_by, table_ranks
+from einfuse.codegen.plan import (
+    Block,
+    Coordinate,
+    Dot,
+    Fold,
+    KernelPlan,
+    Load,
+    Phase,
+    Reduce,
+    Store,
+    operations,
+    read_by,
+    table_ranks,
+)
 from einfuse.codegen.triton.body import Body, Ref, number
 from einfuse.codegen.triton.descriptors import described
 from einfuse.codegen.triton.layout import Layout
@@ -125,8 +138,15 @@ class Kernel:
         if self.points is not None:
             self.argument("each", "each", "each", specialised=False)
         self.parameters()
+        self.comparisons()
         for rank, block in self.layout.blocks.items():
             self.argument(f"block {rank}", f"BLOCK_{rank.upper()}", str(block), constexpr=True)
+
+    def comparisons(self) -> None:
+        """What is known of sizes at launch: a kernel of its own for either case."""
+        for one, other in dict.fromkeys(op.enough for op in operations(self.plan) if isinstance(op, Reduce) and op.instead):
+            passed = f"{_extent(one)} >= {_extent(other)}"
+            self.argument(f"enough {(one, other)}", f"{one}_COVERS_{other}", passed, constexpr=True)
 
     def parameters(self) -> None:
         """Numbers. In fp64 a float comes in a tensor of one element, because a kernel's own float arguments are fp32."""

@@ -64,7 +64,10 @@ def print_load(body: Body, op: Load) -> None:
     if op.tensor in body.described:
         body.line(note)
         block = f"{body.env[f'tensor {op.tensor}'].text}.load({corner(body, op.tensor, op.index)})"
-        name = body.assign(f"{op.out.name}_{storage}", f"{block}.reshape({body.shape(op.out.dims)})")
+        block = f"{block}.reshape({body.shape(op.out.dims)})"
+        if op.where is not None:
+            block = f"tl.where({body.view(body.ref(op.where), op.out.dims)}, {block}, 0.0)"
+        name = body.assign(f"{op.out.name}_{storage}", block)
         whole = body.assign(op.out.name, f"{name}.to({body.type('float')})") if op.out.name in body.converted else name
         return remember(body, op.out, whole, name, storage, op.out.dims)
     return print_pointed(body, op, storage, note)
@@ -79,7 +82,8 @@ def print_pointed(body: Body, op: Load, storage: str, note: str) -> None:
         place += f" + tl.zeros({body.shape(dims)}, tl.int32)"
     tests = [t for r in dims if (t := body.inside(r, dims))]
     if op.where is not None:
-        tests.append(body.view(body.ref(op.where), dims))
+        # Triton's interpreter widens a truth value that it spreads
+        tests.append(f"({body.view(body.ref(op.where), dims)} != 0)")
     float_like = storage in FLOATS
     args = [place] + ([f"mask={' & '.join(tests)}", f"other={'0.0' if float_like else '0'}"] if tests else [])
     body.line(note)

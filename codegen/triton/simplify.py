@@ -1,5 +1,5 @@
-"""Rewrites of a plan before it is printed: exponentials of differences, sums of products by rows, those of `algebra`, and removal of what
-nothing reads.
+"""Rewrites of a plan before it is printed: exponentials of differences, loads of what exists, sums of products by rows, those of
+`algebra`, and removal of what nothing reads.
 
     before   x = s - m ; p = exp(x)                     s[i, j], m[i]
     after    p = exp_difference(s, m)                   printed  exp2(s * log2e - (m * log2e))
@@ -8,14 +8,33 @@ See `codegen.exponentials`; where s is itself c * y with a scalar c, ``exp_diffe
 
     before   t = x * y ; r = sum[e] t                   the sums that `codegen.rows` names, which ``tl.sum`` adds up in another order
     after    r = dot[e](x, y)                           where matrix products are exact (fp32)
+
+    before   v = load ; o = dot[j](p, v) where alive
+    after    v = load where alive ; o = dot[j](p, v)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from einfuse.codegen.exponentials import difference
-from einfuse.codegen.plan import Dot, Fold, KernelPlan, Map, Op, PlanPass, Reduce, Region, prune, reads
+from einfuse.codegen.plan import (
+    Dot,
+    Fold,
+    KernelPlan,
+    Load,
+    Map,
+    Op,
+    PlanPass,
+    Reduce,
+    Region,
+    Store,
+    Value,
+    live,
+    prune,
+    reads,
+)
 from einfuse.codegen.rows import row_products
 from einfuse.codegen.triton.algebra import EXP_DIFFERENCE as EXP_DIFFERENCE
 from einfuse.codegen.triton.algebra import lighten
@@ -23,11 +42,19 @@ from einfuse.codegen.triton.algebra import lighten
 
 def exp_differences(plan: KernelPlan) -> KernelPlan:
     """The plan with exponentials of differences as one operation each."""
+    return _everywhere(plan, _exponentials)
 
+
+def existing_loads(plan: KernelPlan) -> KernelPlan:
+    """The plan that loads right operands of products where they exist: the rest of a region needs no other points of them either."""
+    return _everywhere(plan, _guarded)
+
+
+def _everywhere(plan: KernelPlan, rewritten: Callable[[Region], Region]) -> KernelPlan:
     def fold(step: Fold) -> Fold:
-        return replace(step, phases=tuple(replace(p, body=_exponentials(p.body)) for p in step.phases))
+        return replace(step, phases=tuple(replace(p, body=rewritten(p.body)) for p in step.phases))
 
-    return replace(plan, steps=tuple(fold(s) if isinstance(s, Fold) else _exponentials(s) for s in plan.steps))
+    return replace(plan, steps=tuple(fold(s) if isinstance(s, Fold) else rewritten(s) for s in plan.steps))
 
 
 def _exponentials(region: Region) -> Region:
@@ -40,6 +67,26 @@ def _exponentials(region: Region) -> Region:
         return Map(op.out, EXP_DIFFERENCE, tuple(v for v in found if v is not None))
 
     return tuple(map(rewritten, region))
+
+
+def _guarded(region: Region) -> Region:
+    loads = {op.out.name: op for op in region if isinstance(op, Load) and op.where is None}
+    conditions: dict[str, set[Value | None]] = {}
+    for op in region:
+        if isinstance(op, Dot) and op.b.name in loads and op.rank == op.b.dims[0]:
+            conditions.setdefault(op.b.name, set()).add(op.where)
+    alike = {n: w for n, (w, *others) in conditions.items() if w is not None and not others}
+    first = tuple(op for op in live(region, [w.name for w in alike.values()]) if not isinstance(op, Store))
+    alike = {n: w for n, w in alike.items() if loads[n] not in first}  # no condition is made of what it guards
+    return (*first, *(_existing(op, alike) for op in region if op not in first)) if alike else region
+
+
+def _existing(op: Op, conditions: Mapping[str, Value]) -> Op:
+    if isinstance(op, Load) and op.out.name in conditions:
+        return replace(op, where=conditions[op.out.name])
+    if isinstance(op, Dot) and op.where and conditions.get(op.b.name) == op.where:
+        return replace(op, where=None)
+    return op
 
 
 def row_sums(plan: KernelPlan) -> KernelPlan:
@@ -56,6 +103,7 @@ def row_sums(plan: KernelPlan) -> KernelPlan:
 
 PASSES = (
     PlanPass("exp_differences", exp_differences),
+    PlanPass("existing_loads", existing_loads),
     PlanPass("row_sums", row_sums),
     PlanPass("lighten", lighten),
     PlanPass("prune", prune),

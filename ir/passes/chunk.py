@@ -21,6 +21,7 @@ from dataclasses import replace
 from einfuse.ir import expr as ex
 from einfuse.ir.chunks.block import Block
 from einfuse.ir.chunks.decay import Decay, added_up
+from einfuse.ir.chunks.demand import guarded
 from einfuse.ir.chunks.reads import Read, Reads
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
@@ -87,7 +88,8 @@ def _whole(cascade: Cascade, scan: Fold) -> Cascade:
             )
     before, after = cascade.body[:at], cascade.body[at + 1 :]
     body = replace(scan, body=(*before, *scan.body, *after))  # type: ignore[arg-type]  # the scan is the only fold
-    return prune(replace(cascade, body=(body,)))
+    whole = replace(cascade, body=(body,))
+    return prune(replace(whole, body=(guarded(whole, body),)))
 
 
 def _chunked(cascade: Cascade, scan: Fold, step: int | None) -> Cascade:

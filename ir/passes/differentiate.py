@@ -23,6 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from einfuse.ir import expr as ex
+from einfuse.ir import seen
 from einfuse.ir.backward import Backward, Gradient, Kernels, adjoint
 from einfuse.ir.definitions import Definitions
 from einfuse.ir.derivative import derivative, log_derivative
@@ -273,6 +274,7 @@ class _Reverse:
             for (ranks, left), value in sums.items():
                 owned = [r for r in ranks if self.cascade.rank(r).is_sequence]
                 sides = self._outer(value, set(owned), left) if owned and not sequence else (value,)
+                sides = seen.only(self.cascade, self.body, sides, set(owned), self._named)
                 spans = [self._sorted(self._free(side) | set(owned)) for side in sides] if len(sides) > 1 else [ranks]
                 made = [
                     (self._stated(adjoint(name), side, span, left), (*self.cascade.over, *span))

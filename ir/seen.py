@@ -1,0 +1,69 @@
+"""Gradients at positions that no mask lets anyone see: 0, whatever the memory there holds.
+
+    d_k[j, d] = d_kn[j, d] / n[j] + ...              d_kn[j, d] = sum[i] ... where j <= i
+
+      ->        d_k[j, d] = 0 if sum[d] abs(d_kn[j, d]) == 0 else d_kn[j, d] / n[j] + ...
+
+A key without a query has no weight, and all that is handed on to it is 0; but 0 * n is not, where n is made of a NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from einfuse.ir import expr as ex
+from einfuse.ir.backward import adjoint
+from einfuse.ir.nodes import Cascade, Einsum, Expr
+
+Named = Callable[[str, tuple[str, ...], str | None, tuple[str, ...], Expr, Expr | None], Expr]
+"""Makes a statement of a name, ranks, reducer, reduced ranks, map and mask, and reads it."""
+
+
+def only(
+    cascade: Cascade, body: Sequence[Einsum], factors: tuple[Expr, ...], owned: set[str], named: Named
+) -> tuple[Expr, ...]:
+    """The factors of a gradient at the positions of ``owned``, those that read memory there as 0 where nothing is handed on to them.
+
+    ``body`` holds the adjoint statements so far.
+    """
+    found = _Sources(cascade, {x.target: x for x in body}, owned)
+    for e in factors:
+        found.visit(e)
+    if found.always or not found.sums or not found.reads:
+        return factors
+    unseen = ex.TRUE
+    for x in found.sums.values():
+        features = tuple(r for r in x.ranks if r not in owned)
+        value = ex.at(x.target, x.ranks)
+        if features:
+            value = named("seen", tuple(r for r in x.ranks if r in owned), "sum", features, ex.call("abs", value), None)
+        unseen = ex.call("and", unseen, ex.call("==", value, ex.const(0.0)))
+    return tuple(e if e.op == "load" and e.name in found.sums else ex.call("select", unseen, ex.const(0.0), e) for e in factors)
+
+
+@dataclass(slots=True)
+class _Sources:
+    """What a gradient is made of: ``sums`` of masked pairs, one for each position, and whether it ``reads`` anything else there.
+
+    ``always``: it has a share that no mask hides, such as that of an output itself.
+    """
+
+    cascade: Cascade
+    body: dict[str, Einsum]
+    owned: set[str]
+    sums: dict[str, Einsum] = field(default_factory=dict)
+    reads: bool = False
+    always: bool = False
+
+    def visit(self, e: Expr) -> None:
+        for leaf in (x for x in ex.walk(e) if x.op == "load"):
+            x = self.body.get(leaf.name)
+            if x is None:
+                self.always |= leaf.name in map(adjoint, self.cascade.outs)
+                self.reads |= bool(ex.indices(leaf) & self.owned)
+            elif not any(self.cascade.rank(r).is_sequence for r in x.over):
+                self.visit(x.map)
+            else:
+                self.always |= x.mask is None or {r for r in x.ranks if self.cascade.rank(r).is_sequence} != self.owned
+                self.sums[x.target] = x
