@@ -45,8 +45,8 @@ PASSES = {
     "softmax_standardised": 2,
     "topk": 5,  # k + 1: the k-th largest is found by k maxima in turn (a reducer that keeps k values would need 1 or 2)
     "top_p": 10,  # steps + 2: the maximum and the sum, the bisection, the weights
-    "sparsemax": 6,  # steps + 1, the first estimate being the first pass
-    "entmax15": 6,
+    "sparsemax": 14,  # steps + 1, the first estimate being the first pass
+    "entmax15": 11,
     "hard": 2,
 }
 
@@ -257,3 +257,42 @@ def test_range_and_masked_rows_in_compiled_kernels(name: str, dtype: torch.dtype
     assert not out[:, :, :3].any()
     for g in torch.autograd.grad(out.sum(), list(leaves.values()), allow_unused=True):
         assert g is None or torch.isfinite(g).all()
+
+
+def sorted_sparsemax(s: Tensor) -> Tensor:
+    """Exact, by sorting: Martins and Astudillo (2016), algorithm 1."""
+    z = s.sort(-1, descending=True).values
+    n = torch.arange(1, s.shape[-1] + 1, dtype=s.dtype)
+    total = z.cumsum(-1) - 1
+    last = (n * z > total).sum(-1, keepdim=True)
+    return (s - total.gather(-1, last - 1) / last).relu()
+
+
+def sorted_entmax15(s: Tensor) -> Tensor:
+    """Exact, by sorting: Peters et al. (2019), algorithm 2."""
+    x = (s - s.amax(-1, keepdim=True)) / 2
+    z = x.sort(-1, descending=True).values
+    n = torch.arange(1, s.shape[-1] + 1, dtype=s.dtype)
+    mean, square = z.cumsum(-1) / n, (z * z).cumsum(-1) / n
+    t = mean - ((1 - n * (square - mean * mean)) / n).clamp(min=0).sqrt()
+    last = (t <= z).sum(-1, keepdim=True)
+    return (x - t.gather(-1, last - 1)).relu() ** 2
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 0.3, 1.0, 5.0, 30.0])
+@pytest.mark.parametrize(("name", "exact"), [("sparsemax", sorted_sparsemax), ("entmax15", sorted_entmax15)])
+def test_thresholds_are_found_at_any_length(name: str, exact: Callable[[Tensor], Tensor], spread: float) -> None:
+    """With the default number of steps rows of 1 to 2048 keys have the weights that sorting finds, and sum to 1."""
+    n = 2048
+    q, k = torch.zeros(1, 1, n, 16, dtype=torch.float64), torch.randn(1, 1, n, 16, dtype=torch.float64)
+    rows = torch.tensor([0, 1, 7, 63, 511, 1023, 2047])
+    q[:, :, rows] = torch.randn(7, 16, dtype=torch.float64) * spread
+    v = torch.randn(1, 1, n, 4, dtype=torch.float64)
+    v[..., 0] = 1
+    s = (q[:, :, rows] @ k.mT / 4).masked_fill(torch.arange(n) > rows[:, None], -math.inf)
+    weights = torch.stack(
+        [torch.nn.functional.pad(exact(r[: i + 1]), (0, n - 1 - i)) for r, i in zip(s[0, 0], rows, strict=True)]
+    )
+    o = einfuse.compile(name, backend="torch")(q, k, v)[0, 0, rows]
+    torch.testing.assert_close(o, weights @ v[0, 0], rtol=0, atol=1e-10)
+    torch.testing.assert_close(o[:, 0], torch.ones(7, dtype=torch.float64), rtol=0, atol=1e-10)
