@@ -136,15 +136,15 @@ class Graph:
         frees = [
             tuple(n for n in dict.fromkeys(touched(node)) if n in made and last[n] == k) for k, node in enumerate(self.nodes)
         ]
-        self._steps = tuple((x, tuple(x.makes.items()), free) for x, free in zip(self.nodes, frees, strict=True))
+        self._steps = tuple((x.run, tuple(x.makes.items()), free) for x, free in zip(self.nodes, frees, strict=True))
 
     def run(self, tensors: Tensors) -> list[torch.Tensor]:
         """The outputs for a call's tensors, among which all that nodes make is put."""
         device, smaller = self.device, False
-        for node, makes, frees in self._steps:
+        for run, makes, frees in self._steps:
             for name, out in makes:
                 tensors[name] = out.materialised(device)
-            smaller |= node.run(tensors)
+            smaller |= run(tensors)
             for name in frees:
                 del tensors[name]
         if smaller:
@@ -154,8 +154,8 @@ class Graph:
     def record(self, tensors: Tensors) -> tuple[list[Recorded], list[torch.Tensor]]:
         """What it would launch on these tensors, and outputs that no kernel wrote; no kernel is built."""
         found: list[Recorded] = []
-        for node, makes, _ in self._steps:
-            for name, out in makes:
+        for node in self.nodes:
+            for name, out in node.makes.items():
                 tensors[name] = out.materialised(self.device)
             if isinstance(node, Kernel):
                 found.append(node.recorded(tensors))

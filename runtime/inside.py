@@ -103,7 +103,7 @@ class Planned:
             return Planned.of(linear, tensors, numbers, backward, backend)
         given = Given(tensors, numbers, sizes)
         chosen = backend or choose(given.device, attention.backend)
-        program = attention.program.suited(chosen, dtype.itemsize == 2)
+        program = attention.program.suited(chosen, lambda: dtype.itemsize == 2)
         wanted = tuple(n for n, x in tensors.items() if x.is_floating_point() and n in program.read) if backward else ()
         return Planned(program, given, chosen, wanted)
 
@@ -213,7 +213,7 @@ def candidates(
         return [c for kernel in attention.kernels for c in candidates(kernel, backend, dtype, backward, sizes, target)]
     whole = attention.cascade
     chosen = named(backend) if target is None else TritonBackend(target=target)
-    program = attention.program.suited(chosen, dtype.itemsize == 2)
+    program = attention.program.suited(chosen, lambda: dtype.itemsize == 2)
     if isinstance(program, ScanProgram):
         tables = [example_storage(whole, c, dtype) for c in program.cascades(backward)]
         return [Candidate.of(p) for p in program.candidates(chosen, tables, backward, sizes)]

@@ -75,8 +75,11 @@ class Call(NamedTuple):
         """The program that serves these tensors best, and the back end it runs on."""
         chosen = choose(tensors[0].device, self.backend or None)  # type: ignore[arg-type]  # checked by `choose`
         names = [t.name for t in self.cascade.inputs if not t.param]
-        dtype = precision_of(self.cascade, dict(zip(names, tensors, strict=True)))
-        return self.program.suited(chosen, dtype.itemsize == 2), chosen
+
+        def narrow() -> bool:
+            return precision_of(self.cascade, dict(zip(names, tensors, strict=True))).itemsize == 2
+
+        return self.program.suited(chosen, narrow), chosen
 
     def given(self, tensors: Sequence[torch.Tensor]) -> Given:
         """What the call brings, by name."""

@@ -61,7 +61,7 @@ class Calls:
     def prepare(self, key: Key, given: Given) -> Prepared:
         """A kind of call made ready, from one of them whose arguments are known to fit."""
         backend = choose(given.device, self.backend)
-        program = self.program.suited(backend, precision_of(self.program.cascade, given.tensors).itemsize == 2)
+        program = self.program.suited(backend, lambda: precision_of(self.program.cascade, given.tensors).itemsize == 2)
         program.check_ranges(given)
         graph = program.graph(given, backend)
         looks = any(x for _, x in program.suspects)

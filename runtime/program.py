@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -89,8 +89,8 @@ class Program:
         """How its backward is run."""
         return Gradients(self)
 
-    def suited(self, backend: Backend, narrow: bool) -> Program:
-        """The program that does the same best on a back end; ``narrow``: on tensors of 16 bits."""
+    def suited(self, backend: Backend, narrow: Callable[[], bool]) -> Program:
+        """The program that does the same best on a back end; ``narrow`` says whether tensors are of 16 bits, where that matters."""
         return self
 
     def backward_of(self, wanted: tuple[str, ...]) -> Backward:
@@ -166,7 +166,7 @@ class Program:
             cascade.name,
             tuple(names.get(n, n) for n in mine.tensors if n not in tables),
             {} if placed else {names.get(n, n): x for n, x in outs.items()},
-            replace(mine, sizes=sizes),
+            replace(mine, sizes=sizes) if lists else mine,
             lambda: self._printed(choice),
             lambda: self._launch(choice, mine.numbers, sizes),
             choice,

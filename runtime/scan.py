@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -51,7 +51,7 @@ class ScanProgram(Program):
         """The same in blocks of fewer points; itself where they have no more already."""
         return self if self.step <= FINE else ScanProgram(self.cascade, self.strict, points=FINE)
 
-    def suited(self, backend: Backend, narrow: bool) -> ScanProgram:
+    def suited(self, backend: Backend, narrow: Callable[[], bool]) -> ScanProgram:
         """The program whose blocks are of a size for that back end and dtype.
 
         On GPUs 16-bit blocks are as long as the matrix units like them, where a program holds them beside the features of its state.
@@ -59,7 +59,7 @@ class ScanProgram(Program):
         if not backend.short_blocks:
             return self
         many = any(isinstance(r.size, int) and r.size > HELD for r in self.blocked.ranks if r.kind == "feature")
-        return self if narrow and not many else self.fine
+        return self if not many and narrow() else self.fine
 
     @property
     def rank(self) -> str:
