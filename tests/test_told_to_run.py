@@ -145,16 +145,23 @@ def einfuse_command(argv: list[str]) -> list[str]:
 
 
 def options(script: Path, argv: list[str]) -> list[str]:
-    """The script says in its help what the command uses."""
+    """The script says in its help, or in that of its command, what the command line uses."""
     assert script.is_file()
+    said = helped(script)
+    if argv and re.search(rf"[{{,]{re.escape(argv[0])}[,}}]", said):
+        said += helped(script, argv[0])
+    used = {w.strip("[]") for w in argv if w.strip("[]").startswith("--")}
+    assert [o for o in used if o not in said] == []
+    return []
+
+
+def helped(script: Path, *command: str) -> str:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
-        patch.setattr(sys, "argv", [str(script), "--help"])
+        patch.setattr(sys, "argv", [str(script), *command, "--help"])
         patch.setattr(sys, "path", [str(script.parent), *sys.path])
         with pytest.raises(SystemExit, match="0"):
             runpy.run_path(str(script), run_name="__main__")
-    used = {w.strip("[]") for w in argv if w.strip("[]").startswith("--")}
-    assert [o for o in used if o not in said.getvalue()] == []
-    return []
+    return said.getvalue()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
