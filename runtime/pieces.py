@@ -35,16 +35,19 @@ class Pieces:
             made = {s.name: Output(tuple(_extent(plan, r, given.sizes) for r in s.ranks), wide) for s in plan.scratch}
             shares = {"part": plan.parts, "block": _blocks(plan, given.sizes)}
             leading = {p.tensor: tuple(shares[a] for a in p.axes) for p in plan.partial}
-            apart = {n: Output((*more, *outs[n].shape), wide) for n, more in leading.items()}
+            summed = {
+                n: made.pop(n) if n in made else left.pop(n) for n in leading
+            }  # what kernels hand on may come in shares, too
+            apart = {n: Output((*leading[n], *x.shape), wide) for n, x in summed.items()}
             own = {t.name for t in plan.tensors}
-            whole = {n: left.pop(n) for n in [n for n in left if n in own and n not in apart]}
+            whole = {n: left.pop(n) for n in [n for n in left if n in own]}
             names = {n: f"shares of {n}" for n in apart}
             read = tuple(n for n in own if n not in made and n not in whole and n not in apart)
             makes = {**made, **whole, **{names[n]: x for n, x in apart.items()}}
             launch = functools.partial(self._launch, piece, given)
             nodes.append(Launch(plan.name, read, makes, given, functools.partial(_itself, piece), launch, names=names))
             for n, more in leading.items():
-                nodes.append(_summed(n, names[n], left.pop(n), len(more)))
+                nodes.append(_summed(n, names[n], summed[n], len(more)))
         assert not left, f"no kernel writes {', '.join(left)}"
         return nodes
 
