@@ -18,6 +18,7 @@ from einfuse.runtime import ops
 from einfuse.runtime.apart import apart
 from einfuse.runtime.ops import Call
 from einfuse.runtime.recent import MOST
+from einfuse.runtime.staged import StagedProgram
 
 Tensors = Sequence[torch.Tensor]
 _BATCHED = torch._C._dispatch_key_parse("Batched")
@@ -98,16 +99,32 @@ def _attention(size: int, call: Call, dims: Any, args: Any) -> list[torch.Tensor
 
 
 def _forward(size: int, call: Call, dims: Any, args: Any) -> list[torch.Tensor]:
+    tensors, needs = args
     marked = [d is not None for d in dims[0]]
-    return ops.forward(*_batched(call, marked), _fronted(size, args[0], dims[0], marked), args[1])  # type: ignore[no-any-return]  # as above
+    found = ops.forward(*_batched(call, marked), _fronted(size, tensors, dims[0], marked), needs)
+    points = [x if d is None else x.select(d, 0) for x, d in zip(tensors, dims[0], strict=True)]
+    axes = _axes(call, points, needs)
+    if axes is None:
+        return found  # type: ignore[no-any-return]  # as above
+    return [x if x.ndim > n else x.expand(size, *x.shape) for x, n in zip(found, axes, strict=True)]
 
 
 def _backward(size: int, call: Call, dims: Any, args: Any) -> list[torch.Tensor]:
     tensors, needs, saved, gradients = args
     held = _dims(tensors, dims[0])
     marked = [d is not None or n for d, n in zip(held, needs, strict=True)]  # a gradient for each, of what all share too
-    more = _all(size, saved, dims[2]), _all(size, gradients, dims[3])
-    return ops.backward(*_batched(call, marked), _fronted(size, tensors, held, marked), needs, *more)  # type: ignore[no-any-return]  # as above
+    whole, every = _batched(call, marked), _fronted(size, tensors, held, marked)
+    kept, axes = _all(size, saved, dims[2]), _axes(whole, every, needs)
+    if axes is not None:  # what a stage makes of inputs that all points share has no axis for them, and is the same for each
+        kept = [x if x.ndim == n else x.select(0, 0) for x, n in zip(kept, axes, strict=True)]
+    return ops.backward(*whole, every, needs, kept, _all(size, gradients, dims[3]))  # type: ignore[no-any-return]  # as above
+
+
+def _axes(call: Call, tensors: Tensors, needs: Sequence[bool]) -> list[int] | None:
+    """The number of axes of all that a forward of several stages gives out; None of one stage: there all have the new axis."""
+    if not isinstance(call.program, StagedProgram):
+        return None
+    return [len(out.shape) for out in call.program.gives(call.given(tensors), call.wanted(needs)).values()]
 
 
 def _derivative(size: int, call: Call, dims: Any, args: Any) -> list[torch.Tensor]:
