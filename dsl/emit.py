@@ -8,7 +8,7 @@ import re
 from einfuse.dsl.names import Held
 from einfuse.dsl.values import Value, coordinate, merged, moved, read
 from einfuse.ir import CHOICES, Einsum, Expr, Fold, Span, SpecError, State, conjunction
-from einfuse.ir.expr import factors, indices
+from einfuse.ir.expr import factors, indices, made_type
 from einfuse.ir.spaces import exists
 
 MAX_STATEMENTS = 1_000
@@ -144,11 +144,10 @@ def load_held(held: Held, args: tuple[Value, ...] | None = None) -> Value:
 def _held(statement: Einsum, value: Value) -> Held:
     gone = set(statement.over)
     if statement.red in CHOICES:
-        return Held(statement.target, statement.ranks, "int", (exists(statement),))
+        return Held(statement.target, statement.ranks, made_type(statement.red, value.dtype), (exists(statement),))
     space = (*value.space, *((statement.mask,) if statement.mask is not None else ()))
     kept = tuple(p for p in merged(space) if not indices(p) & gone)
-    dtype = "float" if statement.red and value.dtype == "int" else value.dtype
-    return Held(statement.target, statement.ranks, dtype, kept)
+    return Held(statement.target, statement.ranks, made_type(statement.red, value.dtype), kept)
 
 
 def mask_of(where: Value | None, value: Value) -> Expr | None:

@@ -6,6 +6,7 @@ inf or a NaN does there can be seen, in values or in gradients.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ from einfuse.ir import expr as ex
 from einfuse.ir.meaning import FLOATING, REDUCE, TORCH
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Scalar
 from einfuse.ir.ranking import best
-from einfuse.ir.rewrite import expressions, statements
+from einfuse.ir.rewrite import lists
 from einfuse.ir.statements import equation, own_rank
 
 POINTS = "*"  # the one dimension of a list of points
@@ -46,7 +47,6 @@ class Evaluator:
         self.extent = {r.name: r.size if isinstance(r.size, int) else sizes[r.size] for r in cascade.ranks}
         self.order = {r.name: n for n, r in enumerate(sorted(cascade.ranks, key=lambda r: r.name not in cascade.over))}
         self.order[POINTS] = len(self.order)
-        self.lists = {e.name for x in statements(cascade) for y in expressions(x) for e in ex.walk(y) if e.op == "in"}
         self.inputs: dict[str, Tensor] = {}
         tensors = [x for x in inputs.values() if isinstance(x, Tensor)]
         self.device = tensors[0].device if tensors else torch.device("cpu")
@@ -57,6 +57,11 @@ class Evaluator:
             data = value if isinstance(value, Tensor) else torch.tensor(value, device=self.device)
             wanted = {"float": dtype, "int": torch.int64, "bool": torch.bool}[t.dtype]
             self.inputs[t.name] = data.to(wanted)
+
+    @functools.cached_property
+    def lists(self) -> set[str]:
+        """The statements whose entries are looked for."""
+        return lists(self.cascade)
 
     def ranks_of(self, name: str) -> tuple[str, ...]:
         """The ranks of a statement in the order of its written indices (ambient ones are implicit)."""
@@ -91,10 +96,12 @@ class Evaluator:
         held = self.in_order((*self.cascade.over, *rows))
         every = self.in_order((*held, *x.over))
         order = [every.index(r) for r in (*held, *x.over)]
-        value = self.expanded(self.masked(x.map, x.mask, every, env, span, 0.0), every, span).permute(order).flatten(len(held))
-        exists = None
-        if x.mask is not None:
-            exists = self.expanded(self.dense(x.mask, env, span), every, span).permute(order).flatten(len(held))
+
+        def along(b: Block) -> Tensor:
+            return self.expanded(b, every, span).permute(order).flatten(len(held))
+
+        value = along(self.masked(x.map, x.mask, every, env, span, 0.0))
+        exists = None if x.mask is None else along(self.dense(x.mask, env, span))
         slots = span[x.ranks[-1]][1] if x.red == "topk" else 1
         at = best(value, exists, slots)
         if x.red == "argmax":

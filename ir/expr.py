@@ -382,6 +382,13 @@ def rename(e: Expr, ranks: dict[str, Expr]) -> Expr:
     return substitute(e, lambda x: ranks.get(x.name) if x.op == "index" else None)
 
 
+def made_type(red: str | None, kind: DType) -> DType:
+    """The type of a statement with this reducer whose map is of that type."""
+    if red in CHOICES:
+        return "int"
+    return "float" if red and kind == "int" else kind
+
+
 def scalar_type(e: Expr, lookup: Callable[[str], DType]) -> DType:
     """The type of ``e``, given the types of what it loads (the expression is already checked)."""
     if e.op == "const":

@@ -46,6 +46,11 @@ def expressions(x: Einsum | State | Fold) -> Iterator[Expr]:
     yield from (e for e in extra if e is not None)
 
 
+def lists(c: Cascade) -> set[str]:
+    """The statements and inputs that some expression of a statement looks into as lists."""
+    return {e.name for x in statements(c) for y in expressions(x) for e in ex.walk(y) if e.op == "in"}
+
+
 def prune(c: Cascade) -> Cascade:
     """Without the statements that no output needs."""
     needed = set(c.outs)

@@ -110,7 +110,7 @@ class _Verifier:
             )
         self.local[x.target] = x.ranks
         _require(x.red not in ex.CHOICES or dtype != "bool", "V11", f"{x.target} ranks truth values", x.loc)
-        self.types[x.target] = "int" if x.red in ex.CHOICES else "float" if x.red and dtype == "int" else dtype
+        self.types[x.target] = ex.made_type(x.red, dtype)
 
     def _check(self, e: Expr, free: set[str], loc: Span | None, new: Mapping[str, tuple[str, ...]] | None = None) -> DType:
         """The type of an expression whose reads and coordinates are all in order."""

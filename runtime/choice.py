@@ -10,8 +10,8 @@ import torch
 
 from einfuse.ir import Scalar
 from einfuse.ir.passes.choose import Scores
-from einfuse.ir.ranking import best
 from einfuse.runtime.bound import Difference, Trial
+from einfuse.runtime.selection import listed, scored
 
 _FACTOR = 16.0
 """Of the largest deviation of one number, of which there are a few draws only: hence more than `bound.FACTOR`."""
@@ -31,16 +31,13 @@ def compared(step: Scores, known: Mapping[str, torch.Tensor | Scalar], trial: Tr
     truth = dict(zip(step.cascade.outs, (scores.truth[f"out {n}"] for n in range(len(step.cascade.outs))), strict=True))
     at = known[step.target]
     assert isinstance(at, torch.Tensor), "a list is a tensor"
+    at = at.cpu()
+    ideal = listed(step, truth, at.shape[-1] if step.slots is not None else 1)
     if not step.ranked:
-        wanted = truth[step.value].round().long()
-        live = torch.ones_like(wanted, dtype=torch.bool) if step.exists is None else truth[step.exists] > 0.5
-        same = bool(((at.cpu() == wanted) | ~live).all()) and bool((at.cpu() < 0)[~live].all())
-        return Difference(0.0 if same else math.inf, 0.0)
-    at = at.cpu() if step.slots is not None else at.cpu()[..., None]
-    first = truth[step.value].ndim - step.ranked
-    value = truth[step.value].flatten(first)
-    exists = None if step.exists is None else truth[step.exists].flatten(first) > 0.5
-    ideal = best(value, exists, at.shape[-1])
+        return Difference(0.0 if torch.equal(at, ideal) else math.inf, 0.0)
+    if step.slots is None:
+        at, ideal = at[..., None], ideal[..., None]
+    value, exists = scored(step, truth)
     live = ideal >= 0
     here = at.clamp_min(0)
     sound = bool(((at >= 0) == live).all()) and bool((here < value.shape[-1]).all())
@@ -51,7 +48,7 @@ def compared(step: Scores, known: Mapping[str, torch.Tensor | Scalar], trial: Tr
     if not sound or bool(twice.any()):
         return Difference(math.inf, 0.0)
     ideal, here = ideal.clamp_min(0), here.clamp_min(0)
-    room = _FACTOR * scores.deviations("out 0").flatten(first).expand(value.shape)
+    room = _FACTOR * scores.deviations("out 0").reshape(value.shape)
     room = room + 2 * torch.finfo(dtype).eps * value.abs()
     behind = (value.gather(-1, ideal) - value.gather(-1, here))[live].nan_to_num(0, 0, 0)
     allowed = (room.gather(-1, ideal) + room.gather(-1, here))[live].nan_to_num(0, 0, 0)

@@ -165,16 +165,15 @@ def launched(
 
 
 def _of_choices(
-    selection: Selection, known: dict[str, torch.Tensor | Scalar], backward: bool, backend: Backend | None
+    selection: Selection, given: dict[str, torch.Tensor | Scalar], backward: bool, backend: Backend | None
 ) -> list[Recorded]:
     """The kernels that score what is ranked, and those of the rest. Scores are computed, for the rest depends on what they choose."""
     record: list[Recorded] = []
-    for step in selection.chosen.steps:
+    known = given
+    for step, known in selection.steps(given):  # the last one knows all
         scorer = selection.scorers[step.target] if isinstance(step, Scores) else None
         if scorer is not None:
             record += launched(scorer, *binding.arguments(scorer.cascade, (), selection.ranked(step, known)), False, backend)  # type: ignore[arg-type]  # it is one that scores
-        with torch.no_grad():
-            known = {**known, **selection.made(step, known)}
     mine = {t.name: known[t.name] for t in selection.rest.cascade.inputs}
     return record + launched(selection.rest, *binding.arguments(selection.rest.cascade, (), mine), backward, backend)
 

@@ -6,7 +6,8 @@ goes through it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -39,12 +40,10 @@ class Selection:
     @staticmethod
     def of(attention: Attention, chosen: Chosen) -> Selection:
         def made(c: Scores) -> Attention | None:
+            if c.whole:
+                return None
             try:
-                return (
-                    None
-                    if c.whole
-                    else type(attention)(c.cascade, attention.backend, attention.strict, form="quadratic", inner=True)
-                )
+                return type(attention)(c.cascade, attention.backend, attention.strict, form="quadratic", inner=True)
             except SpecError:
                 return None
 
@@ -56,10 +55,21 @@ class Selection:
 
     def __call__(self, known: Known) -> Known:
         """The arguments of a call with lists and tables beside them, by name."""
-        with torch.no_grad():
-            for step in self.chosen.steps:
-                known = {**known, **self.made(step, known)}
-        return known
+        return functools.reduce(lambda _, step: step[1], self.steps(known), known)
+
+    def steps(self, known: Known) -> Iterator[tuple[Step, Known]]:
+        """Every step in order, with the arguments of the call and all that was made up to it."""
+        mine = {t.name: known[t.name] for t in self.whole.inputs}
+        sizes = Given.of(self.whole, *binding.arguments(self.whole, (), mine)).sizes
+        for step in self.chosen.steps:
+            with torch.no_grad():
+                name, made = (
+                    (step.name, _table(step, known, sizes))
+                    if isinstance(step, Table)
+                    else (step.target, self._list(step, known, sizes))
+                )
+            known = {**known, name: made}
+            yield step, known
 
     def read_by_the_rest(self, known: Known) -> Known:
         """The arguments of the rest for those of a call."""
@@ -77,19 +87,9 @@ class Selection:
         found = self.rest(**mine)
         return found, tuple(map(torch.zeros_like, found)) if isinstance(found, tuple) else torch.zeros_like(found)
 
-    def made(self, step: Step, known: Mapping[str, torch.Tensor | Scalar]) -> dict[str, torch.Tensor]:
-        """What one step makes of the tensors known so far."""
-        if isinstance(step, Table):
-            return {step.name: self.table(step, known)}
-        found = self.scores(step, known)
-        value, exists = found[step.value], found[step.exists] > 0.5 if step.exists is not None else None
-        if not step.ranked:
-            entries = value.round().long()
-            return {step.target: entries if exists is None else torch.where(exists, entries, MISSING)}
-        first = value.ndim - step.ranked
-        slots = 1 if step.slots is None else int(binding.evaluate(step.slots, self.sizes(known)))
-        at = best(value.flatten(first), None if exists is None else exists.flatten(first), slots)
-        return {step.target: at if step.slots is not None else at[..., 0]}
+    def _list(self, step: Scores, known: Known, sizes: Mapping[str, int]) -> torch.Tensor:
+        slots = 1 if step.slots is None else int(binding.evaluate(step.slots, sizes))
+        return listed(step, self.scores(step, known), slots)
 
     def ranked(self, step: Scores, known: Mapping[str, torch.Tensor | Scalar]) -> Known:
         """The arguments of what scores: floats of at least 32 bits."""
@@ -108,24 +108,37 @@ class Selection:
         given = Given.of(step.cascade, *binding.arguments(step.cascade, (), mine))
         return interpret(step.cascade, given.inputs, given.sizes, _dtype(mine))
 
-    def table(self, step: Table, known: Mapping[str, torch.Tensor | Scalar]) -> torch.Tensor:
-        """Truth values [*prefix, span]: which numbers the entries of a list are. Entries outside are none of them."""
-        entries = known[step.source]
-        assert isinstance(entries, torch.Tensor), "a list is a tensor"
-        span = self._span(step, known, entries)
-        inside = torch.where((entries >= 0) & (entries < span), entries, span).long()  # others go to a place that is cut off
-        has = torch.zeros((*entries.shape[:-1], span + 1), dtype=torch.bool, device=entries.device)
-        return has.scatter(-1, inside, True)[..., :span].contiguous()
 
-    def _span(self, step: Table, known: Mapping[str, torch.Tensor | Scalar], entries: torch.Tensor) -> int:
-        if isinstance(step.span, str):
-            return int(entries.max()) + 1 if entries.numel() else 1
-        return int(binding.evaluate(step.span, self.sizes(known)))
+def scored(step: Scores, found: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What a step ranks, along one last axis, and where it exists (None: everywhere)."""
+    value, exists = found[step.value], None if step.exists is None else found[step.exists] > 0.5
+    if not step.ranked:
+        return value, exists
+    first = value.ndim - step.ranked
+    return value.flatten(first), None if exists is None else exists.flatten(first)
 
-    def sizes(self, known: Mapping[str, torch.Tensor | Scalar]) -> Mapping[str, int]:
-        """The sizes of the whole call."""
-        mine = {t.name: known[t.name] for t in self.whole.inputs}
-        return Given.of(self.whole, *binding.arguments(self.whole, (), mine)).sizes
+
+def listed(step: Scores, found: Mapping[str, torch.Tensor], slots: int) -> torch.Tensor:
+    """The list that a step makes of its scores: int64, with one axis for the slots where it has slots."""
+    value, exists = scored(step, found)
+    if not step.ranked:
+        entries = value.round().long()
+        return entries if exists is None else torch.where(exists, entries, MISSING)
+    at = best(value, exists, slots)
+    return at if step.slots is not None else at[..., 0]
+
+
+def _table(step: Table, known: Known, sizes: Mapping[str, int]) -> torch.Tensor:
+    """Truth values [*prefix, span]: which numbers the entries of a list are. Entries outside are none of them."""
+    entries = known[step.source]
+    assert isinstance(entries, torch.Tensor), "a list is a tensor"
+    if isinstance(step.span, str):
+        span = int(entries.max()) + 1 if entries.numel() else 1
+    else:
+        span = int(binding.evaluate(step.span, sizes))
+    inside = torch.where((entries >= 0) & (entries < span), entries, span).long()  # others go to a place that is cut off
+    has = torch.zeros((*entries.shape[:-1], span + 1), dtype=torch.bool, device=entries.device)
+    return has.scatter(-1, inside, True)[..., :span].contiguous()
 
 
 def _wide(x: torch.Tensor | Scalar) -> torch.Tensor | Scalar:

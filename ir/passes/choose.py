@@ -16,12 +16,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
+from einfuse.ir.bounds import Known
 from einfuse.ir.definitions import Definitions
 from einfuse.ir.errors import SpecError
 from einfuse.ir.nodes import Cascade, DType, Einsum, Expr, Fold, Statement, Tensor
 from einfuse.ir.passes import stages
-from einfuse.ir.rewrite import expressions, fresh, map_expressions, reading, statements, taken
+from einfuse.ir.rewrite import expressions, fresh, lists, map_expressions, reading, statements, taken
 from einfuse.ir.spaces import inferred
+
+_KNOWN = Known()
+"""What is known of any ints: coordinates and sizes are not negative."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ class Chosen:
 
 def chooses(c: Cascade) -> bool:
     """Are some coordinates of the cascade data that it makes, or looks into?"""
-    return any(x.red in ex.CHOICES for x in statements(c) if isinstance(x, Einsum)) or bool(_lists(c))
+    return any(x.red in ex.CHOICES for x in statements(c) if isinstance(x, Einsum)) or bool(lists(c))
 
 
 def run(cascade: Cascade) -> Chosen | None:
@@ -81,10 +85,6 @@ def run(cascade: Cascade) -> Chosen | None:
     return _Cut(inferred(cascade)).run()
 
 
-def _lists(c: Cascade) -> set[str]:
-    return {e.name for x in statements(c) for y in expressions(x) for e in ex.walk(y) if e.op == "in"}
-
-
 class _Cut:
     def __init__(self, c: Cascade) -> None:
         self.c = c
@@ -95,12 +95,12 @@ class _Cut:
         self.steps: list[Step] = []
 
     def run(self) -> Chosen:
-        lists = _lists(self.c)
+        looked_into = lists(self.c)
         for x in self.c.body:
             assert isinstance(x, Einsum), "a scan was refused"
             if x.red in ex.CHOICES:
                 self._list(x, x.ranks[:-1] if x.red == "topk" else x.ranks, x.over)
-            elif x.target in lists:
+            elif x.target in looked_into:
                 self._list(x, x.ranks, ())
         rest = self._part((), self.c.outs, self.c.name)  # which makes tables too
         return Chosen(tuple(self.steps), rest)
@@ -152,7 +152,7 @@ class _Cut:
         table = self.tables[key]
         read = ex.load(table.name, *prefix, element)
         below = ex.call("<", element, ex.size(table.span)) if isinstance(table.span, str) else None
-        above = None if not_negative(element) else ex.call(">=", element, ex.ZERO)
+        above = None if _KNOWN.at_least(element, ex.ZERO) else ex.call(">=", element, ex.ZERO)
         return ex.conjunction(above, below, read)
 
     def _tensor(self, table: Table) -> Tensor:
@@ -169,8 +169,7 @@ def types_of(c: Cascade) -> dict[str, DType]:
     types: dict[str, DType] = {t.name: t.dtype for t in c.inputs}
     for x in c.body:
         assert isinstance(x, Einsum), "asked before folds exist"
-        kind = ex.scalar_type(x.map, types.__getitem__)
-        types[x.target] = "int" if x.red in ex.CHOICES else "float" if x.red and kind == "int" else kind
+        types[x.target] = ex.made_type(x.red, ex.scalar_type(x.map, types.__getitem__))
     return types
 
 
@@ -201,7 +200,7 @@ def span_of(e: Expr, c: Cascade) -> Expr | None:
             return ex.size(c.rank(e.name).size)
         case "size":
             return ex.call("+", e, ex.ONE)
-        case "-" if not_negative(e.args[1]):
+        case "-" if _KNOWN.at_least(e.args[1], ex.ZERO):
             return span_of(e.args[0], c)
         case "%":
             return e.args[1] if not ex.reads(e.args[1]) and not ex.indices(e.args[1]) else None
@@ -210,19 +209,8 @@ def span_of(e: Expr, c: Cascade) -> Expr | None:
             return None if whole is None else ex.call("+", ex.call("//", ex.call("-", whole, ex.ONE), e.args[1]), ex.ONE)
         case "+" | "*" | "max" | "min":
             a, b = (span_of(x, c) for x in e.args)
-            if a is None or b is None or not (e.op != "*" or all(map(not_negative, e.args))):
+            if a is None or b is None or not (e.op != "*" or all(_KNOWN.at_least(x, ex.ZERO) for x in e.args)):
                 return None
             most = ex.call(e.op, ex.call("-", a, ex.ONE), ex.call("-", b, ex.ONE))
             return ex.call("+", most, ex.ONE)
     return None
-
-
-def not_negative(e: Expr) -> bool:
-    """Is an int expression never below 0, by its form?"""
-    if e.op in ("index", "size"):
-        return True
-    if e.op == "const":
-        return int(e.value) >= 0  # type: ignore[arg-type]  # an int
-    if e.op in ("+", "*", "//", "min"):
-        return all(map(not_negative, e.args))
-    return any(map(not_negative, e.args)) if e.op == "max" else e.op == "%" and not_negative(e.args[1])
