@@ -4,7 +4,6 @@ from einfuse.ir.errors import EinfuseError as EinfuseError
 from einfuse.ir.errors import SpecError as SpecError
 from einfuse.ir.errors import TooLargeError as TooLargeError
 from einfuse.ir.expr import CHOICES as CHOICES
-from einfuse.ir.expr import FUNCTIONS as FUNCTIONS
 from einfuse.ir.expr import MONOIDS as MONOIDS
 from einfuse.ir.expr import call as call
 from einfuse.ir.expr import conjunction as conjunction
@@ -12,6 +11,7 @@ from einfuse.ir.expr import const as const
 from einfuse.ir.expr import index as index
 from einfuse.ir.expr import load as load
 from einfuse.ir.expr import size as size
+from einfuse.ir.functions import FUNCTIONS as FUNCTIONS
 from einfuse.ir.interpret import interpret as interpret
 from einfuse.ir.nodes import MAX_OPERATIONS as MAX_OPERATIONS
 from einfuse.ir.nodes import RANK_KINDS as RANK_KINDS

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from einfuse.ir.expr import FUNCTIONS
+from einfuse.ir.functions import FUNCTIONS
 
 
 def _floor_divide(a: Tensor, b: Tensor) -> Tensor:

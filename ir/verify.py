@@ -36,6 +36,7 @@ import torch
 
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
+from einfuse.ir.functions import FUNCTIONS
 from einfuse.ir.interpret import interpret
 from einfuse.ir.nodes import RANK_KINDS, Cascade, DType, Einsum, Expr, Fold, Scalar, State
 from einfuse.ir.spaces import Spaces, conditions, given_on
@@ -139,13 +140,13 @@ class _Verifier:
             return "bool"
         if e.op in ex.LEAVES:
             return ex.scalar_type(e, self.types.__getitem__)
-        _require(e.op in ex.FUNCTIONS, "V11", f"unknown function {e.op}", loc)
+        _require(e.op in FUNCTIONS, "V11", f"unknown function {e.op}", loc)
         types = [self._check(a, free, loc, new) for a in e.args]
         self._operands(e, types, loc)
         return ex.scalar_type(e, lambda n: self.types[n])
 
     def _operands(self, e: Expr, types: Sequence[DType], loc: Span | None) -> None:
-        f = ex.FUNCTIONS[e.op]
+        f = FUNCTIONS[e.op]
         _require(len(types) == f.arity, "V3", f"{e.op} takes {f.arity} operands, not {len(types)}", loc)
         if f.takes == "numeric":
             _require("bool" not in types, "V11", f"{e.op} takes numbers, not truth values", loc)

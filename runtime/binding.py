@@ -12,8 +12,8 @@ from torch.autograd import forward_ad
 from einfuse.codegen import Storage
 from einfuse.codegen.precision import precision
 from einfuse.ir import Cascade, Expr, Rank, Scalar, Tensor
-from einfuse.ir.expr import FUNCTIONS
 from einfuse.ir.expr import sizes as made_of
+from einfuse.ir.functions import FUNCTIONS
 from einfuse.ir.text import show_expr
 from einfuse.runtime.apart import transformed
 

@@ -11,7 +11,7 @@ import torch
 
 from einfuse.ir import Cascade, Expr, Scalar, Tensor, interpret
 from einfuse.ir import expr as ex
-from einfuse.ir.expr import FUNCTIONS
+from einfuse.ir.functions import FUNCTIONS
 from einfuse.ir.rewrite import expressions, statements
 from einfuse.runtime import binding, ranges
 from einfuse.runtime.given import Given

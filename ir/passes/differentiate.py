@@ -29,6 +29,7 @@ from einfuse.ir.definitions import Definitions
 from einfuse.ir.derivative import derivative, log_derivative
 from einfuse.ir.errors import SpecError, TooLargeError
 from einfuse.ir.expr import call
+from einfuse.ir.functions import FUNCTIONS
 from einfuse.ir.nodes import Cascade, Einsum, Expr
 from einfuse.ir.passes.canonicalise import fold_ranks
 from einfuse.ir.rewrite import fresh, taken
@@ -373,7 +374,7 @@ def _sample(e: Expr, rng: random.Random, values: dict[Expr, float]) -> tuple[flo
         return value, abs(value)
     parts = [_sample(a, rng, values) for a in e.args]
     try:
-        value = float(ex.FUNCTIONS[e.op].fold(*(p[0] for p in parts)))
+        value = float(FUNCTIONS[e.op].fold(*(p[0] for p in parts)))
     except (ArithmeticError, ValueError, TypeError):
         value = math.nan
     return value, max(abs(value), *(p[1] for p in parts))

@@ -240,7 +240,7 @@ def test_normalisers_count_only_what_exists(name: str) -> None:
 
 
 def _evaluate(e: object, sizes: dict[str, int]) -> int:
-    from einfuse.ir.expr import FUNCTIONS
+    from einfuse.ir.functions import FUNCTIONS
     from einfuse.ir.nodes import Expr
 
     assert isinstance(e, Expr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from einfuse.ir.expr import hashed
+from einfuse.ir.functions import hashed
 
 
 def drawn(*counters: int) -> float:

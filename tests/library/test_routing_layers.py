@@ -10,7 +10,7 @@ from agreement import agree, heads, joined
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from einfuse.ir.expr import hashed
+from einfuse.ir.functions import hashed
 from einfuse.library.layers import choosing, common, routing
 
 

@@ -133,5 +133,9 @@ def test_stages_are_nodes_of_one_graph(name: str) -> None:
     wanted = torch.autograd.grad(right, leaves, up.double())
     for got, want in zip(torch.autograd.grad(found, leaves, up), wanted, strict=True):
         torch.testing.assert_close(got, want.float(), rtol=1e-4, atol=1e-5)
-    (graph,) = (g for key, g in attention.program.graphs.items() if key[0] == "forward")
-    assert sum(isinstance(x, Part) for x in graph.nodes) == len(attention.stages) > 1
+    forward = [
+        g for key, g in attention.program.graphs.items() if key[0] == "forward"
+    ]  # the program is shared: other tests add theirs
+    assert forward
+    for graph in forward:
+        assert sum(isinstance(x, Part) for x in graph.nodes) == len(attention.stages) > 1

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 
-from einfuse.ir.expr import FUNCTIONS
+from einfuse.ir.functions import FUNCTIONS
 
 TYPES = {"float": "T", "int": "long", "bool": "bool"}
 FORMS = {
