@@ -29,6 +29,7 @@ CALLS = {
     "causal 64 training": ("causal", 4096, 64, True),
     "causal 128": ("causal", 4096, 128, False),
     "decode 128": ("full", 1, 128, False),
+    "softcap 64 training": ("softcap", 4096, 64, True),
 }
 
 

@@ -7,6 +7,8 @@ select      before   z = select(live, y, -inf) ; p = exp_difference(y, m, c) ; w
 bounds      before   (j <= i) and (j < N)          or  (j <= i) and (i < N)
             after    j <= min(i, N - 1)            or  j <= select(i < N, i, -1)
 window      before   i - j < w                     after   j > i - w
+scale       before   t = y * c ; u = t * d ; z = t * w              of 16 bits alone: fp32 shows the order of factors
+            after    u = y * (c * d) ; z = (y * w) * c          the product of two numbers stands before the loop
 factor      before   loop: x = dot(select(live, y * c, 0), z, x)
             after    loop: x = dot(select(live, y, 0), z, x)      then x * c
 """
@@ -14,6 +16,7 @@ factor      before   loop: x = dot(select(live, y * c, 0), z, x)
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -51,11 +54,24 @@ def lighten(plan: KernelPlan) -> KernelPlan:
     steps: list[Region | Fold] = []
     for step in plan.steps:
         if isinstance(step, Fold):
-            phases = tuple(replace(p, body=_Writer(outer.child(), taken).region(p.body)) for p in step.phases)
+            scales = _Scales(frozenset(outer.made)) if plan.compute == "f32" and plan.narrow in ("bf16", "f16") else None
+            phases = tuple(replace(p, body=_Writer(outer.child(), taken, scales).phase(p)) for p in step.phases)
+            if scales and scales.products:
+                steps.append(tuple(scales.products))
             steps.append(replace(step, phases=phases))
         else:
             steps.append(_Writer(outer, taken).region(step))
-    return _factored(replace(plan, steps=tuple(steps)), taken)
+    return _factored(replace(plan, steps=_joined(steps)), taken)
+
+
+@dataclass(slots=True)
+class _Scales:
+    """Products of numbers that are known ``before`` a loop; ``uses`` counts the reads of every value in the phase at hand."""
+
+    before: frozenset[str]
+    products: list[Op] = field(default_factory=list)
+    made: dict[tuple[str, str], Value] = field(default_factory=dict)
+    uses: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)
@@ -96,7 +112,14 @@ class _Writer:
 
     known: _Known
     taken: set[str]
+    scales: _Scales | None = None
     ops: list[Op] = field(default_factory=list)
+
+    def phase(self, phase: Phase) -> Region:
+        if self.scales:
+            names = [v.name for op in phase.body for v in reads(op)]
+            self.scales.uses = Counter([*names, *(u.name for u in phase.updates)])
+        return self.region(phase.body)
 
     def region(self, region: Region) -> Region:
         for op in region:
@@ -129,7 +152,34 @@ class _Writer:
             return self.bounded(op)
         if isinstance(op, Map) and op.fn == "<":
             return self.window(op)
+        if isinstance(op, Map) and op.fn == "*" and self.scales and op.out.dims:
+            return self.scaled(op, self.scales)
         return op
+
+    # -- numbers that blocks are multiplied by ---------------------------------------------------------------------------------
+
+    def scaled(self, op: Map, scales: _Scales) -> Op:
+        """A product with the number in one of its factors outermost, where nothing else reads that factor."""
+        for t, w in (op.args, op.args[::-1]):
+            inner = self.known.map(t, "*")
+            y, c = (inner.args if inner.args[0].dims else inner.args[::-1]) if inner and len(inner.args) == 2 else (t, t)
+            if c.dims or c.name not in scales.before or not y.dims:
+                continue
+            if w.name in scales.before and not w.dims:
+                return replace(op, args=(y, self.product(c, w, scales)))
+            if w.dims and scales.uses[t.name] == 1:
+                return replace(op, args=(self.new(op.out.name, op.out.dims, "float", "*", y, w), c))
+        return op
+
+    def product(self, c: Value, w: Value, scales: _Scales) -> Value:
+        key = (min(c.name, w.name), max(c.name, w.name))
+        if key not in scales.made:
+            scales.made[key] = Value(fresh("scale", self.taken), (), "float")
+            made = Map(scales.made[key], "*", (c, w))
+            scales.products.append(made)
+            scales.before |= {made.out.name}
+        self.known.made.setdefault(scales.made[key].name, Map(scales.made[key], "*", (c, w)))
+        return scales.made[key]
 
     # -- extrema, and exponentials of what they were taken of ------------------------------------------------------------------
 

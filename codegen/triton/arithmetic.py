@@ -32,7 +32,7 @@ def print_map(body: Body, op: Map) -> None:
     kind = operand_type(op.fn, tuple(r.dtype for r in numeric))
     numeric = [body.convert(r, kind) for r in numeric]
     args = ([refs[0]] if op.fn == "select" else []) + numeric
-    target = Target(body.type(op.out.dtype), body.helpers, body.plan.compute == body.plan.narrow == "f32")
+    target = Target(body.type(op.out.dtype), body.helpers, body.plan.narrow)
     united = tuple(r for r in body.plan.order if any(r in a.dims for a in args))
     text = FORMS[op.fn](tuple(Operand(body.view(a, united), a.literal, a.nonnegative) for a in args), target)
     if united != op.out.dims:

@@ -34,12 +34,22 @@ class Operand:
 class Target:
     """What the result is: its Triton type, and the helper functions the text calls (recorded as they are used).
 
-    ``exact``: nothing that is stored is narrower than fp32, so that rounding the argument of a function would show.
+    ``narrow`` is the storage dtype of the call.
     """
 
     type: str
     helpers: set[str]
-    exact: bool = False
+    narrow: str = ""
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing that is stored is narrower than the fp32 of the result, so that rounding the argument of a function would show."""
+        return self.type == "tl.float32" and self.narrow == "f32"
+
+    @property
+    def short(self) -> bool:
+        """Whether what is computed in fp32 is stored in 16 bits."""
+        return self.type == "tl.float32" and self.narrow in ("bf16", "f16")
 
     def helper(self, name: str, *args: str) -> str:
         self.helpers.add(name)
@@ -114,7 +124,12 @@ def _exponential(args: tuple[Operand, ...], to: Target) -> str:
 
 
 def _sigmoid(args: tuple[Operand, ...], to: Target) -> str:
-    return f"1.0 / (1.0 + tl.exp2({args[0].text} * -LOG2E))"
+    turned = f"1.0 + tl.exp2({args[0].text} * -LOG2E)"
+    return to.helper("_short_inverse", turned) if to.short else f"1.0 / ({turned})"
+
+
+def _tanh(args: tuple[Operand, ...], to: Target) -> str:
+    return to.helper("_short_tanh" if to.short else "_tanh", args[0].bare)
 
 
 FORMS: dict[str, Form] = {
@@ -139,7 +154,7 @@ FORMS: dict[str, Form] = {
     "log1p": _helper("_log1p"),
     "sqrt": _call("tl.sqrt"),
     "rsqrt": _call("tl.rsqrt"),
-    "tanh": _helper("_tanh"),
+    "tanh": _tanh,
     "sigmoid": _sigmoid,
     "softplus": _helper("_softplus"),
     "erf": _call("tl.erf"),

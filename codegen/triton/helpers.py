@@ -31,6 +31,28 @@ def _tanh(x):
     return tl.where(size < 0.625, x + x * z * p, tl.where(x < 0, -far, far))
 '''
 
+_SHORT_TANH = '''
+@triton.jit
+def _short_tanh(x):
+    """tanh(x) for what is stored in 16 bits: a quotient of polynomials, within 2e-6 of itself (a 200th of what fp16 rounds away).
+
+    It takes 12 instructions and a reciprocal root instead of 19, an exponential and a reciprocal: special functions have few units.
+    """
+    x = tl.clamp(x, -7.0, 7.0, propagate_nan=tl.PropagateNan.ALL)
+    z = x * x
+    p = ((3.9959006391e-6 * z + 2.2930963039e-3) * z + 0.12322063942) * z + 0.99999896765
+    q = ((1.4398520753e-4 * z + 2.1151650825e-2) * z + 0.45654623991) * z + 1.0
+    return x * p * _short_inverse(q)
+'''
+
+_SHORT_INVERSE = '''
+@triton.jit
+def _short_inverse(x):
+    """1 / x for x >= 1, for what is stored in 16 bits: within 4 ulp, in two instructions instead of seven."""
+    r = tl.rsqrt(x)
+    return r * r
+'''
+
 _TANH_F64 = '''
 @triton.jit
 def _tanh(x):
@@ -191,6 +213,8 @@ _F32 = {
     "_exp": _EXP,
     "_log1p": _LOG1P,
     "_tanh": _TANH,
+    "_short_inverse": _SHORT_INVERSE,
+    "_short_tanh": _SHORT_TANH,
     "_softplus": _SOFTPLUS,
     "_turn": _TURN,
     "_pow": _POW,
@@ -201,7 +225,13 @@ _F32 = {
     "_product": _PRODUCT,
 }
 _F64 = _F32 | {"_log1p": _LOG1P_F64, "_tanh": _TANH_F64, "_turn": _TURN_F64}
-_NEEDS = {"_hash": {"_stirred"}, "_softplus": {"_log1p"}, "_bf16": {"_interpreted"}, "_dot": {"_interpreted"}}
+_NEEDS = {
+    "_hash": {"_stirred"},
+    "_softplus": {"_log1p"},
+    "_short_tanh": {"_short_inverse"},
+    "_bf16": {"_interpreted"},
+    "_dot": {"_interpreted"},
+}
 
 
 def sources(used: set[str], compute: str) -> list[str]:

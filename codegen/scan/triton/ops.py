@@ -113,7 +113,7 @@ def _map(body: Body, op: Map) -> str:
     to = body.type(op.out.dtype)
     if op.fn in ("float", "int"):
         return f"tl.cast({operands[0].bare}, {to})"
-    return FORMS[op.fn](tuple(operands), Target(to, body.helpers, body.plan.compute == body.plan.narrow == "f32"))
+    return FORMS[op.fn](tuple(operands), Target(to, body.helpers, body.plan.narrow))
 
 
 def _dot(body: Body, op: Dot) -> str:

@@ -107,3 +107,20 @@ def test_kernels_of_many_blocks_are_right_in_rows_without_keys_too(spec: str) ->
     along = torch.randn_like(found)
     for x, y in zip(torch.autograd.grad(found, leaves, along), torch.autograd.grad(truth, wide, along.double()), strict=True):
         torch.testing.assert_close(x.double(), y, rtol=5e-2, atol=5e-2)
+
+
+def test_numbers_that_scores_are_multiplied_by_meet_before_the_loop() -> None:
+    """softcap divides by two numbers, and its gradient has three: one multiplication for a pair, none for a gradient."""
+    full = loops("softcap")[0]
+    assert re.search(r"= _short_tanh\((\w+)\)", full)
+    assert len(re.findall(r" qk \* scale\w*\n", full)) == 1
+    rows = next(x for x in loops("softcap", backward=True)[2:] if "# d_q_new" in x)
+    head = rows.split("\n\n")[0]
+    assert not re.search(r"= (cap|scale\w*|t_\d+) \* t_\d+\n\s+d_qk", head)
+    assert re.search(r"d_qk\w* = t_\d+ \* d_s\n", head)
+
+
+def test_numbers_keep_their_order_in_fp32() -> None:
+    (text,) = (c.source for c in einfuse.compile("softcap").candidates("triton", torch.float32, False, {}, "sm_90"))
+    assert "_short_tanh" not in text
+    assert "qk * scale" not in text

@@ -1,6 +1,7 @@
 """Every scalar function of the IR, elementwise in a kernel, against its value on Python numbers."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -95,6 +96,19 @@ def test_the_exponential_of_a_large_number_is_as_good_as_that_of_a_small_one(tmp
     assert (low, most, tiny) == (0, 0, 0)
     assert small == pytest.approx(math.exp(-100.0), abs=2e-45)
     assert high == [math.inf] * 3
+    assert math.isnan(nothing)
+
+
+@pytest.mark.parametrize("fn", ["tanh", "sigmoid"])
+def test_short_forms_are_exact_for_16_bits(fn: str, tmp_path) -> None:
+    """Relative to the value itself, however small, and at infinities; a thousandth of what fp16 rounds away is 5e-7."""
+    near = [s * 2.0 ** (n / 4) for n in range(-120, 28) for s in (-1.0, 1.0)]
+    columns = [[*near, *REALS, math.inf, -math.inf, math.nan]]
+    plan = replace(elementwise(fn, ("float",)), narrow="bf16")
+    assert f"_short_{'tanh' if fn == 'tanh' else 'inverse'}(" in emit(plan)
+    *found, high, low, nothing = evaluate(plan, columns, tmp_path)
+    assert found == pytest.approx([FUNCTIONS[fn].fold(as_single(x)) for x in columns[0][:-3]], rel=2.5e-6, abs=1e-38)
+    assert (high, low) == (pytest.approx(1.0, abs=2e-6), pytest.approx({"tanh": -1.0, "sigmoid": 0.0}[fn], abs=2e-6))
     assert math.isnan(nothing)
 
 
