@@ -98,7 +98,9 @@ def launch_options(plan: KernelPlan, target: GpuTarget = "sm_90", precision: Pre
     if unrolled:
         return {"num_warps": min(16, max(8, _power(unrolled // (256 * 32)))), "num_stages": 1}
     warps = max(spread, 4 if _held(plan, layout) <= 96 * 128 else 8)
-    if target == "sm_90" and plan.tile and spread == 4:
+    if not _folds(plan) and plan.tile:  # rows alone: several blocks at once, of each of which a thread holds 32 numbers at most
+        warps = min(16, max(warps, _power(_widest(plan, layout) // (32 * 32))))
+    if target == "sm_90" and plan.tile and _folds(plan) and spread == 4:
         warps = min(
             warps, max(4, layout.blocks[plan.tile.rank] // 16)
         )  # a wgmma is 64 rows of four warps: others would do them again
@@ -147,6 +149,11 @@ def _held(plan: KernelPlan, layout: Layout) -> int:
     if not _folds(plan):
         most = sum(_area(layout, d.out.dims) for d in _dots(plan, layout))
     return most
+
+
+def _widest(plan: KernelPlan, layout: Layout) -> int:
+    """Elements of the largest block."""
+    return max((_area(layout, op.out.dims) for op in operations(plan) if not isinstance(op, Store)), default=0)
 
 
 def _cube(plan: KernelPlan, layout: Layout) -> int:
