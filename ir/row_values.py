@@ -15,11 +15,9 @@ from dataclasses import dataclass, field, replace
 
 from einfuse.ir import expr as ex
 from einfuse.ir.backward import Backward
+from einfuse.ir.dear import DEAR
 from einfuse.ir.nodes import Cascade, Einsum, Expr
 from einfuse.ir.rewrite import fresh, reading, taken, with_used_ranks
-
-DEAR = frozenset({"/", "^", *"exp exp2 log log2 log1p sqrt rsqrt tanh sigmoid softplus erf sin cos".split()})
-"""Functions that take a machine many instructions, or one of a unit of which there are few."""
 
 
 def run(backward: Backward) -> Backward:

@@ -23,6 +23,7 @@ from einfuse.runtime.program import Program
 from einfuse.runtime.scan import ScanProgram
 from einfuse.runtime.selection import Selection
 from einfuse.runtime.specialise import Printed, Specialisation
+from einfuse.runtime.staged import StagedProgram
 from einfuse.runtime.tiles import Variant
 
 if TYPE_CHECKING:
@@ -217,10 +218,11 @@ def candidates(
         tables = [example_storage(whole, c, dtype) for c in program.cascades(backward)]
         return [Candidate.of(p) for p in program.candidates(chosen, tables, backward, sizes)]
     out = []
-    for n, c in enumerate(program.cascades(backward, chosen.row_values)):
-        static = {r.size: sizes.get(r.size, 64) for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)}
-        storage = example_storage(whole, c, dtype)
-        out.append(Candidate.at(Specialisation(c, storage, static, chosen, attention.strict, n > 0)))
+    for part in program.parts if isinstance(program, StagedProgram) else (program,):
+        for n, c in enumerate(part.cascades(backward, chosen.row_values)):
+            static = {r.size: sizes.get(r.size, 64) for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)}
+            storage = example_storage(part.cascade, c, dtype)
+            out.append(Candidate.at(Specialisation(c, storage, static, chosen, attention.strict, n > 0)))
     return out
 
 

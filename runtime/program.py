@@ -91,7 +91,14 @@ class Program:
 
     def suited(self, backend: Backend, narrow: Callable[[], bool]) -> Program:
         """The program that does the same best on a back end; ``narrow`` says whether tensors are of 16 bits, where that matters."""
-        return self
+        return self.rows_first if backend.row_values and self.rows_first is not self and narrow() else self
+
+    @functools.cached_property
+    def rows_first(self) -> Program:
+        """The program that computes what is dear of rows before it walks pairs; itself where there is nothing."""
+        from einfuse.runtime import staged  # which is made of programs
+
+        return staged.rows_first(self)
 
     def backward_of(self, wanted: tuple[str, ...]) -> Backward:
         """The backward cascades for gradients of ``wanted``; derived once."""

@@ -14,12 +14,17 @@ from dataclasses import dataclass, field, replace
 from einfuse.ir import Cascade
 from einfuse.ir.backward import adjoint
 from einfuse.ir.passes import choose, chunk, stages
+from einfuse.ir.rewrite import statements
 from einfuse.runtime.backends import Backend
+from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Graph, Host, Node, Part, Tensors
 from einfuse.runtime.outputs import Output, described
 from einfuse.runtime.program import Program
 from einfuse.runtime.scan import ScanProgram
+
+FEW = 128
+"""Rows of one tile: they read each key once anyway."""
 
 
 def program_of(cascade: Cascade, strict: bool, wide: bool = False) -> Program:
@@ -111,6 +116,32 @@ class StagedProgram(Program):
             outs = p.gives(mine, asked)
             yield Stage(p, mine, asked, _names(p, outs))
             given = given.more(described({n: outs[n] for n in p.cascade.outs}))
+
+
+@dataclass
+class RowsFirst(StagedProgram):
+    """The stages of a program in which rows come first, on GPUs and in 16 bits; calls of `FEW` rows run the ``whole``, as it is."""
+
+    whole: Program = field(kw_only=True)
+
+    def graph(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Graph:
+        return self.whole.graph(given, backend) if not wanted and self._few(given) else super().graph(given, backend, wanted)
+
+    def _few(self, given: Given) -> bool:
+        """Whether the rows of the outputs are few."""
+        c = self.cascade
+        made = {r for x in statements(c) if x.target in c.outs for r in x.ranks}
+        rows = [extent_of(c, r.name, given.sizes) for r in c.ranks if r.is_sequence and r.name in made]
+        return max(rows, default=1) <= FEW
+
+
+def rows_first(program: Program) -> Program:
+    """A program whose kernels compute what is dear of rows once (`ir.dear`); the same where there is nothing such."""
+    c = program.cascade
+    if program.wide or choose.chooses(c):
+        return program
+    cut, before = stages.run(c, rows_first=True), stages.run(c)
+    return program if len(cut) == len(before) else RowsFirst(c, program.strict, stages=cut, whole=program)
 
 
 def _names(program: Program, outs: Iterable[str]) -> dict[str, str]:

@@ -30,6 +30,7 @@ CALLS = {
     "causal 128": ("causal", 4096, 128, False),
     "decode 128": ("full", 1, 128, False),
     "softcap 64 training": ("softcap", 4096, 64, True),
+    "rope 128": ("rope", 4096, 128, False),
 }
 
 

@@ -7,13 +7,14 @@
 A program owns rows of one sequence rank and folds over others, so a reduction that keeps the rank i can read statistics of its own
 row, and nothing that other rows have computed. Those reads are the cuts, and so are reads of a statement at other coordinates than
 its own. Only statements with at most one sequence rank cross a cut: nothing of the size of all pairs is ever stored. What is
-cheap to compute again (products, scores) is computed again in every stage that needs it.
+cheap to compute again (products, scores) is computed again in every stage that needs it; what is dear is where that is asked for.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from einfuse.ir import dear
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Tensor
@@ -24,14 +25,14 @@ Place = tuple[int, str | None]
 """The stage of a statement, and the sequence rank whose rows its programs own (None: one program does all)."""
 
 
-def run(cascade: Cascade, canonical: bool = False) -> tuple[Cascade, ...]:
+def run(cascade: Cascade, canonical: bool = False, rows_first: bool = False) -> tuple[Cascade, ...]:
     """The stages in the order they run, each a cascade of its own; the cascade itself where one kernel can do it all.
 
     Ambient ranks that a stage does not depend on are not its own: a table for all batches is made once. ``canonical`` promises that the
-    cascade is, and keeps the ambient ranks.
+    cascade is, and keeps the ambient ranks. ``rows_first``: what pairs read of rows and what is `dear` has a stage of its own.
     """
     c = cascade if canonical else canonicalise.run(cascade)
-    places = _Places(c).run()
+    places = _Places(c, dear.blocks(c) if rows_first else frozenset()).run()
     keys = sorted(set(places.values()), key=lambda k: (k[0], k[1] or ""))
     if len(keys) < 2:
         return (cascade,)
@@ -46,8 +47,8 @@ def run(cascade: Cascade, canonical: bool = False) -> tuple[Cascade, ...]:
 class _Places:
     """Gives every statement that a stage must make its place. Scores and what else is pointwise over pairs have none."""
 
-    def __init__(self, c: Cascade) -> None:
-        self.c = c
+    def __init__(self, c: Cascade, apart: frozenset[str]) -> None:
+        self.c, self.apart = c, apart
         whole = {r.name for r in c.ranks if not r.is_sequence} | set(c.over)
         self.sequence = [r.name for r in c.ranks if r.name not in whole]
         self.einsums = {x.target: x for x in c.body if isinstance(x, Einsum)}
@@ -61,7 +62,7 @@ class _Places:
         for x in self.einsums.values():
             reads = self._placed_reads(x)
             rows = self._rows(x)
-            made = bool(set(x.over) & set(self.sequence)) or x.target in self.c.outs or x.target in self.shifted
+            made = bool(set(x.over) & set(self.sequence)) or x.target in {*self.c.outs, *self.shifted, *self.apart}
             if made or (reads and len(rows) == 1):
                 tile = rows[0] if rows else None
                 cuts = {n: (n, True) in reads or self.places[n][1] != tile for n, _ in reads}
@@ -78,7 +79,7 @@ class _Places:
         latest: dict[str, int] = {}
         for x in reversed(self.einsums.values()):
             level, tile = self.places.get(x.target, (0, None))
-            if x.target in self.places and x.target not in (*self.c.outs, *self.shifted):
+            if x.target in self.places and x.target not in {*self.c.outs, *self.shifted, *self.apart}:
                 level = max(level, latest.get(x.target, level))
                 self.places[x.target] = (level, tile)
             if x.target in self.places:
@@ -113,7 +114,7 @@ class _Places:
     def _placed_reads(self, x: Einsum) -> set[tuple[str, bool]]:
         out: set[tuple[str, bool]] = set()
         for e in self._loads(x):
-            away = not self._own(e)
+            away = not self._own(e) or e.name in self.apart
             out |= {(e.name, away)} if e.name in self.places else {(n, away or a) for n, a in self.behind.get(e.name, set())}
         return out
 
