@@ -247,9 +247,10 @@ class Interpreter(Evaluator):
             return old.data
         moved = self.value(y.carry, view, lambda r: Block(torch.arange(*span[r], device=self.device), (r,)), span, merged)
         data = self.expanded(moved, old.dims, span)
-        for name in ex.reads(y.carry) & set(side):  # a statistic still at its identity: there is nothing to re-base
+        for name in ex.reads(y.carry) & set(side):  # a statistic still at its identity, from which no correction leads
             dead = replace(side[name], data=~torch.isfinite(side[name].data))
-            data = torch.where(self.expanded(dead, old.dims, span), old.data, data) if set(dead.dims) <= set(old.dims) else data
+            if set(dead.dims) <= set(old.dims):
+                data = torch.where(self.expanded(dead, old.dims, span) & ~torch.isfinite(data), old.data, data)
         return data
 
     def _scan(self, f: Fold, env: dict[str, Block], span: Span) -> dict[str, Block]:

@@ -151,6 +151,13 @@ class Blocks:
         zero = self.map("-", v, v)
         return self.map("select", self.map("==", zero, self.const(0.0)), v, self.const(0.0))
 
+    def unlike(self, v: Value, identity: float) -> Value:
+        """The value, or 0 where it is the identity."""
+        out = self.map("select", self.map("==", v, self.const(identity)), self.const(0.0), v)
+        if v.name in self._extrema:
+            self._extrema.add(out.name)
+        return out
+
     # -- from some ranks to others -----------------------------------------------------------------------------------------------
 
     def coordinate(self, rank: str) -> Value:

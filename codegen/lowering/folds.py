@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from einfuse.codegen import plan as kp
 from einfuse.codegen.lowering.blocks import Scope
 from einfuse.codegen.lowering.expressions import Expressions
 from einfuse.codegen.lowering.statements import einsum
-from einfuse.codegen.lowering.states import Block, updated
+from einfuse.codegen.lowering.states import Block, reference, referring, updated
 from einfuse.codegen.plan import Value
 from einfuse.ir import MONOIDS, Fold, State, call, conjunction
 from einfuse.ir import index as coordinate
@@ -92,12 +94,16 @@ def _body(e: Expressions, f: Fold, olds: dict[str, Value], masked: bool) -> _Bod
         scalars = lets(f)
         at = Block(f, olds, _mask(e, f) if masked else None)
         for y in f.body:
+            if y.target in scalars:
+                value = e.blocks.finite(e.value(y.map, "t", {**e.env, **at.news}))
+                e.define(y.target, y.ranks, value)
+                continue
+            y = replace(y, map=referring(e, f, y.map, {**e.env, **at.news}))
             if isinstance(y, State):
-                e.env[y.target] = at.news[y.target] = updated(e, y, at)
+                at.news[y.target] = updated(e, y, at)
+                e.env[y.target] = reference(e, y, at.news[y.target])
                 continue
             value = einsum(e, y)
-            if y.target in scalars:  # as the interpreter has it: a reference is finite even while nothing has been seen
-                value = blocks.finite(value)
             e.define(y.target, y.ranks, value)
             if y.target in e.cascade.outs and f.rank in y.ranks:
                 every = blocks.broadcast(value, {r for r in y.ranks if r not in value.dims}, y.target)

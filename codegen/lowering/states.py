@@ -1,12 +1,13 @@
 """The next value of a fold's state: its old value moved to the references that moved, and the share of this block.
 
-A state is moved by its carry, evaluated at the old statistics and the new ones. It is left alone while the statistic it depends on is
-still an identity: nothing has been seen then, and the carry of nothing is no number.
+A state is moved by its carry, evaluated at the old statistics and the new ones. A largest value that is minus infinity, because nothing
+or nothing but that has been seen, is 0 as a reference: no difference can be taken from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from einfuse.codegen.lowering.expressions import Expressions
@@ -14,8 +15,10 @@ from einfuse.codegen.lowering.statements import signed
 from einfuse.codegen.plan import Value
 from einfuse.ir import MONOIDS, Einsum, Expr, Fold, State, call, conjunction, size
 from einfuse.ir import index as coordinate
-from einfuse.ir.expr import TRUE, names, reads, walk
+from einfuse.ir.derivation import ORDER
+from einfuse.ir.expr import LEAVES, TRUE, indices, names, reads, substitute, walk
 from einfuse.ir.projection import diagonal, projection
+from einfuse.ir.references import reviving, vanishes
 from einfuse.ir.statements import lets
 
 
@@ -39,6 +42,33 @@ def updated(e: Expressions, y: State, at: Block) -> Value:
         share = e.blocks.masked(e.blocks.as_float(share), at.mask, MONOIDS[y.red])
         share = e.blocks.reduce(y.red, share, rank, f"{y.target}_block")
     return e.blocks.map({"max": "max", "min": "min", "any": "max", "prod": "*"}[y.red], old, share, name=f"{y.target}_new")
+
+
+# -- references ------------------------------------------------------------------------------------------------------------------
+
+
+def reference(e: Expressions, y: State, value: Value) -> Value:
+    """The value of a state as differences from it are taken: a largest value of nothing, or of nothing but minus infinity, counts as 0."""
+    return e.blocks.unlike(value, MONOIDS[y.red]) if y.red in ORDER else value
+
+
+def referring(e: Expressions, f: Fold, x: Expr, raw: Mapping[str, Value], op: str = "load") -> Expr:
+    """``x`` with its largest parts that are of a row alone, such as ``max(m, 0)``, as references: of the largest value as it is, and 0
+    where that is no number. ``raw`` tells statements as they are, whose values ``x`` reads by ``op``."""
+    states = {y.target for y in f.body if isinstance(y, State) and y.red in ORDER}
+    columns = {y.target for y in f.body if isinstance(y, Einsum) and f.rank in y.ranks}
+    other = {"load": "new", "new": "load"}[op]
+
+    def whole(part: Expr) -> Expr | None:
+        if part.op in LEAVES or not states & names(part, op) or states & names(part, other):
+            return None
+        if f.rank in indices(part) or reads(part) & columns:
+            return None
+        name = e.blocks.fresh("reference")
+        e.define(name, (), e.blocks.finite(e.value(part, env=raw, new=raw)))
+        return Expr("load", (), name)
+
+    return substitute(x, whole) if states else x
 
 
 # -- sums ------------------------------------------------------------------------------------------------------------------------
@@ -107,25 +137,28 @@ def _summed(e: Expressions, y: State, share: Value, at: Block) -> Value:
 
 
 def _carried(e: Expressions, y: State, at: Block) -> Value:
-    """The old value of a state moved to the new references; a statistic still at its identity has nothing to move."""
+    """The old value of a state moved to the new references."""
     old, blocks = at.olds[y.target], e.blocks
     if y.carry is None:
         return old
-    env = _before(e, y.carry, at)
-    new = {**at.news, **{n: e.env[n] for n in names(y.carry, "new") if n not in at.news}}
-    dead = _dead(e, y, at)
-    if dead is None:
-        return e.value(y.carry, env=env, new=new)
     own = Expr("load", tuple(map(coordinate, y.ranks)), y.target)
-    if y.carry.op in ("*", "+") and y.carry.args[0] == own and own not in set(walk(y.carry.args[1])):
-        factor = e.value(y.carry.args[1], env=env, new=new)
-        factor = blocks.map("select", dead, blocks.const(1.0 if y.carry.op == "*" else 0.0), factor, name="move")
-        return blocks.map(y.carry.op, old, factor)
-    return blocks.map("select", dead, old, e.value(y.carry, env=env, new=new))
+    by = y.carry.op in ("*", "+") and y.carry.args[0] == own and own not in set(walk(y.carry.args[1]))
+    moving = y.carry.args[1] if by else y.carry
+    none = blocks.const(1.0 if y.carry.op == "*" else 0.0) if by else old
+    dead = reviving(at.fold, y)
+    before = _before(e, moving, at)
+    if not vanishes(at.fold, y, dead):
+        before |= {z.target: reference(e, z, before[z.target]) for z in dead}
+        moving = referring(e, at.fold, moving, {**before, **at.olds})
+    moving = referring(e, at.fold, moving, {**e.env, **at.news}, "new")
+    moved = e.value(moving, env={**e.env, **before}, new=e.env)
+    if dead:
+        moved = blocks.map("select", _still(e, y, dead, moved, at), none, moved, name="move")
+    return blocks.map(y.carry.op, old, moved) if by else moved
 
 
 def _before(e: Expressions, carry: Expr, at: Block) -> dict[str, Value]:
-    """What statements stood for before this block: old states, and lets of them, which are finite as references are."""
+    """What statements stood for before this block: old states, and lets of them, which are finite."""
     scalars = lets(at.fold)
     known = [z for z in at.fold.body if isinstance(z, Einsum) and z.target in scalars]
     moving = reads(carry) | names(carry, "new")
@@ -139,13 +172,12 @@ def _before(e: Expressions, carry: Expr, at: Block) -> dict[str, Value]:
     return env
 
 
-def _dead(e: Expressions, y: State, at: Block) -> Value | None:
-    """Whether any statistic that the carry reads is still an identity; None where it reads none that can be."""
-    assert y.carry is not None, "a state without references is never moved"
-    kinds = {z.target: z.red for z in at.fold.body if isinstance(z, State)}
-    dead: Value | None = None
-    for name in sorted(reads(y.carry) & set(kinds)):
-        if name != y.target and kinds[name] in ("max", "min"):
-            here = e.blocks.map("==", at.olds[name], e.blocks.const(MONOIDS[kinds[name]]))
-            dead = here if dead is None else e.blocks.map("or", dead, here)
-    return dead
+def _still(e: Expressions, y: State, dead: Sequence[State], moved: Value, at: Block) -> Value:
+    """Where there is nothing to move: a statistic was infinite, and what was added up then is 0, or no correction leads from there."""
+    blocks = e.blocks
+    here = [blocks.map("==", at.olds[z.target], blocks.const(MONOIDS[z.red])) for z in dead]
+    infinite = functools.reduce(lambda a, b: blocks.map("or", a, b), here)
+    if vanishes(at.fold, y, dead):
+        return infinite
+    finite = blocks.map("==", blocks.map("-", moved, moved), blocks.const(0.0))
+    return blocks.map("and", infinite, blocks.map("not", finite))

@@ -17,10 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
+from einfuse.ir.derivation import ORDER
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, Scalar, State, Statement, Tensor
 from einfuse.ir.passes import canonicalise, online_fuse, stages
+from einfuse.ir.references import reviving, vanishes
 from einfuse.ir.rewrite import fresh, prune, with_used_ranks
 
 PART = "part"
@@ -125,15 +127,41 @@ class _Splitter:
     # -- their merge ---------------------------------------------------------------------------------------------------------
 
     def _merging(self) -> tuple[Einsum, ...]:
-        live = self._live()
         body: list[Einsum] = []
         for y in self.fold.body:
             if isinstance(y, State):
-                moved = self._of_part(y.carry if y.carry is not None else ex.at(y.target, y.ranks))
+                moved, live = self._moved(y)
                 body.append(Einsum(y.target, y.ranks, y.red, (self.part,), moved, live, y.loc))
             elif y in self.lets:
                 body.append(y)
         return tuple(body)
+
+    def _moved(self, y: State) -> tuple[Expr, Expr | None]:
+        """A part's state at the references of the whole, and the condition that it has any: from an infinite one no difference can be taken."""
+        own = self._of_part(ex.at(y.target, y.ranks))
+        if y.carry is None:
+            return own, call("!=", own, ex.const(ex.MONOIDS[y.red])) if y.red in ORDER else None
+        dead = reviving(self.fold, y)
+        held = [(self._of_part(ex.at(z.target, z.ranks)), ex.const(ex.MONOIDS[z.red])) for z in dead]
+        moved = self._of_part(y.carry)
+        if not dead or vanishes(self.fold, y, dead):
+            return moved, ex.conjunction(*(call("!=", m, infinite) for m, infinite in held))
+        if y.red != "sum" or not all(how == "*" for how in _corrections(y)):
+            raise SpecError(
+                f"{self.c.name} cannot be split: {y.target} may hold something while {dead[0].target} is infinite", y.loc
+            )
+        finite = {
+            ex.at(z.target, z.ranks): call("select", call("==", m, infinite), ex.const(0.0), m)
+            for z, (m, infinite) in zip(dead, held, strict=True)
+        }
+
+        def referred(e: Expr) -> Expr | None:
+            """As in a kernel: parts of old values alone, such as max(m, c), are what they are."""
+            old = e.op not in ex.LEAVES and not ex.names(e, "new") and bool(finite.keys() & set(ex.walk(e)))
+            return _finite(self._of_part(e)) if old else finite.get(e)
+
+        moved = self._of_part(ex.substitute(y.carry, referred))
+        return call("select", call("==", own, ex.const(0.0)), ex.const(0.0), moved), None
 
     def _of_part(self, e: Expr) -> Expr:
         """An expression of the old values in one part's values: lets are seen through, re-based values are the states themselves."""
@@ -163,13 +191,6 @@ class _Splitter:
             if y.target in self.c.outs:
                 body.append(Einsum(y.target, y.ranks, None, (), ex.load(self.held[y.target], *over, *map(ex.index, y.ranks))))
         return tuple(body)
-
-    def _live(self) -> Expr | None:
-        """The parts that saw a point: a maximum still at its identity would re-base the others by inf - inf."""
-        for y in self.states:
-            if y.red in ("max", "min"):
-                return call("!=", self._of_part(ex.at(y.target, y.ranks)), ex.const(ex.MONOIDS[y.red]))
-        return None
 
     # -- cascades ------------------------------------------------------------------------------------------------------------
 
@@ -216,6 +237,15 @@ def _needed(c: Cascade, known: set[str]) -> Cascade:
     body = [x for x in c.body if isinstance(x, Einsum)]
     used = known | {n for x in body for n in ex.reads(x.map) | ex.reads(x.mask)}
     return with_used_ranks(replace(c, inputs=tuple(t for t in c.inputs if t.name in used)))
+
+
+def _corrections(y: State) -> list[str]:
+    """How a carry is made of the old value, from outside in; "" where it is in another way."""
+    out, e = [], y.carry
+    while e is not None and e != ex.at(y.target, y.ranks):
+        out.append(e.op if e.op in ("*", "+") else "")
+        e = e.args[0] if out[-1] else None
+    return out
 
 
 def _finite(e: Expr) -> Expr:
