@@ -64,8 +64,7 @@ class Calls:
         program = self.program.suited(backend, lambda: precision_of(self.program.cascade, given.tensors).itemsize == 2)
         program.check_ranges(given)
         graph = program.graph(given, backend)
-        looks = any(x for _, x in program.suspects)
-        self.known[key] = ready = Prepared(tuple(given.tensors), program, graph, given.numbers, given.sizes, looks)
+        self.known[key] = ready = Prepared(tuple(given.tensors), program, graph, given.numbers, given.sizes, program.looks)
         return ready
 
 

@@ -15,7 +15,7 @@ from einfuse.ir.backward import Backward, Step, adjoint
 from einfuse.ir.expr import reads
 from einfuse.ir.passes import canonicalise, differentiate
 from einfuse.ir.rewrite import expressions, statements
-from einfuse.runtime import cache, heads, ranges, split
+from einfuse.runtime import cache, heads, integers, ranges, split
 from einfuse.runtime.backends import Backend
 from einfuse.runtime.given import Given
 from einfuse.runtime.gradients import Gradients
@@ -37,6 +37,8 @@ class Program:
     strict: bool = False
     wide: bool = False  # outputs stay in accumulation precision
     suspects: tuple[tuple[ranges.Suspect, tuple[str, ...]], ...] = ()  # with the tables whose values decide
+    counted: integers.Counted = field(init=False)
+    fit: Recent[tuple[object, ...], bool] = field(default_factory=Recent)
     in_range: Recent[tuple[object, ...], Unchanged] = field(default_factory=Recent)
     built: Recent[tuple[Specialisation, Variant], Built] = field(default_factory=Recent)
     graphs: Recent[tuple[object, ...], Graph] = field(default_factory=Recent)
@@ -48,10 +50,18 @@ class Program:
     def __post_init__(self) -> None:
         self.walks = Walks(self.strict)
         tensors = {t.name for t in self.cascade.inputs if not t.param}
+        self.counted = integers.counted(self.cascade)
         self.suspects = tuple((x, tuple(sorted(x.tables & tensors))) for x in ranges.suspects(self.cascade))
 
+    @property
+    def looks(self) -> bool:
+        """Whether calls depend on what tables hold."""
+        return bool(self.counted.tables) or any(tables for _, tables in self.suspects)
+
     def check_ranges(self, given: Given) -> None:
-        """Raises ValueError where a read would leave its tensor. Free once seen, until the values of a table that decides change."""
+        """Raises ValueError where an integer would leave 32 bits, or a read its tensor. The second is free once seen, until the values of
+        a table that decides change."""
+        self._check_integers(given)
         if not self.suspects:
             return
         key = given.key
@@ -65,6 +75,15 @@ class Program:
                 now = Unchanged.of(tables)
                 if now is not None:
                     self.in_range[n, key] = now
+
+    def _check_integers(self, given: Given) -> None:
+        found = integers.ranges(self.cascade, self.counted.looked_at(given))
+        if found is None:
+            return
+        key = (given.key, *found.items())
+        if key not in self.fit:
+            integers.check(self.cascade, given, found)
+            self.fit[key] = True
 
     def canonical(self) -> Cascade:
         return canonicalise.run(self.cascade)

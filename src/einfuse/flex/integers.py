@@ -87,6 +87,8 @@ def _arithmetic(f: Field) -> Expr:
         while mask >> (at + run) & 1:
             run += 1
         part = call("//", f.base, const(1 << at)) if at else f.base
+        if at >= 31:  # of an integer of 32 bits that is its sign, and the divisor would be none
+            part = call("select", call("<", f.base, const(0)), const(-1), const(0))
         if at + run < WIDTH:  # a run without an end keeps the sign
             part = call("%", part, const(1 << run))
         total = call("+", total, call("*", part, const(1 << (at + f.shift))))
