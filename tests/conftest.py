@@ -84,10 +84,14 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str], None]:
     return check
 
 
-@pytest.fixture
-def unoptimised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CPU kernels are compiled three times as fast, for the same instruction sets. Wrong code is wrong without optimisation too."""
-    monkeypatch.setenv("CXXFLAGS", f"{os.environ.get('CXXFLAGS', '')} -O0")
+@pytest.fixture(autouse=True)
+def _compiled_fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU kernels are compiled three times as fast, for the same instruction sets: wrong code is wrong without optimisation too.
+
+    Tests marked `optimised` are those whose results an optimiser can change: bits, roundings, functions of vectors.
+    """
+    if request.node.get_closest_marker("optimised") is None:
+        monkeypatch.setenv("CXXFLAGS", f"{os.environ.get('CXXFLAGS', '')} -O0")
 
 
 @pytest.fixture(autouse=True)

@@ -293,7 +293,6 @@ def test_many_drawn_specs_through_the_passes(part: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(6))
-@pytest.mark.usefixtures("unoptimised")
 def test_drawn_specs_through_cpu_kernels(part: int) -> None:
     """60 in all."""
 

@@ -166,6 +166,7 @@ def wrong(name: str, fn: Function, x: Tensor, found: tuple[Tensor, Tensor]) -> l
     return out
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("backend", ["torch", pytest.param("cpu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("part", range(7))
 def test_functions_of_floats(part: int, backend: str) -> None:

@@ -11,6 +11,8 @@ import einfuse
 from einfuse.runtime.forms import FormName
 from einfuse.runtime.verify import Shape, example_inputs
 
+pytestmark = [pytest.mark.slow, pytest.mark.optimised]
+
 REPEATS = 20
 WHOLE, SQUARE = Shape(), Shape(2, 4, 150, 150)
 SPLIT = Shape(1, 1, 1, 2100, group=1)
@@ -82,14 +84,12 @@ def name(case: tuple[str, torch.dtype, Shape, FormName]) -> str:
     return f"{case[0]}-{case[1]}-{case[2].heads}x{case[2].queries}x{case[2].keys}".replace("torch.", "")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", SAME_ON_TWO, ids=name)
 def test_on_one_thread_and_on_two(case: tuple[str, torch.dtype, Shape, FormName]) -> None:
     one, two = repeated(case, 1), repeated(case, 2)
     assert [torch.equal(x, y) for x, y in zip(one, two, strict=True)] == [True] * len(one)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", SAME_ON_AS_MANY, ids=name)
 def test_on_as_many_threads(case: tuple[str, torch.dtype, Shape, FormName]) -> None:
     repeated(case, 1)

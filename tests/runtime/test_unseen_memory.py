@@ -196,9 +196,7 @@ def test_drawn_masks_hide_what_they_exclude(text: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", OTHERS)
-def test_kernels_of_drawn_masks_hide_what_they_exclude(backend: BackendName, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXXFLAGS", "-O0")
-
+def test_kernels_of_drawn_masks_hide_what_they_exclude(backend: BackendName) -> None:
     @given(specs())
     @settings(max_examples=12, suppress_health_check=list(HealthCheck))
     def run(text: str) -> None:

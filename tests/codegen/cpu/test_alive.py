@@ -10,6 +10,8 @@ from einfuse.codegen.cpu.alive import limited, mask, noted
 from einfuse.codegen.cpu.schedule import Nest, Product, arrange, settle
 from einfuse.codegen.plan import Const, Dot, Value
 
+pytestmark = pytest.mark.optimised
+
 ORDER = ("i", "j", "d", "e")
 
 

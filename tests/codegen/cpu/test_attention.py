@@ -8,7 +8,7 @@ from plans import check, softmax, softmax_backward
 
 from einfuse.codegen import cpu
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.optimised]
 
 
 @pytest.mark.parametrize("flags", [[], ["-mno-avx512bf16"]], ids=["machine", "portable"])

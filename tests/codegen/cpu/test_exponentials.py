@@ -9,6 +9,8 @@ from einfuse.codegen.exponentials import powers
 from einfuse.codegen.plan import Block, Fold, KernelPlan, Map, Op, Phase, Value
 from einfuse.ir import FUNCTIONS
 
+pytestmark = pytest.mark.optimised
+
 ORDER = ("i", "j")
 
 

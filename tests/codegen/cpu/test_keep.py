@@ -12,6 +12,8 @@ from einfuse.codegen.cpu.keep import keep, too_long
 from einfuse.codegen.plan import Dot, Fold, KernelPlan, Load, prune
 from einfuse.runtime.verify import Shape
 
+pytestmark = pytest.mark.optimised
+
 
 def products(plan: KernelPlan) -> list[int]:
     """How many products over features each loop has, in its first phase."""

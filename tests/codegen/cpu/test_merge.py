@@ -10,6 +10,8 @@ from einfuse.codegen import cpu
 from einfuse.codegen.cpu.merged import sequential
 from einfuse.codegen.plan import Dot, Fold, KernelPlan
 
+pytestmark = pytest.mark.optimised
+
 
 def pair(name: str, dtype: torch.dtype = torch.float32) -> tuple[KernelPlan, KernelPlan]:
     """The last two backward kernels of a spec, the gradients by rows in accumulation precision."""

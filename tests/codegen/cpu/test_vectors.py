@@ -8,6 +8,8 @@ import torch
 
 import einfuse
 
+pytestmark = pytest.mark.optimised
+
 NARROWER = {"avx2": "-mavx2 -mfma -mno-avx512f", "sse": "-mno-avx"}
 SPEC = """
 attention narrow_%s over b, h {

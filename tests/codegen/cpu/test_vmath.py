@@ -12,6 +12,8 @@ import torch
 from einfuse.codegen.cpu.build import find_compiler
 from einfuse.codegen.cpu.names import HEADERS
 
+pytestmark = pytest.mark.optimised
+
 FUNCTIONS = {
     "exponential": (torch.exp, (-104, 89), 1.5),
     "exponential2": (torch.exp2, (-149, 128), 1.5),
