@@ -16,7 +16,7 @@ from torch import Tensor
 from einfuse.ir import expr as ex
 from einfuse.ir.meaning import FLOATING, REDUCE, TORCH
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Scalar
-from einfuse.ir.ranking import best
+from einfuse.ir.ranking import best, members
 from einfuse.ir.rewrite import lists
 from einfuse.ir.statements import equation, own_rank
 
@@ -55,6 +55,8 @@ class Evaluator:
             if value is None:
                 continue  # found missing where it is read
             data = value if isinstance(value, Tensor) else torch.tensor(value, device=self.device)
+            if t.listed is not None:
+                data = members(data, int(self.dense(t.axes[-1], {}, {}).data))
             wanted = {"float": dtype, "int": torch.int64, "bool": torch.bool}[t.dtype]
             self.inputs[t.name] = data.to(wanted)
 

@@ -127,7 +127,9 @@ class Tensor:
     """An input. ``axes`` are its sizes (expressions over size names); a ``param`` is a host number without axes.
 
     An axis that is a bare unknown name binds that size to what is found at the call; in ``H // group`` with ``H`` known
-    the divisor is bound, and must divide.
+    the divisor is bound, and must divide. A bool tensor may be ``listed``: a call gives, in place of its last axis, so many entries,
+    the coordinates at which it is true. Entries outside the axis are none, and one that stands twice counts once.
+    A tensor that is ``made`` has other values in every call, so that it does not pay to look for dead tiles in it.
     """
 
     name: str
@@ -136,6 +138,13 @@ class Tensor:
     param: bool = False
     default: Scalar | None = None
     loc: Span | None = _loc()
+    listed: Expr | None = None
+    made: bool = False
+
+    @property
+    def given(self) -> tuple[tuple[Expr, ...], DType]:
+        """The axes and the type of the tensor that a call takes for it."""
+        return (self.axes, self.dtype) if self.listed is None else ((*self.axes[:-1], self.listed), "int")
 
 
 @dataclass(frozen=True, slots=True)

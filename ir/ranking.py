@@ -13,6 +13,10 @@ from einfuse.ir.expr import MISSING
 
 _HIDDEN = -(2**63)
 _SMALL = 2**31
+_WINDOW = 2**20
+"""Candidates that are looked at together: few enough for a cache."""
+_FEW = 4
+"""Candidates for every slot from which on most rows are told by their values alone."""
 
 
 def best(values: Tensor, exists: Tensor | None, slots: int) -> Tensor:
@@ -22,7 +26,19 @@ def best(values: Tensor, exists: Tensor | None, slots: int) -> Tensor:
     """
     found = min(slots, values.shape[-1])
     values = values.detach()
-    at = _by_keys(values, exists, found) if _fits(values) else _by_sorting(values, exists, found)
+    if not _fits(values):
+        at = _by_sorting(values, exists, found)
+    elif values.device.type == "cpu" and _FEW * found < values.shape[-1]:
+        rows = values.reshape(-1, values.shape[-1])
+        lives = None if exists is None else exists.expand(values.shape).reshape(rows.shape)
+        step = max(1, _WINDOW // rows.shape[-1])
+        parts = [
+            _by_values(rows[n : n + step], None if lives is None else lives[n : n + step], found)
+            for n in range(0, len(rows), step)
+        ]
+        at = torch.cat(parts).view(*values.shape[:-1], found)
+    else:
+        at = _by_keys(values, exists, found)
     if found == slots:
         return at
     return torch.cat([at, at.new_full((*at.shape[:-1], slots - found), MISSING)], -1)
@@ -50,6 +66,22 @@ def _by_keys(values: Tensor, exists: Tensor | None, slots: int) -> Tensor:
     return torch.where(top == _HIDDEN, MISSING, 2**32 - 1 - (top & 2**32 - 1))
 
 
+def _by_values(rows: Tensor, lives: Tensor | None, slots: int) -> Tensor:
+    """By the values themselves where a row has more numbers than slots, and the first one left out is less than the last one chosen.
+
+    Then it does not matter which of equal values is found first: they are put in order afterwards. Other rows go by keys.
+    """
+    known = rows.float().nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    known = known if lives is None else torch.where(lives, known, -torch.inf)
+    top, at = known.topk(slots + 1, -1)
+    unclear = (top[:, -2] == top[:, -1]).logical_or_(top[:, -2] == -torch.inf)
+    top, at = top[:, :-1], at[:, :-1]
+    first = at.argsort(-1)  # by coordinate, then by value: the second order keeps the first where values are equal
+    out = at.gather(-1, first.gather(-1, top.gather(-1, first).argsort(dim=-1, descending=True, stable=True)))
+    out[unclear] = _by_keys(rows[unclear], None if lives is None else lives[unclear], slots)
+    return out
+
+
 def _by_sorting(values: Tensor, exists: Tensor | None, slots: int) -> Tensor:
     """By two stable sorts: of the values, and of the classes number, NaN, none."""
     nan = values.isnan()
@@ -59,3 +91,10 @@ def _by_sorting(values: Tensor, exists: Tensor | None, slots: int) -> Tensor:
     kinds, again = kind.expand(values.shape).gather(-1, order).sort(dim=-1, stable=True)
     at = order.gather(-1, again)
     return torch.where(kinds == 2, MISSING, at)[..., :slots]
+
+
+def members(entries: Tensor, span: int) -> Tensor:
+    """Truth values [.., span] for lists of ints [.., n]: which of the numbers below ``span`` a list holds. Entries outside are none of them."""
+    inside = torch.where((entries >= 0) & (entries < span), entries, span).long()  # others go to a place that is cut off
+    has = torch.zeros((*entries.shape[:-1], span + 1), dtype=torch.bool, device=entries.device)
+    return has.scatter(-1, inside, True)[..., :span].contiguous()

@@ -136,21 +136,6 @@ def _prune_fold(f: Fold, needed: set[str]) -> Fold | None:
     return replace(f, body=tuple(reversed(body)))
 
 
-def within_axis(c: Cascade, index: Expr, axis: Expr) -> bool:
-    """Is ``index`` inside an axis by construction: a coordinate of that very size, ``h // g`` on an axis ``H // g``, two digits of a place?"""
-    if index.op == "index":
-        return axis == ex.size(c.rank(index.name).size)
-    if index.op == "const" and axis.op == "const":
-        return 0 <= index.value < axis.value  # type: ignore[operator]  # both are ints
-    if index.op == axis.op == "//":  # a size that divides an axis divides it without a rest; a number may leave one
-        whole = index.args[1].op == "size"
-        return whole and within_axis(c, index.args[0], axis.args[0]) and index.args[1] == axis.args[1]
-    if index.op == "+" and axis.op == index.args[0].op == "*":  # n * a + b with a in A and b in n, on an axis n * A
-        (digit, high), low = index.args[0].args, index.args[1]
-        return digit == axis.args[0] and within_axis(c, high, axis.args[1]) and within_axis(c, low, digit)
-    return False
-
-
 def taken(c: Cascade) -> set[str]:
     """Every name of a cascade without folds that a new one must not be: of statements, inputs, ranks and sizes."""
     found = {x.target for x in c.body if isinstance(x, Einsum)} | {t.name for t in c.inputs} | {r.name for r in c.ranks}

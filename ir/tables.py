@@ -86,6 +86,11 @@ class Table:
     def _along(self, axis: int, index: Sequence[Interval]) -> Interval:
         """The extremes where only the index of ``axis`` is an interval."""
         first, last, *others = np.broadcast_arrays(index[axis].lo, index[axis].hi, *(x.lo for x in index))
+        if not first.any() and (last == self.low.shape[axis] - 1).all():  # all of it, for which no levels are needed
+            others[axis] = np.zeros_like(first)
+            place = tuple(others)
+            low, high = self.low.min(axis, keepdims=True)[place], self.high.max(axis, keepdims=True)[place]
+            return Interval(np.asarray(low, np.int64), np.asarray(high, np.int64), self.bound)
         level = np.frexp(last - first + 1)[1] - 1
         lo, hi = np.empty(first.shape, np.int64), np.empty(first.shape, np.int64)
         for n in np.unique(level):

@@ -85,7 +85,8 @@ def show(c: Cascade) -> str:
     for t in c.inputs:
         axes = "" if t.param else f"[{', '.join(map(show_expr, t.axes))}]"
         default = "" if t.default is None else f" = {show_expr(ex.const(t.default))}"
-        out.append(f"  {'param' if t.param else 'in'} {t.name}{axes}: {t.dtype}{default}")
+        listed = "" if t.listed is None else f" listed {show_expr(t.listed)}"
+        out.append(f"  {'param' if t.param else 'in'} {t.name}{axes}: {t.dtype}{default}{listed}{' made' * t.made}")
     out += [f"  tile {rank} {block}" for rank, block in c.tile]
     return "\n".join([*out, show_body(c), f"  out {', '.join(_out(c, n) for n in c.outs)}", "}"])
 
@@ -102,7 +103,7 @@ GRAMMAR = r"""
 start: "cascade" NAME ["over" names] "{" item* "}"
 ?item: rank | input | param | tile | fold | einsum | out
 rank: "rank" NAME ":" NAME "=" (NAME | INT) ["=" sum_]
-input: "in" NAME "[" [exprs] "]" ":" NAME
+input: "in" NAME "[" [exprs] "]" ":" NAME ["listed" sum_] [MADE]
 param: "param" NAME ":" NAME ["=" sum_]
 tile: "tile" NAME INT
 out: "out" placed ("," placed)*
@@ -132,6 +133,7 @@ exprs: expr ("," expr)*
     | NAME -> name | "(" expr ")"
 RED.2: /(sum|max|min|prod|any|solve|topk|argmax)(?=[ \[])/
 SET.2: /set(?= )/
+MADE: "made"
 TABULATED: "tabulated"
 REVERSE: "reverse"
 CMP: "<=" | ">=" | "==" | "!=" | "<" | ">"
@@ -216,7 +218,7 @@ class _Build:
         return Rank(str(c[0]), str(c[1]), int(c[2]) if c[2].isdigit() else str(c[2]), extent=c[3])  # type: ignore[arg-type]
 
     def input(self, c: list) -> Tensor:  # type: ignore[type-arg]
-        return Tensor(str(c[0]), c[1] or (), str(c[2]))  # type: ignore[arg-type]
+        return Tensor(str(c[0]), c[1] or (), str(c[2]), listed=c[3], made=c[4] is not None)  # type: ignore[arg-type]
 
     def param(self, c: list) -> Tensor:  # type: ignore[type-arg]
         return Tensor(str(c[0]), (), str(c[1]), True, None if c[2] is None else c[2].value)  # type: ignore[arg-type]

@@ -136,7 +136,8 @@ class Attention:
         if linear is not None:
             return self._as_mine(linear(**tensors, **numbers))
         if self.selection is not None:
-            return self.selection.rest(**self.selection.read_by_the_rest({**tensors, **numbers}))
+            reader, mine = self.selection.reader({**tensors, **numbers})
+            return reader(**mine)
         if kind is not None and prepared.fits(self.cascade, args, kwargs):
             return _returned(self._calls.prepare(kind, Given(tensors, numbers, sizes))(args, kwargs))  # type: ignore[arg-type]  # no symbols here
         return _returned(transforms.attention(*self.operator_call(numbers), list(tensors.values())))

@@ -141,9 +141,10 @@ def _tensor(cascade: Cascade, t: Tensor, value: object) -> torch.Tensor:
             f"{cascade.name}: {t.name} must be a dense tensor, found one of {value.layout}; call {t.name}.to_dense()"
         )
     storage = STORAGE.get(value.dtype)
-    if storage not in _KINDS[t.dtype]:
+    _, dtype = t.given
+    if storage not in _KINDS[dtype]:
         raise TypeError(
-            f"{cascade.name}: {t.name} must be {'an int' if t.dtype == 'int' else f'a {t.dtype}'} tensor, found {value.dtype}"
+            f"{cascade.name}: {t.name} must be {'an int' if dtype == 'int' else f'a {dtype}'} tensor, found {value.dtype}"
         )
     if value.ndim != len(t.axes):
         raise ValueError(f"{cascade.name}: {_described(t)} has {len(t.axes)} axes, found the shape {tuple(value.shape)}")
@@ -200,7 +201,8 @@ def sizes(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> dict[str, Si
     source: dict[str, str] = {}
     later: list[tuple[Tensor, int, Expr]] = []
     for t in cascade.inputs:
-        for n, axis in enumerate(t.axes):
+        axes, _ = t.given
+        for n, axis in enumerate(axes):
             if axis.op != "size":
                 later.append((t, n, axis))
                 continue

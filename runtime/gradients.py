@@ -73,7 +73,7 @@ class Gradients:
 
     def _one(self, step: Step, known: Given, backend: Backend) -> Part:
         """A step on its own, with what it gives by pairs added up already."""
-        pairs = self._pairs(step)
+        pairs = self.pairs(step)
         outs = self.program.written(step, known, pairs.parts if pairs else ())
         if pairs:
             return pairs.nodes(known, outs, functools.partial(self.program.kernel, backend=backend)), outs
@@ -81,7 +81,7 @@ class Gradients:
             return (room(outs),), outs
         return self.program.nodes(step[0], known, backend, outs), outs
 
-    def _pairs(self, step: Step) -> Pairs | None:
+    def pairs(self, step: Step) -> Pairs | None:
         """What the cascade gives out pair by pair, but for the gradient of an input that has an entry for every such pair itself."""
         cascade, parts = step
         key = (cascade.digest, parts)
@@ -99,10 +99,14 @@ class Gradients:
 
     def _merged(self, rows: Step, columns: Step, known: Given, backend: Backend) -> Part | None:
         """Two steps by one kernel, or by one and what is left to do with the sums of the first; None where neither can be."""
-        if not backend.merges(sys.maxsize) or any(t.name in rows[0].outs for t in columns[0].inputs):
+        if (
+            not self.program.merges_steps
+            or not backend.merges(sys.maxsize)
+            or any(t.name in rows[0].outs for t in columns[0].inputs)
+        ):
             return None
         whole = self._two(rows, columns, known, backend)
-        cut = self._cut(rows[0]) if whole is None and self._pairs(rows) is None else None
+        cut = self._cut(rows[0]) if whole is None and self.pairs(rows) is None else None
         if cut is None:
             return whole
         part = self._two((cut[0], ()), columns, known, backend)
@@ -119,7 +123,7 @@ class Gradients:
 
     def _two(self, rows: Step, columns: Step, known: Given, backend: Backend) -> Part | None:
         """Two steps by one kernel (it adds to the outputs of the first, from zero); None where there is no kernel of both."""
-        if any(self._pairs(step) for step in (rows, columns)):
+        if any(self.pairs(step) for step in (rows, columns)):
             return None
         outs = of_backward(*rows, known, added=True) | of_backward(*columns, known)
         if not all(x.elements for x in outs.values()):

@@ -131,10 +131,8 @@ def graphs(
 ) -> list[Graph]:
     """What a call with these arguments runs; with ``backward`` what gradients of all its float inputs run, too."""
     if attention.selection is not None:
-        mine = attention.selection.read_by_the_rest({**tensors, **numbers})
-        return graphs(
-            attention.selection.rest, *binding.arguments(attention.selection.rest.cascade, (), mine), backward, backend
-        )
+        reader, mine = attention.selection.reader({**tensors, **numbers})
+        return graphs(reader, *binding.arguments(reader.cascade, (), mine), backward, backend)
     call = Planned.of(attention, tensors, numbers, backward, backend)
     outs = described(call.program.gives(call.given, call.wanted))
     return [call.forward, *([call.backward(call.known(outs))] if backward else [])]
@@ -170,13 +168,12 @@ def _of_choices(
 ) -> list[Recorded]:
     """The kernels that score what is ranked, and those of the rest. Scores are computed, for the rest depends on what they choose."""
     record: list[Recorded] = []
-    known = given
-    for step, known in selection.steps(given):  # the last one knows all
+    for step, known in selection.steps(given):
         scorer = selection.scorers[step.target] if isinstance(step, Scores) else None
         if scorer is not None:
             record += launched(scorer, *binding.arguments(scorer.cascade, (), selection.ranked(step, known)), False, backend)  # type: ignore[arg-type]  # it is one that scores
-    mine = {t.name: known[t.name] for t in selection.rest.cascade.inputs}
-    return record + launched(selection.rest, *binding.arguments(selection.rest.cascade, (), mine), backward, backend)
+    reader, mine = selection.reader(given)
+    return record + launched(reader, *binding.arguments(reader.cascade, (), mine), backward, backend)
 
 
 def passes(attention: Attention) -> tuple[PassReport, ...]:

@@ -108,6 +108,11 @@ class Program:
         """How its backward is run."""
         return Gradients(self)
 
+    @property
+    def merges_steps(self) -> bool:
+        """Whether two steps of its backward may become one kernel."""
+        return True
+
     def suited(self, backend: Backend, narrow: Callable[[], bool]) -> Program:
         """The program that does the same best on a back end; ``narrow`` says whether tensors are of 16 bits, where that matters."""
         return self.rows_first if backend.row_values and self.rows_first is not self and narrow() else self

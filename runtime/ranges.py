@@ -13,9 +13,10 @@ from einfuse.ir import Cascade, Einsum, Expr, call, classify, conjunction, const
 from einfuse.ir import expr as ex
 from einfuse.ir.definitions import Definitions
 from einfuse.ir.errors import TooLargeError
+from einfuse.ir.extents import within_axis
 from einfuse.ir.interpret import evaluate_indices
 from einfuse.ir.passes import infer_space
-from einfuse.ir.rewrite import expressions, within_axis
+from einfuse.ir.rewrite import expressions
 from einfuse.ir.text import show_expr
 from einfuse.runtime.binding import evaluate, extent_of
 from einfuse.runtime.given import Given

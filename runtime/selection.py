@@ -7,7 +7,7 @@ goes through it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,14 +15,20 @@ import torch
 
 from einfuse.ir import Cascade, Scalar, SpecError, interpret
 from einfuse.ir.expr import MISSING
+from einfuse.ir.interpret import evaluate_indices
+from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes.choose import Chosen, Scores, Step, Table
-from einfuse.ir.ranking import best
+from einfuse.ir.ranking import best, members
 from einfuse.runtime import binding
 from einfuse.runtime.given import Given
+from einfuse.runtime.recent import Recent
+from einfuse.runtime.through import ListedProgram
 
 if TYPE_CHECKING:
     from einfuse.runtime.attention import Attention, Output
 
+REMEMBERED = 8
+"""Sizes of calls for which it is kept which points exist."""
 Known = dict[str, "torch.Tensor | Scalar"]
 
 
@@ -34,34 +40,40 @@ class Selection:
     chosen: Chosen
     scorers: Mapping[str, Attention | None]
     rest: Attention
+    listed: Attention | None
+    """The rest that takes lists in place of tables; None where it cannot."""
     interpreted: set[str] = field(default_factory=set)
     """The lists whose scores no kernel computes: they are interpreted."""
+    existing: Recent[tuple[object, ...], torch.Tensor] = field(default_factory=lambda: Recent(REMEMBERED))
+    """Which points of a list's scores exist, where the sizes and numbers of a call tell."""
 
     @staticmethod
     def of(attention: Attention, chosen: Chosen) -> Selection:
-        def made(c: Scores) -> Attention | None:
-            if c.whole:
-                return None
+        def made(c: Cascade, wide: bool) -> Attention:
+            return type(attention)(c, attention.backend, attention.strict, wide=wide, form="quadratic", inner=True)
+
+        def scorer(c: Scores) -> Attention | None:
             try:
-                return type(attention)(c.cascade, attention.backend, attention.strict, form="quadratic", inner=True)
+                return None if c.whole else made(c.cascade if c.where is None else c.values, False)
             except SpecError:
                 return None
 
-        scorers = {x.target: made(x) for x in chosen.steps if isinstance(x, Scores)}
-        rest = type(attention)(
-            chosen.rest, attention.backend, attention.strict, wide=attention.wide, form="quadratic", inner=True
-        )
-        return Selection(attention.cascade, chosen, scorers, rest)
+        scorers = {x.target: scorer(x) for x in chosen.steps if isinstance(x, Scores)}
+        listed = None if chosen.listed is None else made(chosen.listed, attention.wide)
+        return Selection(attention.cascade, chosen, scorers, made(chosen.rest, attention.wide), listed)
 
     def __call__(self, known: Known) -> Known:
         """The arguments of a call with lists and tables beside them, by name."""
-        return functools.reduce(lambda _, step: step[1], self.steps(known), known)
+        return self._after(self.chosen.steps, known)
 
     def steps(self, known: Known) -> Iterator[tuple[Step, Known]]:
         """Every step in order, with the arguments of the call and all that was made up to it."""
+        yield from self._steps(self.chosen.steps, known)
+
+    def _steps(self, steps: Sequence[Step], known: Known) -> Iterator[tuple[Step, Known]]:
         mine = {t.name: known[t.name] for t in self.whole.inputs}
         sizes = Given.of(self.whole, *binding.arguments(self.whole, (), mine)).sizes
-        for step in self.chosen.steps:
+        for step in steps:
             with torch.no_grad():
                 name, made = (
                     (step.name, _table(step, known, sizes))
@@ -70,6 +82,23 @@ class Selection:
                 )
             known = {**known, name: made}
             yield step, known
+
+    def reader(self, known: Known) -> tuple[Attention, Known]:
+        """What reads the lists in a call, and its arguments: lists drive its loops where that pays, else it reads tables."""
+        tables = {x.name: x for x in self.chosen.steps if isinstance(x, Table)}
+        scored = {t.name for x in self.chosen.steps if isinstance(x, Scores) for t in x.cascade.inputs}
+        left = [x for x in tables.values() if x.name not in scored]  # what only the rest reads
+        known = self._after([x for x in self.chosen.steps if x not in left], known)
+        if self.listed is not None:
+            names = [t.name for t in self.listed.cascade.inputs]
+            mine = {n: known[tables[n].source if n in tables else n] for n in names}
+            if _pays(self.listed, mine):
+                return self.listed, mine
+        known = self._after(left, known)
+        return self.rest, {t.name: known[t.name] for t in self.rest.cascade.inputs}
+
+    def _after(self, steps: Sequence[Step], known: Known) -> Known:
+        return functools.reduce(lambda _, step: step[1], self._steps(steps, known), known)
 
     def read_by_the_rest(self, known: Known) -> Known:
         """The arguments of the rest for those of a call."""
@@ -101,12 +130,28 @@ class Selection:
         scorer = self.scorers[step.target]
         if scorer is not None and step.target not in self.interpreted:
             try:
-                outs = scorer(**mine)
-                return dict(zip(step.cascade.outs, outs if isinstance(outs, tuple) else (outs,), strict=True))
+                outs = scorer(**{t.name: mine[t.name] for t in scorer.cascade.inputs})
             except SpecError:
                 self.interpreted.add(step.target)
+            else:
+                found = dict(zip(scorer.cascade.outs, outs if isinstance(outs, tuple) else (outs,), strict=True))
+                return found if step.where is None else found | self._existing(step, mine)
         given = Given.of(step.cascade, *binding.arguments(step.cascade, (), mine))
         return interpret(step.cascade, given.inputs, given.sizes, _dtype(mine))
+
+    def _existing(self, step: Scores, mine: Known) -> dict[str, torch.Tensor]:
+        """Where the points exist that coordinates tell: truth values that broadcast against the scores."""
+        c, where = step.cascade, step.where
+        assert where is not None, "coordinates tell"
+        assert step.exists is not None, "some points may not exist"
+        given = Given.of(c, *binding.arguments(c, (), mine))
+
+        def made() -> torch.Tensor:
+            ranks = next(x.ranks for x in c.body if isinstance(x, Einsum) and x.target == step.value)
+            (found,) = evaluate_indices(c, (where,), (*c.over, *ranks), dict(given.numbers), given.sizes)
+            return found.bool().to(given.device)
+
+        return {step.exists: self.existing.made((step.target, given.device, given.key), made)}
 
 
 def scored(step: Scores, found: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -115,7 +160,9 @@ def scored(step: Scores, found: Mapping[str, torch.Tensor]) -> tuple[torch.Tenso
     if not step.ranked:
         return value, exists
     first = value.ndim - step.ranked
-    return value.flatten(first), None if exists is None else exists.flatten(first)
+    if exists is not None:
+        exists = exists.expand(*exists.shape[:first], *value.shape[first:]).flatten(first)
+    return value.flatten(first), exists
 
 
 def listed(step: Scores, found: Mapping[str, torch.Tensor], slots: int) -> torch.Tensor:
@@ -128,6 +175,11 @@ def listed(step: Scores, found: Mapping[str, torch.Tensor], slots: int) -> torch
     return at if step.slots is not None else at[..., 0]
 
 
+def _pays(listed: Attention, mine: Known) -> bool:
+    given = Given.of(listed.cascade, *binding.arguments(listed.cascade, (), mine))
+    return isinstance(listed.program, ListedProgram) and listed.program.pays(given)
+
+
 def _table(step: Table, known: Known, sizes: Mapping[str, int]) -> torch.Tensor:
     """Truth values [*prefix, span]: which numbers the entries of a list are. Entries outside are none of them."""
     entries = known[step.source]
@@ -136,9 +188,7 @@ def _table(step: Table, known: Known, sizes: Mapping[str, int]) -> torch.Tensor:
         span = int(entries.max()) + 1 if entries.numel() else 1
     else:
         span = int(binding.evaluate(step.span, sizes))
-    inside = torch.where((entries >= 0) & (entries < span), entries, span).long()  # others go to a place that is cut off
-    has = torch.zeros((*entries.shape[:-1], span + 1), dtype=torch.bool, device=entries.device)
-    return has.scatter(-1, inside, True)[..., :span].contiguous()
+    return members(entries, span)
 
 
 def _wide(x: torch.Tensor | Scalar) -> torch.Tensor | Scalar:

@@ -15,6 +15,7 @@ from einfuse.ir import Cascade
 from einfuse.ir.backward import adjoint
 from einfuse.ir.passes import choose, chunk, stages
 from einfuse.ir.rewrite import statements
+from einfuse.runtime import through
 from einfuse.runtime.backends import Backend
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
@@ -31,6 +32,8 @@ def program_of(cascade: Cascade, strict: bool, wide: bool = False) -> Program:
     """The program of any cascade: of a scan, of one kernel, or of several."""
     if chunk.scan_of(cascade) is not None:
         return ScanProgram(cascade, strict)
+    if through.drives(cascade):
+        return through.ListedProgram(cascade, strict, wide)
     if choose.chooses(cascade):  # its kernels are those of its parts (`runtime.selection`)
         return Program(cascade, strict, wide)
     cut = stages.run(cascade)

@@ -100,6 +100,10 @@ def _compared(trial: Trial, attention: Attention, device: str) -> Iterator[tuple
     mine = {t.name: known[t.name] for t in rest.cascade.inputs}
     half = replace(trial, cascade=rest.cascade, inputs=mine)
     yield from ((what, half.compared(what, found)) for what, found in half.run(rest, device).items())
+    reader, mine = attention.selection.reader({**{n: x.to(device) for n, x in tensors.items()}, **numbers})
+    if reader is not rest:
+        half = replace(trial, cascade=reader.cascade, inputs=mine)
+        yield from ((f"{what} by lists", half.compared(what, found)) for what, found in half.run(reader, device).items())
 
 
 def _forms(attention: Attention, shape: Shape) -> list[Attention]:

@@ -13,7 +13,7 @@ from einfuse.codegen.lowering.sizes import Sizes
 from einfuse.codegen.plan import Value
 from einfuse.ir import Cascade, DType, Expr, SpecError
 from einfuse.ir import index as coordinate
-from einfuse.ir.rewrite import within_axis
+from einfuse.ir.extents import within_axis
 
 
 class Expressions:

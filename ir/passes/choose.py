@@ -19,9 +19,10 @@ from einfuse.ir import expr as ex
 from einfuse.ir.bounds import Known
 from einfuse.ir.definitions import Definitions
 from einfuse.ir.errors import SpecError
+from einfuse.ir.extents import span_of
 from einfuse.ir.nodes import Cascade, DType, Einsum, Expr, Fold, Statement, Tensor
 from einfuse.ir.passes import stages
-from einfuse.ir.rewrite import expressions, fresh, lists, map_expressions, reading, statements, taken
+from einfuse.ir.rewrite import expressions, fresh, lists, map_expressions, prune, reading, statements, taken
 from einfuse.ir.spaces import inferred
 
 _KNOWN = Known()
@@ -44,17 +45,35 @@ class Scores:
     slots: Expr | None
     whole: bool
 
+    @property
+    def where(self) -> Expr | None:
+        """The condition of the points that exist, where coordinates, sizes and numbers tell it."""
+        found = next((x for x in self.cascade.body if isinstance(x, Einsum) and x.target == self.exists), None)
+        if found is None or found.map.op != "select" or ex.reads(found.map.args[0]) - self._numbers:
+            return None
+        return found.map.args[0]
+
+    @property
+    def values(self) -> Cascade:
+        """The cascade without the output ``exists``."""
+        return prune(replace(self.cascade, outs=(self.value,)))
+
+    @property
+    def _numbers(self) -> set[str]:
+        return {t.name for t in self.cascade.inputs if t.param}
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
     """A table of truth values: which of the numbers 0 .. ``span`` - 1 the last axis of the list ``source`` holds.
 
-    The span is an expression of sizes, or the name of one that the largest entry tells.
+    The span is an expression of sizes, or the name of one that the largest entry tells. A list has so many ``slots``.
     """
 
     name: str
     source: str
     span: Expr | str
+    slots: Expr
 
 
 Step = Scores | Table
@@ -66,6 +85,16 @@ class Chosen:
 
     steps: tuple[Step, ...]
     rest: Cascade
+
+    @property
+    def listed(self) -> Cascade | None:
+        """The rest with lists in place of their tables; None where it reads none whose span is known without the entries."""
+        tables = {x.name: x for x in self.steps if isinstance(x, Table)}
+        mine = [tables[t.name] for t in self.rest.inputs if t.name in tables]
+        if not mine or any(isinstance(x.span, str) for x in mine):
+            return None
+        inputs = (replace(t, listed=tables[t.name].slots) if t.name in tables else t for t in self.rest.inputs)
+        return replace(self.rest, inputs=tuple(inputs))
 
 
 def chooses(c: Cascade) -> bool:
@@ -147,13 +176,20 @@ class _Cut:
         key = (e.name, span)
         if key not in self.tables:
             size = fresh(f"{e.name}_span", self.taken) if span is None else span
-            self.tables[key] = Table(fresh(f"{e.name}_has", self.taken), e.name, size)
+            self.tables[key] = Table(fresh(f"{e.name}_has", self.taken), e.name, size, self._slots(e.name))
             self.steps.append(self.tables[key])
         table = self.tables[key]
         read = ex.load(table.name, *prefix, element)
         below = ex.call("<", element, ex.size(table.span)) if isinstance(table.span, str) else None
         above = None if _KNOWN.at_least(element, ex.ZERO) else ex.call(">=", element, ex.ZERO)
         return ex.conjunction(above, below, read)
+
+    def _slots(self, name: str) -> Expr:
+        """The number of slots of a list."""
+        for x in self.c.body:
+            if isinstance(x, Einsum) and x.target == name:
+                return ex.size(self.c.rank(x.ranks[-1]).size)
+        return self.c.input(name).axes[-1]
 
     def _tensor(self, table: Table) -> Tensor:
         last = ex.size(table.span) if isinstance(table.span, str) else table.span
@@ -189,28 +225,3 @@ def _filled_in(c: Cascade, types: Mapping[str, DType]) -> Cascade:
         else:
             body.append(x)
     return replace(c, body=tuple(body))
-
-
-def span_of(e: Expr, c: Cascade) -> Expr | None:
-    """A number above every value of an int expression, as an expression of sizes; None where none is known."""
-    match e.op:
-        case "const":
-            return ex.const(max(int(e.value), 0) + 1)  # type: ignore[arg-type]  # an int
-        case "index":
-            return ex.size(c.rank(e.name).size)
-        case "size":
-            return ex.call("+", e, ex.ONE)
-        case "-" if _KNOWN.at_least(e.args[1], ex.ZERO):
-            return span_of(e.args[0], c)
-        case "%":
-            return e.args[1] if not ex.reads(e.args[1]) and not ex.indices(e.args[1]) else None
-        case "//" if not ex.reads(e.args[1]) and not ex.indices(e.args[1]):
-            whole = span_of(e.args[0], c)
-            return None if whole is None else ex.call("+", ex.call("//", ex.call("-", whole, ex.ONE), e.args[1]), ex.ONE)
-        case "+" | "*" | "max" | "min":
-            a, b = (span_of(x, c) for x in e.args)
-            if a is None or b is None or not (e.op != "*" or all(_KNOWN.at_least(x, ex.ZERO) for x in e.args)):
-                return None
-            most = ex.call(e.op, ex.call("-", a, ex.ONE), ex.call("-", b, ex.ONE))
-            return ex.call("+", most, ex.ONE)
-    return None

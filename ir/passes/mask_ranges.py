@@ -60,11 +60,14 @@ def _tile(cascade: Cascade, fold: Fold) -> tuple[str, int] | None:
 
 
 def _of_data(cascade: Cascade, fold: Fold) -> bool:
-    """Whether the mask reads floats pair by pair: data of the call, which the host would have to look through every time."""
+    """Whether the mask reads data of the call, which the host would have to look through every time: floats pair by pair, or made tensors."""
     floats = {t.name for t in cascade.inputs if t.dtype == "float" and not t.param}
+    made = {t.name for t in cascade.inputs if t.made}
     tile, _ = _tile(cascade, fold) or ("", 0)
     found = [e for e in ex.walk(fold.mask) if e.op == "load" and e.name in floats] if fold.mask is not None else []
-    return any({tile, fold.rank} <= set().union(*(ex.indices(a) for a in e.args)) for e in found)
+    return bool(made & ex.reads(fold.mask)) or any(
+        {tile, fold.rank} <= set().union(*(ex.indices(a) for a in e.args)) for e in found
+    )
 
 
 def _whole(cascade: Cascade, fold: Fold) -> Range:

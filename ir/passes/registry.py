@@ -33,6 +33,7 @@ from einfuse.ir.passes import (
     stages,
     tail,
     tangent,
+    through,
     walk,
     window,
 )
@@ -95,6 +96,16 @@ def _walk(cascade: Cascade, rows: int = 16, columns: int = 16, tests: int = 0) -
     """The lists stand for every condition that all sums share."""
     found = walk.pair(cascade)
     return None if found is None else walk.run(found, found.conditions, rows, columns, tests)
+
+
+def _through(
+    cascade: Cascade, table: str, tile: int = 16, rows: int = 16, slots: int = 4
+) -> through.Parts | through.Blocks | None:
+    """Whatever the sizes are: the last block may be short."""
+    found = through.find(cascade, table, {})
+    if found is None:
+        return None
+    return through.blocks(found, True) if found.blocked == found.rows else through.parts(found, tile, rows, slots, True)
 
 
 PIPELINE: tuple[Pass, ...] = (
@@ -209,6 +220,13 @@ TRANSFORMS: tuple[Pass, ...] = (
         ("flat",),
         options={"rows": int, "columns": int, "tests": int},
         does="the order of rows and columns given by lists, for masks over images",
+    ),
+    Pass(
+        "through",
+        _through,
+        ("flat",),
+        options={"table": str, "tile": int, "rows": int, "slots": int},
+        does="rows by the blocks that they list, in place of a table of those: parts and their merge, or whole blocks",
     ),
     Pass("heads_as_rows", heads_as_rows.run, ("flat",), does="heads that share keys as the rows of one tile"),
     Pass("pack", pack.run, ("flat",), options={"groups": groups}, does="sequences of different lengths one after the other"),

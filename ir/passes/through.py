@@ -1,0 +1,282 @@
+"""Pairs of rows and blocks of columns, given by lists, in place of a mask that a list of blocks makes.
+
+    over b, h                                             over group                               a tile of rows that chose one block
+    rank i: query = Nq                                    rank i: query = 64
+    rank j: key = Nk                                      rank j: key = 64                         the block
+    s[i, j] = sum[d] q[b, h, i, d] * ..           ->      s[i, j] = sum[d] q[b_at[group], h_at[group], i_at[group, i], d] * ..
+              where j <= i and has[b, h, i, j // 64]                where j_at[group] * 64 + j <= i_at[group, i]
+    m[i] = max[j] s[i, j]                                 m[i] = max[j] s[i, j]                    a part for each pair of a row and a block
+
+    over chunk                                            a chunk of rows puts the parts together that its rows have
+    m[i] = max[part] m_part[place[chunk, i, part]] where place[chunk, i, part] >= 0
+    o[i, e] = ..                                          out o[B, H, Nq, E] at [b_at[chunk], h_at[chunk], i_at[chunk, i], e]
+
+What is computed does not change, but in its order. The work is that of the pairs that are listed, in whole tiles: rows that chose a block are
+gathered, so that it is one product of matrices for each tile. Sums over the rows of a block (gradients of keys and values) need no parts:
+
+    over group                                            a block of columns
+    rank j: key = 64
+    rank i: query = Nq                                    the rows that chose it, one after the other
+    d_v[j, e] = sum[i] ..                         ->      d_v[j, e] = sum[i] .. d_o[.., i_at[start[group] + i], e] where i < count[group]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from einfuse.ir import expr as ex
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Place, Rank, Tensor
+from einfuse.ir.passes import split, walk
+from einfuse.ir.rewrite import fresh, taken
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A cascade all of whose sums over ``columns`` are under ``atom``: a table of truth values, read last at a block of the blocked rank.
+
+    ``blocked`` is the rank that the blocks of ``width`` are of: the columns, or the rows of the cascade itself.
+    """
+
+    cascade: Cascade
+    rows: str
+    columns: str
+    atom: Expr
+    blocked: str
+    width: int
+
+
+def find(cascade: Cascade, table: str, numbers: Mapping[str, int]) -> Listed | None:
+    """How a cascade without folds reads a table; None where the lists of the table cannot drive its loops."""
+    pair = walk.pair(cascade)
+    atoms = [] if pair is None else [e for e in pair.conditions if e.op == "load" and e.name == table]
+    if pair is None or len(atoms) != 1:
+        return None
+    (atom,) = atoms
+    *prefix, element = atom.args
+    ranks = ex.indices(element) & {pair.rows, pair.columns}
+    if len(ranks) != 1:
+        return None
+    (blocked,) = ranks
+    width = _width(element, blocked, numbers)
+    if width is None or any(blocked in ex.indices(e) for e in prefix) or _reads(pair.cascade, table) != {atom}:
+        return None
+    return Listed(pair.cascade, pair.rows, pair.columns, atom, blocked, width)
+
+
+def _width(element: Expr, rank: str, numbers: Mapping[str, int]) -> int | None:
+    """The number of coordinates that an element stands for: x // width, or x itself."""
+    if element == ex.index(rank):
+        return 1
+    if element.op != "//" or element.args[0] != ex.index(rank):
+        return None
+    by = element.args[1]
+    if by.op == "const":
+        return int(by.value)  # type: ignore[arg-type]  # a divisor is an int
+    return numbers.get(by.name) if by.op in ("load", "size") and not by.args else None
+
+
+def _reads(c: Cascade, table: str) -> set[Expr]:
+    """All reads of a table."""
+    return {
+        e
+        for x in c.body
+        if isinstance(x, Einsum)
+        for y in (x.map, *((x.mask,) if x.mask is not None else ()))
+        for e in ex.walk(y)
+        if e.op == "load" and e.name == table
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A cascade as parts of pairs, and their merge. ``held`` says what ``merged`` calls the outputs of ``partial``.
+
+    ``at`` are the lists of ``partial`` by rank: the coordinate of each ambient rank [groups] and of the rows [groups, tile], and the block
+    [groups]. ``of`` are those of ``merged``: [chunks] and [chunks, rows]. ``place`` [chunks, rows, slots] is where the parts of a row are
+    among all ``pairs``, -1 where it has none. ``sizes`` as in `split.Split`.
+    """
+
+    partial: Cascade
+    merged: Cascade
+    held: Mapping[str, str]
+    at: Mapping[str, str]
+    of: Mapping[str, str]
+    place: str
+    groups: str
+    chunks: str
+    pairs: str
+    sizes: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A cascade over blocks of its own rows, each with the columns that are listed for it. Its outputs are [groups, width, ..].
+
+    ``at`` are its lists: the coordinate of each ambient rank and the block of the rows [groups]; ``first`` and ``count`` [groups] say
+    which of the ``columns`` [pairs] a group has.
+    """
+
+    cascade: Cascade
+    at: Mapping[str, str]
+    columns: str
+    first: str
+    count: str
+    groups: str
+    pairs: str
+
+
+def parts(found: Listed, tile: int, rows: int, slots: int, short: bool) -> Parts:
+    """Groups of ``tile`` rows, chunks of ``rows``; ``short``: the last block may be. Requires that the blocks are of columns.
+
+    Raises SpecError where the sums of a row have no merge.
+    """
+    c = found.cascade
+    cut = split.run(c)
+    names = taken(c) | taken(cut.partial) | taken(cut.merged)
+    group, groups, chunk, chunks, pairs = (fresh(n, names) for n in ("group", "Groups", "chunk", "Chunks", "Pairs"))
+    at = {r: fresh(f"{r}_at", names) for r in (*c.over, found.rows, found.columns)}
+    of = {r: fresh(f"{r}_of", names) for r in (*c.over, found.rows)}
+    place = fresh("place", names)
+    return Parts(
+        _partial(found, cut, group, groups, at, tile, short),
+        _merged(found, cut, chunk, chunks, of, place, pairs, rows, slots),
+        cut.held,
+        at,
+        of,
+        place,
+        groups,
+        chunks,
+        pairs,
+        cut.sizes,
+    )
+
+
+def _partial(
+    found: Listed, cut: split.Split, group: str, groups: str, at: Mapping[str, str], tile: int, short: bool
+) -> Cascade:
+    c, partial = found.cascade, cut.partial
+    here, bounds = ex.index(group), partial.inputs[-1].name
+    column = _of_block(ex.load(at[found.columns], here), found.columns, found.width)
+    lists = {r: ex.load(at[r], here) for r in c.over} | {found.columns: column}
+    lists[found.rows] = ex.load(at[found.rows], here, ex.index(found.rows))
+    kept = tuple(t for t in partial.inputs if t.name not in (bounds, found.atom.name))
+    tables = [Tensor(at[r], (ex.size(groups),), "int", made=True) for r in (*c.over, found.columns)]
+    tables.append(Tensor(at[found.rows], (ex.size(groups), ex.const(tile)), "int", made=True))
+    inside = ex.call("<", column, ex.size(c.rank(found.columns).size)) if short else None
+    body = _body(partial, lists, {found.atom: inside}, lambda e: bounds in ex.reads(e))
+    ranks = _ranks(partial, Rank(group, "batch", groups), {found.rows: tile, found.columns: found.width})
+    return replace(partial, name=f"{c.name}_listed", over=(group,), ranks=ranks, inputs=(*kept, *tables), body=body, places=())
+
+
+def _merged(
+    found: Listed,
+    cut: split.Split,
+    chunk: str,
+    chunks: str,
+    of: Mapping[str, str],
+    place: str,
+    pairs: str,
+    rows: int,
+    slots: int,
+) -> Cascade:
+    c, merged = found.cascade, cut.merged
+    (part,) = {r.name for r in merged.ranks} - {r.name for r in c.ranks}
+    here, row = ex.index(chunk), ex.load(of[found.rows], ex.index(chunk), ex.index(found.rows))
+    lists = {r: ex.load(of[r], here) for r in c.over} | {found.rows: row}
+    at = ex.load(place, here, ex.index(found.rows), ex.index(part))
+    held, ambient, size = {*cut.held.values()}, len(c.over) + 1, ex.size(c.rank(found.rows).size)
+
+    def flat(axes: tuple[Expr, ...], own: Expr) -> tuple[Expr, ...]:
+        """What is left of the axes of a part where its pair has been named."""
+        return tuple(a for a in axes[ambient:] if a != own)
+
+    def stored(e: Expr) -> Expr | None:
+        return replace(e, args=(at, *flat(e.args, row))) if e.op == "load" and e.name in held else None
+
+    known = ex.call(">=", at, ex.ZERO)
+    body = []
+    for x in _body(merged, lists):
+        mask = None if x.mask is None else ex.substitute(x.mask, stored)
+        mask = ex.conjunction(known, mask) if part in x.over else mask
+        body.append(replace(x, map=ex.substitute(x.map, stored), mask=mask))
+    own = {x.target: (*c.over, *x.ranks) for x in body}
+    tables = [Tensor(of[r], (ex.size(chunks),), "int", made=True) for r in c.over]
+    tables.append(Tensor(of[found.rows], (ex.size(chunks), ex.const(rows)), "int", made=True))
+    tables.append(Tensor(place, (ex.size(chunks), ex.const(rows), ex.const(slots)), "int", made=True))
+    parts_of = (replace(t, axes=(ex.size(pairs), *flat(t.axes, size))) if t.name in held else t for t in merged.inputs)
+    return replace(
+        merged,
+        over=(chunk,),
+        ranks=_ranks(merged, Rank(chunk, "batch", chunks), {found.rows: rows, part: slots}),
+        inputs=(*parts_of, *tables),
+        body=tuple(body),
+        places=tuple(_place(c, n, own[n], lists) for n in merged.outs),
+    )
+
+
+def blocks(found: Listed, short: bool) -> Blocks:
+    """Requires that the blocks are of the cascade's own rows. ``short``: the last block may be."""
+    c = found.cascade
+    names = taken(c)
+    group, groups, pairs = (fresh(n, names) for n in ("group", "Groups", "Pairs"))
+    at = {r: fresh(f"{r}_at", names) for r in (*c.over, found.rows)}
+    columns, first, count = (fresh(f"{found.columns}_{n}", names) for n in ("listed", "start", "length"))
+    here, place = ex.index(group), ex.index(found.columns)
+    row = _of_block(ex.load(at[found.rows], here), found.rows, found.width)
+    lists = {r: ex.load(at[r], here) for r in c.over} | {found.rows: row}
+    lists[found.columns] = ex.load(columns, ex.call("+", ex.load(first, here), place))
+    inside = ex.conjunction(
+        ex.call("<", place, ex.load(count, here)), ex.call("<", row, ex.size(c.rank(found.rows).size)) if short else None
+    )
+    tables = [Tensor(n, (ex.size(groups),), "int", made=True) for n in (*at.values(), first, count)]
+    tables.append(Tensor(columns, (ex.size(pairs),), "int", made=True))
+    moved = replace(
+        c,
+        name=f"{c.name}_listed",
+        over=(group,),
+        ranks=_ranks(c, Rank(group, "batch", groups), {found.rows: found.width}),
+        inputs=(*(t for t in c.inputs if t.name != found.atom.name), *tables),
+        body=_body(c, lists, {found.atom: inside}),
+        places=(),  # rows beyond the last one have nowhere to go
+    )
+    return Blocks(moved, at, columns, first, count, groups, pairs)
+
+
+def _of_block(block: Expr, rank: str, width: int) -> Expr:
+    """A coordinate of a block."""
+    return block if width == 1 else ex.call("+", ex.call("*", block, ex.const(width)), ex.index(rank))
+
+
+def _ranks(c: Cascade, group: Rank, sized: Mapping[str, int]) -> tuple[Rank, ...]:
+    """The ranks of a cascade over groups: its own ambient ranks are no longer any."""
+    left = (r for r in c.ranks if r.name not in c.over)
+    return (group, *(replace(r, size=sized[r.name], extent=None) if r.name in sized else r for r in left))
+
+
+def _body(
+    c: Cascade,
+    lists: Mapping[str, Expr],
+    said: Mapping[Expr, Expr | None] = MappingProxyType({}),
+    drops: Callable[[Expr], bool] = lambda e: False,
+) -> tuple[Einsum, ...]:
+    """The statements at the places of lists. What a condition of ``said`` stands for takes its place; those that ``drops`` are left out."""
+    own = {x.target for x in c.body if isinstance(x, Einsum)}
+
+    def one(x: Expr) -> Expr | None:
+        if x.op == "load" and x.name in own:
+            return x  # at its own coordinates
+        return lists.get(x.name) if x.op == "index" else None
+
+    def mask(e: Expr | None) -> Expr | None:
+        kept = (said[p] if p in said else ex.substitute(p, one) for p in ex.conjuncts(e) if not drops(p))
+        return ex.conjunction(*kept)
+
+    einsums = (x for x in c.body if isinstance(x, Einsum))
+    return tuple(replace(x, map=ex.substitute(x.map, one), mask=mask(x.mask)) for x in einsums)
+
+
+def _place(c: Cascade, name: str, ranks: tuple[str, ...], lists: Mapping[str, Expr]) -> Place:
+    axes = tuple(ex.size(c.rank(r).size) for r in ranks)
+    return Place(name, axes, tuple(lists.get(r, ex.index(r)) for r in ranks))

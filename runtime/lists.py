@@ -1,0 +1,185 @@
+"""Lists of a call that are given in place of a table, sorted for the kernels that go through them (`runtime.through`)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from einfuse.ir import Expr
+from einfuse.ir.interpret import evaluate_indices
+from einfuse.ir.passes import through
+from einfuse.runtime.binding import evaluate, extent_of
+from einfuse.runtime.given import Given
+from einfuse.runtime.graph import Host, Tensors
+
+TILE = 128
+"""Rows of a group."""
+CHUNK = 64
+"""Rows whose parts are put together by one program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The points ``first <= .. < first + points`` of the ambient ranks, and of each so many rows from ``lo`` on."""
+
+    first: int
+    points: int
+    lo: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lists:
+    """The lists of a call in place of a table: ``index`` [points, rows] says which list a row of an ambient point has.
+
+    A list has so many ``slots``, for entries below ``span``; ``short``: the last block may have fewer than its columns.
+    """
+
+    table: str
+    slots: int
+    span: int
+    short: bool
+    index: torch.Tensor
+    lister: str
+    over: Mapping[str, int]
+
+    @staticmethod
+    def of(found: through.Listed, given: Given, span: Expr, table: str) -> Lists:
+        c, given_list = found.cascade, given.tensors[table]
+        lister = found.rows if found.blocked == found.columns else found.columns
+        over = {r: extent_of(c, r, given.sizes) for r in c.over}
+        rows, wide = extent_of(c, lister, given.sizes), extent_of(c, found.blocked, given.sizes)
+        shape = (*over.values(), rows)
+        at = evaluate_indices(c, found.atom.args[:-1], (*c.over, lister), dict(given.numbers), given.sizes)
+        flat = torch.zeros(shape, dtype=torch.int64)
+        for n, axis in zip(at, given_list.shape[:-1], strict=True):
+            flat = flat * axis + n.long()
+        index = flat.expand(shape).reshape(-1, rows).to(given.device)
+        return Lists(
+            table, given_list.shape[-1], int(evaluate(span, given.sizes)), wide % found.width != 0, index, lister, over
+        )
+
+    @property
+    def points(self) -> int:
+        return self.index.shape[0]
+
+    @property
+    def rows(self) -> int:
+        return self.index.shape[1]
+
+    def groups(self, rows: int) -> int:
+        """The groups that so many rows need at most: a block's last one may have room."""
+        return -(-rows * self.slots // TILE) + self.span
+
+    def windows(self, most: int) -> Iterator[Window]:
+        """Windows of at most so many rows, but of one ambient point at least `CHUNK`."""
+        count = max(1, min(-(-self.rows // most), self.rows // CHUNK))
+        ends = [self.rows * n // count for n in range(count + 1)]
+        points = max(1, most // self.rows)
+        for first in range(0, self.points, points):
+            for lo, hi in itertools.pairwise(ends):
+                yield Window(first, min(points, self.points - first), lo, hi - lo)
+
+    def entries(self, tensors: Tensors, w: Window) -> torch.Tensor:
+        """The lists [points, rows, slots] of a window, with ``span`` in place of what is no entry or stands twice."""
+        found = tensors[self.table].reshape(-1, self.slots)[self.index[w.first : w.first + w.points, w.lo : w.lo + w.rows]]
+        inside = torch.where((found >= 0) & (found < self.span), found, self.span).sort(-1).values
+        again = inside[..., 1:] == inside[..., :-1]
+        inside[..., 1:].masked_fill_(again, self.span)
+        return inside
+
+    def ambient(self, w: Window, repeated: int) -> dict[str, torch.Tensor]:
+        """The coordinates of the points of a window, each so many times."""
+        at = torch.arange(w.first, w.first + w.points, dtype=torch.int32, device=self.index.device).repeat_interleave(repeated)
+        out = {}
+        for r, extent in reversed(list(self.over.items())):
+            out[r], at = at % extent, at // extent
+        return out
+
+    # -- rows by the blocks they chose ---------------------------------------------------------------------------------------------
+
+    def grouped(self, w: Window, made: through.Parts, names: Mapping[str, str]) -> Host:
+        """Makes the lists of a window of parts."""
+        groups, chunks = self.groups(w.rows), -(-w.rows // CHUNK)
+        start = torch.arange(chunks).mul(CHUNK).clamp_max(w.rows - CHUNK)  # the last chunk may hold rows of the one before
+        inner = (start[:, None] + torch.arange(CHUNK)).to(self.index.device)
+        column = next(r for r in made.at if r not in (*self.over, self.lister))
+
+        def do(tensors: Tensors) -> None:
+            rows, block, place = _by_block(self.entries(tensors, w), self.span, groups)
+            at = self.ambient(w, groups) | {column: block.flatten(), self.lister: (rows + w.lo).flatten(0, 1)}
+            of = self.ambient(w, chunks) | {self.lister: (inner + w.lo).int().repeat(w.points, 1)}
+            tensors |= {names[made.at[r]]: x for r, x in at.items()} | {names[made.of[r]]: x for r, x in of.items()}
+            tensors[names[made.place]] = place[:, inner].flatten(0, 1)
+
+        return Host("group rows", (self.table,), tuple(names.values()), do)
+
+    def described(self, made: through.Parts, groups: int, chunks: int) -> dict[str, torch.Tensor]:
+        """The lists of a window without their memory."""
+        shapes: dict[str, tuple[int, ...]] = {made.at[r]: (groups, TILE) if r == self.lister else (groups,) for r in made.at}
+        shapes |= {made.of[r]: (chunks, CHUNK) if r == self.lister else (chunks,) for r in made.of}
+        shapes[made.place] = (chunks, CHUNK, self.slots)
+        return {n: torch.empty(s, dtype=torch.int32, device="meta") for n, s in shapes.items()}
+
+    # -- blocks with the rows that chose them ----------------------------------------------------------------------------------------
+
+    def inverted(self, made: through.Blocks) -> Host:
+        """Makes the lists of blocks."""
+        w = Window(0, self.points, 0, self.rows)
+        blocked = next(r for r in made.at if r not in self.over)
+
+        def do(tensors: Tensors) -> None:
+            entries = self.entries(tensors, w).flatten(1)
+            order, count, start = _ordered(entries, self.span)
+            base = torch.arange(self.points, device=count.device)[:, None] * entries.shape[1]
+            tensors |= {made.at[r]: x for r, x in self.ambient(w, self.span).items()}
+            tensors[made.at[blocked]] = torch.arange(self.span, dtype=torch.int32, device=count.device).repeat(self.points)
+            tensors[made.first] = (start + base)[:, : self.span].int().flatten()
+            tensors[made.count] = count[:, : self.span].int().flatten()
+            tensors[made.columns] = (order // self.slots).int().flatten()
+
+        return Host("list rows", (self.table,), (*made.at.values(), made.first, made.count, made.columns), do)
+
+
+def _ordered(entries: torch.Tensor, span: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The places [points, n] of entries by their value, of equal ones the first first; how many there are of each value up to ``span``,
+    and how many before it."""
+    order = _argsort(entries, span)
+    ones = torch.ones((), dtype=torch.int64, device=entries.device).expand(entries.shape)
+    count = torch.zeros((entries.shape[0], span + 1), dtype=torch.int64, device=entries.device).scatter_add_(-1, entries, ones)
+    return order, count, count.cumsum(-1) - count
+
+
+def _argsort(entries: torch.Tensor, span: int) -> torch.Tensor:
+    if entries.is_cpu and span < 2**16:  # numpy sorts so small numbers by their digits
+        return torch.from_numpy(np.argsort(entries.numpy().astype(np.uint16), axis=-1, kind="stable"))
+    return entries.argsort(dim=-1, stable=True)
+
+
+def _by_block(entries: torch.Tensor, span: int, groups: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Groups of `TILE` rows that have one block: the rows [points, groups, TILE], the blocks [points, groups], and for every entry [points,
+    rows, slots] its place among all rows of all groups, -1 where it is none.
+
+    The rest of a block's last group, and groups that nobody needs, hold row 0: what they compute is not read.
+    """
+    points, rows, slots = entries.shape
+    flat = entries.flatten(1)
+    order, count, start = _ordered(flat, span)
+    tiles = (count + TILE - 1) // TILE
+    tiles[:, span] = 0
+    ends = tiles.cumsum(-1)
+    value = flat.gather(-1, order)
+    room = groups * TILE
+    at = ((ends - tiles) * TILE - start).gather(-1, value) + torch.arange(rows * slots, device=flat.device)
+    at = torch.where(value < span, at, room)  # a place that is cut off
+    listed = torch.zeros((points, room + 1), dtype=torch.int32, device=flat.device)
+    listed.scatter_(-1, at, (order // slots).int())
+    here = torch.arange(points, device=flat.device)[:, None] * room
+    place = torch.empty((points, rows * slots), dtype=torch.int32, device=flat.device)
+    place.scatter_(-1, order, torch.where(at < room, at + here, -1).int())
+    block = torch.searchsorted(ends, torch.arange(groups, device=flat.device).expand(points, -1).contiguous(), right=True)
+    return listed[:, :room].unflatten(-1, (groups, TILE)), block.clamp_max(span - 1).int(), place.view(points, rows, slots)

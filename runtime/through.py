@@ -1,0 +1,247 @@
+"""Programs whose loops lists drive (`ir.passes.through`): a block of keys is read by the queries that list it, and by no others.
+
+    list  ->  [group rows]  ->  i_at, j_at, place  ->  [listed]  ->  parts  ->  [merged]  ->  o          for a window of rows
+    list  ->  [list rows]   ->  rows of each block ->  [listed]  ->  d_k, d_v
+
+The shapes of all lists follow from those of the arguments: rows are as many as slots allow, and a group of rows is padded. So a graph
+serves every call of its shapes, and no size is read back from a device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from einfuse.ir import Cascade, SpecError
+from einfuse.ir.expr import index, reads
+from einfuse.ir.nodes import Einsum
+from einfuse.ir.passes import split, through
+from einfuse.ir.ranking import members
+from einfuse.runtime.backends import Backend
+from einfuse.runtime.binding import evaluate, extent_of
+from einfuse.runtime.given import Given
+from einfuse.runtime.graph import Graph, Host, Node, Part, Tensors, room
+from einfuse.runtime.lists import CHUNK, TILE, Lists
+from einfuse.runtime.outputs import Output
+from einfuse.runtime.program import Program
+from einfuse.runtime.recent import Recent
+
+MOST = 1 << 24
+"""Numbers that the parts of a window may hold: few enough that the merge finds them in a cache, or at least in memory."""
+PAYS = 1.5
+"""Columns for each one that a row lists from which on lists pay."""
+NARROWEST = 16
+"""Columns of a block from which on a group of rows is worth a product of matrices."""
+
+
+def drives(cascade: Cascade) -> bool:
+    """Does a call give some tables of the cascade as lists?"""
+    return any(t.listed is not None for t in cascade.inputs)
+
+
+@dataclass
+class ListedProgram(Program):
+    """A program with lists in place of tables. ``driving`` goes through them; ``tabled`` makes the tables, where none can be gone through."""
+
+    tabled: Program = field(init=False)
+    driving: Driving | None = field(init=False)
+    paid: Recent[tuple[object, ...], bool] = field(default_factory=Recent)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        listed = [t.name for t in self.cascade.inputs if t.listed is not None]
+        plain = replace(self.cascade, inputs=tuple(replace(t, listed=None) for t in self.cascade.inputs))
+        self.tabled = Program(plain, self.strict, self.wide)
+        self.driving = Driving(plain, self.strict, self.wide, table=listed[0]) if len(listed) == 1 else None
+
+    def pays(self, given: Given) -> bool:
+        """Are lists less work than tables for a call? Lists of single rows are, unless they hold most of the columns.
+
+        Where many rows share a list, tiles that no row of them reads are skipped by tables as well, without parts to put together.
+        """
+        if self.driving is None:
+            return False
+        slots = given.tensors[self.driving.table].shape[-1]
+        return self.paid.made((slots, given.key), lambda: self._pays(slots, given))
+
+    def _pays(self, slots: int, given: Given) -> bool:
+        assert self.driving is not None, "there is one list"
+        if not self.driving.fits((self.driving.cascade,), given):
+            return False
+        found = self.driving.found(self.driving.cascade, given)
+        assert found is not None, "it fits"
+        alone = any(e == index(found.rows) for e in found.atom.args[:-1])
+        return alone and PAYS * slots * found.width <= extent_of(found.cascade, found.columns, given.sizes)
+
+    def check_ranges(self, given: Given) -> None:
+        """See `Program.check_ranges`."""
+        if self.tabled.suspects:
+            self.tabled.check_ranges(self._tabled(given))
+
+    def kept(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        return self.tabled.kept(wanted)
+
+    def gives(self, given: Given, wanted: tuple[str, ...] = ()) -> dict[str, Output]:
+        return self.tabled.gives(given, wanted)
+
+    def graph(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Graph:
+        """The forward, by lists or by tables."""
+        if self.driving is not None and self.driving.fits((self.driving.saving(wanted),), given):
+            return self.driving.graph(given, backend, wanted)
+        return self._by_tables(given, self.tabled.graph(self._described(given), backend, wanted))
+
+    def backward_graph(self, known: Given, backend: Backend, wanted: tuple[str, ...]) -> Graph:
+        """The backward, by lists or by tables."""
+        if self.driving is not None:
+            steps = self.driving.steps(wanted, backend.row_values)
+            whole = not any(self.driving.gradients.pairs(step) for step in steps)
+            if whole and self.driving.fits([c for c, _ in steps], known):
+                return self.driving.backward_graph(known, backend, wanted)
+        return self._by_tables(known, self.tabled.backward_graph(self._described(known), backend, wanted))
+
+    def _by_tables(self, given: Given, inner: Graph) -> Graph:
+        names = {t.name: f"table of {t.name}" for t in self.cascade.inputs if t.listed is not None}
+        spans = {t.name: int(evaluate(t.axes[-1], given.sizes)) for t in self.cascade.inputs if t.listed is not None}
+
+        def tables(tensors: Tensors) -> None:
+            tensors |= {names[n]: members(tensors[n], span) for n, span in spans.items()}
+
+        takes = {n: names.get(n, n) for n in given.tensors}
+        nodes: list[Node] = [
+            Host("make tables", tuple(names), tuple(names.values()), tables),
+            Part(self.cascade.name, inner, takes, inner.outs),
+        ]
+        return Graph(lambda _: nodes, given, inner.outs)
+
+    def _tabled(self, given: Given) -> Given:
+        listed = {t.name: t.axes[-1] for t in self.cascade.inputs if t.listed is not None}
+        return given.more({n: members(given.tensors[n], int(evaluate(e, given.sizes))) for n, e in listed.items()})
+
+    def _described(self, given: Given) -> Given:
+        listed = {t.name: t.axes[-1] for t in self.cascade.inputs if t.listed is not None}
+        shapes = {n: (*given.tensors[n].shape[:-1], int(evaluate(e, given.sizes))) for n, e in listed.items()}
+        return given.described().more({n: torch.empty(s, dtype=torch.bool, device="meta") for n, s in shapes.items()})
+
+
+@dataclass
+class Driving(Program):
+    """Kernels of one program that go through the lists in place of ``table``."""
+
+    table: str = ""
+    made: dict[tuple[object, ...], tuple[through.Parts, Program, Program]] = field(default_factory=dict)
+
+    @property
+    def merges_steps(self) -> bool:
+        return False  # the groups of one step are not those of the other
+
+    def fits(self, cascades: Sequence[Cascade], given: Given) -> bool:
+        """Can the lists drive the loops of all these cascades?"""
+        return all(self._fits(c, given) for c in cascades)
+
+    def _fits(self, cascade: Cascade, given: Given) -> bool:
+        if all(t.name != self.table for t in cascade.inputs):
+            return True
+        found = self.found(cascade, given)
+        if found is None or found.width < NARROWEST or any(self._reads_data(e, cascade) for e in found.atom.args[:-1]):
+            return False
+        if found.blocked == found.rows:
+            return True
+        try:
+            split.run(found.cascade)
+        except SpecError:
+            return False
+        return extent_of(cascade, found.rows, given.sizes) >= CHUNK
+
+    def _reads_data(self, e: object, cascade: Cascade) -> bool:
+        return bool(reads(e) - {t.name for t in cascade.inputs if t.param})  # type: ignore[arg-type]
+
+    def found(self, cascade: Cascade, given: Given) -> through.Listed | None:
+        """How a cascade reads the table, where its lists can drive it."""
+        ints = {n: x for n, x in given.numbers.items() if isinstance(x, int)}
+        return through.find(cascade, self.table, {**given.sizes, **ints})
+
+    def nodes(self, cascade: Cascade, given: Given, backend: Backend, outs: Mapping[str, Output]) -> Sequence[Node]:
+        """Any cascade of the program: by the lists where it reads the table."""
+        if all(t.name != self.table for t in cascade.inputs):
+            return (self.kernel(cascade, given, backend, outs),)
+        found = self.found(cascade, given)
+        assert found is not None, "it was seen to fit"
+        lists = Lists.of(found, given, self.cascade.input(self.table).axes[-1], self.table)
+        by = self._by_blocks if found.blocked == found.rows else self._by_parts
+        return list(by(found, lists, given, backend, outs))
+
+    # -- rows that read listed blocks --------------------------------------------------------------------------------------------
+
+    def _by_parts(
+        self, found: through.Listed, lists: Lists, given: Given, backend: Backend, outs: Mapping[str, Output]
+    ) -> Iterator[Node]:
+        c = found.cascade
+        key = (c.digest, lists.slots, found.width, lists.short)
+        if key not in self.made:
+            made = through.parts(found, TILE, CHUNK, lists.slots, lists.short)
+            self.made[key] = made, Program(made.partial, self.strict, wide=True), Program(made.merged, self.strict, self.wide)
+        made, first, second = self.made[key]
+        numbers = {**given.numbers, **split.constants(made.sizes, given.sizes)}
+        width = sum(math.prod(x.shape[2:]) for x in self._states(first, made, given, 1).values())
+        yield room(outs)
+        for n, window in enumerate(lists.windows(max(1, MOST // max(1, lists.slots * width)))):
+            groups, chunks = lists.groups(window.rows) * window.points, -(-window.rows // CHUNK) * window.points
+            at = {x: f"{x} {n}" for x in made.at.values()}
+            of = {x: f"{x} {n}" for x in (*made.of.values(), made.place)}
+            yield lists.grouped(window, made, at | of)
+            tables = lists.described(made, groups, chunks)
+            known = given.more(tables, {made.groups: groups})
+            states = self._states(first, made, known, groups)
+            own = {x: f"{x} part {n}" for x in states}
+            yield first.kernel(made.partial, known, backend, states, at | own)
+            held = {made.held[x]: y.described().flatten(0, 1) for x, y in states.items()}
+            flat = {made.held[x]: f"{made.held[x]} {n}" for x in states}
+            yield _flattened({own[x]: flat[made.held[x]] for x in states})  # one axis for all pairs
+            merging = replace(known.more(held, {made.chunks: chunks, made.pairs: groups * TILE}), numbers=numbers)
+            yield second.kernel(made.merged, merging, backend, outs, of | flat, placed=True)
+
+    def _states(self, first: Program, made: through.Parts, given: Given, groups: int) -> dict[str, Output]:
+        lists = {n: torch.empty(groups, dtype=torch.int32, device="meta") for n in made.at.values()}
+        return first.outputs(made.partial, {**given.tensors, **lists}, {**given.sizes, made.groups: groups})
+
+    # -- blocks of rows that are listed -------------------------------------------------------------------------------------------
+
+    def _by_blocks(
+        self, found: through.Listed, lists: Lists, given: Given, backend: Backend, outs: Mapping[str, Output]
+    ) -> Iterator[Node]:
+        made = through.blocks(found, lists.short)
+        yield lists.inverted(made)
+        groups, pairs = lists.points * lists.span, lists.points * lists.rows * lists.slots
+        ints = dict.fromkeys((*made.at.values(), made.first, made.count), (groups,)) | {made.columns: (pairs,)}
+        tables = {n: torch.empty(s, dtype=torch.int32, device="meta") for n, s in ints.items()}
+        known = given.more(tables, {made.groups: groups, made.pairs: pairs})
+        ranks = {x.target: len(x.ranks) for x in made.cascade.body if isinstance(x, Einsum)}
+        inner = {n: x.shape[len(lists.over) + 1 :] for n, x in outs.items()}
+        assert all(len(inner[n]) + 1 == ranks[n] for n in outs), "a row of an output is a row of a block"
+        blocks = {n: Output((groups, found.width, *inner[n]), x.dtype) for n, x in outs.items()}
+        names = {n: f"blocks of {n}" for n in outs}
+        yield self.kernel(made.cascade, known, backend, blocks, names)
+        yield _unblocked(names, {n: x.shape for n, x in outs.items()}, len(lists.over))
+
+
+def _unblocked(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], over: int) -> Host:
+    """Outputs by blocks [groups, width, ..] as those of all rows [.., rows, ..]."""
+
+    def do(tensors: Tensors) -> None:
+        for n, blocks in names.items():
+            shape = shapes[n]
+            tensors[n] = tensors[blocks].view(*shape[:over], -1, *shape[over + 1 :]).narrow(over, 0, shape[over])
+
+    return Host("rows of blocks", tuple(names.values()), tuple(names), do)
+
+
+def _flattened(names: Mapping[str, str]) -> Host:
+    """Parts [groups, tile, ..] as parts [pairs, ..]."""
+
+    def do(tensors: Tensors) -> None:
+        tensors |= {flat: tensors[n].flatten(0, 1) for n, flat in names.items()}
+
+    return Host("parts of pairs", tuple(names), tuple(names.values()), do)

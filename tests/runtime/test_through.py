@@ -1,0 +1,174 @@
+"""Lists that drive the loops of kernels, beside the oracle with the same lists: values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import einfuse
+from einfuse.ir.passes import through as transform
+from einfuse.ir.text import parse, show
+from einfuse.runtime import through
+from einfuse.runtime.attention import Attention
+from einfuse.runtime.backends import BackendName
+from einfuse.runtime.graph import Kernel
+from einfuse.runtime.inside import graphs
+
+GIVEN = """
+attention given over b, h {
+  rank i: query; rank j: key; rank n: feature = S; rank d, e: feature
+  in q[b, h, i, d]; in k[b, h // group, j, d]; in v[b, h // group, j, e]; in sel[b, h // group, i, n]: int
+  s = sum[d](q * k) / sqrt(D) where j <= i and j // 16 in sel[b, h // group, i]
+  o[i, e] = sum[j](softmax[j](s) * v)
+  out o
+}
+"""
+UNMASKED = GIVEN.replace("j <= i and ", "").replace("attention given", "attention unmasked")
+SIGMOID = GIVEN.replace("softmax[j](s)", "sigmoid(s)").replace("attention given", "attention sums")
+NORMED = GIVEN.replace("sum[d](q * k)", "sum[d](l2_normalise[d](q) * l2_normalise[d](k))").replace(
+    "attention given", "attention normed"
+)
+BLOCKS_OF_ROWS = GIVEN.replace("h // group, i]", "h // group, i // 8]").replace("h // group, i, n]", "h // group, X, n]")
+BACKENDS: tuple[BackendName, ...] = ("cpu", "torch", "triton")
+N, WIDTH = 150, 16
+SPAN = -(-N // WIDTH)
+
+
+def drawn(seed: int, slots: int = 3, rows: int = N) -> dict[str, Tensor]:
+    """Lists with entries that stand twice, that are none, and of rows that read nothing at all."""
+    g = torch.Generator().manual_seed(seed)
+    sel = torch.randint(-1, SPAN + 1, (2, 1, rows, slots), generator=g)
+    sel[:, :, 5] = -1
+    shapes = {"q": (2, 2, N, 8), "k": (2, 1, N, 8), "v": (2, 1, N, 5)}
+    return {n: torch.randn(s, generator=g, dtype=torch.float64) for n, s in shapes.items()} | {"sel": sel}
+
+
+def by_lists(spec: str, backend: BackendName | None = None) -> Attention:
+    selection = einfuse.compile(spec, backend=backend).selection
+    assert selection is not None
+    assert selection.listed is not None
+    return selection.listed
+
+
+def compared(attention: Attention, x: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
+    """Values and gradients of the kernels that lists drive, beside the oracle."""
+    names = [t.name for t in attention.cascade.inputs]
+    given = dict(zip(names, [x.get(n, x["sel"]) for n in names], strict=True))
+    floats = [n for n in names if given[n].is_floating_point()]
+    low = {n: y.to(dtype).transpose(1, 2).contiguous().transpose(1, 2) if n in floats else y for n, y in given.items()}
+    exact = {n: y.double() if n in floats else y for n, y in low.items()}
+    for n in floats:
+        low[n].requires_grad_()
+        exact[n].requires_grad_()
+    found, truth = attention(**low), attention.reference(**exact)
+    assert isinstance(found, Tensor)
+    assert isinstance(truth, Tensor)
+    up = torch.randn(truth.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(dtype)
+    got = torch.autograd.grad(found, [low[n] for n in floats], up)
+    want = torch.autograd.grad(truth, [exact[n] for n in floats], up.double())
+    bound = 2e-5 if dtype == torch.float32 else 4e-2
+    for a, b in zip((found, *got), (truth, *want), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=bound, atol=bound * max(1.0, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("spec", [GIVEN, UNMASKED, SIGMOID, NORMED], ids=["causal", "unmasked", "sigmoid", "normed"])
+def test_kernels_that_lists_drive_are_the_oracle(spec: str, backend: BackendName) -> None:
+    attention = by_lists(spec, backend)
+    compared(attention, drawn(0))
+    ran = [x.label for _, g in attention.program.graphs.items() for x in g.nodes if isinstance(x, Kernel)]
+    assert sum(x.endswith("_listed") for x in ran) >= 3, "the outputs, the gradients of rows, those of columns"
+
+
+def test_lists_in_sixteen_bits() -> None:
+    compared(by_lists(GIVEN, "cpu"), drawn(1), torch.bfloat16)
+
+
+def test_rows_may_share_a_list() -> None:
+    compared(by_lists(BLOCKS_OF_ROWS, "cpu"), drawn(2, rows=-(-N // 8)))
+
+
+def test_windows_of_rows_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = {n: y.float() if y.is_floating_point() else y for n, y in drawn(3).items()}
+    whole = by_lists(GIVEN, "cpu")
+    names = [t.name for t in whole.cascade.inputs]
+    given = [x.get(n, x["sel"]) for n in names]
+    once = whole(*given)
+    monkeypatch.setattr(through, "MOST", 70 * 3 * 7)
+    whole._calls.known.clear()
+    again = whole(*given)
+    assert isinstance(once, Tensor)
+    assert isinstance(again, Tensor)
+    (graph,) = graphs(whole, dict(zip(names, given, strict=True)), {})
+    windows = [y for y in graph.nodes if y.label == "group rows"]
+    assert len(windows) == 2 * 2 * 2, "every head of every batch, in two windows"
+    assert torch.equal(once, again)
+
+
+def test_threads_and_repeats_give_the_same_bits() -> None:
+    attention = by_lists(GIVEN, "cpu")
+    x = {n: y.float() if y.is_floating_point() else y for n, y in drawn(4).items()}
+    given = [x.get(t.name, x["sel"]) for t in attention.cascade.inputs]
+    leaves = [y.requires_grad_() for y in given if y.is_floating_point()]
+
+    def run() -> list[Tensor]:
+        out = attention(*given)
+        assert isinstance(out, Tensor)
+        return [out, *torch.autograd.grad(out.square().sum(), leaves)]
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        first = run()
+        torch.set_num_threads(2)
+        for _ in range(5):
+            assert all(map(torch.equal, first, run()))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_call_takes_lists_where_they_are_less_work() -> None:
+    moba = einfuse.compile("moba", best=2, block=16)
+    assert moba.selection is not None
+    for keys, listed in ((300, True), (40, False)):
+        q, k, v = torch.randn(1, 2, keys, 8), torch.randn(1, 1, keys, 8), torch.randn(1, 1, keys, 8)
+        reader, _ = moba.selection.reader({"q": q, "k": k, "v": v})
+        assert (reader is moba.selection.listed) == listed
+        found, truth = moba(q, k, v), moba.reference(q, k, v)
+        torch.testing.assert_close(found, truth.float(), rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]  # one output
+
+
+def test_what_is_explained_is_what_runs() -> None:
+    moba = einfuse.compile("moba", best=2, block=16, backend="cpu")
+    q, k, v = torch.randn(1, 2, 300, 8), torch.randn(1, 1, 300, 8), torch.randn(1, 1, 300, 8)
+    (graph,) = graphs(moba, {"q": q, "k": k, "v": v}, {})
+    assert [x.label for x in graph.nodes][-4:] == ["group rows", "moba_listed", "parts of pairs", "moba_merged"]
+
+
+def test_a_spec_whose_table_is_read_otherwise_makes_the_table() -> None:
+    """The gradient of a table of all pairs is given out pair by pair, which no list drives."""
+    spec = GIVEN.replace("; in sel", "; in bias[b, h, i, j]; in sel").replace("/ sqrt(D)", "/ sqrt(D) + bias")
+    x = drawn(5)
+    compared(by_lists(spec, "cpu"), x | {"bias": torch.randn(2, 2, N, N, dtype=torch.float64)})
+
+
+def test_lists_are_part_of_the_text() -> None:
+    text = by_lists(GIVEN).text
+    assert "bool listed S" in text
+    assert show(parse(text)) == text
+
+
+def test_a_list_that_is_no_tensor_of_ints_is_refused() -> None:
+    attention = by_lists(GIVEN)
+    x = {n: y.float() for n, y in drawn(6).items()}
+    with pytest.raises(TypeError, match=r"must be an int tensor, found torch\.float32"):
+        attention(*[x.get(t.name, x["sel"]) for t in attention.cascade.inputs])
+
+
+def test_a_list_of_another_rank_does_not_drive() -> None:
+    attention = by_lists(GIVEN)
+    cascade = parse(attention.text)
+    (table,) = [t for t in cascade.inputs if t.listed is not None]
+    assert transform.find(cascade, table.name, {}) is not None
+    assert transform.find(cascade, "q", {}) is None
