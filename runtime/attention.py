@@ -121,10 +121,9 @@ class Attention:
         if self.optional & set(kwargs):
             variant, kwargs = self.variant(kwargs)
             return variant(*args, **kwargs)
-        kind = prepared.signature(args, kwargs)
-        ready = self._calls.known.get(kind) if kind is not None else None
-        if ready is not None:
-            return _returned(ready(args, kwargs))
+        outs = self._calls(args, kwargs)
+        if outs is not None:
+            return _returned(outs)
         tensors, numbers = binding.arguments(self.cascade, args, kwargs)
         if any(x.is_nested for x in tensors.values()):
             return packed.nested(self, tensors, numbers, Attention.__call__)
@@ -138,8 +137,9 @@ class Attention:
         if self.selection is not None:
             reader, mine = self.selection.reader({**tensors, **numbers})
             return reader(**mine)
-        if kind is not None and prepared.fits(self.cascade, args, kwargs):
-            return _returned(self._calls.prepare(kind, Given(tensors, numbers, sizes))(args, kwargs))  # type: ignore[arg-type]  # no symbols here
+        if self._calls.takes(self.cascade, args, kwargs):
+            formed = self.form != "quadratic" and self.forms.found is not None
+            return _returned(self._calls.prepared(Given(tensors, numbers, sizes), formed))  # type: ignore[arg-type]  # no symbols here
         return _returned(transforms.attention(*self.operator_call(numbers), list(tensors.values())))
 
     def operator_call(self, numbers: Mapping[str, Scalar]) -> ops.Call:

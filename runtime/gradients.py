@@ -146,7 +146,7 @@ class Gradients:
 
         def launch() -> Launch:
             built = self.built.made((fused, small), lambda: Built.of(printed, backend))
-            return Launch(built, mine.numbers, mine.sizes)
+            return Launch(built)
 
         read = tuple(n for n in mine.tensors if n not in tables)
         return (Kernel(f"{rows[0].name} + {columns[0].name}", read, outs, mine, lambda: printed, launch, tables=tables),), outs
@@ -178,7 +178,7 @@ def _returned(wanted: Iterable[str], summed: set[str]) -> Host:
     """
     sums = tuple(total(n) for n in wanted if n in summed)
 
-    def do(tensors: Tensors) -> None:
+    def do(tensors: Tensors, call: Given) -> None:
         held: set[int] = set()
         for n in wanted:
             x = gradient(tensors.get(total(n)), tensors[n])

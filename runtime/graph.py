@@ -2,8 +2,8 @@
 
     q, k, v, bounds  ->  [causal_partial]  ->  m_part, l_part, o_0_part  ->  [causal_merged]  ->  o
 
-A graph follows from shapes, strides, dtypes, sizes and host numbers: it holds no tensor of a call, and runs for all calls like the one
-it was made for. What nodes make has a shape that sizes decide. The executor allocates it, in one way for all, and frees it after its
+A graph holds no tensor of a call, and runs for all calls that `runtime.kinds` takes for one kind: kernels read sizes, strides and host
+numbers at each. What nodes make has a shape that sizes decide. The executor allocates it, in one way for all, and frees it after its
 last reader.
 """
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from einfuse.ir import Scalar
 from einfuse.runtime.given import Given
 from einfuse.runtime.outputs import Output
 
@@ -25,31 +26,35 @@ if TYPE_CHECKING:
     from einfuse.runtime.specialise import Printed
 
 Tensors = dict[str, torch.Tensor]
-Launched = Callable[[Mapping[str, torch.Tensor]], bool]
-"""A kernel made ready: writes the outputs among the tensors. True: a kernel that holds less should take its place."""
+Launched = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], bool]
+"""A kernel made ready: writes the outputs among the tensors, given numbers and sizes. True: one that holds less should take its place."""
 
 
 @dataclass(slots=True, eq=False)
 class Host:
-    """A step in plain torch. ``run`` takes all tensors by name and puts what it ``gives`` among them; what it ``makes`` is allocated before."""
+    """A step in plain torch. ``do`` takes all tensors by name, and the call, and puts what it ``gives`` among them; what it ``makes`` is
+    allocated before.
+    """
 
     label: str
     reads: tuple[str, ...]
     gives: tuple[str, ...]
-    do: Callable[[Tensors], None]
+    do: Callable[[Tensors, Given], None]
     makes: Mapping[str, Output] = field(default_factory=dict)
 
-    def run(self, tensors: Tensors) -> bool:
+    def run(self, tensors: Tensors, call: Given) -> bool:
         """Does the step."""
-        self.do(tensors)
+        self.do(tensors, call)
         return False
 
 
 @dataclass(slots=True, eq=False)
 class Kernel:
-    """A launch, built when it first runs. ``given`` are its numbers and sizes; ``tables`` what it reads beside the tensors of the graph.
+    """A launch, built when it first runs. ``given`` is the call that it was chosen for; ``tables`` what it reads beside the tensors of
+    the graph.
 
     ``names`` are the tensors that the kernel knows by another name than the graph: argument -> tensor. ``gives`` it writes in place.
+    ``numbers`` and ``sizes`` it has beside those of a call, or in place of them; ``sized`` are numbers that are sizes: number -> size.
     """
 
     label: str
@@ -62,13 +67,25 @@ class Kernel:
     names: Mapping[str, str] = field(default_factory=dict)
     tables: Mapping[str, torch.Tensor] = field(default_factory=dict)
     gives: tuple[str, ...] = ()
+    sized: Mapping[str, str] = field(default_factory=dict)
+    numbers: Mapping[str, Scalar] = field(default_factory=dict, init=False)
+    sizes: Mapping[str, int] = field(default_factory=dict, init=False)
     _launch: Launched | None = field(default=None, init=False)
 
-    def run(self, tensors: Tensors) -> bool:
+    def run(self, tensors: Tensors, call: Given) -> bool:
         """Launches it."""
         if self._launch is None:
             self._launch = self.build()
-        return self._launch({**tensors, **self._more(tensors)} if self.names or self.tables else tensors)
+        sizes = {**call.sizes, **self.sizes} if self.sizes else call.sizes
+        numbers = {**call.numbers, **self.numbers} if self.numbers else call.numbers
+        if self.sized:
+            numbers = {**numbers, **{n: sizes[of] for n, of in self.sized.items()}}
+        return self._launch({**tensors, **self._more(tensors)} if self.names or self.tables else tensors, numbers, sizes)
+
+    def beside(self, call: Given) -> None:
+        """Notes what it has beside the numbers and sizes of the call that its graph is made for."""
+        self.numbers = {n: x for n, x in self.given.numbers.items() if n not in call.numbers or call.numbers[n] != x}
+        self.sizes = {n: x for n, x in self.given.sizes.items() if call.sizes.get(n) != x}
 
     def _more(self, tensors: Tensors) -> Tensors:
         return {argument: tensors[n] for argument, n in self.names.items()} | {**self.tables}
@@ -95,7 +112,7 @@ class Part:
     def reads(self) -> tuple[str, ...]:
         return tuple(self.takes.values())
 
-    def run(self, tensors: Tensors) -> bool:
+    def run(self, tensors: Tensors, call: Given) -> bool:
         """Runs its graph."""
         self.given(tensors, self.graph.run(self.taken(tensors)))
         return False
@@ -131,6 +148,9 @@ class Graph:
 
     def _plan(self) -> None:
         self.nodes = tuple(self._build(self._given))
+        for node in self.nodes:
+            if isinstance(node, Kernel):
+                node.beside(self._given)
         last = {n: place for place, node in enumerate(self.nodes) for n in touched(node)}
         made = {n for node in self.nodes for n in (*node.makes, *node.gives)} - {*self.outs}
         frees = [
@@ -138,13 +158,17 @@ class Graph:
         ]
         self._steps = tuple((x.run, tuple(x.makes.items()), free) for x, free in zip(self.nodes, frees, strict=True))
 
-    def run(self, tensors: Tensors) -> list[torch.Tensor]:
-        """The outputs for a call's tensors, among which all that nodes make is put."""
-        device, smaller = self.device, False
+    def run(self, tensors: Tensors, call: Given | None = None) -> list[torch.Tensor]:
+        """The outputs for a call's tensors, among which all that nodes make is put.
+
+        ``call`` has the sizes and numbers of the call; without it, they are those that the graph was made for.
+        """
+        call = call or self._given
+        device, sizes, smaller = self.device, call.sizes, False
         for run, makes, frees in self._steps:
             for name, out in makes:
-                tensors[name] = out.materialised(device)
-            smaller |= run(tensors)
+                tensors[name] = out.materialised(device, sizes)  # type: ignore[arg-type]  # of the names it has
+            smaller |= run(tensors, call)
             for name in frees:
                 del tensors[name]
         if smaller:
@@ -164,7 +188,7 @@ class Graph:
                 found += more
                 node.given(tensors, outs)
             else:
-                node.run(tensors)
+                node.run(tensors, self._given)
         return found, [tensors[n] for n in self.outs]
 
     @property
@@ -196,4 +220,4 @@ def touched(node: Node) -> tuple[str, ...]:
 
 def room(outs: Mapping[str, Output]) -> Host:
     """What allocates tensors that nothing is written to: those without elements, or zeros."""
-    return Host("allocate", (), (), lambda tensors: None, outs)
+    return Host("allocate", (), (), lambda tensors, call: None, outs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from einfuse.runtime import cache
 from einfuse.runtime.backends import Backend, Kernel
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
+from einfuse.runtime.recent import Recent
 from einfuse.runtime.specialise import Printed, Specialisation
 from einfuse.runtime.tiles import Variant
 from einfuse.runtime.unchanged import Unchanged
@@ -30,18 +31,6 @@ LOOK = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Pairs of positions from which on a launch looks at the tables of its masks. A look takes 1 to 2 ms of Python, and waits for the device:
 below, that is longer than the work it saves, and in decoding the tables are new in every step."""
 REMEMBERED = 4  # masks of a kernel whose live tiles are kept: layers of a model share one, a data loader goes on to the next
-Run = Callable[[Mapping[str, torch.Tensor]], int | None]
-"""A kernel bound to all but its tensors; gives the number of values that spilled, if known."""
-
-
-@runtime_checkable
-class Bindable(Protocol):
-    """A kernel that can be made ready for tensors like these: what it gives takes others of the same shapes, strides and dtypes, by name.
-
-    The tables of live tiles among them are held.
-    """
-
-    def bind(self, tensors: Mapping[str, torch.Tensor], params: Mapping[str, Scalar], sizes: Mapping[str, int]) -> Run: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +49,6 @@ class Built:
     printed: Printed
     kernel: Kernel
     tables: list[Tables] = field(default_factory=list)
-    bindable: Bindable | None = field(init=False)
-    """The kernel, if it is one that can be made ready."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "bindable", self.kernel if isinstance(self.kernel, Bindable) else None)  # a slow question
 
     @staticmethod
     def of(printed: Printed, backend: Backend) -> Built:
@@ -90,63 +74,52 @@ class Choice:
 
 
 class Launch:
-    """A kernel for host numbers and sizes that stay: called with tensors (outputs included) whose shapes, strides and dtypes stay too.
+    """A kernel with the tables of live tiles that its masks ask for: called with tensors (outputs included), host numbers and sizes."""
 
-    What the kernel makes of those is made at the first call, by a back end's kernel that has ``bind``.
-    """
+    __slots__ = ("_all", "_folds", "_named", "_smaller", "built")
 
-    __slots__ = ("_bound", "_folds", "_key", "_named", "_smaller", "built", "numbers", "sizes")
-
-    def __init__(
-        self,
-        built: Built,
-        numbers: Mapping[str, Scalar],
-        sizes: Mapping[str, int],
-        smaller: Callable[[Printed], bool] = lambda _: False,
-    ) -> None:
+    def __init__(self, built: Built, smaller: Callable[[Printed], bool] = lambda _: False) -> None:
         """``smaller`` makes the kernel to take in place of one that spills, where there is one."""
-        self.built, self.numbers, self.sizes, self._smaller = built, numbers, sizes, smaller
+        self.built, self._smaller = built, smaller
         self._folds = [step for step in built.plan.steps if isinstance(step, PlanFold) and step.tabulated]
         masks = [x for x in built.cascade.body if isinstance(x, Fold) and x.tabulated]
-        self._named = sorted({n for f in masks for n in reads(f.mask)} - set(numbers))
-        self._key = (*sorted(sizes.items()), *sorted(numbers.items()))
-        self._bound: tuple[dict[str, torch.Tensor], Run] | None = None
+        numbers = {t.name for t in built.cascade.inputs if t.param}
+        self._named = sorted({n for f in masks for n in reads(f.mask)} - numbers)
+        self._all: Recent[tuple[object, ...], dict[str, torch.Tensor]] = Recent(REMEMBERED)
 
-    def __call__(self, tensors: Mapping[str, torch.Tensor]) -> bool:
+    def __call__(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar], sizes: Mapping[str, int]) -> bool:
         """Runs it. True where it spilled registers, which is right but slow, and there is a smaller one to take from now on."""
         if debug.enabled("launch"):
             debug.show(
-                f"launch {self.built.plan.name} {', '.join(f'{n} = {x}' for n, x in (*self.sizes.items(), *self.numbers.items()))}"
+                f"launch {self.built.plan.name} {', '.join(f'{n} = {x}' for n, x in (*sizes.items(), *numbers.items()))}"
             )
-        tables = self._tables(tensors) if self._folds else _NONE
-        bound = self._bound
-        if bound is None or bound[0] is not tables:
-            bound = self._bound = (tables, self._bind(tensors, tables))
-        return bool(bound[1](tensors)) and self._smaller(self.built.printed)
+        if self._folds:
+            tensors = {**tensors, **self._tables(Given(tensors, numbers, sizes))}
+        return bool(self.built.kernel(tensors, numbers, sizes)) and self._smaller(self.built.printed)
 
-    def _bind(self, tensors: Mapping[str, torch.Tensor], tables: dict[str, torch.Tensor]) -> Run:
-        kernel, numbers, sizes = self.built.kernel, self.numbers, self.sizes
-        if self.built.bindable is not None:
-            return self.built.bindable.bind({**tensors, **tables}, numbers, sizes)
-        return lambda tensors: kernel({**tensors, **tables}, numbers, sizes)
-
-    def _tables(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        built = self.built
-        held = [tensors[n] for n in self._named if n in tensors]
-        for known in built.tables:
-            if known.key == self._key and known.tensors.are(held):
+    def _tables(self, given: Given) -> dict[str, torch.Tensor]:
+        """The tables for a launch: of every tile where it is short, else made once for the values that its masks read."""
+        cascade, device = self.built.cascade, next(iter(given.tensors.values())).device
+        if all(_pairs(cascade, fold, given) < LOOK.get(device.type, LOOK["cuda"]) for fold in self._folds):
+            key = (device, *(n for fold in self._folds for n in _tiles(cascade, fold, given)))
+            return self._all.made(key, lambda: self._made(given))
+        held = [given.tensors[n] for n in self._named if n in given.tensors]
+        key = given.key
+        for known in self.built.tables:
+            if known.key == key and known.tensors.are(held):
                 return known.made
-        made: dict[str, torch.Tensor] = {}
-        for step in self._folds:
-            made |= tile_tables(built.cascade, step, Given(tensors, self.numbers, self.sizes))
+        made = self._made(given)
         same = Unchanged.of(held)
         if same is not None:
-            built.tables.append(Tables(same, self._key, made))
-            del built.tables[:-REMEMBERED]
+            self.built.tables.append(Tables(same, key, made))
+            del self.built.tables[:-REMEMBERED]
         return made
 
-
-_NONE: dict[str, torch.Tensor] = {}
+    def _made(self, given: Given) -> dict[str, torch.Tensor]:
+        made: dict[str, torch.Tensor] = {}
+        for step in self._folds:
+            made |= tile_tables(self.built.cascade, step, given)
+        return made
 
 
 def tile_tables(cascade: Cascade, step: PlanFold, given: Given) -> dict[str, torch.Tensor]:
@@ -155,7 +128,7 @@ def tile_tables(cascade: Cascade, step: PlanFold, given: Given) -> dict[str, tor
     Folds over one rank share their lists: a tile is full where it is for all of them, and visited where it is live for any.
     """
     folds = [x for x in cascade.body if isinstance(x, Fold) and x.rank == step.rank and x.tabulated]
-    if _pairs(cascade, folds[0], given) < LOOK.get(given.device.type, LOOK["cuda"]):
+    if _pairs(cascade, step, given) < LOOK.get(given.device.type, LOOK["cuda"]):
         shared = _unseen(cascade, step, given)
     else:
         maps = [fold_tiles(cascade, x, given) for x in {x.mask: x for x in folds}.values()]
@@ -164,7 +137,7 @@ def tile_tables(cascade: Cascade, step: PlanFold, given: Given) -> dict[str, tor
     return {f"{step.rank}_count": count, f"{step.rank}_block": blocks}
 
 
-def _pairs(cascade: Cascade, fold: Fold, given: Given) -> int:
+def _pairs(cascade: Cascade, fold: PlanFold, given: Given) -> int:
     """The points of a fold in all tiles: the work that a look at its mask could save at most."""
     ranks = (*cascade.over, cascade.tile[0][0], fold.rank)
     return math.prod(extent_of(cascade, r, given.sizes) for r in ranks)
@@ -172,10 +145,14 @@ def _pairs(cascade: Cascade, fold: Fold, given: Given) -> int:
 
 def _unseen(cascade: Cascade, step: PlanFold, given: Given) -> TileMap:
     """Every tile as one that may hold points of both kinds, which is right for any mask."""
+    return TileMap(np.full(_tiles(cascade, step, given), PARTIAL, np.int8), step.table_ranks)
+
+
+def _tiles(cascade: Cascade, step: PlanFold, given: Given) -> tuple[int, ...]:
+    """How many points of each rank of its tables, rows of tiles and columns of tiles a fold has."""
     ((rank, block),) = cascade.tile
-    ambient = [extent_of(cascade, r, given.sizes) for r in step.table_ranks]
-    tiles = [-(-extent_of(cascade, r, given.sizes) // n) for r, n in ((rank, block), (step.rank, step.step))]
-    return TileMap(np.full((*ambient, *tiles), PARTIAL, np.int8), step.table_ranks)
+    ambient = (extent_of(cascade, r, given.sizes) for r in step.table_ranks)
+    return (*ambient, *(-(-extent_of(cascade, r, given.sizes) // n) for r, n in ((rank, block), (step.rank, step.step))))
 
 
 def fold_tiles(cascade: Cascade, fold: Fold, given: Given) -> TileMap:

@@ -26,15 +26,19 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device, stride
         out = torch.empty(shape, dtype=dtype, device=device)
     else:
         out = torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype, device=device)
-    size = out.numel() * out.itemsize
-    real = type(out) is torch.Tensor and device.type == "cpu"  # a fake one, of a graph that is being captured, has no memory
-    if real and size >= LARGE and (advise := _madvise()) is not None:
+    size = out.numel() * out.itemsize  # nbytes fails where sizes are symbols
+    if size >= LARGE and _real(out) and (advise := _madvise()) is not None:
         first = -(-out.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         last = (out.data_ptr() + size) // mmap.PAGESIZE * mmap.PAGESIZE
         advise(first, last - first, mmap.MADV_HUGEPAGE)
     if POISON and dtype is not torch.bool:
         out.fill_(torch.nan if dtype.is_floating_point else torch.iinfo(dtype).min)
     return out
+
+
+def _real(x: torch.Tensor) -> bool:
+    """Whether it has memory of the host; a fake one, of a graph that is being captured, has none."""
+    return type(x) is torch.Tensor and x.device.type == "cpu"
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 
@@ -15,21 +16,28 @@ from einfuse.runtime.binding import extent_of, precision_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.memory import empty
 
+_NO_SIZES: Mapping[int | str, int] = MappingProxyType({})
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """A tensor that a launch writes. ``cleared``: the launch writes a part, the rest is 0. ``strides``: None for contiguous ones."""
+    """A tensor that a launch writes. ``cleared``: the launch writes a part, the rest is 0. ``strides``: None for contiguous ones.
+
+    ``sizes`` are the sizes that its axes have, by name where they have one: of one whose strides are given, none.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     cleared: bool = False
     strides: tuple[int, ...] | None = None
+    sizes: tuple[int | str, ...] = ()
 
-    def materialised(self, device: torch.device) -> torch.Tensor:
-        """A fresh tensor."""
+    def materialised(self, device: torch.device, sizes: Mapping[int | str, int] = _NO_SIZES) -> torch.Tensor:
+        """A fresh tensor, for a call of these sizes; those that the call does not name are as they are."""
+        shape = [sizes.get(s, n) for s, n in zip(self.sizes, self.shape, strict=True)] if self.sizes else self.shape
         if self.cleared and self.strides is None:
-            return torch.zeros(self.shape, dtype=self.dtype, device=device)
-        made = empty(self.shape, self.dtype, device, self.strides)
+            return torch.zeros(shape, dtype=self.dtype, device=device)
+        made = empty(shape, self.dtype, device, self.strides)
         return made.zero_() if self.cleared else made
 
     @property
@@ -76,9 +84,10 @@ def of_forward(
         if scanned is not None:
             out[name] = Output(shape, dtype if scanned in ranks[name] else wide)
             continue
+        named = tuple(cascade.rank(r).size for r in (*cascade.over, *ranks[name]))
         pair = len(set(ranks[name]) & sequence) > 1  # only live points are written
         own = name in public and not set(ranks[name]) <= sequence
-        out[name] = Output(shape, dtype if own or pair else wide, pair)
+        out[name] = Output(shape, dtype if own or pair else wide, pair, sizes=named)
     return out
 
 

@@ -172,7 +172,7 @@ def rows_of(name: str) -> str:
 def _rows(axes: Mapping[str, int], buffers: Sequence[Buffer], lo: int, hi: int) -> Host:
     """Views of the rows ``lo <= i < hi``, and of the rooms for what a kernel gives by pairs."""
 
-    def do(tensors: Tensors) -> None:
+    def do(tensors: Tensors, call: Given) -> None:
         for n, axis in axes.items():
             tensors[rows_of(n)] = tensors[n].narrow(axis, lo, hi - lo)
         for b in buffers:

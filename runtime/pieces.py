@@ -44,18 +44,18 @@ class Pieces:
             names = {n: f"shares of {n}" for n in apart}
             read = tuple(n for n in own if n not in made and n not in whole and n not in apart)
             makes = {**made, **whole, **{names[n]: x for n, x in apart.items()}}
-            launch = functools.partial(self._launch, piece, given)
+            launch = functools.partial(self._launch, piece)
             nodes.append(Launch(plan.name, read, makes, given, functools.partial(_itself, piece), launch, names=names))
             for n, more in leading.items():
                 nodes.append(_summed(n, names[n], summed[n], len(more)))
         assert not left, f"no kernel writes {', '.join(left)}"
         return nodes
 
-    def _launch(self, piece: Piece, given: Given) -> Launched:
+    def _launch(self, piece: Piece) -> Launched:
         if piece.source not in self.built:
             self.built[piece.source] = self.backend.build_piece(piece, cache.folder() / self.backend.name)
         kernel = self.built[piece.source]
-        return lambda tensors: bool(kernel(tensors, given.numbers, given.sizes)) and self._smaller(piece)
+        return lambda tensors, numbers, sizes: bool(kernel(tensors, numbers, sizes)) and self._smaller(piece)
 
     def _smaller(self, piece: Piece) -> bool:
         """Whether smaller kernels take the place of one from now on."""
@@ -71,7 +71,7 @@ def _itself(piece: Piece) -> Piece:
 def _summed(name: str, shares: str, out: Output, axes: int) -> Host:
     """An output as the sum of its shares along the first ``axes``."""
 
-    def do(tensors: Tensors) -> None:
+    def do(tensors: Tensors, call: Given) -> None:
         tensors[name].copy_(tensors[shares].sum(list(range(axes))))
 
     return Host("add up shares", (shares,), (), do, {name: out})

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import torch
 
-from einfuse.ir import Cascade, Scalar
+from einfuse.ir import Cascade
 from einfuse.ir import row_values as derive
 from einfuse.ir.backward import Backward, Step, adjoint
 from einfuse.ir.expr import reads
@@ -20,6 +20,7 @@ from einfuse.runtime.backends import Backend
 from einfuse.runtime.given import Given
 from einfuse.runtime.gradients import Gradients
 from einfuse.runtime.graph import Graph, Kernel, Node, room
+from einfuse.runtime.kinds import Key, Kinds
 from einfuse.runtime.launch import Built, Choice, Launch
 from einfuse.runtime.outputs import Output, described, of_backward, of_forward
 from einfuse.runtime.recent import Recent
@@ -45,6 +46,7 @@ class Program:
     backwards: dict[tuple[str, ...], Backward] = field(default_factory=dict)
     lightened: dict[tuple[str, ...], Backward] = field(default_factory=dict)
     savings: dict[tuple[str, ...], Cascade] = field(default_factory=dict)
+    kinds: dict[tuple[str, ...], Kinds] = field(default_factory=dict)
     walks: Walks = field(init=False)
 
     def __post_init__(self) -> None:
@@ -199,14 +201,14 @@ class Program:
             {} if placed else {names.get(n, n): x for n, x in outs.items()},
             replace(mine, sizes=sizes) if lists else mine,
             lambda: self._printed(choice),
-            lambda: self._launch(choice, mine.numbers, sizes),
+            lambda: self._launch(choice),
             choice,
             names,
             {**tables, **lists.tables} if lists else tables,
             tuple(names.get(n, n) for n in outs) if placed else (),
         )
 
-    def _launch(self, choice: Choice, numbers: Mapping[str, Scalar], sizes: Mapping[str, int]) -> Launch:
+    def _launch(self, choice: Choice) -> Launch:
         """The launch of a kernel that is built once. One that spills is right but slow: there and then a smaller one is built."""
         kernel, variant = choice.kernel, choice.variant
 
@@ -218,7 +220,7 @@ class Program:
             return True
 
         built = self.built.made((kernel, variant), lambda: Built.of(kernel.printed(variant), kernel.backend))
-        return Launch(built, numbers, sizes, smaller)
+        return Launch(built, smaller)
 
     def _printed(self, choice: Choice) -> Printed:
         """The kernel that calls have come to after spills."""
@@ -235,6 +237,14 @@ class Program:
             return self.nodes(cascade, given, backend, outs) if any(x.elements for x in outs.values()) else (room(outs),)
 
         return Graph(nodes, given, tuple(outs))
+
+    def kind(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Key:
+        """What the forward of a call shares with those that the same graph serves."""
+        known = self.kinds.get(wanted)
+        if known is None:
+            cascade = self.saving(wanted)
+            known = self.kinds[wanted] = Kinds.of(cascade, tuple(given.sizes), self.walks.pair(cascade))
+        return known.key(given, backend.workers(given.device))
 
     def nodes(self, cascade: Cascade, given: Given, backend: Backend, outs: Mapping[str, Output]) -> Sequence[Node]:
         """A forward for tensors like these: one kernel, or parts of the keys and their merge if that kept workers idle."""
@@ -267,9 +277,9 @@ class Program:
     def forward(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
         """The outputs, and what the backward for ``wanted`` will read."""
         self.check_ranges(given)
-        key = ("forward", wanted, backend.identity, backend.workers(given.device), given.kind)
+        key = ("forward", wanted, backend.identity, self.kind(given, backend, wanted))
         graph = self.graphs.made(key, lambda: self.graph(given, backend, wanted))
-        return dict(zip(graph.outs, graph.run(dict(given.tensors)), strict=True))
+        return dict(zip(graph.outs, graph.run(dict(given.tensors), given), strict=True))
 
     def backward(
         self,

@@ -20,6 +20,7 @@ from einfuse.runtime.backends import Backend
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Node
+from einfuse.runtime.kinds import Key
 from einfuse.runtime.outputs import Output, accumulation, described, of_forward
 from einfuse.runtime.pieces import Pieces
 from einfuse.runtime.program import Program
@@ -108,6 +109,10 @@ class ScanProgram(Program):
         return {**sizes, str(cascade.rank(fold.count).size): (points + fold.step - 1) // fold.step}
 
     # -- running -----------------------------------------------------------------------------------------------------------------
+
+    def kind(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Key:
+        """Calls of the same shapes, strides and dtypes: how many blocks there are is part of what kernels hand to each other."""
+        return (backend.workers(given.device), *given.kind)
 
     def nodes(self, cascade: Cascade, given: Given, backend: Backend, outs: Mapping[str, Output]) -> Sequence[Node]:
         """The kernels of a scan, forward or backward, for tensors like these."""

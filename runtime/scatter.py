@@ -44,9 +44,9 @@ def adding(
     inputs = tuple(dict.fromkeys(p.input for p in parts))
     tables = [n for p in parts for e in p.index for n in reads(e) if n in known.tensors]
 
-    def do(tensors: Tensors) -> None:
+    def do(tensors: Tensors, call: Given) -> None:
         sums = {n: tensors[total(n)] for n in inputs if total(n) in tensors}
-        add(sums, tensors, Given(tensors, known.numbers, known.sizes))
+        add(sums, tensors, Given(tensors, {**known.numbers, **call.numbers}, {**known.sizes, **call.sizes}))
         tensors |= {total(n): x for n, x in sums.items()}
 
     every = dict.fromkeys((*read, *tables, *inputs, *map(total, inputs)))

@@ -19,10 +19,11 @@ from einfuse.ir.passes import split as splitting
 from einfuse.runtime import cache
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
+from einfuse.runtime.graph import Host
 
 if TYPE_CHECKING:
     from einfuse.runtime.backends import Backend
-    from einfuse.runtime.graph import Kernel
+    from einfuse.runtime.graph import Kernel, Tensors
     from einfuse.runtime.outputs import Output
     from einfuse.runtime.program import Program
 
@@ -79,18 +80,25 @@ def planned(program: Program, sizes: Mapping[str, int], workers: int) -> int:
 
 def nodes(
     program: Program, count: int, given: Given, backend: Backend, outs: Mapping[str, Output]
-) -> tuple[Kernel, Kernel] | None:
+) -> tuple[Host, Kernel, Kernel] | None:
     """The launch in that many parts for tensors like these, which writes ``outs``; None where the program cannot be split."""
     both = program.halves
     if both is None:
         return None
     first, second = both.partial.cascade, both.merged.cascade
-    keys = extent_of(program.cascade, both.split.rank, given.sizes)
-    ends = [keys * n // count for n in range(count + 1)]
-    bounds = {first.inputs[-1].name: torch.tensor(list(itertools.pairwise(ends)), device=given.device)}
-    known = given.more(sizes={splitting.PARTS: count})
-    states = both.partial.outputs(first, {**known.tensors, **bounds}, known.sizes)
-    begin = both.partial.kernel(first, known, backend, states, both.split.held, bounds)
+    name, device = first.inputs[-1].name, given.device
+
+    def bounds(tensors: Tensors, call: Given) -> None:
+        keys = extent_of(program.cascade, both.split.rank, call.sizes)
+        ends = [keys * n // count for n in range(count + 1)]
+        tensors[name] = torch.tensor(list(itertools.pairwise(ends)), device=device)
+
+    cut = Host("bounds of the parts", (), (name,), bounds)
+    known = given.more({name: torch.empty((count, 2), dtype=torch.int64, device="meta")}, {splitting.PARTS: count})
+    states = both.partial.outputs(first, known.tensors, known.sizes)
+    begin = both.partial.kernel(first, known, backend, states, both.split.held)
     numbers = {**given.numbers, **splitting.constants(both.split.sizes, given.sizes)}
     held = {both.split.held[n]: x.described() for n, x in states.items()}
-    return begin, both.merged.kernel(second, replace(known.more(held), numbers=numbers), backend, outs)
+    merge = both.merged.kernel(second, replace(known.more(held), numbers=numbers), backend, outs)
+    merge.sized = {p: n for n, p in both.split.sizes.items()}
+    return cut, begin, merge

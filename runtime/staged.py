@@ -20,6 +20,7 @@ from einfuse.runtime.backends import Backend
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Graph, Host, Node, Part, Tensors
+from einfuse.runtime.kinds import Key
 from einfuse.runtime.outputs import Output, described
 from einfuse.runtime.program import Program
 from einfuse.runtime.scan import ScanProgram
@@ -70,6 +71,10 @@ class StagedProgram(Program):
         """What a forward writes."""
         found = {s.names[n]: x for s in self._planned(given, wanted) for n, x in s.program.gives(s.given, s.wanted).items()}
         return {n: found[n] for n in self.kept(wanted)}
+
+    def kind(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Key:
+        """Calls of the same shapes, strides and dtypes: stages have sizes of their own."""
+        return (backend.workers(given.device), *given.kind)
 
     def graph(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Graph:
         """The forward of every stage."""
@@ -157,7 +162,7 @@ def _sum(name: str, terms: Iterable[str]) -> Host:
     """The gradient of a tensor as the sum of its terms, zeros where there are none."""
     terms = tuple(terms)
 
-    def do(tensors: Tensors) -> None:
+    def do(tensors: Tensors, call: Given) -> None:
         found = [tensors[n] for n in terms]
         tensors[f"gradient of {name}"] = sum(found[1:], found[0]) if found else tensors[name].new_zeros(tensors[name].shape)
 

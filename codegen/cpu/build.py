@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import threading
 import weakref
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from einfuse.codegen import files
 from einfuse.codegen.cpu import keep, openmp
 from einfuse.codegen.cpu.names import identifier
-from einfuse.codegen.plan import KernelPlan, table_ranks
+from einfuse.codegen.plan import Fold, KernelPlan, table_ranks
 from einfuse.ir import EinfuseError, Scalar
 
 if TYPE_CHECKING:
@@ -56,6 +57,23 @@ class CpuKernel:
     flags: tuple[str, ...] = ()
     keeps: bool = False
     _frugal: list[CpuKernel] = field(default_factory=list, compare=False, repr=False)  # made once, from what cannot change
+    _tensors: tuple[str, ...] = field(init=False, compare=False, repr=False)
+    _tables: tuple[str, ...] = field(init=False, compare=False, repr=False)
+    _axes: int = field(init=False, compare=False, repr=False)
+    _several: bool = field(init=False, compare=False, repr=False)
+    """Whether there are loops that share what it keeps."""
+    _threads: Callable[[], int] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        import torch
+
+        tables = tuple(f"{r}_{k}" for r in table_ranks(self.plan) for k in ("count", "block"))
+        object.__setattr__(self, "_tensors", tuple(t.name for t in self.plan.tensors))
+        object.__setattr__(self, "_tables", tables)
+        object.__setattr__(self, "_axes", sum(t.axes for t in self.plan.tensors))
+        several = self.keeps and sum(isinstance(s, Fold) for s in self.plan.steps) > 1
+        object.__setattr__(self, "_several", several)
+        object.__setattr__(self, "_threads", torch.get_num_threads)
 
     def frugal(self) -> CpuKernel:
         """The kernel of the same plan that keeps no scores for later loops; printed and loaded once."""
@@ -66,41 +84,31 @@ class CpuKernel:
         return self._frugal[0]
 
     def __call__(self, tensors: Mapping[str, torch.Tensor], params: Mapping[str, Scalar], sizes: Mapping[str, int]) -> None:
-        self.bind(tensors, params, sizes)(tensors)
-
-    def bind(
-        self, tensors: Mapping[str, torch.Tensor], params: Mapping[str, Scalar], sizes: Mapping[str, int]
-    ) -> Callable[[Mapping[str, torch.Tensor]], None]:
-        """The kernel for these host numbers and sizes and tensors of these strides: called with such tensors, as often as one likes.
-
-        The tables of live tiles are held.
-        """
-        import torch
-
+        """Runs it. All that it is given but the numbers are words of one array: pointers, strides, sizes, extents, lengths of tables."""
         plan = self.plan
-        if self.keeps and keep.too_long(plan, sizes):
-            return self.frugal().bind(tensors, params, sizes)
-        own = [tensors[t.name] for t in plan.tensors]
-        for t, x in zip(plan.tensors, own, strict=True):
-            assert x.device.type == "cpu", f"{t.name} is on {x.device}: this kernel runs on the CPU"
-            assert x.dim() == t.axes, f"{t.name} has {x.dim()} axes, the kernel was built for {t.axes}"
-        tables = [tensors[f"{r}_{k}"].contiguous() for r in table_ranks(plan) for k in ("count", "block")]
-        longest = [x.shape[-1] for x in tables[1::2]]
-        lengths = [s for x in own for s in x.stride()]
-        counts = [*(int(sizes[n]) for n in plan.sizes), *(n for x in own for n in x.shape), *longest]
-        values = [float(params[n]) for n, _ in plan.params]
-        strides, extents = (ctypes.c_int64 * max(1, len(lengths)))(*lengths), (ctypes.c_int64 * max(1, len(counts)))(*counts)
-        numbers = (ctypes.c_double * max(1, len(values)))(*values)
-        names = [t.name for t in plan.tensors]
-        pointers = ctypes.c_void_p * max(1, len(own) + len(tables))
-        function, threads = self.function, torch.get_num_threads
-
-        def run(given: Mapping[str, torch.Tensor]) -> None:
-            at = pointers(*[given[n].data_ptr() for n in names], *[x.data_ptr() for x in tables])
-            if _call(function, at, strides, extents, numbers, threads()):
-                raise MemoryError(f"not enough memory for the scratch buffers of the kernel {plan.name}")
-
-        return run
+        if self._several and keep.too_long(plan, sizes):
+            return self.frugal()(tensors, params, sizes)
+        words: list[int] = []
+        strides: list[int] = []
+        counts = [sizes[n] for n in plan.sizes]
+        for n in self._tensors:
+            x = tensors[n]
+            assert x.is_cpu, f"{n} is on {x.device}: this kernel runs on the CPU"
+            words.append(x.data_ptr())
+            strides += x.stride()
+            counts += x.shape
+        assert len(strides) == self._axes, f"the kernel {plan.name} was built for tensors of other axes"
+        tables = [tensors[n].contiguous() for n in self._tables]
+        if tables:
+            words += [x.data_ptr() for x in tables]
+            counts += [x.shape[-1] for x in tables[1::2]]
+        first = 8 * len(words)
+        held = array("q", words + strides + counts)
+        numbers = array("d", [params[n] for n, _ in plan.params])
+        at = held.buffer_info()[0]
+        code = _call(self.function, at, at + first, at + first + 8 * self._axes, numbers.buffer_info()[0], self._threads())
+        if code:
+            raise MemoryError(f"not enough memory for the scratch buffers of the kernel {plan.name}")
 
 
 def build(plan: KernelPlan, source: str, folder: Path, flags: Sequence[str] = (), keeps: bool = False) -> CpuKernel:

@@ -33,11 +33,11 @@ def run(*nodes: Node, outs: tuple[str, ...]) -> list[torch.Tensor]:
 def test_a_kernel_makes_whole_numbers_that_a_later_one_reads() -> None:
     """As a choice of coordinates is made: its shape follows from sizes, its values from tensors."""
 
-    def choose(tensors: Mapping[str, torch.Tensor]) -> bool:
+    def choose(tensors: Mapping[str, torch.Tensor], *call: object) -> bool:
         tensors["chosen"].copy_(tensors["x"].topk(2).indices)
         return False
 
-    def gather(tensors: Mapping[str, torch.Tensor]) -> bool:
+    def gather(tensors: Mapping[str, torch.Tensor], *call: object) -> bool:
         torch.gather(tensors["x"], 0, tensors["at"], out=tensors["o"])
         return False
 
@@ -49,7 +49,7 @@ def test_a_kernel_makes_whole_numbers_that_a_later_one_reads() -> None:
 
 def test_what_no_node_writes_is_seen() -> None:
     """New memory is NaN where tests run."""
-    (found,) = run(kernel("x", {"o": Output((3,), torch.float32)}, lambda tensors: False), outs=("o",))
+    (found,) = run(kernel("x", {"o": Output((3,), torch.float32)}, lambda *call: False), outs=("o",))
     assert found.isnan().all()
 
 
@@ -57,10 +57,10 @@ def test_a_tensor_is_freed_after_its_last_reader() -> None:
     kept: list[weakref.ref[torch.Tensor]] = []
     alive: list[bool] = []
 
-    def first(tensors: Tensors) -> None:
+    def first(tensors: Tensors, call: Given) -> None:
         kept.append(weakref.ref(tensors["a"]))
 
-    def later(tensors: Tensors) -> None:
+    def later(tensors: Tensors, call: Given) -> None:
         alive.append(kept[0]() is not None)
 
     made = Host("make", (), (), first, {"a": Output((2,), torch.float32), "o": Output((1,), torch.float32)})
@@ -76,7 +76,7 @@ def test_a_kernel_that_asks_for_a_smaller_one_gets_it_at_the_next_call() -> None
     def nodes(given: Given) -> list[Node]:
         size = sizes[0]
 
-        def launch(tensors: Mapping[str, torch.Tensor]) -> bool:
+        def launch(*call: object) -> bool:
             ran.append(size)
             return size > 1 and bool(sizes.pop(0))
 
@@ -116,7 +116,7 @@ def test_a_picture_shows_every_node_of_a_training_step(name: str, tmp_path: Path
 
 
 def test_lines_that_come_again_are_said_once() -> None:
-    again = [Host("a", ("x",), ("x",), lambda tensors: None), Host("b", ("x",), ("y",), lambda tensors: None)]
+    again = [Host("a", ("x",), ("x",), lambda *call: None), Host("b", ("x",), ("y",), lambda *call: None)]
     graph = Graph(lambda given: again * 3, GIVEN, ("y",))
     assert lines(graph) == ["a: x -> x", "b: x -> y", "... 3 times"]
 

@@ -62,6 +62,7 @@ CHANGED = (
     "dtype",
     "mode",
     "rows",
+    "keys",
     "threads",
     "window",
     "given",
@@ -86,12 +87,13 @@ LAYOUTS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
 
 @dataclass(frozen=True)
 class Call:
-    """One call, as drawn; ``shared`` heads of keys, each read by ``group`` heads of queries."""
+    """One call, as drawn; ``shared`` heads of keys, each read by ``group`` heads of queries; 0 ``keys``: as many as rows."""
 
     batch: int
     shared: int
     group: int
     rows: int
+    keys: int
     width: int
     dtype: torch.dtype
     layouts: tuple[int, ...]
@@ -104,12 +106,13 @@ class Call:
 
 
 @st.composite
-def calls(draw: st.DrawFn, optional: tuple[str, ...], image: bool) -> Call:
+def calls(draw: st.DrawFn, optional: tuple[str, ...], image: bool, apart: bool) -> Call:
     return Call(
         batch=draw(st.sampled_from((1, 2))),
         shared=draw(st.sampled_from((1, 2))),
         group=draw(st.sampled_from((1, 2, 4))),
         rows=144 if image else draw(st.sampled_from((17, 5, 40, 1))),
+        keys=draw(st.sampled_from((0, 31, 18, 70))) if apart else 0,
         width=draw(st.sampled_from((8, 16))),
         dtype=draw(st.sampled_from(DTYPES)),
         layouts=tuple(draw(st.lists(st.integers(0, len(LAYOUTS) - 1), min_size=8, max_size=8))),
@@ -135,7 +138,7 @@ def threads(count: int) -> Iterator[None]:
 def arguments(attention: einfuse.Attention, call: Call) -> dict[str, torch.Tensor | Scalar]:
     """Drawn inputs, each in a layout of its own; tables whose dtype is the call's, so that only sizes and dtypes differ between calls."""
     whole = attention.given(call.given) if call.given else attention
-    shape = Shape(call.batch, call.shared * call.group, call.rows, call.rows, (call.width, call.width), call.group)
+    shape = Shape(call.batch, call.shared * call.group, call.rows, call.keys or call.rows, (call.width, call.width), call.group)
     found = example_inputs(whole.cascade, call.dtype, call.seed, shape)
     layouts = iter(call.layouts)
     for n, x in found.items():
@@ -213,7 +216,7 @@ DISTURBED = {"pickled": pickled, "reported": reported, "refused": refused}
 def machine(spec: str, backend: BackendName) -> type[RuleBasedStateMachine]:
     """A state machine over one attention on one back end."""
     text, parameters, optional = SPECS[spec]
-    drawn = calls(optional, spec == "lists of pairs")
+    drawn = calls(optional, spec == "lists of pairs", spec == "varied")
 
     class Sequence(RuleBasedStateMachine):
         def __init__(self) -> None:
@@ -277,12 +280,25 @@ FAULTS = {
         "Specialisation.key = property(lambda self: (self.cascade.digest, *(self.storage[n] for n in tensors(self.cascade)),\n"
         "  *sorted(self.static.items()), self.backend.identity, self.strict, self.backward))",
     ),
-    "prepared calls known without strides": (
+    "strides of the first call": (
         "varied",
-        1,
-        "import torch, types\nfrom einfuse.runtime import prepared\nsigned = prepared.signature\n"
-        "prepared.signature = lambda args, kwargs: signed([x.contiguous() for x in args],\n"
-        "  {n: x.contiguous() if isinstance(x, torch.Tensor) and not x.requires_grad else x for n, x in kwargs.items()})",
+        0,
+        "from einfuse.codegen.cpu.build import CpuKernel\ncalled, first = CpuKernel.__call__, {}\n"
+        "def call(self, tensors, *rest):\n"
+        "    laid = {n: x.as_strided(x.shape, first.setdefault((self.library, n, x.shape), x.stride())) for n, x in tensors.items()}\n"
+        "    called(self, laid, *rest)\n"
+        "CpuKernel.__call__ = call",
+    ),
+    "lengths of the first call of a kind": (
+        "varied",
+        0,
+        "from einfuse.runtime.graph import Graph\nran = Graph.run\nGraph.run = lambda self, tensors, call=None: ran(self, tensors)",
+    ),
+    "one query a kind with several": (
+        "varied",
+        0,
+        "from dataclasses import replace\nfrom einfuse.runtime.kinds import Kinds\nkey = Kinds.key\n"
+        "Kinds.key = lambda self, given, workers: key(self, replace(given, sizes={**given.sizes, **dict.fromkeys(self.growing, 40)}), workers)",
     ),
 }
 """What was once wrong, or would be if a key were shorter; each with the spec that shows it, and the seed that does so in few examples."""

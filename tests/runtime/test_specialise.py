@@ -114,9 +114,11 @@ def test_the_kernels_that_are_reported_are_those_that_run(backend: BackendName, 
     ran: list[str] = []
     run = launch.Launch.__call__
 
-    def watched(self: launch.Launch, tensors: Mapping[str, torch.Tensor]) -> bool:
+    def watched(
+        self: launch.Launch, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar], sizes: Mapping[str, int]
+    ) -> bool:
         ran.append(self.built.printed.source)
-        return run(self, tensors)
+        return run(self, tensors, numbers, sizes)
 
     monkeypatch.setattr(launch.Launch, "__call__", watched)
     for name, given, shape in CALLS:
