@@ -149,6 +149,7 @@ class Graph:
     def _plan(self) -> None:
         self.nodes = tuple(self._build(self._given))
         for node in self.nodes:
+            node.makes = {n: x.following(self._given.sizes) for n, x in node.makes.items()}  # type: ignore[arg-type]  # of the names it has
             if isinstance(node, Kernel):
                 node.beside(self._given)
         last = {n: place for place, node in enumerate(self.nodes) for n in touched(node)}

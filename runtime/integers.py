@@ -17,7 +17,6 @@ from einfuse.ir import Cascade, Expr
 from einfuse.ir import expr as ex
 from einfuse.ir.rewrite import expressions, statements
 from einfuse.ir.text import show_expr
-from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
 
 LEAST, MOST = -(2**31), 2**31 - 1
@@ -86,9 +85,43 @@ def ranges(cascade: Cascade, tables: Mapping[str, torch.Tensor]) -> Mapping[str,
     return None
 
 
-def check(cascade: Cascade, given: Given, tables: Mapping[str, Range]) -> None:
+def _same(found: Range) -> Range:
+    return found
+
+
+def rounded(found: Range) -> Range:
+    """From 0, or from a power of two below, to one above."""
+    return -(1 << (-found[0]).bit_length()) if found[0] < 0 else 0, 1 << found[1].bit_length() if found[1] > 0 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """From where to where sizes, whole host numbers and the entries of tables go."""
+
+    sizes: Mapping[str, Range]
+    numbers: Mapping[str, Range]
+    tables: Mapping[str, Range]
+
+    @staticmethod
+    def of(given: Given, tables: Mapping[str, Range], wider: Callable[[Range], Range] = _same) -> Known:
+        """Of a call; ``wider`` makes a range of each that holds it."""
+        whole = {n: x for n, x in given.numbers.items() if isinstance(x, int) and not isinstance(x, bool)}
+        sizes, numbers = ({n: wider((x, x)) for n, x in known.items()} for known in (given.sizes, whole))
+        return Known(sizes, numbers, {n: wider(x) for n, x in tables.items()})
+
+
+def fits(cascade: Cascade, known: Known) -> bool:
+    """Whether all integers fit."""
+    try:
+        check(cascade, known)
+    except ValueError:
+        return False
+    return True
+
+
+def check(cascade: Cascade, known: Known) -> None:
     """Raises ValueError that names the first expression whose values may not fit."""
-    every = _Ranges(cascade, given, tables)
+    every = _Ranges(cascade, known)
     for x in statements(cascade):
         for e in expressions(x):
             every.of(e)
@@ -105,8 +138,7 @@ def _of_table(x: torch.Tensor) -> Range:
 @dataclass(slots=True)
 class _Ranges:
     cascade: Cascade
-    given: Given
-    tables: Mapping[str, Range]
+    known: Known
 
     def of(self, e: Expr) -> Range | None:
         """From where to where the values of ``e`` go; None where that is not known, or they are no whole numbers. Raises ValueError."""
@@ -124,17 +156,15 @@ class _Ranges:
         return found
 
     def _leaf(self, e: Expr) -> Range | None:
-        value: object = None
+        known = self.known
         if e.op == "index":
-            return 0, max(extent_of(self.cascade, e.name, self.given.sizes) - 1, 0)
-        if e.op == "load" and e.name in self.tables:
-            return self.tables[e.name]
-        if e.op == "const":
-            value = e.value
-        elif e.op == "size":
-            value = self.given.sizes.get(e.name)
-        elif e.op == "load":
-            value = self.given.numbers.get(e.name)
+            size = self.cascade.rank(e.name).size
+            return 0, max((size if isinstance(size, int) else known.sizes[size][1]) - 1, 0)
+        if e.op == "load":
+            return known.tables.get(e.name, known.numbers.get(e.name))
+        if e.op == "size":
+            return known.sizes.get(e.name)
+        value = e.value if e.op == "const" else None
         return (value, value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 

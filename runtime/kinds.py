@@ -23,6 +23,11 @@ LOOKED_AT = FEWEST // 2
 Key = tuple[object, ...]
 
 
+def exactly(given: Given, workers: int) -> Key:
+    """The kind of calls of the same shapes, strides and dtypes: where nodes have sizes of their own."""
+    return (workers, *given.kind)
+
+
 @dataclass(frozen=True, slots=True)
 class Kinds:
     """The kinds of calls of one cascade. ``fixed`` are the sizes that count as they are, ``growing`` the lengths of its sequences, ``rows``

@@ -109,7 +109,7 @@ class Lists:
         inner = (start[:, None] + torch.arange(CHUNK)).to(self.index.device)
         column = next(r for r in made.at if r not in (*self.over, self.lister))
 
-        def do(tensors: Tensors) -> None:
+        def do(tensors: Tensors, call: Given) -> None:
             rows, block, place = _by_block(self.entries(tensors, w), self.span, groups)
             at = self.ambient(w, groups) | {column: block.flatten(), self.lister: (rows + w.lo).flatten(0, 1)}
             of = self.ambient(w, chunks) | {self.lister: (inner + w.lo).int().repeat(w.points, 1)}
@@ -132,7 +132,7 @@ class Lists:
         w = Window(0, self.points, 0, self.rows)
         blocked = next(r for r in made.at if r not in self.over)
 
-        def do(tensors: Tensors) -> None:
+        def do(tensors: Tensors, call: Given) -> None:
             entries = self.entries(tensors, w).flatten(1)
             order, count, start = _ordered(entries, self.span)
             base = torch.arange(self.points, device=count.device)[:, None] * entries.shape[1]

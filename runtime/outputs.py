@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -39,6 +39,11 @@ class Output:
             return torch.zeros(shape, dtype=self.dtype, device=device)
         made = empty(shape, self.dtype, device, self.strides)
         return made.zero_() if self.cleared else made
+
+    def following(self, sizes: Mapping[int | str, int]) -> Output:
+        """The same, for calls with other values of these sizes; of this shape alone where a size of its own goes by the same name."""
+        same = all(sizes.get(s, n) == n for s, n in zip(self.sizes, self.shape, strict=False))
+        return self if same else replace(self, sizes=())
 
     @property
     def elements(self) -> int:

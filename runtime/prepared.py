@@ -109,14 +109,15 @@ class Reader:
 
 @dataclass(slots=True)
 class Ready:
-    """One kind of call. ``looks``: at the values of tensors, sizes and numbers, before every launch."""
+    """One kind of call. ``looks``: at the values of tensors, before every launch."""
 
     program: Program
     graph: Graph
     looks: bool
 
-    def __call__(self, given: Given) -> list[torch.Tensor]:
-        if self.looks:
+    def __call__(self, given: Given, new: bool = False) -> list[torch.Tensor]:
+        """The outputs; ``new``: of sizes or numbers that were not looked at."""
+        if self.looks or new:
             self.program.check_ranges(given)
         return self.graph.run(given.tensors, given)  # type: ignore[arg-type]  # our own dictionary, read by nobody else
 
@@ -148,25 +149,30 @@ class Calls:
         given = self.read(args, kwargs)
         if given is None:
             return None
-        found = self.known.get(self._kind(given, choose(given.device, self.backend)))
+        found = self.known.get(self._kind(given, *self._served(given)))
         if found is None:
             return None
-        self.seen[signed] = found, given.numbers, given.sizes
-        return found(given)
+        outs = found(given, new=True)
+        self.seen[signed] = found, given.numbers, given.sizes  # nothing was refused
+        return outs
 
     def prepared(self, given: Given, formed: bool) -> list[torch.Tensor]:
         """The outputs of a call whose arguments are known to fit, of a kind that is made ready by it."""
         self.formed = formed
         self.read.learn(given)
-        backend = choose(given.device, self.backend)
-        program = self.program.suited(backend, lambda: precision_of(self.program.cascade, given.tensors).itemsize == 2)
+        backend, program = self._served(given)
         program.check_ranges(given)
         graph = program.graph(given, backend)
-        self.known[self._kind(given, backend)] = Ready(program, graph, True)
+        self.known[self._kind(given, backend, program)] = Ready(program, graph, program.guard.looks)
         return graph.run(dict(given.tensors), given)
 
-    def _kind(self, given: Given, backend: Backend) -> Key:
-        kind = self.program.kind(given, backend)
+    def _served(self, given: Given) -> tuple[Backend, Program]:
+        """The back end of a call, and the program that serves it best there."""
+        backend = choose(given.device, self.backend)
+        return backend, self.program.suited(backend, lambda: precision_of(self.program.cascade, given.tensors).itemsize == 2)
+
+    def _kind(self, given: Given, backend: Backend, program: Program) -> Key:
+        kind = program.kind(given, backend)
         return (os.environ.get(FORM), *given.sizes.values(), *kind) if self.formed else kind
 
     def _signature(self, args: Sequence[Argument], kwargs: Mapping[str, Argument]) -> Key | None:

@@ -15,18 +15,18 @@ from einfuse.ir.backward import Backward, Step, adjoint
 from einfuse.ir.expr import reads
 from einfuse.ir.passes import canonicalise, differentiate
 from einfuse.ir.rewrite import expressions, statements
-from einfuse.runtime import cache, heads, integers, ranges, split
+from einfuse.runtime import cache, heads, split
 from einfuse.runtime.backends import Backend
 from einfuse.runtime.given import Given
 from einfuse.runtime.gradients import Gradients
 from einfuse.runtime.graph import Graph, Kernel, Node, room
+from einfuse.runtime.guard import Guard
 from einfuse.runtime.kinds import Key, Kinds
 from einfuse.runtime.launch import Built, Choice, Launch
 from einfuse.runtime.outputs import Output, described, of_backward, of_forward
 from einfuse.runtime.recent import Recent
 from einfuse.runtime.specialise import Printed, Specialisation
 from einfuse.runtime.tiles import Variant
-from einfuse.runtime.unchanged import Unchanged
 from einfuse.runtime.walks import Walks
 
 
@@ -37,10 +37,7 @@ class Program:
     cascade: Cascade
     strict: bool = False
     wide: bool = False  # outputs stay in accumulation precision
-    suspects: tuple[tuple[ranges.Suspect, tuple[str, ...]], ...] = ()  # with the tables whose values decide
-    counted: integers.Counted = field(init=False)
-    fit: Recent[tuple[object, ...], bool] = field(default_factory=Recent)
-    in_range: Recent[tuple[object, ...], Unchanged] = field(default_factory=Recent)
+    guard: Guard = field(init=False)
     built: Recent[tuple[Specialisation, Variant], Built] = field(default_factory=Recent)
     graphs: Recent[tuple[object, ...], Graph] = field(default_factory=Recent)
     backwards: dict[tuple[str, ...], Backward] = field(default_factory=dict)
@@ -51,41 +48,11 @@ class Program:
 
     def __post_init__(self) -> None:
         self.walks = Walks(self.strict)
-        tensors = {t.name for t in self.cascade.inputs if not t.param}
-        self.counted = integers.counted(self.cascade)
-        self.suspects = tuple((x, tuple(sorted(x.tables & tensors))) for x in ranges.suspects(self.cascade))
-
-    @property
-    def looks(self) -> bool:
-        """Whether calls depend on what tables hold."""
-        return bool(self.counted.tables) or any(tables for _, tables in self.suspects)
+        self.guard = Guard(self.cascade)
 
     def check_ranges(self, given: Given) -> None:
-        """Raises ValueError where an integer would leave 32 bits, or a read its tensor. The second is free once seen, until the values of
-        a table that decides change."""
-        self._check_integers(given)
-        if not self.suspects:
-            return
-        key = given.key
-        for n, (suspect, deciding) in enumerate(self.suspects):
-            tables = [given.tensors[name] for name in deciding]
-            if any(not x.is_cpu for x in tables):
-                continue  # looking would stall the device; kernels clamp
-            seen = self.in_range.get((n, key))
-            if seen is None or not seen.are(tables):
-                ranges.check(self.cascade, suspect, given)
-                now = Unchanged.of(tables)
-                if now is not None:
-                    self.in_range[n, key] = now
-
-    def _check_integers(self, given: Given) -> None:
-        found = integers.ranges(self.cascade, self.counted.looked_at(given))
-        if found is None:
-            return
-        key = (given.key, *found.items())
-        if key not in self.fit:
-            integers.check(self.cascade, given, found)
-            self.fit[key] = True
+        """Raises ValueError where an integer would leave 32 bits, or a read its tensor (see `Guard`)."""
+        self.guard(given)
 
     def canonical(self) -> Cascade:
         return canonicalise.run(self.cascade)

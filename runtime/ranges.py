@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from einfuse.ir import Cascade, Einsum, Expr, call, classify, conjunction, const
+from einfuse.ir import Cascade, Einsum, Expr, TileMap, call, classify, conjunction, const
 from einfuse.ir import expr as ex
 from einfuse.ir.definitions import Definitions
 from einfuse.ir.errors import TooLargeError
@@ -26,7 +26,7 @@ MOST_READERS = 4  # spaces that are looked at together; with more of them a read
 TILES_TRIED = 16  # a tile that may hold an outside read is looked through point by point; that many of them
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Suspect:
     """An index that is not inside its axis by construction, and the space in which it is read."""
 
@@ -37,18 +37,18 @@ class Suspect:
     extent: Expr
     space: Expr | None
 
-    @property
-    def outside(self) -> Expr:
+    @functools.cached_property
+    def anywhere(self) -> Expr:
+        """Where the index is outside of its axis, in the space or not."""
         below = call("<", self.index, const(0))
         above = call(">=", self.index, self.extent)
-        both = conjunction(self.space, call("or", below, above))
+        return call("or", below, above)
+
+    @functools.cached_property
+    def outside(self) -> Expr:
+        both = conjunction(self.space, self.anywhere)
         assert both is not None, "the index is compared"
         return both
-
-    @property
-    def tables(self) -> set[str]:
-        """The tensors whose values decide."""
-        return ex.reads(self.outside)
 
 
 def suspects(cascade: Cascade) -> tuple[Suspect, ...]:
@@ -113,28 +113,43 @@ def _either(spaces: list[Expr]) -> Expr | None:
     return functools.reduce(functools.partial(call, "or"), spaces) if spaces else None
 
 
+def inside(cascade: Cascade, suspect: Suspect, given: Given) -> bool:
+    """Whether no point at all, live or not, reads outside: whatever the tables hold that say which points are live."""
+    found = _classified(cascade, suspect.anywhere, given)
+    return found is None or not found[0].kind.any()
+
+
 def check(cascade: Cascade, suspect: Suspect, given: Given) -> None:
     """Raises ValueError that names the tensor, the index, its value and the point, if a live point reads outside."""
-    outside = suspect.outside
-    extents = {r.name: extent_of(cascade, r.name, given.sizes) for r in cascade.ranks}
-    if any(n == 0 for n in extents.values()):
+    classified = _classified(cascade, suspect.outside, given)
+    if classified is None:
         return
-    used = [r.name for r in cascade.ranks if r.name in ex.indices(outside)]
-    ambient = {r: extents[r] for r in cascade.over}
-    free = [r for r in used if r not in ambient]
-    if len(free) > 2:
-        return  # more than a pair of coordinates: kernels clamp such a read
-    rows, columns = (free + [r for r in extents if r not in free and r not in ambient])[:2]
-    tables = {n: given.tensors[n].detach().cpu() for n in suspect.tables if n in given.tensors}
-    arrays = {n: (t.double() if t.is_floating_point() else t).numpy() for n, t in tables.items()}  # numpy has no bfloat16
-    sides = (rows, extents[rows], TILE), (columns, extents[columns], TILE)
-    found = classify(outside, *sides, dict(given.sizes), dict(given.numbers), arrays, ambient)
+    found, rows, columns = classified
+    extents = {r.name: extent_of(cascade, r.name, given.sizes) for r in cascade.ranks}
+    used = [r.name for r in cascade.ranks if r.name in ex.indices(suspect.outside)]
     live = np.argwhere(found.kind != 0)
     for at in live[:TILES_TRIED]:
         window = {r: (int(k), int(k) + 1) for r, k in zip(found.ranks, at[:-2], strict=True)}
         for r, k in ((rows, at[-2]), (columns, at[-1])):
             window[r] = (int(k) * TILE, min((int(k) + 1) * TILE, extents[r]))
         _look(cascade, suspect, used, window, given)
+
+
+def _classified(cascade: Cascade, outside: Expr, given: Given) -> tuple[TileMap, str, str] | None:
+    """Where tiles of points may read outside, and the ranks of their rows and columns; None where there is nothing to look at."""
+    extents = {r.name: extent_of(cascade, r.name, given.sizes) for r in cascade.ranks}
+    if any(n == 0 for n in extents.values()):
+        return None
+    used = [r.name for r in cascade.ranks if r.name in ex.indices(outside)]
+    ambient = {r: extents[r] for r in cascade.over}
+    free = [r for r in used if r not in ambient]
+    if len(free) > 2:
+        return None  # more than a pair of coordinates: kernels clamp such a read
+    rows, columns = (free + [r for r in extents if r not in free and r not in ambient])[:2]
+    tables = {n: given.tensors[n].detach().cpu() for n in ex.reads(outside) if n in given.tensors}
+    arrays = {n: (t.double() if t.is_floating_point() else t).numpy() for n, t in tables.items()}  # numpy has no bfloat16
+    sides = (rows, extents[rows], TILE), (columns, extents[columns], TILE)
+    return classify(outside, *sides, dict(given.sizes), dict(given.numbers), arrays, ambient), rows, columns
 
 
 def _look(cascade: Cascade, suspect: Suspect, used: list[str], window: Mapping[str, tuple[int, int]], given: Given) -> None:

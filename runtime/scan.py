@@ -20,7 +20,7 @@ from einfuse.runtime.backends import Backend
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Node
-from einfuse.runtime.kinds import Key
+from einfuse.runtime.kinds import Key, exactly
 from einfuse.runtime.outputs import Output, accumulation, described, of_forward
 from einfuse.runtime.pieces import Pieces
 from einfuse.runtime.program import Program
@@ -112,7 +112,7 @@ class ScanProgram(Program):
 
     def kind(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Key:
         """Calls of the same shapes, strides and dtypes: how many blocks there are is part of what kernels hand to each other."""
-        return (backend.workers(given.device), *given.kind)
+        return exactly(given, backend.workers(given.device))
 
     def nodes(self, cascade: Cascade, given: Given, backend: Backend, outs: Mapping[str, Output]) -> Sequence[Node]:
         """The kernels of a scan, forward or backward, for tensors like these."""

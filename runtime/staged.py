@@ -20,7 +20,7 @@ from einfuse.runtime.backends import Backend
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Graph, Host, Node, Part, Tensors
-from einfuse.runtime.kinds import Key
+from einfuse.runtime.kinds import Key, exactly
 from einfuse.runtime.outputs import Output, described
 from einfuse.runtime.program import Program
 from einfuse.runtime.scan import ScanProgram
@@ -74,7 +74,7 @@ class StagedProgram(Program):
 
     def kind(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Key:
         """Calls of the same shapes, strides and dtypes: stages have sizes of their own."""
-        return (backend.workers(given.device), *given.kind)
+        return exactly(given, backend.workers(given.device))
 
     def graph(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Graph:
         """The forward of every stage."""

@@ -24,6 +24,7 @@ from einfuse.runtime.backends import Backend
 from einfuse.runtime.binding import evaluate, extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Graph, Host, Node, Part, Tensors, room
+from einfuse.runtime.kinds import Key, exactly
 from einfuse.runtime.lists import CHUNK, TILE, Lists
 from einfuse.runtime.outputs import Output
 from einfuse.runtime.program import Program
@@ -78,8 +79,11 @@ class ListedProgram(Program):
 
     def check_ranges(self, given: Given) -> None:
         """See `Program.check_ranges`."""
-        if self.tabled.suspects:
+        if self.tabled.guard.groups:
             self.tabled.check_ranges(self._tabled(given))
+
+    def kind(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Key:
+        return exactly(given, backend.workers(given.device))  # windows are as many as rows take
 
     def kept(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
         return self.tabled.kept(wanted)
@@ -106,7 +110,7 @@ class ListedProgram(Program):
         names = {t.name: f"table of {t.name}" for t in self.cascade.inputs if t.listed is not None}
         spans = {t.name: int(evaluate(t.axes[-1], given.sizes)) for t in self.cascade.inputs if t.listed is not None}
 
-        def tables(tensors: Tensors) -> None:
+        def tables(tensors: Tensors, call: Given) -> None:
             tensors |= {names[n]: members(tensors[n], span) for n, span in spans.items()}
 
         takes = {n: names.get(n, n) for n in given.tensors}
@@ -230,7 +234,7 @@ class Driving(Program):
 def _unblocked(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], over: int) -> Host:
     """Outputs by blocks [groups, width, ..] as those of all rows [.., rows, ..]."""
 
-    def do(tensors: Tensors) -> None:
+    def do(tensors: Tensors, call: Given) -> None:
         for n, blocks in names.items():
             shape = shapes[n]
             tensors[n] = tensors[blocks].view(*shape[:over], -1, *shape[over + 1 :]).narrow(over, 0, shape[over])
@@ -241,7 +245,7 @@ def _unblocked(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], 
 def _flattened(names: Mapping[str, str]) -> Host:
     """Parts [groups, tile, ..] as parts [pairs, ..]."""
 
-    def do(tensors: Tensors) -> None:
+    def do(tensors: Tensors, call: Given) -> None:
         tensors |= {flat: tensors[n].flatten(0, 1) for n, flat in names.items()}
 
     return Host("parts of pairs", tuple(names), tuple(names.values()), do)

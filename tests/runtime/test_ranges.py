@@ -36,7 +36,7 @@ def check(
         "rows": torch.zeros(3),
     }
     sizes = {"B": 2, "Nq": nq, "Nk": nk, "R": r, "P": nk, "S": 3}
-    Program(c).check_ranges(Given(tensors, {"width": width}, sizes))
+    Program(c).guard(Given(tensors, {"width": width}, sizes))
 
 
 @pytest.mark.parametrize(
