@@ -69,7 +69,12 @@ class Attention:
         self.text, self.program = ops.register(self.cascade, self.strict, self.wide)
         self.key = cache.content(self.text, self.strict, self.wide)
         _ = self.cascade.with_features  # kept now: torch.compile traces calls, and not the lock of a cached property
-        self._calls = prepared.Calls(self.program, self.backend)
+        key = (self.text, self.strict, self.wide)
+        self._calls = prepared.Calls(
+            self.program,
+            self.backend,
+            functools.partial(ops.Call.of, key, self.cascade, "" if self.backend is None else self.backend),
+        )
         chosen = choose.run(self.cascade)
         if chosen is not None:
             if known_form(self.form) == "linear":
@@ -144,11 +149,7 @@ class Attention:
 
     def operator_call(self, numbers: Mapping[str, Scalar]) -> ops.Call:
         """What every operator begins with."""
-        params = [t for t in self.cascade.inputs if t.param]
-        symbolic = torch.compiler.is_compiling()
-        ints: list[Any] = [numbers[t.name] if symbolic else int(numbers[t.name]) for t in params if t.dtype == "int"]
-        floats = [float(numbers[t.name]) for t in params if t.dtype == "float"]
-        return ops.Call(self.text, self.backend or "", self.strict, self.wide, ints or None, floats or None)
+        return ops.Call.of((self.text, self.strict, self.wide), self.cascade, self.backend or "", numbers)
 
     # -- forms -------------------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ with these operators is in `einfuse.runtime.transforms`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -70,6 +70,15 @@ class Call(NamedTuple):
     def differentiable(self) -> list[bool]:
         """Of each tensor, whether it has derivatives."""
         return [t.dtype == "float" for t in self.cascade.inputs if not t.param]
+
+    @staticmethod
+    def of(key: Key, cascade: Cascade, backend: str, numbers: Mapping[str, Scalar]) -> Call:
+        """For host numbers of a cascade, of which the first of ``key`` is the text."""
+        params = [t for t in cascade.inputs if t.param]
+        symbolic = torch.compiler.is_compiling()
+        ints: list[Any] = [numbers[t.name] if symbolic else int(numbers[t.name]) for t in params if t.dtype == "int"]
+        floats = [float(numbers[t.name]) for t in params if t.dtype == "float"]
+        return Call(key[0], backend, *key[1:], ints or None, floats or None)
 
     def suited(self, tensors: Sequence[torch.Tensor]) -> tuple[Program, Backend]:
         """The program that serves these tensors best, and the back end it runs on."""

@@ -135,7 +135,7 @@ def gradient(total: torch.Tensor | None, of: torch.Tensor) -> torch.Tensor:
     if total is None:
         return torch.zeros_like(of)
     made = _layout(of)
-    if total.dtype == of.dtype and total.stride() == (made or _contiguous(total.shape)):
+    if total.dtype == of.dtype and (total.is_contiguous() if made is None else total.stride() == made):
         return total
     return torch.empty_like(of).copy_(total)
 
@@ -144,13 +144,8 @@ def _layout(x: torch.Tensor) -> tuple[int, ...] | None:
     """The strides that `torch.empty_like` gives; None where they are contiguous."""
     if x.is_contiguous():
         return None
-    strides: tuple[int, ...] = torch.empty_like(x, device="meta").stride()
-    return None if strides == _contiguous(x.shape) else strides
-
-
-def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    strides: tuple[int, ...] = torch.empty(tuple(shape), device="meta").stride()
-    return strides
+    made = torch.empty_like(x, device="meta")
+    return None if made.is_contiguous() else made.stride()
 
 
 def _ranks(cascade: Cascade) -> tuple[dict[str, tuple[str, ...]], str | None]:

@@ -1,19 +1,18 @@
 """A call like an earlier one: goes straight to the graph of its kind, past torch's dispatcher, where the dispatcher would have no say.
 
-No gradient is recorded, and no tracer, transform, mode or subclass of a tensor looks on. All other calls go through the operators of
-`einfuse.runtime.ops`. What such a call brings is read in one go over its arguments (`Reader`), without the reports of
-`einfuse.runtime.binding`: whatever is not as in a call that went through there goes there.
+No tracer, transform, mode or subclass of a tensor looks on. All other calls go through the operators of `einfuse.runtime.ops`. What such
+a call brings is read in one go over its arguments (`Reader`), without the reports of `einfuse.runtime.binding`: whatever is not as in a
+call that went through there goes there.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch.autograd import forward_ad, profiler
 
 from einfuse.ir import Cascade, Scalar
 from einfuse.ir.expr import sizes as made_of
@@ -23,15 +22,13 @@ from einfuse.runtime.forms import FORM
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Graph
 from einfuse.runtime.kinds import Key
+from einfuse.runtime.ops import Call
 from einfuse.runtime.program import Program
+from einfuse.runtime.quiet import plain, watched
 from einfuse.runtime.recent import Recent
+from einfuse.runtime.recorded import Recorded
 
 Argument = torch.Tensor | Scalar
-
-_STRIDED = torch.strided
-_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
-_USUAL = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
-_QUIET = frozenset({_USUAL.raw_repr(), _USUAL.add(torch._C.DispatchKey.ADInplaceOrView).raw_repr()})  # inference mode, and else
 
 
 class Reader:
@@ -109,16 +106,19 @@ class Reader:
 
 @dataclass(slots=True)
 class Ready:
-    """One kind of call. ``looks``: at the values of tensors, before every launch."""
+    """One kind of call. ``looks``: at the values of tensors, before every launch; ``recorded``: for gradients."""
 
     program: Program
     graph: Graph
     looks: bool
+    recorded: Recorded | None
 
     def __call__(self, given: Given, new: bool = False) -> list[torch.Tensor]:
         """The outputs; ``new``: of sizes or numbers that were not looked at."""
         if self.looks or new:
             self.program.check_ranges(given)
+        if self.recorded is not None:
+            return self.recorded(given)
         return self.graph.run(given.tensors, given)  # type: ignore[arg-type]  # our own dictionary, read by nobody else
 
 
@@ -128,6 +128,7 @@ class Calls:
 
     program: Program
     backend: BackendName | None
+    operator: Callable[[Mapping[str, Scalar]], Call]
     known: Recent[Key, Ready] = field(default_factory=Recent)
     seen: Recent[Key, tuple[Ready, Mapping[str, Scalar], Mapping[str, int]]] = field(default_factory=Recent)
     formed: bool = False
@@ -161,10 +162,11 @@ class Calls:
         self.formed = formed
         self.read.learn(given)
         backend, program = self._served(given)
-        program.check_ranges(given)
-        graph = program.graph(given, backend)
-        self.known[self._kind(given, backend, program)] = Ready(program, graph, program.guard.looks)
-        return graph.run(dict(given.tensors), given)
+        wanted = _wanted(given)
+        graph = program.shared(given, backend, wanted)
+        recorded = Recorded(program, backend, graph, wanted, self.operator) if wanted else None
+        self.known[self._kind(given, backend, program)] = made = Ready(program, graph, program.guard.looks, recorded)
+        return made(replace(given, tensors=dict(given.tensors)), new=True)
 
     def _served(self, given: Given) -> tuple[Backend, Program]:
         """The back end of a call, and the program that serves it best there."""
@@ -172,21 +174,20 @@ class Calls:
         return backend, self.program.suited(backend, lambda: precision_of(self.program.cascade, given.tensors).itemsize == 2)
 
     def _kind(self, given: Given, backend: Backend, program: Program) -> Key:
-        kind = program.kind(given, backend)
+        wanted = _wanted(given)
+        kind = (wanted, *program.kind(given, backend, wanted))
         return (os.environ.get(FORM), *given.sizes.values(), *kind) if self.formed else kind
 
     def _signature(self, args: Sequence[Argument], kwargs: Mapping[str, Argument]) -> Key | None:
         """What two calls share that bring the same but for what tensors hold, and how they lie; None for a call that something has to see."""
-        if torch.compiler.is_compiling() or _watched():
+        if torch.compiler.is_compiling() or watched():
             return None
         grad = torch.is_grad_enabled()
         parts: list[object] = [len(args), torch.get_num_threads(), os.environ.get(FORM) if self.formed else None, *kwargs]
         for x in (*args, *kwargs.values()) if kwargs else args:
-            if type(x) in _PLAIN:
-                assert isinstance(x, torch.Tensor)
-                if (grad and x.requires_grad) or x.is_nested or x.is_neg() or x.is_meta or x.layout is not _STRIDED:
-                    return None
-                parts += (x.shape, x.dtype, None if x.is_cpu else x.device)
+            if plain(x):
+                assert isinstance(x, torch.Tensor), "it is one"
+                parts += (x.shape, x.dtype, None if x.is_cpu else x.device, grad and x.requires_grad)
             elif type(x) is float or type(x) is int:
                 parts += (type(x), x if x else str(x))  # -0.0 is not 0.0 here
             else:
@@ -201,16 +202,10 @@ class Calls:
         return all(isinstance(named.get(t.name, t.default), torch.Tensor) != t.param for t in cascade.inputs)
 
 
+def _wanted(given: Given) -> tuple[str, ...]:
+    """The inputs of a call that gradients are recorded for."""
+    return tuple([n for n, x in given.tensors.items() if x.requires_grad]) if torch.is_grad_enabled() else ()
+
+
 def _typed(x: Scalar, dtype: str) -> Scalar:
     return x if dtype == "int" else float(x)
-
-
-def _watched() -> bool:
-    """Whether anything looks on between torch's operators and their kernels: modes, transforms, tracers, autocast, profilers."""
-    return (
-        torch._C._dispatch_tls_local_include_set().raw_repr() not in _QUIET
-        or torch._C._len_torch_function_stack() > 0
-        or forward_ad._current_level >= 0
-        or profiler._is_profiler_enabled
-        or torch._C._is_any_autocast_enabled()
-    )

@@ -241,11 +241,15 @@ class Program:
         """What a backward runs; see `Gradients.graph`."""
         return self.gradients.graph(known, backend, wanted)
 
+    def shared(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Graph:
+        """The forward's graph, made once for a kind of call."""
+        key = ("forward", wanted, backend.identity, self.kind(given, backend, wanted))
+        return self.graphs.made(key, lambda: self.graph(given, backend, wanted))
+
     def forward(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
         """The outputs, and what the backward for ``wanted`` will read."""
         self.check_ranges(given)
-        key = ("forward", wanted, backend.identity, self.kind(given, backend, wanted))
-        graph = self.graphs.made(key, lambda: self.graph(given, backend, wanted))
+        graph = self.shared(given, backend, wanted)
         return dict(zip(graph.outs, graph.run(dict(given.tensors), given), strict=True))
 
     def backward(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -64,10 +65,11 @@ def accumulate(
     """``total[input][index] += value``; ``value`` has the axes ``part.ranks``, of which it may hold a ``window`` only. Deterministic."""
     window = window or {}
     shape = list(given.tensors[part.input].shape)
-    value, ranks = _summed(value, part)
+    axes = _axes(part.ranks, part.index)
+    value, ranks = value.sum(axes.gone) if axes.gone else value, axes.ranks
     held = total.get(part.input)
     cut = {n: window[e.name] for n, e in enumerate(part.index) if e.op == "index" and e.name in window}
-    share = _direct(value, ranks, part.index, [cut[n][1] - cut[n][0] if n in cut else extent for n, extent in enumerate(shape)])
+    share = _direct(value, axes, [cut[n][1] - cut[n][0] if n in cut else extent for n, extent in enumerate(shape)])
     if share is not None and list(share.shape) != shape:
         if held is None:
             held = total[part.input] = torch.zeros(shape, dtype=value.dtype, device=value.device)
@@ -77,7 +79,11 @@ def accumulate(
         return
     if share is None:
         share = _indexed(cascade, part.index, ranks, value, shape, given, window)
-    total[part.input] = share if held is None else held + share
+    if held is None:
+        held, share = (
+            (torch.zeros_like(share), share) if window else (share, None)
+        )  # what a window gave is written over by the next one
+    total[part.input] = held if share is None else held + share
 
 
 def _indexed(
@@ -120,22 +126,36 @@ def _row(index: tuple[Expr, ...], ranks: tuple[str, ...], value: torch.Tensor, s
     return tuple(reversed(row))
 
 
-def _summed(value: torch.Tensor, part: Gradient) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """Without the ranks that no index mentions."""
-    used = set().union(*(indices(e) for e in part.index)) if part.index else set()
-    axes = [n for n, r in enumerate(part.ranks) if r not in used]
-    ranks = tuple(r for r in part.ranks if r in used)
-    return (value.sum(axes) if axes else value), ranks
+@dataclass(frozen=True, slots=True)
+class _Axes:
+    """The axes of a part's value: ``gone`` those that no index mentions, ``ranks`` the others, ``order`` the places of these among the axes
+    of the input (None where one is not read at a rank of its own or at ``rank // divisor``), ``divided`` which are read so.
+    """
+
+    gone: list[int]
+    ranks: tuple[str, ...]
+    order: list[int] | None
+    divided: tuple[bool, ...]
 
 
-def _direct(value: torch.Tensor, ranks: tuple[str, ...], index: tuple[Expr, ...], shape: list[int]) -> torch.Tensor | None:
-    """By reshaping alone, where every axis is read at a rank of its own or at ``rank // divisor``."""
+@functools.lru_cache(1024)
+def _axes(ranks: tuple[str, ...], index: tuple[Expr, ...]) -> _Axes:
+    used = set().union(*(indices(e) for e in index)) if index else set()
+    left = tuple(r for r in ranks if r in used)
     mine = [_own_rank(e) for e in index]
-    if None in mine or len(set(mine)) != len(mine) or set(mine) != set(ranks):
+    plain = None not in mine and len(set(mine)) == len(mine) and set(mine) == set(left)
+    order = [left.index(r) for r in mine if r is not None] if plain else None
+    return _Axes([n for n, r in enumerate(ranks) if r not in used], left, order, tuple(e.op == "//" for e in index))
+
+
+def _direct(value: torch.Tensor, axes: _Axes, shape: list[int]) -> torch.Tensor | None:
+    """By reshaping alone, where every axis is read at a rank of its own or at ``rank // divisor``."""
+    if axes.order is None:
         return None
-    value = value.permute([ranks.index(r) for r in mine if r is not None])
-    for axis, (e, extent) in enumerate(zip(index, shape, strict=True)):
-        if e.op == "//":
+    if axes.order != sorted(axes.order):
+        value = value.permute(axes.order)
+    for axis, (divided, extent) in enumerate(zip(axes.divided, shape, strict=True)):
+        if divided and value.shape[axis] != extent:
             if extent == 0 or value.shape[axis] % extent:
                 return None
             value = value.unflatten(axis, (extent, value.shape[axis] // extent)).sum(axis + 1)
