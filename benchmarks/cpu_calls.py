@@ -1,23 +1,30 @@
 """What a call costs beside its kernel, and how long a process takes to its first result.
 
-    python benchmarks/cpu_calls.py [--threads 1] [--start] [--json FILE]
+    python benchmarks/cpu_calls.py [--threads 1] [--only decode] [--start] [--json FILE]
 
-Microseconds of a call on one small tile, the best of several runs of many calls each; seconds of a new process beyond importing torch, by
-the wall's clock and the processors', with an empty cache of kernels and with a full one: medians of five. ``--start`` measures these alone.
+Microseconds of a call beside `scaled_dot_product_attention`: small calls, steps of decoding over a cache that grows, training calls, a cache
+in pages whose lengths change. Processor time, medians, in turns. ``host``: the same with kernels that are not run. Seconds of a new process
+beyond importing torch, by the wall's clock and the processors', with an empty cache of kernels and with a full one: medians of five.
+``--start`` measures these alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
@@ -26,6 +33,7 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
 import einfuse  # noqa: E402
+from einfuse.integrations.compiled import general  # noqa: E402
 
 _PROCESS = """
 import os, time
@@ -46,42 +54,123 @@ for a, b in ((begin, imported), (imported, compiled), (compiled, ended)):
 """
 
 
-def calls(repeats: int) -> dict[str, float]:
-    """Microseconds of a call: 8 queries and keys of one head."""
-    q = torch.randn(1, 1, 8, 64)
-    grown = [torch.randn(1, 1, n, 64) for n in range(8, 8 + repeats)]
-    doc, slope = torch.zeros(1, 8, dtype=torch.int32), torch.rand(1)
-    causal, alibi, document, full = map(einfuse.compile, ("causal", "alibi", "document", "full"))
-    keys = iter(grown * 6)
-
-    def new_shape() -> torch.Tensor:
-        k = next(keys)
-        out = full(q, k, k)
-        assert isinstance(out, torch.Tensor)
-        return out
-
-    asked = q.clone().requires_grad_()
-    runs: dict[str, Callable[[], object]] = {
-        "sdpa": lambda: F.scaled_dot_product_attention(q, q, q, is_causal=True),
-        "causal": lambda: causal(q, q, q),
-        "alibi": lambda: alibi(q, q, q, slope=slope),
-        "document": lambda: document(q, q, q, doc=doc),
-        "full, new number of keys": new_shape,
-        "causal, for gradients": lambda: causal(asked, q, q),
-    }
-    return {name: _best(run, repeats) for name, run in runs.items()}
+Call = Callable[[], object]
+Row = Mapping[str, Call]
+"""What is timed in turns; the first one is the peer."""
 
 
-def _best(run: Callable[[], object], repeats: int) -> float:
-    for _ in range(10):
-        run()
-    found = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        for _ in range(repeats):
+def small() -> Iterator[tuple[str, Row]]:
+    """Forwards of a few tiles."""
+    causal, alibi = einfuse.compile("causal"), einfuse.compile("alibi")
+    for shape in ((1, 1, 1, 64), (1, 8, 16, 64), (1, 12, 64, 64)):
+        for dtype in (torch.float32, torch.bfloat16):
+            q, slope = torch.randn(shape).to(dtype), torch.rand(shape[1])
+            yield (
+                f"{list(shape)} {str(dtype).removeprefix('torch.')}",
+                {
+                    "sdpa": lambda q=q: F.scaled_dot_product_attention(q, q, q, is_causal=True),
+                    "causal": lambda q=q: causal(q, q, q),
+                    "alibi": lambda q=q, slope=slope: alibi(q, q, q, slope=slope),
+                },
+            )
+
+
+def decode() -> Iterator[tuple[str, Row]]:
+    """Steps over a cache with one more key at every call, by the attention of the integrations: 8 heads on 2, width 64."""
+    for batch, first in ((1, 64), (1, 1024), (8, 512)):
+        q = torch.randn(batch, 8, 1, 64)
+        cache = torch.randn(2, batch, 2, first + 4000, 64)
+        pad = torch.ones(batch, first + 4000, dtype=torch.bool)
+        at = itertools.count(first + 1)
+
+        def step(q: torch.Tensor = q, cache: torch.Tensor = cache, **more: Any) -> Any:
+            n = next(more.pop("at"))
+            padding = more.pop("pad", None)
+            given = {} if padding is None else {"pad": padding[:, :n]}
+            shift = n - 1 if more.get("window") else 0
+            return general(q, cache[0, :, :, :n], cache[1, :, :, :n], given, causal=True, shift=shift, **more)
+
+        def sdpa(q: torch.Tensor = q, cache: torch.Tensor = cache, at: Iterator[int] = at) -> torch.Tensor:
+            n = next(at)
+            return F.scaled_dot_product_attention(q, cache[0, :, :, :n], cache[1, :, :, :n], enable_gqa=True)
+
+        yield (
+            f"batch {batch}, {first}+ keys",
+            {
+                "sdpa": sdpa,
+                "plain": functools.partial(step, at=at),
+                "padded": functools.partial(step, at=at, pad=pad),
+                "window": functools.partial(step, at=at, window=256),
+            },
+        )
+
+
+def train() -> Iterator[tuple[str, Row]]:
+    """Forward and backward."""
+    causal = einfuse.compile("causal")
+
+    def step(run: Callable[..., torch.Tensor], xs: Sequence[torch.Tensor], g: torch.Tensor) -> object:
+        return torch.autograd.grad(run(*xs), xs, g)
+
+    for shape in ((1, 1, 1, 64), (1, 8, 16, 64), (8, 12, 64, 32)):
+        xs, g = [torch.randn(shape, requires_grad=True) for _ in range(3)], torch.randn(shape)
+        sdpa = functools.partial(F.scaled_dot_product_attention, is_causal=True)
+        yield str(list(shape)), {"sdpa": functools.partial(step, sdpa, xs, g), "causal": functools.partial(step, causal, xs, g)}
+
+
+def pages() -> Iterator[tuple[str, Row]]:
+    """One query of each sequence over a cache in pages of 16; the peer's keys lie side by side."""
+    paged = einfuse.compile("paged")
+    for batch in (1, 16, 64):
+        q, (k, v) = torch.randn(batch, 8, 1, 64), torch.randn(2, batch * 32, 16, 2, 64)
+        page, length = torch.randperm(batch * 32).view(batch, 32).int(), torch.full((batch,), 200)
+        whole = torch.randn(2, batch, 2, 200, 64)
+
+        def moving(
+            q: torch.Tensor = q, k: torch.Tensor = k, v: torch.Tensor = v, page: torch.Tensor = page, n: torch.Tensor = length
+        ) -> Any:
+            n.sub_(199).remainder_(100).add_(200)
+            return paged(q, k, v, page, n)
+
+        sdpa = functools.partial(F.scaled_dot_product_attention, q, whole[0], whole[1], enable_gqa=True)
+        yield f"{batch} sequences", {"sdpa": sdpa, "moving lengths": moving}
+
+
+GROUPS = {"small": small, "decode": decode, "train": train, "pages": pages}
+
+
+def calls(only: Sequence[str], repeats: int) -> dict[str, dict[str, float]]:
+    """Microseconds of every call of the groups, and of the host's part of ours."""
+    found: dict[str, dict[str, float]] = {}
+    for group in only:
+        with torch.set_grad_enabled(group == "train"):
+            for name, row in GROUPS[group]():
+                times = _medians_of(row, repeats)
+                ours = dict(list(row.items())[1:])
+                with _no_kernels():
+                    times |= {f"host of {n}": t for n, t in _medians_of(ours, repeats).items()}
+                found[f"{group}: {name}"] = times
+                print(f"{group}: {name:<24} " + ", ".join(f"{n} {t:.0f}" for n, t in times.items()), flush=True)
+    return found
+
+
+@contextlib.contextmanager
+def _no_kernels() -> Iterator[None]:
+    """Kernels return at once, so that what is left is the host's."""
+    build = sys.modules["einfuse.codegen.cpu.build"]
+    with mock.patch.object(build, "_call", return_value=0):
+        yield
+
+
+def _medians_of(row: Row, repeats: int) -> dict[str, float]:
+    times: dict[str, list[float]] = {n: [] for n in row}
+    for turn in range(repeats + 5):
+        for name, run in row.items():
+            begin = time.process_time()
             run()
-        found.append((time.perf_counter() - begin) / repeats)
-    return min(found) * 1e6
+            if turn >= 5:
+                times[name].append(time.process_time() - begin)
+    return {n: median(t) * 1e6 for n, t in times.items()}
 
 
 def starts(repeats: int = 5) -> dict[str, dict[str, tuple[float, float]]]:
@@ -115,25 +204,28 @@ def _medians(found: list[dict[str, tuple[float, float]]]) -> dict[str, tuple[flo
 def main(argv: list[str] | None = None) -> int:
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--threads", type=int, default=1)
-    made.add_argument("--repeats", type=int, default=1000)
+    made.add_argument("--repeats", type=int, default=100)
+    made.add_argument("--only", nargs="+", choices=list(GROUPS), default=list(GROUPS))
     made.add_argument("--json", type=Path)
     made.add_argument("--start", action="store_true", help="only how long a process takes to its first result")
+    made.add_argument("--calls", action="store_true", help="only what calls cost")
     args = made.parse_args(argv)
     torch.set_num_threads(args.threads)
-    found: dict[str, float] = {}
-    if not args.start:
-        with torch.no_grad():
-            found = {n: t for n, t in calls(args.repeats).items() if "gradients" not in n}
-        found |= {"causal, for gradients": calls(max(1, args.repeats // 5))["causal, for gradients"]}
-    for name, t in found.items():
-        print(f"{name:<26} {t:7.1f} us a call")
+    found = {} if args.start else calls(args.only, args.repeats)
+    if args.calls:
+        _written(args.json, {"calls": found})
+        return 0
     begun = starts()
     for which, parts in begun.items():
         text = ", ".join(f"{part} {wall:.3f} ({spent:.3f})" for part, (wall, spent) in parts.items())
         print(f"{which} start, seconds beyond importing torch (of processors): {text}")
-    if args.json is not None:
-        args.json.write_text(json.dumps({"calls": found, "starts": begun}, indent=1) + "\n")
+    _written(args.json, {"calls": found, "starts": begun})
     return 0
+
+
+def _written(path: Path | None, found: object) -> None:
+    if path is not None:
+        path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
