@@ -35,6 +35,13 @@ def span_of(e: Expr, c: Cascade) -> Expr | None:
     return None
 
 
+def most_of(e: Expr, c: Cascade) -> Expr | None:
+    """As `span_of`, but a bound that may be far above every value where e is divided by what no size tells."""
+    found = span_of(e, c)
+    inner = e.op == "//" and _KNOWN.at_least(e.args[0], ex.ZERO)  # the quotient by any int is at most as large
+    return most_of(e.args[0], c) if found is None and inner else found
+
+
 def within_axis(c: Cascade, index: Expr, axis: Expr) -> bool:
     """Is ``index`` inside an axis by construction: a coordinate of that very size, ``h // g`` on an axis ``H // g``, two digits of a place?"""
     if index.op == "index":

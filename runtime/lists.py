@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from einfuse.ir import Expr
 from einfuse.ir.interpret import evaluate_indices
 from einfuse.ir.passes import through
-from einfuse.runtime.binding import evaluate, extent_of
+from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Host, Tensors
 
@@ -48,7 +47,7 @@ class Lists:
     over: Mapping[str, int]
 
     @staticmethod
-    def of(found: through.Listed, given: Given, span: Expr, table: str) -> Lists:
+    def of(found: through.Listed, given: Given, table: str) -> Lists:
         c, given_list = found.cascade, given.tensors[table]
         lister = found.rows if found.blocked == found.columns else found.columns
         over = {r: extent_of(c, r, given.sizes) for r in c.over}
@@ -59,9 +58,8 @@ class Lists:
         for n, axis in zip(at, given_list.shape[:-1], strict=True):
             flat = flat * axis + n.long()
         index = flat.expand(shape).reshape(-1, rows).to(given.device)
-        return Lists(
-            table, given_list.shape[-1], int(evaluate(span, given.sizes)), wide % found.width != 0, index, lister, over
-        )
+        span = -(-wide // found.width)  # what no row can ask for need not be sorted
+        return Lists(table, given_list.shape[-1], span, wide % found.width != 0, index, lister, over)
 
     @property
     def points(self) -> int:

@@ -173,7 +173,7 @@ class Driving(Program):
             return (self.kernel(cascade, given, backend, outs),)
         found = self.found(cascade, given)
         assert found is not None, "it was seen to fit"
-        lists = Lists.of(found, given, self.cascade.input(self.table).axes[-1], self.table)
+        lists = Lists.of(found, given, self.table)
         by = self._by_blocks if found.blocked == found.rows else self._by_parts
         return list(by(found, lists, given, backend, outs))
 

@@ -19,7 +19,7 @@ from einfuse.ir import expr as ex
 from einfuse.ir.bounds import Known
 from einfuse.ir.definitions import Definitions
 from einfuse.ir.errors import SpecError
-from einfuse.ir.extents import span_of
+from einfuse.ir.extents import most_of, span_of
 from einfuse.ir.nodes import Cascade, DType, Einsum, Expr, Fold, Statement, Tensor
 from einfuse.ir.passes import stages
 from einfuse.ir.rewrite import expressions, fresh, lists, map_expressions, prune, reading, statements, taken
@@ -68,11 +68,13 @@ class Table:
     """A table of truth values: which of the numbers 0 .. ``span`` - 1 the last axis of the list ``source`` holds.
 
     The span is an expression of sizes, or the name of one that the largest entry tells. A list has so many ``slots``.
+    ``most`` is an expression of sizes that the span is not above, where there is one.
     """
 
     name: str
     source: str
     span: Expr | str
+    most: Expr | None
     slots: Expr
 
 
@@ -88,13 +90,21 @@ class Chosen:
 
     @property
     def listed(self) -> Cascade | None:
-        """The rest with lists in place of their tables; None where it reads none whose span is known without the entries."""
+        """The rest with lists in place of their tables; None where it reads none that has a span without its entries."""
         tables = {x.name: x for x in self.steps if isinstance(x, Table)}
         mine = [tables[t.name] for t in self.rest.inputs if t.name in tables]
-        if not mine or any(isinstance(x.span, str) for x in mine):
+        if not mine or any(x.most is None for x in mine):
             return None
-        inputs = (replace(t, listed=tables[t.name].slots) if t.name in tables else t for t in self.rest.inputs)
-        return replace(self.rest, inputs=tuple(inputs))
+        spans = {ex.size(x.span): x.most for x in mine if isinstance(x.span, str)}
+
+        def whole(e: Expr) -> Expr:
+            return ex.substitute(e, spans.get)
+
+        inputs = (
+            replace(t, listed=tables[t.name].slots, axes=tuple(map(whole, t.axes))) if t.name in tables else t
+            for t in self.rest.inputs
+        )
+        return replace(map_expressions(self.rest, whole), inputs=tuple(inputs))
 
 
 def chooses(c: Cascade) -> bool:
@@ -176,7 +186,9 @@ class _Cut:
         key = (e.name, span)
         if key not in self.tables:
             size = fresh(f"{e.name}_span", self.taken) if span is None else span
-            self.tables[key] = Table(fresh(f"{e.name}_has", self.taken), e.name, size, self._slots(e.name))
+            self.tables[key] = Table(
+                fresh(f"{e.name}_has", self.taken), e.name, size, most_of(element, self.c), self._slots(e.name)
+            )
             self.steps.append(self.tables[key])
         table = self.tables[key]
         read = ex.load(table.name, *prefix, element)

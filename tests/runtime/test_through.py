@@ -139,6 +139,18 @@ def test_a_call_takes_lists_where_they_are_less_work() -> None:
         torch.testing.assert_close(found, truth.float(), rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]  # one output
 
 
+def test_the_number_that_divides_a_position_may_be_told_by_a_call() -> None:
+    attention = einfuse.compile("chosen_blocks", best=3, backend="cpu")
+    assert attention.selection is not None
+    q, k, v = torch.randn(1, 2, N, 8), torch.randn(1, 1, N, 8), torch.randn(1, 1, N, 8)
+    x = {"q": q, "k": k, "v": v, "given": torch.randn(1, 1, N, SPAN)}
+    for block, listed in ((WIDTH, True), (3 * WIDTH, False)):
+        reader, _ = attention.selection.reader({**x, "block": block, "near": 1})
+        assert (reader is attention.selection.listed) == listed
+        found, truth = attention(**x, block=block, near=1), attention.reference(**x, block=block, near=1)
+        torch.testing.assert_close(found, truth.float(), rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]  # one output
+
+
 def test_what_is_explained_is_what_runs() -> None:
     moba = einfuse.compile("moba", best=2, block=16, backend="cpu")
     q, k, v = torch.randn(1, 2, 300, 8), torch.randn(1, 1, 300, 8), torch.randn(1, 1, 300, 8)
