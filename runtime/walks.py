@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from einfuse.ir import Cascade, Expr, Fold
+from einfuse.ir import expr as ex
 from einfuse.ir.digits import related
 from einfuse.ir.groups import CARRIED, LOADED, Groups, grouped
 from einfuse.ir.passes import walk
@@ -119,7 +120,10 @@ class Walks:
         ((_, block),) = scheduled.tile
         work = [0.0]
         for fold in (x for x in scheduled.body if isinstance(x, Fold)):
-            found = fold_tiles(scheduled, fold, given)
+            told = ex.conjunction(*(p for p in ex.conjuncts(fold.mask) if ex.reads(p) <= given.numbers.keys()))
+            found = fold_tiles(
+                scheduled, replace(fold, mask=told or ex.TRUE), given
+            )  # tensors are described here, without values
             live = found.live_fraction * found.kind.shape[-2] * found.kind.shape[-1]
             work.append(live * fold.step * (block + LOADED + CARRIED * block / fold.step))
         return max(work)
