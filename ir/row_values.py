@@ -74,10 +74,19 @@ class _Pairs:
     c: Cascade
     sequences: set[str] = field(init=False)
     inputs: set[str] = field(init=False)
+    rows: dict[str, Expr] = field(default_factory=dict)  # what statements of one row are made of, in inputs alone
 
     def __post_init__(self) -> None:
         self.sequences = {r.name for r in self.c.ranks if r.is_sequence} - set(self.c.over)
         self.inputs = {t.name for t in self.c.inputs if t.dtype == "float" and not t.param} - self.made.later
+        for x in self.c.body:
+            assert isinstance(x, Einsum), "asked before folds exist"
+            if x.red is None and x.mask is None and self.row(x.map) is not None and len(x.ranks) == 1:
+                self.rows[x.target] = self.of_inputs(x.map)
+
+    def of_inputs(self, e: Expr) -> Expr:
+        """The expression without statements of rows: they are written out."""
+        return ex.substitute(e, lambda y: self.rows.get(y.name) if y.op == "load" else None)
 
     def statement(self, x: Einsum) -> Einsum:
         if len({*x.ranks, *x.over} & self.sequences) < 2:
@@ -86,6 +95,7 @@ class _Pairs:
 
     def row(self, e: Expr) -> str | None:
         """The one rank of rows that a float depends on beside the ambient ones, where it is made of what a first kernel can read."""
+        e = self.of_inputs(e)
         free = ex.indices(e) - set(self.c.over)
         loads = [x for x in ex.walk(e) if x.op == "load"]
         plain = all(x.name in self.inputs and all(a.op == "index" for a in x.args) for x in loads)
@@ -93,10 +103,10 @@ class _Pairs:
 
     def rewritten(self, e: Expr) -> Expr:
         if e.op == "/" and (rank := self.row(e.args[1])) is not None and self.row(e.args[0]) is None:
-            inverse = self.made.value(ex.call("/", ex.const(1.0), e.args[1]), rank, "inverse")
+            inverse = self.made.value(ex.call("/", ex.const(1.0), self.of_inputs(e.args[1])), rank, "inverse")
             return ex.call("*", self.rewritten(e.args[0]), inverse)
         if e.op in DEAR and (rank := self.row(e)) is not None:
-            return self.made.value(e, rank, "row")
+            return self.made.value(self.of_inputs(e), rank, "row")
         return e if e.op in ex.LEAVES else replace(e, args=tuple(map(self.rewritten, e.args)))
 
 

@@ -51,8 +51,9 @@ def test_gradients_stay_the_same(spec: str) -> None:
         torch.testing.assert_close(other[name], value, rtol=1e-10, atol=1e-10)
 
 
-def test_no_pair_divides_by_what_belongs_to_a_row() -> None:
-    _, before = backward("causal")
+@pytest.mark.parametrize("spec", ["causal", "softmax1"])  # the second divides by what is made of a statement of rows
+def test_no_pair_divides_by_what_belongs_to_a_row(spec: str) -> None:
+    _, before = backward(spec)
     first, *rest = (c for c, _ in row_values.run(before).cascades)
     assert "inverse" in first.outs
     for c in rest:
