@@ -27,7 +27,8 @@ Target = Literal["sm_80", "sm_90", "gfx942"]
 
 
 class Backend(Protocol):
-    """A way to run plans. ``tilings`` gives the tiles and steps that suit the dtype and widest feature of a call, the best first:
+    """A way to run plans. ``tilings`` gives the tiles and steps that suit the dtype and widest feature of a call, and the number of blocks of
+    ``gradients`` that a kernel of a backward adds up (0 in a forward), the best first:
     the next is taken where a plan is too large to be worth compiling (not ``holds``) or a kernel turns out to spill registers.
 
     ``prepared`` is the plan as it will be printed: with ranks that fit into a block held whole where that pays;
@@ -53,7 +54,7 @@ class Backend(Protocol):
     @property
     def short_blocks(self) -> bool: ...
 
-    def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings: ...
+    def tilings(self, storage: Storage, width: int, gradients: int) -> Tilings: ...
     def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan: ...
     def holds(self, plan: KernelPlan) -> bool: ...
     def emit(self, plan: KernelPlan) -> str: ...
@@ -110,10 +111,10 @@ class CpuBackend(Usual):
     name: BackendName = "cpu"
     identity: str = "cpu"
 
-    def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
+    def tilings(self, storage: Storage, width: int, gradients: int) -> Tilings:
         from einfuse.codegen import cpu
 
-        return cpu.narrower(cpu.tile(storage, width, backward, cpu.caches()))
+        return cpu.narrower(cpu.tile(storage, width, gradients > 0, cpu.caches()))
 
     def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
         """A loop lets the tiles of a point share what is packed for it; where there is one tile, there is nothing to share."""
@@ -179,10 +180,10 @@ class TritonBackend(Usual):
     def identity(self) -> str:
         return f"{self.name} {self.target or device_target()}"
 
-    def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
+    def tilings(self, storage: Storage, width: int, gradients: int) -> Tilings:
         from einfuse.codegen import triton
 
-        return triton.tilings(storage, width, backward, self.target or device_target())
+        return triton.tilings(storage, width, gradients, self.target or device_target())
 
     def holds(self, plan: KernelPlan) -> bool:
         from einfuse.codegen import triton
@@ -223,7 +224,7 @@ class TorchBackend(Usual):
     name: BackendName = "torch"
     identity: str = "torch"
 
-    def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
+    def tilings(self, storage: Storage, width: int, gradients: int) -> Tilings:
         return ((256, 256),)
 
     def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
@@ -247,7 +248,7 @@ class LoopsBackend(Usual):
     name: BackendName = "loops"
     identity: str = "loops"
 
-    def tilings(self, storage: Storage, width: int, backward: bool) -> Tilings:
+    def tilings(self, storage: Storage, width: int, gradients: int) -> Tilings:
         return ((16, 16),)
 
     def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:

@@ -16,6 +16,7 @@ from einfuse.codegen.plan import show, verify
 from einfuse.codegen.precision import precision
 from einfuse.ir import Cascade, Scalar, debug
 from einfuse.ir.nodes import Fold
+from einfuse.ir.rewrite import statements
 from einfuse.runtime import cache, derived, tiles
 from einfuse.runtime.backends import Backend, Tilings
 from einfuse.runtime.binding import STORAGE
@@ -75,7 +76,14 @@ class Specialisation:
     def tilings(self) -> Tilings:
         """The candidate tiles and steps, the best for a long call without a mask first."""
         widths = [r.size if isinstance(r.size, int) else self.static[r.size] for r in self.cascade.ranks if r.kind == "feature"]
-        return self.backend.tilings(precision(self.cascade, self.storage), max(widths, default=1), self.backward)
+        return self.backend.tilings(precision(self.cascade, self.storage), max(widths, default=1), self._gradients)
+
+    @property
+    def _gradients(self) -> int:
+        """How many blocks of rows and features a kernel of a backward gives out, at least 1; 0 in a forward."""
+        features = {r.name for r in self.cascade.ranks if r.kind == "feature"}
+        wide = [x for x in statements(self.cascade) if x.target in self.cascade.outs and features & set(x.ranks)]
+        return max(1, len(wide)) if self.backward else 0
 
     def choose(self, sizes: Mapping[str, int], numbers: Mapping[str, Scalar]) -> Variant:
         """The kernel for a call of about these sizes: the tiling that visits least, and whether the call is short enough for none."""

@@ -27,9 +27,10 @@ pytestmark = [
 
 CALLS = {
     "causal 64 training": ("causal", 4096, 64, True),
-    "causal 128": ("causal", 4096, 128, False),
     "decode 128": ("full", 1, 128, False),
     "softcap 64 training": ("softcap", 4096, 64, True),
+    "causal 128 training": ("causal", 4096, 128, True),
+    "softmax1 64 training": ("softmax1", 4096, 64, True),
     "rope 128": ("rope", 4096, 128, False),
 }
 

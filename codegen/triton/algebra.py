@@ -9,6 +9,7 @@ bounds      before   (j <= i) and (j < N)          or  (j <= i) and (i < N)
 window      before   i - j < w                     after   j > i - w
 scale       before   t = y * c ; u = t * d ; z = t * w              of 16 bits alone: fp32 shows the order of factors
             after    u = y * (c * d) ; z = (y * w) * c          the product of two numbers stands before the loop
+distance    before   float(j - i)                          after    float(j) - float(i): one conversion a row and column
 factor      before   loop: x = dot(select(live, y * c, 0), z, x)
             after    loop: x = dot(select(live, y, 0), z, x)      then x * c
 """
@@ -152,6 +153,8 @@ class _Writer:
             return self.bounded(op)
         if isinstance(op, Map) and op.fn == "<":
             return self.window(op)
+        if isinstance(op, Map) and op.fn == "float":
+            return self.distance(op)
         if isinstance(op, Map) and op.fn == "*" and self.scales and op.out.dims:
             return self.scaled(op, self.scales)
         return op
@@ -266,6 +269,16 @@ class _Writer:
         if set(other.dims) <= set(bound.dims):
             return self.new("bound", bound.dims, "int", "select", other, bound, self.const(-1, "int"))
         return None
+
+    def distance(self, op: Map) -> Op:
+        """The difference of two coordinates as one of floats, which are exact up to 2^24: beyond, the nearest float is 1 off at most."""
+        gap = self.known.map(op.args[0], "-")
+        if gap is None or len(op.out.dims) < 2 or gap.args[0].dims == gap.args[1].dims:
+            return op
+        if not all(isinstance(self.known.made.get(v.name), Coordinate) and len(v.dims) == 1 for v in gap.args):
+            return op
+        x, y = (self.new(f"{v.name}_float", v.dims, "float", "float", v) for v in gap.args)
+        return Map(op.out, "-", (x, y))
 
     def window(self, op: Map) -> Op:
         """``x - at < w`` as ``at > x - w``: the difference is taken once a row."""

@@ -41,27 +41,28 @@ class Options:
     descriptors: bool | None = None
 
 
-def block_sizes(storage: str, width: int, backward: bool = False, target: GpuTarget = "sm_90") -> tuple[int, int]:
-    """A tile and a step for the widest feature rank, in a forward pass (two products a block) or a backward one (four)."""
+def block_sizes(storage: str, width: int, gradients: int = 0, target: GpuTarget = "sm_90") -> tuple[int, int]:
+    """A tile and a step for the widest feature rank, in a forward pass (two products a block) or in a kernel of a backward that adds up so many
+    ``gradients`` (three products for one, four for two)."""
     column = 0 if width <= 64 else 1 if width <= 128 else 2 if width <= 256 else 3
     if storage not in ("bf16", "f16"):
-        return ((32, 32), (16 if backward else 32, 16), (16, 16), (16, 16))[column]
+        return ((32, 32), (16 if gradients else 32, 16), (16, 16), (16, 16))[column]
     if target == "sm_90":
         return (
             ((128, 64), (128, 64), (64, 32), (16, 16))[column]
-            if backward
+            if gradients > 1
             else ((128, 128), (128, 128), (64, 32), (32, 16))[column]
         )
-    return ((64, 32), (64, 32), (32, 16), (16, 16))[column] if backward else ((128, 64), (128, 32), (64, 32), (32, 16))[column]
+    return ((64, 32), (64, 32), (32, 16), (16, 16))[column] if gradients else ((128, 64), (128, 32), (64, 32), (32, 16))[column]
 
 
-def tilings(storage: str, width: int, backward: bool = False, target: GpuTarget = "sm_90") -> tuple[tuple[int, int], ...]:
+def tilings(storage: str, width: int, gradients: int = 0, target: GpuTarget = "sm_90") -> tuple[tuple[int, int], ...]:
     """Tiles and steps to try in turn until a kernel keeps its values in registers: those of `block_sizes`, then smaller ones.
 
     Larger blocks first, and among equals the larger tile: it is loaded once. Hopper's matrix products need tiles of 64. The
     smallest of all come last, with steps below what matrix products take: for kernels that compute over pairs and features at once.
     """
-    tile, step = block_sizes(storage, width, backward, target)
+    tile, step = block_sizes(storage, width, gradients, target)
     smaller = [(t, s) for t in _halved(tile) for s in _halved(step)]
     whole = 64 if target == "sm_90" and storage in ("bf16", "f16") else MATRIX
     ladder = sorted(smaller, key=lambda b: (b[0] < whole, -b[0] * b[1], -b[0]))

@@ -124,3 +124,10 @@ def test_numbers_keep_their_order_in_fp32() -> None:
     (text,) = (c.source for c in einfuse.compile("softcap").candidates("triton", torch.float32, False, {}, "sm_90"))
     assert "_short_tanh" not in text
     assert "qk * scale" not in text
+
+
+def test_distances_are_differences_of_floats() -> None:
+    """A conversion takes a unit of which there are few: one a row and a column, not one a pair."""
+    full = loops("alibi")[0]
+    assert "j_at_float[None, :] - i_at_float[:, None]" in full
+    assert "tl.cast((j" not in full

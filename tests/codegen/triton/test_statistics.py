@@ -24,7 +24,7 @@ from plans import CASES, Code
 
 results = []
 for name, storage, width, target in json.loads(sys.argv[3]):
-    tile, step = block_sizes(storage, width, name.endswith("backward"), target)
+    tile, step = block_sizes(storage, width, 2 * name.endswith("backward"), target)
     plan = CASES[name](storage=storage, widths=(width, width), tile=tile, step=step).plan
     results.append(asdict(measure(plan, emit(plan), target, Path(sys.argv[2]))))
 code = Code(("i",))

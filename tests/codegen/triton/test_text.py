@@ -120,7 +120,7 @@ def test_kernels_over_pairs_and_features_have_somewhere_left_to_go() -> None:
     """At a step of 4 the gradient of GATv2 keeps its values in registers, on warps enough; at 8 it does not."""
     attention = einfuse.compile("gatv2")
     for target in ("sm_80", "sm_90", "gfx942"):
-        ladder = tilings("bf16", 64, True, target)
+        ladder = tilings("bf16", 64, 2, target)
         assert ladder[-2:] == ((16, 8), (16, 4))
         assert len(set(ladder)) == len(ladder)
     (rows,) = (c for c in attention.candidates("triton", torch.bfloat16, True, {}, "sm_90") if c.plan.name == "gatv2_rows")
