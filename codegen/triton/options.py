@@ -6,10 +6,11 @@ largest blocks of which every target keeps all values in registers.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from einfuse.codegen.plan import BYTES, Dot, Fold, KernelPlan, Load, Region, Store, operations
+from einfuse.codegen.plan import BYTES, Dot, Fold, KernelPlan, Load, Op, Region, Store, operations
 from einfuse.codegen.triton.layout import MATRIX, Layout
 
 GpuTarget = Literal["sm_80", "sm_90", "gfx942"]
@@ -20,8 +21,8 @@ SHARED: dict[str, int] = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64
 
 MOST_TILINGS = 6
 
-CUBE = 1 << 15
-"""Elements of the largest block of three ranks that is worth compiling: 128 registers of each of 256 threads."""
+CUBE = 1 << 14
+"""Elements of the largest block of three ranks that is worth compiling: 64 registers of each of 256 threads, beside another such block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def launch_options(plan: KernelPlan, target: GpuTarget = "sm_90", precision: Pre
         return {"num_warps": min(16, max(8, _power(unrolled // (256 * 32)))), "num_stages": 1}
     warps = max(spread, 4 if _held(plan, layout) <= 96 * 128 else 8)
     if not _folds(plan) and plan.tile:  # rows alone: several blocks at once, of each of which a thread holds 32 numbers at most
-        warps = min(16, max(warps, _power(_widest(plan, layout) // (32 * 32))))
+        warps = min(16, max(warps, _power(_widest(layout, operations(plan)) // (32 * 32))))
     if target == "sm_90" and plan.tile and _folds(plan) and spread == 4:
         warps = min(
             warps, max(4, layout.blocks[plan.tile.rank] // 16)
@@ -139,22 +140,23 @@ def _volume(layout: Layout, dot: Dot) -> int:
 
 
 def _held(plan: KernelPlan, layout: Layout) -> int:
-    """Elements alive at once in the fullest loop: carried states, and the products of an iteration that no state holds."""
+    """Elements alive at once in the fullest loop: carried states, and the products of an iteration that no state holds, or its widest block."""
     most = 0
     for fold in _folds(plan):
         carried = sum(_area(layout, s.value.dims) for s in fold.states)
         for phase in fold.phases:
             kept = {u.name for u in phase.updates}
             dots = [op for op in phase.body if isinstance(op, Dot) and op.out.name not in kept]
-            most = max(most, carried + sum(_area(layout, d.out.dims) for d in dots))
+            widest = _widest(layout, phase.body)
+            most = max(most, carried + max(widest, sum(_area(layout, d.out.dims) for d in dots)))
     if not _folds(plan):
         most = sum(_area(layout, d.out.dims) for d in _dots(plan, layout))
     return most
 
 
-def _widest(plan: KernelPlan, layout: Layout) -> int:
-    """Elements of the largest block."""
-    return max((_area(layout, op.out.dims) for op in operations(plan) if not isinstance(op, Store)), default=0)
+def _widest(layout: Layout, ops: Iterable[Op]) -> int:
+    """Elements of the largest block that operations give."""
+    return max((_area(layout, op.out.dims) for op in ops if not isinstance(op, Store)), default=0)
 
 
 def _cube(plan: KernelPlan, layout: Layout) -> int:
