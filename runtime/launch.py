@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 LOOK = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Pairs of positions from which on a launch looks at the tables of its masks. A look takes 1 to 2 ms of Python, and waits for the device:
 below, that is longer than the work it saves, and in decoding the tables are new in every step."""
+AGAIN = 5
+"""A launch on the host of so many powers of two fewer pairs is looked at where its tables come again: layers of a model share a mask."""
 REMEMBERED = 4  # masks of a kernel whose live tiles are kept: layers of a model share one, a data loader goes on to the next
 
 
@@ -76,7 +78,7 @@ class Choice:
 class Launch:
     """A kernel with the tables of live tiles that its masks ask for: called with tensors (outputs included), host numbers and sizes."""
 
-    __slots__ = ("_all", "_folds", "_named", "_smaller", "built")
+    __slots__ = ("_all", "_folds", "_last", "_named", "_smaller", "built")
 
     def __init__(self, built: Built, smaller: Callable[[Printed], bool] = lambda _: False) -> None:
         """``smaller`` makes the kernel to take in place of one that spills, where there is one."""
@@ -86,6 +88,7 @@ class Launch:
         numbers = {t.name for t in built.cascade.inputs if t.param}
         self._named = sorted({n for f in masks for n in reads(f.mask)} - numbers)
         self._all: Recent[tuple[object, ...], dict[str, torch.Tensor]] = Recent(REMEMBERED)
+        self._last: tuple[object, Unchanged | None] = (None, None)
 
     def __call__(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar], sizes: Mapping[str, int]) -> bool:
         """Runs it. True where it spilled registers, which is right but slow, and there is a smaller one to take from now on."""
@@ -98,37 +101,54 @@ class Launch:
         return bool(self.built.kernel(tensors, numbers, sizes)) and self._smaller(self.built.printed)
 
     def _tables(self, given: Given) -> dict[str, torch.Tensor]:
-        """The tables for a launch: of every tile where it is short, else made once for the values that its masks read."""
-        cascade, device = self.built.cascade, next(iter(given.tensors.values())).device
-        if all(_pairs(cascade, fold, given) < LOOK.get(device.type, LOOK["cuda"]) for fold in self._folds):
-            key = (device, *(n for fold in self._folds for n in _tiles(cascade, fold, given)))
-            return self._all.made(key, lambda: self._made(given))
+        """The tables for a launch: made once for the values that its masks read; of every tile where it is short and they are new."""
+        device = next(iter(given.tensors.values())).device
+        pairs, look = max(_pairs(self.built.cascade, x, given) for x in self._folds), LOOK.get(device.type, LOOK["cuda"])
+        if pairs < look and (device.type != "cpu" or pairs < look >> AGAIN):
+            return self._every(given, device)
         held = [given.tensors[n] for n in self._named if n in given.tensors]
         key = given.key
         for known in self.built.tables:
             if known.key == key and known.tensors.are(held):
                 return known.made
-        made = self._made(given)
+        if pairs < look and not self._again(key, held):
+            return self._every(given, device)
+        made = self._made(given, True)
         same = Unchanged.of(held)
         if same is not None:
             self.built.tables.append(Tables(same, key, made))
             del self.built.tables[:-REMEMBERED]
         return made
 
-    def _made(self, given: Given) -> dict[str, torch.Tensor]:
+    def _every(self, given: Given, device: torch.device) -> dict[str, torch.Tensor]:
+        """The tables of every tile."""
+        key = (device, *(n for fold in self._folds for n in _tiles(self.built.cascade, fold, given)))
+        return self._all.made(key, lambda: self._made(given, False))
+
+    def _again(self, key: object, held: Sequence[torch.Tensor]) -> bool:
+        """Whether the latest call that asked had these values."""
+        latest, seen = self._last
+        if latest == key and seen is not None and seen.are(held):
+            return True
+        self._last = key, Unchanged.of(held)
+        return False
+
+    def _made(self, given: Given, looked: bool) -> dict[str, torch.Tensor]:
         made: dict[str, torch.Tensor] = {}
         for step in self._folds:
-            made |= tile_tables(self.built.cascade, step, given)
+            made |= tile_tables(self.built.cascade, step, given, looked)
         return made
 
 
-def tile_tables(cascade: Cascade, step: PlanFold, given: Given) -> dict[str, torch.Tensor]:
-    """The lists of full and partial tiles of a fold.
+def tile_tables(cascade: Cascade, step: PlanFold, given: Given, looked: bool | None = None) -> dict[str, torch.Tensor]:
+    """The lists of full and partial tiles of a fold; of all tiles as partial ones where the mask is not looked at (None: in a short launch).
 
     Folds over one rank share their lists: a tile is full where it is for all of them, and visited where it is live for any.
     """
     folds = [x for x in cascade.body if isinstance(x, Fold) and x.rank == step.rank and x.tabulated]
-    if _pairs(cascade, step, given) < LOOK.get(given.device.type, LOOK["cuda"]):
+    if looked is None:
+        looked = _pairs(cascade, step, given) >= LOOK.get(given.device.type, LOOK["cuda"])
+    if not looked:
         shared = _unseen(cascade, step, given)
     else:
         maps = [fold_tiles(cascade, x, given) for x in {x.mask: x for x in folds}.values()]

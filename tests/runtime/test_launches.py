@@ -108,6 +108,31 @@ def test_the_mask_of_a_short_call_is_not_looked_at(backend: BackendName, monkeyp
         assert len(looks) == (keys == 70)
 
 
+@pytest.mark.parametrize("backend", ["torch", pytest.param("cpu", marks=pytest.mark.slow)])
+def test_the_mask_of_a_short_call_is_looked_at_where_it_comes_again(
+    backend: BackendName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As layers of a model share one: by the second, for all that follow, until it is written to."""
+    looks: list[int] = []
+    real = launch.fold_tiles
+    monkeypatch.setattr(launch, "fold_tiles", lambda *args: looks.append(1) or real(*args))
+    monkeypatch.setitem(launch.LOOK, "cpu", 1000)
+    attn = einfuse.compile(PADDED, backend=backend)
+    pad = torch.arange(66)[None] >= torch.tensor([[3], [66]])
+
+    def layers(count: int, q: int = 1) -> int:
+        looks.clear()
+        for _ in range(count):
+            q_, k, v = (torch.randn(2, 2, n, 8) for n in (q, 66, 66))
+            torch.testing.assert_close(attn(q_, k, v, pad), attn.reference(q_, k, v, pad).float(), rtol=2e-5, atol=2e-6)
+        return len(looks)
+
+    assert [layers(1), layers(1), layers(3)] == [0, 1, 0]
+    pad[1, 5:9] = True
+    assert [layers(1), layers(2)] == [0, 1]
+    assert layers(3, q=2) == 1, "other rows"
+
+
 PADDED = """
 attention padded over b, h {
   rank i: query; rank j: key; rank d: feature
