@@ -9,7 +9,7 @@ from einfuse.dsl import ast
 from einfuse.dsl.emit import load_held, mask_of, reduction_name
 from einfuse.dsl.select import chosen
 from einfuse.dsl.values import Value, apply, constant, extent, join, merged
-from einfuse.ir import CHOICES, MONOIDS, Einsum, conjunction, const
+from einfuse.ir import CHOICES, MONOIDS, Einsum, SpecError, conjunction, const
 from einfuse.ir.expr import indices
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Reducer:
                     f"the number of its points is size({r}), of those where a condition holds count[{r}](condition)",
                 )
         self.at.reduced |= set(over)
+        if name == "any":
+            return self._any(over, body, where, e)
         if name == "count":
             if body.dtype == "bool":  # the points where it holds
                 where = body if where is None else apply("and", (where, body), self.at.place(e))
@@ -68,17 +70,24 @@ class Reducer:
         assert red in MONOIDS, f"{red} is no reducer of the IR"
         if len(over) > 1 and len(self._kinds(over)) > 1:
             return self._nested(red, over, body, where, e)
-        if (body.dtype == "bool") != (red == "any"):
-            found = "a condition" if body.dtype == "bool" else "a number"
-            wanted = "conditions" if red == "any" else "numbers"
-            hint = "write any[j](condition), or sum[j](int(condition))" if red != "any" else "compare the number with something"
-            raise self.at.fault(f"`{red}` reduces {wanted}, found {found}", e, hint)
+        if body.dtype == "bool":
+            raise self._unfit(red, "numbers", "a condition", "write any[j](condition), or sum[j](int(condition))", e)
         mask = mask_of(where, body)
         whole = join((body, where)) if where is not None else body
         ranks = self.at.emitter.sorted(whole.ranks - set(over) - self.at.ambient)
         name = reduction_name(red, body, self.at.target)
         statement = Einsum(name, ranks, red, over, body.expr, mask, self.at.place(e))
         return load_held(self.at.emitter.unnamed(statement, body)).at(self.at.place(e))
+
+    def _unfit(self, red: str, wanted: str, found: str, hint: str, e: ast.Call) -> SpecError:
+        return self.at.fault(f"`{red}` reduces {wanted}, found {found}", e, hint)
+
+    def _any(self, over: tuple[str, ...], body: Value, where: Value | None, e: ast.Call) -> Value:
+        """Whether a condition holds anywhere: the largest of its ones and noughts is above 0. Of nothing it is minus infinity."""
+        if body.dtype != "bool":
+            raise self._unfit("any", "conditions", "a number", "compare the number with something", e)
+        most = self._reduced("max", over, apply("float", (body,), self.at.place(e)), where, e)
+        return apply(">", (most, constant(0.0)), self.at.place(e))
 
     def _kinds(self, over: tuple[str, ...]) -> list[tuple[str, ...]]:
         """Ranks that one reduction can take together: all features, each sequence rank alone; features first."""

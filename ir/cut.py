@@ -21,7 +21,8 @@ from einfuse.ir import recurrence
 from einfuse.ir.errors import EinfuseError
 from einfuse.ir.expr import call
 from einfuse.ir.meaning import TORCH
-from einfuse.ir.nodes import Cascade, DType, Einsum, Expr
+from einfuse.ir.nodes import Cascade, Einsum, Expr
+from einfuse.ir.rewrite import types_of
 from einfuse.ir.separability import matrix_rank, nonnegative
 from einfuse.ir.text import show_expr
 
@@ -221,7 +222,7 @@ class _Sample:
     def __init__(self, cut: Cut, seed: int) -> None:
         self.cut, self.generator = cut, torch.Generator().manual_seed(seed)
         self.known: dict[Expr, torch.Tensor] = {}
-        self.types: dict[str, DType] = {t.name: t.dtype for t in cut.cascade.inputs}
+        self.types = types_of(cut.cascade)
 
     def value(self, e: Expr) -> torch.Tensor:
         if not self.cut.pair(e):

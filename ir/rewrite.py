@@ -67,13 +67,18 @@ def prune(c: Cascade) -> Cascade:
     return c if len(body) == len(c.body) and tuple(reversed(body)) == c.body else replace(c, body=tuple(reversed(body)))
 
 
-def reading(
-    c: Cascade, made: Mapping[str, tuple[str, ...]], outs: Iterable[str], name: str, types: Mapping[str, DType] | None = None
-) -> Cascade:
-    """What ``outs`` need of a cascade without folds, with the statements that are ``made`` elsewhere (over these ambient ranks) as inputs.
+def types_of(c: Cascade) -> dict[str, DType]:
+    """The types of the inputs and statements of a cascade without folds."""
+    types: dict[str, DType] = {t.name: t.dtype for t in c.inputs}
+    for x in c.body:
+        assert isinstance(x, Einsum), "asked before folds exist"
+        types[x.target] = ex.made_type(x.red, ex.scalar_type(x.map, lambda n: types.get(n, "float")))
+    return types
 
-    ``types`` names those of them that are no floats.
-    """
+
+def reading(c: Cascade, made: Mapping[str, tuple[str, ...]], outs: Iterable[str], name: str) -> Cascade:
+    """What ``outs`` need of a cascade without folds, with the statements that are ``made`` elsewhere (over these ambient ranks) as inputs."""
+    types = types_of(c)
     sizes = {r.name: ex.size(r.size) for r in c.ranks}
 
     def explicit(e: Expr) -> Expr | None:
@@ -89,7 +94,7 @@ def reading(
         assert isinstance(x, Einsum), "kernels are cut before folds exist"
         if x.target in made:
             axes = tuple(sizes[r] for r in (*made[x.target], *x.ranks))
-            given.append(Tensor(x.target, axes, (types or {}).get(x.target, "float")))
+            given.append(Tensor(x.target, axes, types[x.target]))
         else:
             mask = None if x.mask is None else ex.substitute(x.mask, explicit)
             body.append(replace(x, map=ex.substitute(x.map, explicit), mask=mask))

@@ -56,7 +56,7 @@ class _Made:
         read = [n for n in known if any(n in ex.reads(x.map) for x in body)]
         if not read:
             return c
-        stated = tuple(Einsum(n, (known[n],), None, (), ex.ONE) for n in read)
+        stated = tuple(Einsum(n, (known[n],), None, (), ex.const(1.0)) for n in read)
         return with_used_ranks(reading(replace(c, body=stated + body), dict.fromkeys(read, c.over), c.outs, c.name))
 
     def value(self, e: Expr, rank: str, base: str) -> Expr:

@@ -131,8 +131,11 @@ _REASON = "integers of kernels have 32 bits; subtract an offset, or number what 
 
 
 def _of_table(x: torch.Tensor) -> Range:
-    least, most = torch.aminmax(x.detach())
-    return int(least), int(most)
+    least, most = map(int, torch.aminmax(x.detach()))
+    if least == ex.MISSING and x.dtype == torch.int64:  # a slot of a list that does not exist, which nothing is computed of
+        some = x[x != ex.MISSING]
+        return _of_table(some) if some.numel() else (0, 0)
+    return least, most
 
 
 @dataclass(slots=True)

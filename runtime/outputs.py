@@ -11,12 +11,14 @@ import torch
 
 from einfuse.ir import Cascade
 from einfuse.ir.backward import Gradient
-from einfuse.ir.nodes import Einsum, Fold
+from einfuse.ir.nodes import DType, Einsum, Fold
+from einfuse.ir.rewrite import types_of
 from einfuse.runtime.binding import extent_of, precision_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.memory import empty
 
 _NO_SIZES: Mapping[int | str, int] = MappingProxyType({})
+WHOLE: dict[DType, torch.dtype] = {"int": torch.int64, "bool": torch.bool}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +80,19 @@ def of_forward(
     """What a forward writes.
 
     Outputs in ``public`` have the dtype of the call where they have features or are scanned, and accumulation precision where they are
-    row statistics; what is only saved for the backward has accumulation precision, but for values of pairs of positions.
+    row statistics; what is only saved for the backward has accumulation precision, but for values of pairs of positions. Ints are int64,
+    and conditions bool.
     """
     dtype, wide = precision_of(cascade, tensors), accumulation(tensors.values())
     ranks, scanned = _ranks(cascade)
+    types = {} if scanned is not None else types_of(cascade)
     sequence = {r.name for r in cascade.ranks if r.is_sequence}
     out = {}
     for name in cascade.outs:
         shape = tuple(extent_of(cascade, r, sizes) for r in (*cascade.over, *ranks[name]))
+        if types.get(name, "float") != "float":
+            out[name] = Output(shape, WHOLE[types[name]], len(set(ranks[name]) & sequence) > 1)
+            continue
         if scanned is not None:
             out[name] = Output(shape, dtype if scanned in ranks[name] else wide)
             continue

@@ -169,7 +169,7 @@ def listed(step: Scores, found: Mapping[str, torch.Tensor], slots: int) -> torch
     """The list that a step makes of its scores: int64, with one axis for the slots where it has slots."""
     value, exists = scored(step, found)
     if not step.ranked:
-        entries = value.round().long()
+        entries = value.long()
         return entries if exists is None else torch.where(exists, entries, MISSING)
     at = best(value, exists, slots)
     return at if step.slots is not None else at[..., 0]

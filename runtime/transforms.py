@@ -74,6 +74,7 @@ class _Attention(_SingleLevelFunction):
             saved = outs = _below(ops.forward, *call, tensors, needs)
             ctx.mark_non_differentiable(*outs[ctx.public :])
         ctx.hidden = len(outs) - ctx.public
+        ctx.moving = [x.is_floating_point() for x in outs[: ctx.public]]  # ints and truth values have no tangents
         ctx.own = needs is None or list(needs) == ctx.needs  # what this level's own backward reads is among the outputs
         ctx.save_for_backward(*tensors, *(saved if ctx.own else ()))
         ctx.save_for_forward(*tensors)
@@ -92,7 +93,8 @@ class _Attention(_SingleLevelFunction):
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor | None) -> Gradients:
         tensors = ctx.saved_tensors[: ctx.count]
-        return (*_along(ctx.call, tensors, tangents[2:]), *[None] * ctx.hidden)
+        moved = _along(ctx.call, tensors, tangents[2:])
+        return (*(x if moves else None for x, moves in zip(moved, ctx.moving, strict=True)), *[None] * ctx.hidden)
 
 
 def _along(call: Call, tensors: Tensors, tangents: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:

@@ -143,8 +143,11 @@ class Blocks:
         return self.as_float(out)
 
     def masked(self, value: Value, mask: Value | None, identity: float) -> Value:
-        """The value where the mask holds, the identity elsewhere."""
-        return value if mask is None else self.map("select", mask, value, self.const(identity))
+        """The value where the mask holds, the identity elsewhere; 0 is of the value's type."""
+        if mask is None:
+            return value
+        zero = {"float": 0.0, "int": 0, "bool": False}[value.dtype]
+        return self.map("select", mask, value, self.const(identity if identity else zero))
 
     def finite(self, v: Value) -> Value:
         """The value, or 0 where it is no number that a difference can be taken from."""

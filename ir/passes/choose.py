@@ -22,7 +22,7 @@ from einfuse.ir.errors import SpecError
 from einfuse.ir.extents import most_of, span_of
 from einfuse.ir.nodes import Cascade, DType, Einsum, Expr, Fold, Statement, Tensor
 from einfuse.ir.passes import stages
-from einfuse.ir.rewrite import expressions, fresh, lists, map_expressions, prune, reading, statements, taken
+from einfuse.ir.rewrite import expressions, fresh, lists, map_expressions, prune, reading, statements, taken, types_of
 from einfuse.ir.spaces import inferred
 
 _KNOWN = Known()
@@ -169,7 +169,7 @@ class _Cut:
         kept: list[Statement] = [
             x for x in self.c.body if isinstance(x, Einsum) and (x.red not in ex.CHOICES or x.target in self.made)
         ]
-        c = reading(replace(self.c, body=(*kept, *more)), self.made, outs, name, dict.fromkeys(self.made, "int"))
+        c = reading(replace(self.c, body=(*kept, *more)), self.made, outs, name)
         c = map_expressions(c, lambda e: ex.substitute(e, lambda y: self._looked_up(y, c)))
         c = _filled_in(c, self.types)
         used = {n for x in statements(c) for e in expressions(x) for n in ex.reads(e)}
@@ -210,15 +210,6 @@ class _Cut:
         x = next(x for x in self.c.body if isinstance(x, Einsum) and x.target == table.source)
         axes = (ex.size(self.c.rank(r).size) for r in (*self.c.over, *x.ranks[:-1]))
         return Tensor(table.name, (*axes, last), "bool")
-
-
-def types_of(c: Cascade) -> dict[str, DType]:
-    """The types of the inputs and statements of a cascade without folds."""
-    types: dict[str, DType] = {t.name: t.dtype for t in c.inputs}
-    for x in c.body:
-        assert isinstance(x, Einsum), "asked before folds exist"
-        types[x.target] = ex.made_type(x.red, ex.scalar_type(x.map, types.__getitem__))
-    return types
 
 
 def _filled_in(c: Cascade, types: Mapping[str, DType]) -> Cascade:

@@ -93,7 +93,7 @@ class _Surgeon:
                 fold, epilogue = self._fold(mine, mask, [n for n in emitted if self.einsums[n].mask == mask])
                 body.append(fold)
                 done |= {y.target for y in fold.body if isinstance(y, State)}
-                late = moved([*epilogue, *late])
+                late = moved([x for x in dict.fromkeys((*epilogue, *late)) if not _defined(x) <= done])
             pending = moved([*late, *pending])
         pending = moved(pending)
         assert not [x for x in pending if not self._column(x)], f"statements without their operands: {pending}"

@@ -229,8 +229,8 @@ def test_the_count_of_a_dense_space_is_its_size(body: Body) -> None:
 
 def test_any(body: Body) -> None:
     assert body("  s = 1.0 * i  where any[j](j > i and j < 3)\n  out s") == [
-        "s_any[i] = any[j] j > i and j < 3",
-        "s[i] = float(i) where s_any[i]",
+        "s_max[i] = max[j] float(j > i and j < 3)",
+        "s[i] = float(i) where s_max[i] > 0.0",
     ]
 
 

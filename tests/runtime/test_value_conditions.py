@@ -156,7 +156,7 @@ KEPT = {
     "a count": ("n[i, j] = count[r](z where z > s)", "p = exp(s) where n < 3", "n"),
     "a running sum": ("t[i, j] = sum[r](softplus(z) where r > j)", "p = exp(s - t)", "t"),
     "a maximum": ("m[i, j] = max[r](z - r * j)", "p = exp(s + m)", "m"),
-    "any": ("a[i, j] = any[r](z > s)", "p = exp(s) + int(a)", "a"),
+    "any": ("a[i, j] = any[r](z > s)", "p = exp(s) + int(a)", "a_max"),
     "a product of maps": ("c = sum[d](u * k)", "p = exp(sum[r](z * c))", "zc"),
     "two ranks at once": ("c = sum[d](q * k * u)", "p = exp(sum[d](k)) * sum[j, r](exp(c))", "p_sum"),
 }
