@@ -81,16 +81,14 @@ def test_plans_of_rows_that_begin_with_minus_infinity(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 @pytest.mark.parametrize("name", ["softmax", "what minus infinity adds to"])
-def test_kernels_of_rows_that_begin_with_minus_infinity(
-    name: str, backend: BackendName, dtype: torch.dtype, unoptimised: None
-) -> None:
+def test_kernels_of_rows_that_begin_with_minus_infinity(name: str, backend: BackendName, dtype: torch.dtype) -> None:
     compared(biased(name, backend), dtype)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 @pytest.mark.parametrize("name", [n for n in NORMALISERS if n not in ("softmax", "what minus infinity adds to")])
-def test_other_kernels_of_rows_that_begin_with_minus_infinity(name: str, backend: BackendName, unoptimised: None) -> None:
+def test_other_kernels_of_rows_that_begin_with_minus_infinity(name: str, backend: BackendName) -> None:
     compared(biased(name, backend), torch.float32)
 
 
@@ -98,9 +96,7 @@ def test_other_kernels_of_rows_that_begin_with_minus_infinity(name: str, backend
     "backend", ["torch", pytest.param("cpu", marks=pytest.mark.slow), pytest.param("triton", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("name", ["softmax", "what minus infinity adds to", "a floor"])
-def test_parts_of_the_keys_may_be_minus_infinity(
-    name: str, backend: BackendName, monkeypatch: pytest.MonkeyPatch, unoptimised: None
-) -> None:
+def test_parts_of_the_keys_may_be_minus_infinity(name: str, backend: BackendName, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of eight parts, five hold no other score."""
     for each in BACKENDS.values():
         monkeypatch.setattr(type(each), "workers", lambda self, device: 8)
