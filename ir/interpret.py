@@ -94,7 +94,7 @@ class Interpreter(Evaluator):
     def _as_written(self, name: str, out: Tensor) -> Tensor:
         """Axes in the order of the spec: the ambient ranks, then the statement's own; or wherever the output lies."""
         wanted = (*self.cascade.over, *self.ranks_of(name))
-        if name in self.choices:
+        if name in self.choices | self.lists:
             out = out.clamp(-1)  # in a slot without a point
         held = self.in_order(wanted)
         place = self.cascade.place(name)

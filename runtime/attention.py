@@ -140,8 +140,7 @@ class Attention:
         if linear is not None:
             return self._as_mine(linear(**tensors, **numbers))
         if self.selection is not None:
-            reader, mine = self.selection.reader({**tensors, **numbers})
-            return reader(**mine)
+            return self.selection.run({**tensors, **numbers})
         if self._calls.takes(self.cascade, args, kwargs):
             formed = self.form != "quadratic" and self.forms.found is not None
             return _returned(self._calls.prepared(Given(tensors, numbers, sizes), formed))  # type: ignore[arg-type]  # no symbols here

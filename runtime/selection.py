@@ -85,6 +85,10 @@ class Selection:
 
     def reader(self, known: Known) -> tuple[Attention, Known]:
         """What reads the lists in a call, and its arguments: lists drive its loops where that pays, else it reads tables."""
+        return self._reader(known)[:2]
+
+    def _reader(self, known: Known) -> tuple[Attention, Known, Known]:
+        """And all that was made for it."""
         tables = {x.name: x for x in self.chosen.steps if isinstance(x, Table)}
         scored = {t.name for x in self.chosen.steps if isinstance(x, Scores) for t in x.cascade.inputs}
         left = [x for x in tables.values() if x.name not in scored]  # what only the rest reads
@@ -93,28 +97,46 @@ class Selection:
             names = [t.name for t in self.listed.cascade.inputs]
             mine = {n: known[tables[n].source if n in tables else n] for n in names}
             if _pays(self.listed, mine):
-                return self.listed, mine
+                return self.listed, mine, known
         known = self._after(left, known)
-        return self.rest, {t.name: known[t.name] for t in self.rest.cascade.inputs}
+        return self.rest, self._of_the_rest(known), known
 
     def _after(self, steps: Sequence[Step], known: Known) -> Known:
         return functools.reduce(lambda _, step: step[1], self._steps(steps, known), known)
 
     def read_by_the_rest(self, known: Known) -> Known:
         """The arguments of the rest for those of a call."""
-        known = self(known)
+        return self._of_the_rest(self(known))
+
+    def _of_the_rest(self, known: Known) -> Known:
         return {t.name: known[t.name] for t in self.rest.cascade.inputs}
+
+    def run(self, known: Known) -> Output:
+        """The outputs of a call."""
+        reader, mine, known = self._reader(known)
+        return self._outputs(reader(**mine), known)
+
+    def _outputs(self, found: Output, known: Known) -> Output:
+        """What the rest has found and, among it, the lists that are outputs: -1 in a slot that does not exist."""
+        values = iter(found if isinstance(found, tuple) else (found,))
+        mine = set(self.rest.cascade.outs)
+        outs = tuple(next(values) if n in mine else torch.as_tensor(known[n]).clamp_min(-1) for n in self.whole.outs)
+        return outs if len(outs) > 1 else outs[0]
 
     def jvp(
         self, tensors: dict[str, torch.Tensor], numbers: dict[str, Scalar], tangents: Mapping[str, torch.Tensor]
     ) -> tuple[Output, Output]:
         """See `Attention.jvp`: lists do not move, so that only the rest has a derivative."""
-        mine = self.read_by_the_rest({**tensors, **numbers})
+        known = self({**tensors, **numbers})
+        mine = self._of_the_rest(known)
         moving = {n: x for n, x in tangents.items() if n in mine}
         if moving:
-            return self.rest.jvp(**mine, tangents=moving)
-        found = self.rest(**mine)
-        return found, tuple(map(torch.zeros_like, found)) if isinstance(found, tuple) else torch.zeros_like(found)
+            found, moved = self.rest.jvp(**mine, tangents=moving)
+        else:
+            found = self.rest(**mine)
+            moved = tuple(map(torch.zeros_like, found)) if isinstance(found, tuple) else torch.zeros_like(found)
+        still = known | {n: torch.zeros_like(torch.as_tensor(known[n])) for n in self.whole.outs if n in known}
+        return self._outputs(found, known), self._outputs(moved, still)
 
     def _list(self, step: Scores, known: Known, sizes: Mapping[str, int]) -> torch.Tensor:
         slots = 1 if step.slots is None else int(binding.evaluate(step.slots, sizes))

@@ -9,18 +9,20 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, note, seed, settings
+from hypothesis import HealthCheck, assume, given, note, seed, settings
 
 import einfuse
 from einfuse.dsl import compile_text
-from einfuse.ir import Cascade, Scalar, interpret, pipeline
+from einfuse.ir import Cascade, Scalar, SpecError, interpret, pipeline
 from einfuse.ir.backward import adjoint
 from einfuse.ir.passes import canonicalise, differentiate, stages
+from einfuse.ir.passes.choose import Scores
+from einfuse.runtime import binding
 from einfuse.runtime.backends import BackendName
 from einfuse.runtime.given import Given
 from einfuse.runtime.scatter import accumulate
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes
-from einfuse.testing import specs
+from einfuse.testing import selections, specs
 
 SHAPE = Shape(batch=2, heads=2, queries=7, keys=9, widths=(3, 4), group=2)
 RELAXED = settings(suppress_health_check=list(HealthCheck))
@@ -173,6 +175,23 @@ DERIVED = {
 """These failed before any kernel was built: the plainest back end shows it."""
 
 
+CHOOSING = {
+    "rows without a slot": """  rank n: feature = 2
+  sel[i, n] = topk[j -> n](-abs(i - j) where j > 50)
+  s[i, n] = sum[d](q * k[b, h // group, sel[i, n], d])
+  o[i, e] = sum[n](softmax[n](s) * v[b, h // group, sel[i, n], e])
+  out o, sel
+}""",
+    "a part of a list, and the list as an output": """  rank n: feature = 4
+  sel[i, n] = topk[j -> n](sum[d](q * k) where j <= i)
+  kept[i, n] = sel where n < 1 + i % 3
+  s = sum[d](q * k) where j in kept[i]
+  o[i, e] = sum[j](softmax[j](s) * v)
+  out kept, o, sel
+}""",
+}
+
+
 def close(found: torch.Tensor, truth: torch.Tensor, what: str) -> None:
     finite = torch.isfinite(truth)
     torch.testing.assert_close(found[finite], truth[finite], rtol=1e-7, atol=1e-7, msg=lambda m: f"{what}: {m}")
@@ -190,11 +209,16 @@ def check_passes(c: Cascade) -> None:
         close(x[name], value, name)  # type: ignore[arg-type]  # an output is a tensor
 
 
-def check_stage(c: Cascade, x: dict[str, torch.Tensor | Scalar], sizes: dict[str, int]) -> None:
-    leaves: dict[str, torch.Tensor | Scalar] = {
+def differentiable(x: dict[str, torch.Tensor | Scalar]) -> dict[str, torch.Tensor | Scalar]:
+    """The same arguments; floats are leaves."""
+    return {
         n: v.detach().clone().requires_grad_() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
         for n, v in x.items()
     }
+
+
+def check_stage(c: Cascade, x: dict[str, torch.Tensor | Scalar], sizes: dict[str, int]) -> None:
+    leaves = differentiable(x)
     truth = interpret(c, leaves, sizes)
 
     def observe(stage: str, k: Cascade) -> None:
@@ -204,8 +228,8 @@ def check_stage(c: Cascade, x: dict[str, torch.Tensor | Scalar], sizes: dict[str
             close(found[name], value, f"{name} after {stage}")
 
     pipeline.run(c, 4, 2, observe=observe)
-    if not any(o.requires_grad for o in truth.values()):
-        return  # a stage of whole numbers, such as how many keys a mask leaves
+    if not any(o.requires_grad for o in truth.values()):  # a stage of whole numbers, such as how many keys a mask leaves
+        return
     wanted = [n for n, v in leaves.items() if isinstance(v, torch.Tensor) and v.requires_grad]
     directions = {n: torch.randn(o.shape, dtype=torch.float64) for n, o in truth.items()}
     tensors = {n: v for n, v in leaves.items() if isinstance(v, torch.Tensor)}
@@ -245,6 +269,35 @@ def derived_gradients(
     return total
 
 
+def check_cut(text: str) -> None:
+    """Lists made step by step are those of the whole, and what reads them gives its values and gradients."""
+    attention = einfuse.compile(text, backend="torch")
+    c, selection = attention.cascade, attention.selection
+    assert selection is not None
+    selection.interpreted |= set(selection.scorers)  # the cut alone is under test
+    sizes, drawn = example_sizes(c, SHAPE), differentiable(example_inputs(c, torch.float64, 1, SHAPE))
+    tensors, numbers = binding.arguments(c, (), drawn)
+    x = {**tensors, **numbers}
+    known = selection(x)
+    lists = tuple(y.target for y in selection.chosen.steps if isinstance(y, Scores))
+    for name, found in interpret(replace(c, outs=lists), x, sizes).items():
+        assert torch.equal(found.long(), known[name].clamp_min(-1)), name  # type: ignore[union-attr]  # -1 in a slot without a point
+    rest = selection.rest.cascade
+    mine = {t.name: known[t.name] for t in rest.inputs}
+    given = Given.of(rest, *binding.arguments(rest, (), mine))
+    found, truth = interpret(rest, mine, given.sizes), interpret(c, x, sizes)
+    leaves = [v for v in tensors.values() if v.requires_grad]
+    for name, wanted in ((n, truth[n]) for n in found):
+        close(found[name], wanted, name)
+        if wanted.requires_grad:
+            gradients = (
+                torch.autograd.grad(o.sin().sum(), leaves, materialize_grads=True, allow_unused=True)
+                for o in (found[name], wanted)
+            )
+            for a, b in zip(*gradients, strict=True):
+                close(a, b, f"gradient of {name}")
+
+
 def check_kernels(text: str, backend: BackendName) -> None:
     attention = einfuse.compile(text)
     certificate = einfuse.verify(attention, backends=[backend], dtypes=["float32"], shape=SHAPE)
@@ -265,6 +318,12 @@ def test_past_failures_through_kernels(text: str, backend: BackendName) -> None:
 
 @pytest.mark.parametrize("text", DERIVED.values(), ids=list(DERIVED))
 def test_past_failures_through_tiled_torch(text: str) -> None:
+    check_kernels(HEAD + text, "torch")
+
+
+@pytest.mark.parametrize("text", CHOOSING.values(), ids=list(CHOOSING))
+def test_past_failures_of_choices(text: str) -> None:
+    check_cut(HEAD + text)
     check_kernels(HEAD + text, "torch")
 
 
@@ -320,3 +379,26 @@ def test_drawn_specs_through_tiled_torch(text: str) -> None:
 def test_drawn_specs_through_triton(text: str) -> None:
     note(text)
     check_kernels(text, "triton")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(5))
+@pytest.mark.parametrize(("how", "count"), [("torch", 100), ("cpu", 8), ("triton", 4)], ids=["interpretation", "cpu", "triton"])
+def test_drawn_choices(how: BackendName, count: int, part: int) -> None:
+    """500 by interpretation, 40 and 20 through kernels: lists against the scores of the oracle, the rest with the lists of the kernels."""
+
+    @seed(part)
+    @given(selections())
+    @settings(RELAXED, derandomize=False, database=None, max_examples=count)
+    def check(text: str) -> None:
+        note(text)
+        if how == "torch":
+            check_cut(text)
+            return
+        try:
+            check_kernels(text, how)
+        except SpecError as refused:  # a kernel holds a value for all blocks of a row only where it knows how many there are
+            assume("must be known to build a kernel" not in str(refused))
+            raise
+
+    check()

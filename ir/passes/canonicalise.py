@@ -18,7 +18,6 @@ A reduction over positions that keeps pairs of other positions is refused here: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from einfuse.ir import expr as ex
@@ -122,14 +121,25 @@ def _unmasked(x: Statement, features: set[str], pairs: set[str], folded: set[str
     e = x.map
     for p in dict.fromkeys((*of_features, *(() if inside else of_pairs))):
         mine = ex.indices(p) & features
-        e = _chosen(p, e, lambda f, mine=mine: bool(ex.indices(f) & mine if mine else ex.reads(f) & pairs), x.red)  # type: ignore[misc]
+        alike = [bool(ex.indices(f) & mine if mine else ex.reads(f) & pairs) for f in _parts(e, x.red)]
+        e = _chosen(p, e, alike if mine else _first(alike), x.red)
     return replace(x, map=e, mask=mask)
 
 
-def _chosen(p: Expr, e: Expr, alike: Callable[[Expr], bool], red: str | None) -> Expr:
-    """``e`` where ``p`` holds, else what the reducer ignores (0 without one: so are points stored that do not exist); of a product the first
-    factor that is like the condition, the rest stay."""
-    parts = list(ex.factors(e)) if red == "sum" else [e]
-    n = next((n for n, f in enumerate(parts) if alike(f)), 0)
-    parts[n] = ex.call("select", p, parts[n], ex.const(ex.MONOIDS[red] if red else 0.0))
+def _parts(e: Expr, red: str | None) -> tuple[Expr, ...]:
+    return ex.factors(e) if red == "sum" else (e,)
+
+
+def _first(these: list[bool]) -> list[bool]:
+    return [x and not any(these[:n]) for n, x in enumerate(these)]
+
+
+def _chosen(p: Expr, e: Expr, these: list[bool], red: str | None) -> Expr:
+    """``e`` where ``p`` holds, else what the reducer ignores (0 without one: so are points stored that do not exist); of a product ``these``
+    factors, or the first one, the rest stay. Where a row has no point, any of them may be infinite or no number."""
+    parts, ignored = list(_parts(e, red)), ex.const(ex.MONOIDS[red] if red else 0.0)
+    for n, f in enumerate(parts):
+        done = f.op == "select" and (f.args[0], f.args[2]) == (p, ignored)
+        if not done and (these[n] or (n == 0 and not any(these))):
+            parts[n] = ex.call("select", p, f, ignored)
     return ex.product(*parts)

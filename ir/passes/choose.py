@@ -83,7 +83,7 @@ Step = Scores | Table
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The steps in order, each of which makes one tensor, and the cascade that reads them."""
+    """The steps in order, each of which makes one tensor, and the cascade that reads them and gives all outputs but lists."""
 
     steps: tuple[Step, ...]
     rest: Cascade
@@ -141,7 +141,14 @@ class _Cut:
                 self._list(x, x.ranks[:-1] if x.red == "topk" else x.ranks, x.over)
             elif x.target in looked_into:
                 self._list(x, x.ranks, ())
-        rest = self._part((), self.c.outs, self.c.name)  # which makes tables too
+        values = tuple(n for n in self.c.outs if n not in self.made)
+        if not values:
+            raise SpecError(
+                f"{self.c.name} gives lists alone, and no kernel makes one yet",
+                self.c.loc,
+                f"let it give a value too, such as what is ranked at the slots of `{self.c.outs[0]}`",
+            )
+        rest = self._part((), values, self.c.name)  # which makes tables too
         return Chosen(tuple(self.steps), rest)
 
     def _list(self, x: Einsum, ranks: tuple[str, ...], over: tuple[str, ...]) -> None:

@@ -6,11 +6,14 @@
     @given(specs())
     def test_my_pass(text): ...
 
-`specs()` draws whole attentions, `masks(depth)` conditions over b, h, i, j, `normalisers()` definitions of `norm[j](s)`: docs/testing.md
-(examples there). A drawn text always elaborates; it shrinks towards plain softmax attention. Needs the package `hypothesis`.
+`specs()` draws whole attentions, `selections()` such that choose what they read, `masks(depth)` conditions over b, h, i, j, `normalisers()`
+definitions of `norm[j](s)`: docs/testing.md (examples there). A drawn text always elaborates; it shrinks towards plain softmax attention.
+Needs the package `hypothesis`.
 """
 
 from __future__ import annotations
+
+import re
 
 from hypothesis import strategies as st
 
@@ -113,6 +116,123 @@ def specs(draw: st.DrawFn) -> str:
     return norm + head + "\n".join([*inputs, text, "  out o, z" if statistic else "  out o"]) + "\n}\n"
 
 
+_RANKED = {
+    # whose list it is: what is ranked of a candidate C with the key K, of blocks of SIZE; equal values are among them
+    "[i]": (
+        "sum[d](q * K)",
+        "relu(sum[d](q * K))",
+        "-abs(i - SIZE * C)",
+        "C % 3",
+        "softmax[C](sum[d](q * K))",
+        "slope * C + row[h, i]",
+    ),
+    "[i // SIZE]": ("sum[d](mq * K)", "C % 3", "-abs(x - C)", "tanh(sum[d](mq * K))"),
+    "": ("sum[d](K * K)", "C % 3", "max[i](sum[d](q * K))", "-C"),
+}
+_FORCED = ("", "C == 0", "C % 4 == 1", "C == i // SIZE")
+_CANDIDATES = ("", "SIZE * C <= i", "C % 2 == 0", "C > 50", "C < prefix[b]", "sum[d](K * K) > 3", "C != i // SIZE")
+_USES = {
+    # what becomes of the list, and the question to it; J is the candidate of a key, AT whose list a query reads
+    "members": "J in sel AT",
+    "slots": "",
+    "first": "J == near AT",
+    "nested": "j in fine[i]",
+    "kept": "J in kept AT",
+    "inverse": "J in sel AT",
+    "pairs": "i // SIZE * W + j // SIZE in sel",
+    "diagonals": "i - J in sel",
+    "queries": "i in sel",
+    "given": "J in list[b, i]",
+}
+_LISTS: dict[str, list[str]] = {
+    "pairs": ["sel[n] = topk[x, w -> n](sum[d](mq * mk))"],
+    "queries": ["sel[n] = topk[i -> n](sum[d](q * q) where i != 2)"],
+    "given": [],
+}
+_CONDITIONS = ("M", "M and j <= i", "M or j == i", "not (M)", "M and pad[b, j]", "M or (j < 2 and i > 3)")
+_KEPT = ("n < 2", "n < prefix[b]", "n % 2 == 0", "n < 1 + OWN % 3")
+
+
+@st.composite
+def selections(draw: st.DrawFn) -> str:
+    """A whole attention that chooses what it reads.
+
+    Keys, blocks of keys, pairs of blocks, queries or diagonals, by scores of queries, of blocks of queries or of all; as many slots as
+    candidates, fewer or more. The list is asked for members, read slot by slot, cut short, looked into by another choice, or given.
+    """
+    use = draw(st.sampled_from(tuple(_USES)))
+    size = draw(st.sampled_from((2, 4) if use == "pairs" else (1, 2, 4)))
+    shared = {"pairs": ("",), "diagonals": ("",), "queries": ("",), "inverse": ("[i]", "")}.get(use, tuple(_RANKED))
+    prefix = draw(st.sampled_from([x for x in shared if size > 1 or x != "[i // SIZE]"]))
+    own = {"[i]": "i", "[i // SIZE]": "x", "": ""}[prefix]
+    words = {
+        "SIZE": str(size),
+        "C": "j" if size == 1 else "w",
+        "K": "k" if size == 1 else "mk",
+        "J": "j" if size == 1 else f"j // {size}",
+    }
+    words |= {
+        "AT": prefix.replace("SIZE", str(size)),
+        "OWN": own or "h",
+        "RANKS": own,
+        "ROW": prefix[1:-1].replace("SIZE", str(size)),
+    }
+
+    def choice() -> str:
+        """What is ranked, and where it exists."""
+        forced, where = draw(st.sampled_from(_FORCED)), draw(st.sampled_from(_CANDIDATES))
+        if own != "i":  # what is chosen for several queries cannot depend on one
+            forced, where = ("" if "i" in _words(x) else x for x in (forced, where))
+        value = draw(st.sampled_from(_RANKED[prefix]))
+        return (f"1e30 if {forced} else {value}" if forced else value) + (f" where {where}" if where else "")
+
+    made = "near[RANKS] = argmax[C]" if use == "first" else "sel[RANKS, n] = topk[C -> n]"
+    lines = [*_LISTS[use]] if use in _LISTS else [f"{made}({choice()})"]
+    score, value, last = "sum[d](q * k)", "v", "j"
+    if use == "nested":
+        lines.append("fine[i, m] = topk[j -> m](sum[d](q * k) - 0.1 * j where J in sel AT)")
+    elif use == "kept":
+        lines.append(f"kept[RANKS, n] = sel where {draw(st.sampled_from(_KEPT))}")
+    elif use == "inverse":
+        lines.append("place[RANKS, C] = sum[n](n + 1.0 where sel == C)")
+        score += " * stop(place[ROW, J])"
+    if use == "slots":
+        lines.append("s[i, n] = sum[d](q * k[b, h // group, sel[ROW, n] * SIZE % Nk, d])")
+        value, last = "v[b, h // group, sel[ROW, n] * SIZE % Nk, e]", "n"
+    else:
+        lines.append(f"s[i, j] = {score} where {draw(st.sampled_from(_CONDITIONS)).replace('M', _USES[use])}")
+    norm = draw(st.just("") | normalisers())
+    lines.append(f"o[i, e] = sum[{last}]({'norm' if norm else 'softmax'}[{last}](s) * {value})")
+    listed = any(x.startswith("sel[") for x in lines)
+    lines = [re.sub(rf"\b({'|'.join(words)})\b", lambda m: words[m[0]], x).replace("[, ", "[").replace("[]", "") for x in lines]
+    lines = [x.replace(" [", "[").replace("  ", " ").rstrip() for x in lines]
+    return _with_lists(
+        norm, lines, draw(st.sampled_from(("o", "o, sel") if listed else ("o",))), size, draw(st.sampled_from((2, 1, 3, 20)))
+    )
+
+
+def _with_lists(norm: str, lines: list[str], outs: str, size: int, slots: int) -> str:
+    """The attention of statements about blocks of keys w of so many tokens, blocks of queries x, and slots n of a list."""
+    text = "\n".join(f"  {x}" for x in lines)
+    words = _words(text)
+    ranks = ["i: query", "j: key", "d, e: feature"]
+    blocks = [f"{r}: {kind} = ({n} + {size - 1}) // {size}" for r, kind, n in (("x", "query", "Nq"), ("w", "key", "Nk"))]
+    ranks += [x for x in blocks if x[0] in words or {"x": "mq", "w": "mk"}[x[0]] in words]
+    ranks += [f"{r}: feature = {n}" for r, n in (("n", slots), ("m", 3)) if r in words]
+    means = [
+        f"  m{y}[{r}, d] = mean[{t}]({y} where {t} // {size} == {r})"
+        for y, r, t in (("q", "x", "i"), ("k", "w", "j"))
+        if f"m{y}" in words
+    ]
+    head = f"attention drawn over b, h {{\n  rank {'; rank '.join(ranks)}\n"
+    inputs = [f"  in {x}" for x in _inputs(text)]
+    return norm + head + "\n".join([*inputs, *means, text, f"  out {outs}"]) + "\n}\n"
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[A-Za-z_]\w*", text))
+
+
 def _inputs(text: str) -> list[str]:
     always = ["q[b, h, i, d]", "k[b, h // group, j, d]", "v[b, h // group, j, e]"]
     optional = {
@@ -126,5 +246,6 @@ def _inputs(text: str) -> list[str]:
         "prefix": "prefix[b]: int",
         "doc": "doc[b, N]: int",
         "pad": "pad[b, j]: bool",
+        "list": "list[b, i, 4]: int",
     }
     return always + [declared for name, declared in optional.items() if name in text]
