@@ -28,7 +28,7 @@ def best(values: Tensor, exists: Tensor | None, slots: int) -> Tensor:
     values = values.detach()
     if not _fits(values):
         at = _by_sorting(values, exists, found)
-    elif values.device.type == "cpu" and _FEW * found < values.shape[-1]:
+    elif _in_memory(values) and _FEW * found < values.shape[-1]:
         rows = values.reshape(-1, values.shape[-1])
         lives = None if exists is None else exists.expand(values.shape).reshape(rows.shape)
         step = max(1, _WINDOW // rows.shape[-1])
@@ -47,6 +47,13 @@ def best(values: Tensor, exists: Tensor | None, slots: int) -> Tensor:
 def _fits(values: Tensor) -> bool:
     """May the order be that of 64-bit keys?"""
     return values.dtype in (torch.float32, torch.bfloat16, torch.float16) and values.shape[-1] < _SMALL
+
+
+def _in_memory(values: Tensor) -> bool:
+    """Are these values of the host that may be looked at, and not those of a graph that is captured, or of a transform?"""
+    if torch.compiler.is_compiling() or type(values) is not Tensor or not values.is_cpu:
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(values)
 
 
 def _by_keys(values: Tensor, exists: Tensor | None, slots: int) -> Tensor:

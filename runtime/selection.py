@@ -39,6 +39,8 @@ class Selection:
     whole: Cascade
     chosen: Chosen
     scorers: Mapping[str, Attention | None]
+    traced: Mapping[str, Attention | None]
+    """The same for a graph that is captured: they give out which points exist as well, where the others leave that to the sizes of a call."""
     rest: Attention
     listed: Attention | None
     """The rest that takes lists in place of tables; None where it cannot."""
@@ -59,8 +61,10 @@ class Selection:
                 return None
 
         scorers = {x.target: scorer(x) for x in chosen.steps if isinstance(x, Scores)}
+        told = [x for x in chosen.steps if isinstance(x, Scores) and x.where is not None and scorers[x.target] is not None]
+        traced = scorers | {x.target: made(x.cascade, False) for x in told}
         listed = None if chosen.listed is None else made(chosen.listed, attention.wide)
-        return Selection(attention.cascade, chosen, scorers, made(chosen.rest, attention.wide), listed)
+        return Selection(attention.cascade, chosen, scorers, traced, made(chosen.rest, attention.wide), listed)
 
     def __call__(self, known: Known) -> Known:
         """The arguments of a call with lists and tables beside them, by name."""
@@ -93,7 +97,7 @@ class Selection:
         scored = {t.name for x in self.chosen.steps if isinstance(x, Scores) for t in x.cascade.inputs}
         left = [x for x in tables.values() if x.name not in scored]  # what only the rest reads
         known = self._after([x for x in self.chosen.steps if x not in left], known)
-        if self.listed is not None:
+        if self.listed is not None and not torch.compiler.is_compiling():  # what pays depends on sizes
             names = [t.name for t in self.listed.cascade.inputs]
             mine = {n: known[tables[n].source if n in tables else n] for n in names}
             if _pays(self.listed, mine):
@@ -149,7 +153,8 @@ class Selection:
     def scores(self, step: Scores, known: Mapping[str, torch.Tensor | Scalar]) -> dict[str, torch.Tensor]:
         """The values that a step ranks and where they exist, by a kernel, or by interpretation where there is none."""
         mine = self.ranked(step, known)
-        scorer = self.scorers[step.target]
+        capturing = torch.compiler.is_compiling()  # sizes may be symbols
+        scorer = (self.traced if capturing else self.scorers)[step.target]
         if scorer is not None and step.target not in self.interpreted:
             try:
                 outs = scorer(**{t.name: mine[t.name] for t in scorer.cascade.inputs})
@@ -157,7 +162,7 @@ class Selection:
                 self.interpreted.add(step.target)
             else:
                 found = dict(zip(scorer.cascade.outs, outs if isinstance(outs, tuple) else (outs,), strict=True))
-                return found if step.where is None else found | self._existing(step, mine)
+                return found if step.where is None or capturing else found | self._existing(step, mine)
         given = Given.of(step.cascade, *binding.arguments(step.cascade, (), mine))
         return interpret(step.cascade, given.inputs, given.sizes, _dtype(mine))
 

@@ -184,3 +184,29 @@ def test_a_list_of_another_rank_does_not_drive() -> None:
     (table,) = [t for t in cascade.inputs if t.listed is not None]
     assert transform.find(cascade, table.name, {}) is not None
     assert transform.find(cascade, "q", {}) is None
+
+
+@pytest.mark.slow
+def test_graphs_and_transforms_of_a_choice() -> None:
+    """A captured graph, an exported program, and vmap: what looks at values or sizes to be fast gives way."""
+    moba = einfuse.compile("moba", best=2, block=16, backend="torch")
+
+    def drawn_for(n: int) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.randn(1, 2, n, 8), torch.randn(1, 1, n, 8), torch.randn(1, 1, n, 8)
+
+    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = moba(q, k, v)
+        assert isinstance(out, Tensor)
+        return out
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    for n in (300, 40):
+        x = drawn_for(n)
+        torch.testing.assert_close(compiled(*x), call(*x), rtol=1e-4, atol=1e-5)
+    x = drawn_for(300)
+    several = torch.func.vmap(call)(*(torch.stack([y, y]) for y in x))
+    torch.testing.assert_close(several[1], call(*x), rtol=1e-4, atol=1e-5)
+    module = type("Module", (torch.nn.Module,), {"forward": lambda self, *given: call(*given)})()
+    exported = torch.export.export(module, x)
+    torch.testing.assert_close(exported.module()(*x), call(*x), rtol=1e-4, atol=1e-5)
