@@ -107,8 +107,8 @@ class ListedProgram(Program):
         return self._by_tables(known, self.tabled.backward_graph(self._described(known), backend, wanted))
 
     def _by_tables(self, given: Given, inner: Graph) -> Graph:
-        names = {t.name: f"table of {t.name}" for t in self.cascade.inputs if t.listed is not None}
-        spans = {t.name: int(evaluate(t.axes[-1], given.sizes)) for t in self.cascade.inputs if t.listed is not None}
+        spans = self._spans(given)
+        names = {n: f"table of {n}" for n in spans}
 
         def tables(tensors: Tensors, call: Given) -> None:
             tensors |= {names[n]: members(tensors[n], span) for n, span in spans.items()}
@@ -121,13 +121,15 @@ class ListedProgram(Program):
         return Graph(lambda _: nodes, given, inner.outs)
 
     def _tabled(self, given: Given) -> Given:
-        listed = {t.name: t.axes[-1] for t in self.cascade.inputs if t.listed is not None}
-        return given.more({n: members(given.tensors[n], int(evaluate(e, given.sizes))) for n, e in listed.items()})
+        return given.more({n: members(given.tensors[n], span) for n, span in self._spans(given).items()})
 
     def _described(self, given: Given) -> Given:
-        listed = {t.name: t.axes[-1] for t in self.cascade.inputs if t.listed is not None}
-        shapes = {n: (*given.tensors[n].shape[:-1], int(evaluate(e, given.sizes))) for n, e in listed.items()}
+        shapes = {n: (*given.tensors[n].shape[:-1], span) for n, span in self._spans(given).items()}
         return given.described().more({n: torch.empty(s, dtype=torch.bool, device="meta") for n, s in shapes.items()})
+
+    def _spans(self, given: Given) -> dict[str, int]:
+        """The last axes of the tables."""
+        return {t.name: int(evaluate(t.axes[-1], given.sizes)) for t in self.cascade.inputs if t.listed is not None}
 
 
 @dataclass
@@ -149,8 +151,9 @@ class Driving(Program):
         if all(t.name != self.table for t in cascade.inputs):
             return True
         found = self.found(cascade, given)
-        if found is None or found.width < NARROWEST or any(self._reads_data(e, cascade) for e in found.atom.args[:-1]):
-            return False
+        numbers = {t.name for t in cascade.inputs if t.param}
+        if found is None or found.width < NARROWEST or any(reads(e) - numbers for e in found.atom.args[:-1]):
+            return False  # which list a row has follows from its place
         if found.blocked == found.rows:
             return True
         try:
@@ -158,9 +161,6 @@ class Driving(Program):
         except SpecError:
             return False
         return extent_of(cascade, found.rows, given.sizes) >= CHUNK
-
-    def _reads_data(self, e: object, cascade: Cascade) -> bool:
-        return bool(reads(e) - {t.name for t in cascade.inputs if t.param})  # type: ignore[arg-type]
 
     def found(self, cascade: Cascade, given: Given) -> through.Listed | None:
         """How a cascade reads the table, where its lists can drive it."""

@@ -16,17 +16,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.bounds import Known
 from einfuse.ir.definitions import Definitions
 from einfuse.ir.errors import SpecError
-from einfuse.ir.extents import most_of, span_of
+from einfuse.ir.extents import most_of, not_negative, span_of
 from einfuse.ir.nodes import Cascade, DType, Einsum, Expr, Fold, Statement, Tensor
 from einfuse.ir.passes import stages
 from einfuse.ir.rewrite import expressions, fresh, lists, map_expressions, prune, reading, statements, taken, types_of
 from einfuse.ir.spaces import inferred
-
-_KNOWN = Known()
-"""What is known of any ints: coordinates and sizes are not negative."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +196,7 @@ class _Cut:
         table = self.tables[key]
         read = ex.load(table.name, *prefix, element)
         below = ex.call("<", element, ex.size(table.span)) if isinstance(table.span, str) else None
-        above = None if _KNOWN.at_least(element, ex.ZERO) else ex.call(">=", element, ex.ZERO)
+        above = None if not_negative(element) else ex.call(">=", element, ex.ZERO)
         return ex.conjunction(above, below, read)
 
     def _slots(self, name: str) -> Expr:

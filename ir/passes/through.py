@@ -29,7 +29,7 @@ from types import MappingProxyType
 from einfuse.ir import expr as ex
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Place, Rank, Tensor
 from einfuse.ir.passes import split, walk
-from einfuse.ir.rewrite import fresh, taken
+from einfuse.ir.rewrite import expressions, fresh, statements, taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +79,8 @@ def _width(element: Expr, rank: str, numbers: Mapping[str, int]) -> int | None:
 
 def _reads(c: Cascade, table: str) -> set[Expr]:
     """All reads of a table."""
-    return {
-        e
-        for x in c.body
-        if isinstance(x, Einsum)
-        for y in (x.map, *((x.mask,) if x.mask is not None else ()))
-        for e in ex.walk(y)
-        if e.op == "load" and e.name == table
-    }
+    every = (e for x in statements(c) for y in expressions(x) for e in ex.walk(y))
+    return {e for e in every if e.op == "load" and e.name == table}
 
 
 @dataclass(frozen=True, slots=True)
