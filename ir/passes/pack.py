@@ -64,7 +64,7 @@ def batch_of(cascade: Cascade) -> Rank:
     if len(found) != 1 or not isinstance(found[0].size, str):
         names = ", ".join(r.name for r in found) or "none"
         raise SpecError(
-            f"{cascade.name}: sequences are packed along one ambient rank of kind batch, found {names}", cascade.loc
+            f"{cascade.name}: sequences are told apart by one ambient rank of kind batch, found {names}", cascade.loc
         )
     return found[0]
 

@@ -16,6 +16,7 @@ from einfuse.ir.errors import EinfuseError
 from einfuse.ir.nodes import Cascade
 from einfuse.ir.passes import (
     batch,
+    cache,
     canonicalise,
     choose,
     chunk,
@@ -229,6 +230,13 @@ TRANSFORMS: tuple[Pass, ...] = (
         does="rows by the blocks that they list, in place of a table of those: parts and their merge, or whole blocks",
     ),
     Pass("heads_as_rows", heads_as_rows.run, ("flat",), does="heads that share keys as the rows of one tile"),
+    Pass(
+        "cache",
+        cache.run,
+        ("flat",),
+        options={"slots": truth, "keys": str},
+        does="keys and values read from the pages of a cache, queries as the last rows",
+    ),
     Pass("pack", pack.run, ("flat",), options={"groups": groups}, does="sequences of different lengths one after the other"),
 )
 
