@@ -16,7 +16,7 @@ from einfuse.ir import Cascade, Einsum, Expr, Fold, SpecError, State, interpret,
 from einfuse.ir import expr as ex
 from einfuse.ir.backward import adjoint
 from einfuse.ir.evaluate import Block, Span
-from einfuse.ir.interpret import Interpreter
+from einfuse.ir.interpreter import Interpreter
 from einfuse.ir.passes import canonicalise, differentiate, stages
 from einfuse.ir.rewrite import statements
 from einfuse.ir.spaces import inferred

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import inspect
+import io
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
+import lark
 from lark import Lark, Token, v_args
 from lark.exceptions import UnexpectedInput, VisitError
 from lark.tree import Meta
 from lark.visitors import Transformer_NonRecursive
 
+from einfuse._files import write_atomic
 from einfuse.dsl import ast
 from einfuse.dsl.diagnostics import KEYWORDS, syntax_error
 from einfuse.ir import MAX_TEXT, Span, SpecError
@@ -46,9 +52,25 @@ def parsed(text: str, file: str) -> ast.Module:
 
 @functools.cache
 def grammar() -> Lark:
-    """The parser; its trees are turned into `dsl.ast` nodes by `_Build`."""
-    path = Path(__file__).parent / "grammar" / "attn.lark"
-    return Lark(path.read_text(encoding="utf-8"), parser="lalr", propagate_positions=True, maybe_placeholders=True)
+    """The parser; its trees are turned into `dsl.ast` nodes by `_Build`.
+
+    Its tables take ten times as long to make as to read, so they are kept beside the grammar where Python keeps its own byte code, under a
+    name that changes with the grammar, with lark and with Python.
+    """
+    text = (Path(__file__).parent / "grammar" / "attn.lark").read_text(encoding="utf-8")
+    version = f"{sys.implementation.cache_tag} {lark.__version__}"
+    name = hashlib.sha256(f"{version} {text}".encode()).hexdigest()[:16]
+    kept = Path(__file__).parent / "grammar" / "__pycache__" / f"attn.{name}.tables"
+    with contextlib.suppress(OSError):
+        return Lark.load(io.BytesIO(kept.read_bytes()))
+    made = Lark(text, parser="lalr", propagate_positions=True, maybe_placeholders=True)
+    if not sys.dont_write_bytecode:
+        with contextlib.suppress(OSError):  # a folder that is not ours to write to
+            kept.parent.mkdir(exist_ok=True)
+            tables = io.BytesIO()
+            made.save(tables)
+            write_atomic(kept, tables.getvalue())
+    return made
 
 
 def _module(items: list[Any], file: str, text: str) -> ast.Module:

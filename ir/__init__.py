@@ -1,4 +1,10 @@
-"""The cascade IR: nodes, text, verifier, interpreter, analyses and passes. Knows nothing of grammar sugar or devices."""
+"""The cascade IR: nodes, text, verifier, interpreter, analyses and passes. Knows nothing of grammar sugar or devices.
+
+The interpreter works on tensors and is imported when it is asked for: nothing else here needs torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from einfuse.ir.errors import EinfuseError as EinfuseError
 from einfuse.ir.errors import SpecError as SpecError
@@ -12,7 +18,6 @@ from einfuse.ir.expr import index as index
 from einfuse.ir.expr import load as load
 from einfuse.ir.expr import size as size
 from einfuse.ir.functions import FUNCTIONS as FUNCTIONS
-from einfuse.ir.interpret import interpret as interpret
 from einfuse.ir.nodes import MAX_OPERATIONS as MAX_OPERATIONS
 from einfuse.ir.nodes import RANK_KINDS as RANK_KINDS
 from einfuse.ir.nodes import Cascade as Cascade
@@ -30,6 +35,19 @@ from einfuse.ir.nodes import Tensor as Tensor
 from einfuse.ir.source import MAX_TEXT as MAX_TEXT
 from einfuse.ir.source import read_spec as read_spec
 from einfuse.ir.span import Span as Span
-from einfuse.ir.tiles import TileMap as TileMap
-from einfuse.ir.tiles import at_points as at_points
-from einfuse.ir.tiles import classify as classify
+
+if TYPE_CHECKING:
+    from einfuse.ir.interpreter import interpret as interpret
+    from einfuse.ir.tiles import TileMap as TileMap
+    from einfuse.ir.tiles import at_points as at_points
+    from einfuse.ir.tiles import classify as classify
+
+_LATER = {"interpret": "interpreter", "TileMap": "tiles", "at_points": "tiles", "classify": "tiles"}
+"""What brings torch or numpy with it: a spec is parsed, elaborated and fused without either."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    return found

@@ -14,16 +14,12 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from einfuse.ir import expr as ex
 from einfuse.ir import recurrence
 from einfuse.ir.errors import EinfuseError
 from einfuse.ir.expr import call
-from einfuse.ir.meaning import TORCH
 from einfuse.ir.nodes import Cascade, Einsum, Expr
-from einfuse.ir.rewrite import types_of
-from einfuse.ir.separability import matrix_rank, nonnegative
+from einfuse.ir.separability import matrix_rank
 from einfuse.ir.text import show_expr
 
 MAX_TERMS = 32
@@ -86,7 +82,9 @@ class Cut:
 
         Raises NotFactorableError where ``e`` reads a tensor of pairs.
         """
-        return max(matrix_rank(_Sample(self, seed).value(e).double().expand(POINTS, POINTS).numpy()) for seed in (0, 1))
+        from einfuse.ir.samples import Sample  # with numpy, for which a spec without a linear form to look for does not wait
+
+        return max(matrix_rank(Sample(self, seed).matrix(e)) for seed in (0, 1))
 
     def definition(self, read: Expr) -> Einsum:
         """The statement over pairs that ``read`` reads, at its own coordinates."""
@@ -214,47 +212,3 @@ def _bounded(terms: list[Term]) -> list[Term]:
     if len(terms) > MAX_TERMS:
         raise NotFactorableError(f"the weights multiply out to more than {MAX_TERMS} products")
     return terms
-
-
-class _Sample:
-    """Expressions at random queries and keys; what is of one side alone is a random number for every one of them."""
-
-    def __init__(self, cut: Cut, seed: int) -> None:
-        self.cut, self.generator = cut, torch.Generator().manual_seed(seed)
-        self.known: dict[Expr, torch.Tensor] = {}
-        self.types = types_of(cut.cascade)
-
-    def value(self, e: Expr) -> torch.Tensor:
-        if not self.cut.pair(e):
-            return self._alone(e)
-        if e not in self.known:
-            self.known[e] = self._of_pairs(e)
-        return self.known[e]
-
-    def _of_pairs(self, e: Expr) -> torch.Tensor:
-        if e.op != "load":
-            args = list(map(self.value, e.args))
-            if e.op in ("//", "%"):
-                args[1] = torch.where(args[1] == 0, 1, args[1])  # a point that says nothing
-            return TORCH[e.op](*args)
-        x = self.cut.definition(e)
-        points = itertools.product(range(WIDTH), repeat=len(x.over))
-        values = [self.value(self.cut.opened(e, dict(zip(x.over, map(ex.const, p), strict=True)))) for p in points]
-        return torch.stack([v.expand(POINTS, POINTS) for v in values]).sum(0) if x.over else values[0]
-
-    def _alone(self, e: Expr) -> torch.Tensor:
-        if e.op == "const":
-            return torch.tensor(e.value, dtype=torch.float64 if isinstance(e.value, float) else None)
-        if e not in self.known:
-            side = self.cut.side(e)
-            shape = [POINTS if r in side else 1 for r in self.cut.sides]
-            kind = ex.scalar_type(e, lambda n: self.types.get(n, "float"))
-            if e.op == "index" and side:
-                self.known[e] = torch.arange(POINTS).reshape(shape)
-            elif kind == "float":
-                x = torch.rand(shape, generator=self.generator, dtype=torch.float64)
-                self.known[e] = 0.3 + x if nonnegative(e) else 4 * x - 2
-            else:
-                x = torch.randint(0, 7 if kind == "int" else 2, shape, generator=self.generator)
-                self.known[e] = x if kind == "int" else x.bool()
-        return self.known[e]

@@ -14,7 +14,8 @@ from typing import Any
 
 from einfuse.ir.errors import EinfuseError, SpecError
 from einfuse.ir.nodes import Cascade
-from einfuse.ir.passes.registry import PIPELINE, Pass, find
+from einfuse.ir.passes.registry import find
+from einfuse.ir.passes.sequence import PIPELINE, Pass
 from einfuse.ir.verify import Property, verify
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from einfuse.ir import debug
 from einfuse.ir.errors import EinfuseError
 from einfuse.ir.nodes import Cascade
-from einfuse.ir.passes.registry import PIPELINE, Pass
+from einfuse.ir.passes.sequence import PIPELINE, Pass
 from einfuse.ir.text import show
 from einfuse.ir.verify import verify
 

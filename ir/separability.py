@@ -6,35 +6,35 @@ sum of products ``g_k(x) h_k(d)``. The *decision* is numerical: the rank of ``f(
 where sympy can, and always checked numerically at two ranges. For ``f(x - d)`` the maps that qualify are exactly the exponential
 polynomials (Levi-Civita), so a cut is a fact about the map and not a want of cleverness.
 
-sympy sees a map only with every statistic-free sub-expression replaced by one symbol, and is imported on first use.
+sympy sees a map only with every statistic-free sub-expression replaced by one symbol. It and numpy are imported on first use.
 """
 
 from __future__ import annotations
 
 import functools
-import math
+import importlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from einfuse.ir import expr as ex
 from einfuse.ir.nodes import Expr
 
 if TYPE_CHECKING:
+    import numpy as np
     import sympy as sp
 else:
 
     class _Lazy:
-        """sympy costs 0.4 s to import: only a derivation pays it."""
+        """A package that takes long to import: only a derivation pays it, and what was derived is kept (`runtime.derived`)."""
+
+        def __init__(self, name: str) -> None:
+            self._name = name
 
         def __getattr__(self, name: str) -> Any:
-            import sympy
+            return getattr(importlib.import_module(self._name), name)
 
-            return getattr(sympy, name)
-
-    sp = _Lazy()
+    np, sp = _Lazy("numpy"), _Lazy("sympy")
 
 MAX_RANK = 4
 MAX_OPERATIONS, MAX_DEPTH = 2_000, 100
@@ -43,7 +43,6 @@ SAMPLES = 24
 SHORT = 12  # operations of an expression that needs no further search for a shorter one
 RANGE = 12.0  # where zeros of a factor are looked for
 TOLERANCE = 1e-10
-NUMERIC = {"erf": np.vectorize(math.erf, otypes=[float])}  # numpy itself has no error function
 
 
 def within_reach(e: Expr) -> bool:
@@ -259,8 +258,15 @@ def nonnegative(e: Expr, known: frozenset[str] = frozenset()) -> bool:
 def _compiled(symbols: list[Any], e: Any) -> Callable[..., Any]:
     """``e``, or a list of such, as a function of arrays. A branch that divides by 0 is not a number."""
     e = [z.xreplace({sp.zoo: sp.nan}) for z in e] if isinstance(e, list) else e.xreplace({sp.zoo: sp.nan})
-    known = {"select": _select, "logical_and": _Joined(np.logical_and), "logical_or": _Joined(np.logical_or)}
-    return sp.lambdify(symbols, e, [NUMERIC | known, "numpy"])  # type: ignore[no-any-return]
+    from einfuse.ir.arrays import NUMPY
+
+    known = {
+        "select": _select,
+        "erf": NUMPY["erf"],
+        "logical_and": _Joined(np.logical_and),
+        "logical_or": _Joined(np.logical_or),
+    }
+    return sp.lambdify(symbols, e, [known, "numpy"])  # type: ignore[no-any-return]
 
 
 class _Joined:
@@ -273,7 +279,7 @@ class _Joined:
         return functools.reduce(self.join, parts)
 
 
-def _select(conditions: list[Any], values: list[Any], default: float = np.nan) -> Any:
+def _select(conditions: list[Any], values: list[Any], default: float = float("nan")) -> Any:
     """`numpy.select` that also takes conditions which are the same everywhere."""
     out = np.asarray(default, float)
     for c, v in zip(reversed(conditions), reversed(values), strict=True):

@@ -23,22 +23,18 @@ V16  ``canonical``: a reduction goes over one feature at a time, and its conditi
 V17  ``ranged``: every fold has ranges, or gets them from a table at launch.
 V18  ``blocked``: the cascade is one scan in blocks.
 
-V14, the merge law, is numeric: see `merge_law`.
+V14, the merge law, is numeric: see `ir.merging`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Literal
-
-import torch
 
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
 from einfuse.ir.functions import FUNCTIONS
-from einfuse.ir.interpret import interpret
-from einfuse.ir.nodes import RANK_KINDS, Cascade, DType, Einsum, Expr, Fold, Scalar, State
+from einfuse.ir.nodes import RANK_KINDS, Cascade, DType, Einsum, Expr, Fold, State
 from einfuse.ir.spaces import Spaces, conditions, given_on
 from einfuse.ir.span import Span
 from einfuse.ir.statements import lets
@@ -266,19 +262,3 @@ _PROPERTIES: dict[Property, Callable[[Cascade], None]] = {
     "ranged": _ranged,
     "blocked": _blocked,
 }
-
-
-def merge_law(
-    cascade: Cascade, sizes: Mapping[str, int], inputs: Mapping[str, torch.Tensor | Scalar], tolerance: float = 1e-8
-) -> None:
-    """V14: a fused cascade gives the same result whatever the blocks and the order of merging (float64).
-
-    Raises AssertionError: a wrong carry is our fault, never the user's.
-    """
-    whole = interpret(cascade, inputs, sizes)
-    for step, split in ((3, 1), (2, 3), (1, 2)):
-        body = tuple(replace(x, step=step, split=split) if isinstance(x, Fold) and not x.ranges else x for x in cascade.body)
-        parts = interpret(replace(cascade, body=body), inputs, sizes)
-        for name, value in whole.items():
-            same = torch.allclose(parts[name], value, rtol=tolerance, atol=tolerance, equal_nan=True)
-            assert same, f"{name} depends on how the fold is cut into blocks (step {step}, split {split}): a carry is wrong"

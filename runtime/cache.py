@@ -21,11 +21,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
-import numpy
 import platformdirs
-import torch
 
-from einfuse.codegen import files
+from einfuse import _files as files
 from einfuse.ir import EinfuseError
 from einfuse.runtime import records
 
@@ -124,8 +122,8 @@ def bound() -> int:
 @functools.cache
 def versions() -> str:
     """What an entry was made with: our own sources, Python, and the packages that plans follow from."""
-    python = f"python {platform.python_version()}|torch {torch.__version__}|numpy {numpy.__version__}"
-    return "|".join([_sources(), python, *(f"{n} {_version(n)}" for n in ("jinja2", "lark", "sympy", "triton"))])
+    packages = (f"{n} {_version(n)}" for n in ("jinja2", "lark", "numpy", "sympy", "torch", "triton"))
+    return "|".join([_sources(), f"python {platform.python_version()}", *packages])
 
 
 def _version(package: str) -> str:

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from einfuse.codegen import KernelPlan, files
+from einfuse import _files as files
+from einfuse.codegen import KernelPlan
 from einfuse.codegen.cost import cost, scan_work, weighted
 from einfuse.codegen.scan import ScanPlan
 from einfuse.runtime import cache

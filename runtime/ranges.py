@@ -14,7 +14,7 @@ from einfuse.ir import expr as ex
 from einfuse.ir.definitions import Definitions
 from einfuse.ir.errors import TooLargeError
 from einfuse.ir.extents import within_axis
-from einfuse.ir.interpret import evaluate_indices
+from einfuse.ir.interpreter import evaluate_indices
 from einfuse.ir.passes import infer_space
 from einfuse.ir.rewrite import expressions
 from einfuse.ir.text import show_expr

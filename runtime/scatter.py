@@ -12,7 +12,7 @@ import torch
 from einfuse.ir import Cascade, Expr
 from einfuse.ir.backward import Gradient
 from einfuse.ir.expr import indices, reads
-from einfuse.ir.interpret import evaluate_indices
+from einfuse.ir.interpreter import evaluate_indices
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Host, Tensors
 

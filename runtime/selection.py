@@ -15,7 +15,7 @@ import torch
 
 from einfuse.ir import Cascade, Scalar, SpecError, interpret
 from einfuse.ir.expr import MISSING
-from einfuse.ir.interpret import evaluate_indices
+from einfuse.ir.interpreter import evaluate_indices
 from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes.choose import Chosen, Scores, Step, Table
 from einfuse.ir.ranking import best, members

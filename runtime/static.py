@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from einfuse.codegen import KernelPlan, files
+from einfuse import _files as files
+from einfuse.codegen import KernelPlan
 from einfuse.codegen.plan import Fold
 from einfuse.codegen.scan import ScanPlan
 from einfuse.codegen.triton import issue_model, statistics

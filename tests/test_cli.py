@@ -331,7 +331,7 @@ def test_doctor_says_what_to_do_without_a_compiler(capsys: pytest.CaptureFixture
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two entries of a cache, and a file beside that is not ours."""
-    from einfuse.codegen import files
+    from einfuse import _files as files
 
     monkeypatch.setenv("EINFUSE_CACHE", str(tmp_path))
     files.keep(tmp_path / "v1" / "plan" / "a.json", b"1")

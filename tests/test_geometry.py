@@ -14,7 +14,8 @@ from torch import Tensor
 
 import einfuse
 from einfuse.ir import classify
-from einfuse.runtime import Attention, binding
+from einfuse.runtime import binding
+from einfuse.runtime.attention import Attention
 
 Mask = Callable[..., Tensor]
 HEADS = 3

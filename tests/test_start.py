@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import einfuse
 
+EXAMPLE = Path(__file__).parents[1] / "examples" / "alibi_window.attn"
 _PROCESS = """
 import gc, sys, torch, einfuse
 assert gc.isenabled()
@@ -26,6 +28,67 @@ UNUSED = (
     "sympy",
     "transformers",
 )
+
+
+_FRONT = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "triton"):
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocked())
+from einfuse import dsl
+from einfuse.codegen import cpu, hold, lower, scan, triton
+from einfuse.codegen.plan import plain
+from einfuse.codegen.scan import ladder, team
+from einfuse.ir import pipeline
+from einfuse.ir.kernels import kernels
+from einfuse.ir.passes.chunk import scan_of
+from einfuse.runtime.specs import library
+
+STORAGE = {"float": "f32", "int": "i64", "bool": "bool"}
+specs = [(dsl.parse(dsl.read_spec(path), path.name), path.parent) for path in library().values()]
+cascades = [dsl.elaborate(module, search=(folder,)) for module, folder in specs]
+assert "numpy" not in sys.modules, "a text is read without numpy"
+texts = 0
+for cascade in cascades[::12]:
+    for kernel in kernels(cascade):
+        made = pipeline.run(kernel)
+        storage = {t.name: STORAGE[t.dtype] for t in made.inputs} | dict.fromkeys(made.outs, "f32")
+        static = {r.size: 64 for r in made.ranks if r.kind == "feature" and isinstance(r.size, str)}
+        if scan_of(kernel) is None:
+            plan = lower(made, storage, static)
+            sources = [cpu.emit(plain(plan)), triton.emit(hold(plan, {}))]
+        else:
+            plan = scan.lower(made, storage, static)
+            sources = [p.source for p in (*team.kernels(plan, 1), *ladder.kernels(plan, "sm_90"))]
+        assert all(f"einfuse_kernel" in x or "@triton.jit" in x for x in sources), kernel.name
+        texts += len(sources)
+print(len(cascades), texts)
+"""
+
+
+@pytest.mark.slow
+def test_the_front_end_runs_without_torch() -> None:
+    """Every spec is elaborated; of one in twelve every pass runs, and C++ and Triton are printed."""
+    run = subprocess.run([sys.executable, "-c", _FRONT], check=True, capture_output=True, text=True)
+    elaborated, texts = map(int, run.stdout.split())
+    assert elaborated == len(einfuse.list_specs())
+    assert texts > elaborated // 8
+
+
+def test_checking_a_file_imports_neither_torch_nor_numpy(tmp_path) -> None:
+    """What was derived once is read from disk."""
+    text = "import sys; from einfuse.cli import main; main(sys.argv[1:]); print(*sys.modules)"
+    env = os.environ | {"EINFUSE_CACHE": str(tmp_path)}
+    call = [sys.executable, "-c", text, "check", str(EXAMPLE)]
+    first, again = (subprocess.run(call, env=env, check=True, capture_output=True, text=True).stdout for _ in range(2))
+    assert "torch" not in first.split()
+    assert first.startswith("1 file good")
+    assert again.startswith("1 file good")
+    assert not {"torch", "numpy", "sympy", "rich", "jinja2"} & set(again.split())
 
 
 @pytest.mark.slow

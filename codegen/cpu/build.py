@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from einfuse.codegen import files
+from einfuse import _files as files
 from einfuse.codegen.cpu import keep, openmp
 from einfuse.codegen.cpu.names import identifier
 from einfuse.codegen.plan import Fold, KernelPlan, table_ranks

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from einfuse.codegen import files
+from einfuse import _files as files
 from einfuse.codegen.plan import KernelPlan
 from einfuse.codegen.torch.printer import identifier
 from einfuse.ir import Scalar

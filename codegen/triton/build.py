@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from einfuse.codegen import files
+from einfuse import _files as files
 from einfuse.codegen.plan import KernelPlan
 from einfuse.codegen.triton.names import identifier
 from einfuse.ir import EinfuseError

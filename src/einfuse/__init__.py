@@ -7,28 +7,15 @@ o = attn(q, k, v, slope=slope)                     # q: [B, H, Nq, D], k: [B, Hk
 einfuse.verify(attn).ok                            # against the float64 oracle, forward and all gradients
 """
 
-# ruff: noqa: E402
 import gc
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-_collecting = gc.isenabled()
-gc.disable()  # what is imported stays: looking for garbage among all that torch holds would take as long as the imports
-
-from einfuse.ir import EinfuseError as EinfuseError
-from einfuse.ir import SpecError as SpecError
-from einfuse.runtime import Attention as Attention
-from einfuse.runtime import SpecInfo as SpecInfo
-from einfuse.runtime import attention as attention
-from einfuse.runtime import compile as compile
-from einfuse.runtime import list_specs as list_specs
-from einfuse.runtime import varlen as varlen
-
-if _collecting:
-    gc.enable()
+from einfuse.ir.errors import EinfuseError as EinfuseError
+from einfuse.ir.errors import SpecError as SpecError
 
 if TYPE_CHECKING:
+    __version__: str
     from einfuse.dsl import functions as functions
     from einfuse.dsl import mask_mod as mask_mod
     from einfuse.dsl import masks as masks
@@ -46,9 +33,15 @@ if TYPE_CHECKING:
     from einfuse.dsl.functions import sqrt as sqrt
     from einfuse.dsl.functions import tanh as tanh
     from einfuse.dsl.functions import where as where
+    from einfuse.runtime.attention import Attention as Attention
     from einfuse.runtime.bench import BenchShape as BenchShape
     from einfuse.runtime.bench import bench as bench
+    from einfuse.runtime.compile import attention as attention
+    from einfuse.runtime.compile import compile as compile
     from einfuse.runtime.cross import cross_compile as cross_compile
+    from einfuse.runtime.packed import varlen as varlen
+    from einfuse.runtime.specs import SpecInfo as SpecInfo
+    from einfuse.runtime.specs import list_specs as list_specs
     from einfuse.runtime.verify import Certificate as Certificate
     from einfuse.runtime.verify import verify as verify
 
@@ -57,27 +50,48 @@ _LATER = {
     "einfuse.dsl.functions": (
         *("clamp", "cos", "erf", "exp", "log", "maximum", "minimum", "sigmoid", "sin", "softcap", "sqrt", "tanh", "where"),
     ),
+    "einfuse.runtime.attention": ("Attention",),
     "einfuse.runtime.bench": ("bench", "BenchShape"),
+    "einfuse.runtime.compile": ("attention", "compile"),
     "einfuse.runtime.cross": ("cross_compile",),
+    "einfuse.runtime.packed": ("varlen",),
+    "einfuse.runtime.specs": ("SpecInfo", "list_specs"),
     "einfuse.runtime.verify": ("verify", "Certificate"),
 }
+"""What is imported when it is asked for: the language needs no torch, and a process that only runs kernels needs no language."""
 
 
 def __getattr__(name: str) -> object:
-    """What functions are traced, verified and timed with: imported when asked for, as a process that only runs kernels needs none of it."""
     if name == "dsl":
         return import_module("einfuse.dsl")
+    if name == "__version__":
+        return _version()
     for module, names in _LATER.items():
         if name in names:
-            return getattr(import_module(module), name)
+            found = globals()[name] = getattr(_imported(module), name)
+            return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def _imported(module: str) -> object:
+    """What is imported stays: looking for garbage among all that torch holds would take as long as the imports."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return import_module(module)
+    finally:
+        if collecting:
+            gc.enable()
+
+
 def __dir__() -> list[str]:
-    return sorted([*globals(), *(n for names in _LATER.values() for n in names)])
+    return sorted({*globals(), *(n for names in _LATER.values() for n in names)})
 
 
-try:
-    __version__ = version("einfuse")
-except PackageNotFoundError:  # run from a checkout, not installed
-    __version__ = "0.0.0"
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("einfuse")
+    except PackageNotFoundError:  # run from a checkout, not installed
+        return "0.0.0"

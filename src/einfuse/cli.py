@@ -11,9 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
-from einfuse._cli import screen
 from einfuse.ir import EinfuseError, SpecError
 from einfuse.ir.pipeline import PASSES
 
@@ -36,18 +35,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _command(args)(args)
     except SpecError as error:
-        screen.fault(error)
+        _screen().fault(error)
     except EinfuseError as error:
-        screen.say(f"einfuse {args.command}: {error}")
+        _screen().say(f"einfuse {args.command}: {error}")
     except BrokenPipeError:  # the reader (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a file that cannot be read or written, a full disk
-        screen.say(f"einfuse {args.command}: {error}")
+        _screen().say(f"einfuse {args.command}: {error}")
     except KeyboardInterrupt:
-        screen.say("stopped")
+        _screen().say("stopped")
         return 130
     return 1
+
+
+def _screen() -> Any:
+    """What shows faults in colour; good news does not wait for it."""
+    return importlib.import_module("einfuse._cli.screen")
 
 
 def _command(args: argparse.Namespace) -> Command:

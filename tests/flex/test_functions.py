@@ -14,7 +14,7 @@ from torch.nn import functional
 from einfuse import SpecError
 from einfuse.flex import AuxRequest, assemble, flex_attention
 from einfuse.flex.tracer import Tracer
-from einfuse.ir.interpret import evaluate_indices
+from einfuse.ir.interpreter import evaluate_indices
 
 Function = Callable[..., Any]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from einfuse.ir import opt, text
-from einfuse.ir.passes.registry import PIPELINE, TRANSFORMS
+from einfuse.ir.passes.registry import TRANSFORMS
+from einfuse.ir.passes.sequence import PIPELINE
 from einfuse.ir.verify import verify
 
 FOLDER = Path(__file__).parent / "filecheck"

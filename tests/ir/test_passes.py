@@ -10,9 +10,9 @@ import torch
 
 import einfuse
 from einfuse.ir import Cascade, Fold, SpecError, derivation, interpret, pipeline
+from einfuse.ir.merging import merge_law
 from einfuse.ir.passes import canonicalise, online_fuse, split
 from einfuse.ir.text import parse, show
-from einfuse.ir.verify import merge_law
 
 NAMES = list(corpus.BODIES)
 

@@ -12,6 +12,7 @@ import torch
 import einfuse
 from einfuse.ir import EinfuseError, SpecError, debug, opt, pipeline
 from einfuse.ir.passes import registry
+from einfuse.ir.passes.sequence import PIPELINE
 
 DOC = Path(__file__).parents[2] / "docs" / "architecture.md"
 TABLE = re.compile(r"(?<=<!-- passes -->\n).*?(?=<!-- end of passes -->)", re.DOTALL)
@@ -27,7 +28,7 @@ def test_the_table_in_the_docs_is_the_registry(request: pytest.FixtureRequest) -
 
 
 def test_names_are_given_once() -> None:
-    names = [p.name for p in (*registry.PIPELINE, *registry.TRANSFORMS)]
+    names = [p.name for p in (*PIPELINE, *registry.TRANSFORMS)]
     assert len(set(names)) == len(names)
 
 
@@ -83,7 +84,7 @@ def test_passes_are_shown_where_the_environment_asks(
     monkeypatch.setenv(debug.VARIABLE, "passes")
     pipeline.run(built)
     shown = re.findall(r"^# softmax after (\w+)$", capsys.readouterr().err, re.MULTILINE)
-    assert shown == [p.name for p in registry.PIPELINE if p.name != "chunk"]
+    assert shown == [p.name for p in PIPELINE if p.name != "chunk"]
     monkeypatch.setenv(debug.VARIABLE, "passes,plans")
     with pytest.raises(ValueError, match=f"EINFUSE_DEBUG names plans; its topics are {', '.join(debug.TOPICS)}"):
         pipeline.run(built)

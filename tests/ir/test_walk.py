@@ -13,7 +13,7 @@ from einfuse.ir import Cascade, interpret
 from einfuse.ir import expr as ex
 from einfuse.ir.digits import Related, related
 from einfuse.ir.groups import Groups, grouped
-from einfuse.ir.interpret import evaluate_indices
+from einfuse.ir.interpreter import evaluate_indices
 from einfuse.ir.passes import walk
 from einfuse.ir.text import parse, show
 from einfuse.ir.tiles import numeric

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import einfuse
-from einfuse.runtime.compile import library
+from einfuse.runtime.specs import library
 from einfuse.runtime.verify import Shape, example_inputs
 
 FAMILIES = ("selection", "mixers", "scores", "streams", "gates")

@@ -13,10 +13,10 @@ from torch import Tensor
 
 import einfuse
 from einfuse.ir import Fold, Scalar, SpecError, interpret
+from einfuse.ir.merging import merge_law
 from einfuse.ir.passes import canonicalise, online_fuse
 from einfuse.ir.text import parse, show
-from einfuse.ir.verify import merge_law
-from einfuse.runtime.compile import library
+from einfuse.runtime.specs import library
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes
 
 pytestmark = pytest.mark.slow

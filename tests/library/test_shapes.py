@@ -17,7 +17,7 @@ from einfuse.ir import Cascade, Einsum, SpecError, interpret
 from einfuse.ir.passes import canonicalise, stages
 from einfuse.ir.text import parse, show
 from einfuse.ir.verify import verify
-from einfuse.runtime.compile import library
+from einfuse.runtime.specs import library
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from einfuse.codegen import files
+from einfuse import _files as files
 from einfuse.ir import EinfuseError
 from einfuse.runtime import cache
 

@@ -9,7 +9,7 @@ import torch
 
 import einfuse
 from einfuse.runtime.backends import BackendName
-from einfuse.runtime.compile import library
+from einfuse.runtime.specs import library
 from einfuse.runtime.verify import Shape, example_inputs
 
 SMALL = Shape(1, 2, 4, 6, (4, 4), 2)

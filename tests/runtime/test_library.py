@@ -10,7 +10,7 @@ import pytest
 
 import einfuse
 from einfuse.runtime.backends import BackendName
-from einfuse.runtime.compile import library
+from einfuse.runtime.specs import library
 from einfuse.runtime.verify import Shape
 
 SPECS = library()

@@ -14,8 +14,8 @@ from einfuse.ir import Expr, Span, const
 from einfuse.ir.derivation import Derivation
 from einfuse.runtime import records
 from einfuse.runtime.backends import BACKENDS
-from einfuse.runtime.compile import library
 from einfuse.runtime.scan import ScanProgram
+from einfuse.runtime.specs import library
 
 
 def there_and_back(value: object) -> object:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import einfuse
-from einfuse.runtime import Attention
+from einfuse.runtime.attention import Attention
 from einfuse.runtime.live import live_share, visited
 from einfuse.runtime.walks import FEWEST
 

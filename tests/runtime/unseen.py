@@ -9,7 +9,7 @@ import torch
 import einfuse
 from einfuse.ir import Cascade, Einsum, Scalar
 from einfuse.ir.expr import indices, reads, walk
-from einfuse.ir.interpret import evaluate_indices
+from einfuse.ir.interpreter import evaluate_indices
 from einfuse.ir.passes import infer_space
 from einfuse.ir.rewrite import expressions
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 
+from einfuse import _files as files
 from einfuse._cli import screen
-from einfuse.codegen import files
 from einfuse.ir import EinfuseError
 from einfuse.runtime import cache as kept
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
+from einfuse import _files as files
 from einfuse._cli import screen
-from einfuse.codegen import files
 from einfuse.runtime import cache
 from einfuse.runtime.backends import compiler
 

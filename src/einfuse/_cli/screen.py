@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeAlias
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -15,9 +12,9 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from einfuse._cli.plain import Json as Json
+from einfuse._cli.plain import report as report
 from einfuse.ir import SpecError
-
-Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
 
 
 def out() -> Console:
@@ -42,23 +39,6 @@ def fault(error: SpecError) -> None:
     for line in rest:
         style = "green" if line.lstrip().startswith("hint:") else "red" if set(line.strip()) == {"^"} else ""
         console.print(Text(line, style), soft_wrap=True)
-
-
-def report(value: Json) -> None:
-    """One JSON object on stdout. A number that is not finite becomes null: JSON has no other word for it."""
-    print(json.dumps(_finite(value), indent=2, allow_nan=False))
-
-
-def _finite(value: Json) -> Json:
-    match value:
-        case dict():
-            return {k: _finite(v) for k, v in value.items()}
-        case list():
-            return [_finite(v) for v in value]
-        case float() if not math.isfinite(value):
-            return None
-        case _:
-            return value
 
 
 def code(text: str, language: str) -> None:

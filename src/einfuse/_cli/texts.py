@@ -1,61 +1,47 @@
-"""Commands over texts: check, fmt, list."""
+"""Commands over texts: check, fmt, list. They import no torch."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
-from typing import Any
 
 import einfuse
 from einfuse import dsl
-from einfuse._cli import inputs, screen
-from einfuse.codegen.files import write_atomic
+from einfuse._cli import inputs, plain
+from einfuse._editor import faults
+from einfuse._files import write_atomic
 from einfuse.ir import SpecError
-from einfuse.runtime.attention import Attention
 
 
 def check(args: argparse.Namespace) -> int:
     """Reads, elaborates and fuses every attention of every file, without its optional inputs and with all of them."""
     params = inputs.params(args)
-    faults = [(file, error) for file in args.files if (error := _fault(Path(file), params)) is not None]
+    found = [(file, error) for file in args.files for error in _faults(Path(file), params)]
     if args.json:
-        screen.report({"ok": not faults, "errors": [_as_json(f, e, len(args.files) > 1) for f, e in faults]})
+        plain.report({"ok": not found, "errors": [_as_json(f, e, len(args.files) > 1) for f, e in found]})
+    elif found:
+        from einfuse._cli import screen
+
+        for _, error in found:
+            screen.fault(error)
     else:
-        for _, found in faults:
-            screen.fault(found)
-        if not faults:
-            screen.out().print(f"{len(args.files)} file{'s' * (len(args.files) > 1)} good")
-    return 1 if faults else 0
+        print(f"{len(args.files)} file{'s' * (len(args.files) > 1)} good")
+    return 1 if found else 0
 
 
-def _fault(path: Path, params: dict[str, Any]) -> SpecError | None:
-    """The first fault of a file; None for a good one."""
-    text = ""
+def _faults(path: Path, params: faults.Params) -> list[SpecError]:
+    """The faults of a file; none of a good one."""
+    if not path.is_file():
+        return [SpecError(f"there is no file {path}")]
     try:
-        if not path.is_file():
-            raise SpecError(f"there is no file {path}")
         text = dsl.read_spec(path)
-        _through_the_compiler(dsl.parse(text, str(path)), path.parent, params)
     except SpecError as error:
-        return error.within(text, str(path))
-    return None
+        return [error]
+    return faults.faults(text, str(path), (path.parent,), params)
 
 
-def _through_the_compiler(module: dsl.Module, folder: Path, params: dict[str, Any]) -> None:
-    """Raises the first fault of any attention of a file. ``params`` are for the last one, and for others as far as they have them."""
-    dsl.signature(module)  # there is an attention, and no two have one name
-    for node in module.attentions:
-        found = dsl.signature(module, node.name.text)
-        declared = {p.name for p in found.params}
-        mine = params if node is module.attentions[-1] else {n: x for n, x in params.items() if n in declared}
-        optional = frozenset(x.name for x in found.inputs if x.optional)
-        for given in dict.fromkeys((frozenset[str](), optional)):
-            whole = Attention(dsl.elaborate(module, found.name, mine, given, (folder,)))
-            for kernel in whole.kernels:
-                kernel.ir(after="mask_ranges")
-
-
-def _as_json(file: str, error: SpecError, several: bool) -> screen.Json:
+def _as_json(file: str, error: SpecError, several: bool) -> plain.Json:
     message = f"{file}: {error.message}" if several else error.message
     return {"line": error.line, "column": error.column, "message": message, "hint": error.hint}
 
@@ -74,15 +60,17 @@ def fmt(args: argparse.Namespace) -> int:
         changed += 1
         if not args.check:
             write_atomic(path, formatted.encode())
-        screen.say(f"{'would rewrite' if args.check else 'rewrote'} {file}")
+        print(f"{'would rewrite' if args.check else 'rewrote'} {file}", file=sys.stderr)
     return 1 if args.check and changed else 0
 
 
 def list_specs(args: argparse.Namespace) -> int:
     found = [s for s in einfuse.list_specs() if s.about(args.query)]
     if args.json:
-        screen.report({"specs": [{"name": s.name, "family": s.family, "path": s.path, "paper": s.paper} for s in found]})
+        plain.report({"specs": [{"name": s.name, "family": s.family, "path": s.path, "paper": s.paper} for s in found]})
         return 0
+    from einfuse._cli import screen
+
     shown = screen.table("name", "family", "paper")
     for s in found:
         shown.add_row(s.name, s.family, s.paper)

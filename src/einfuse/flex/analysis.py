@@ -14,7 +14,7 @@ from einfuse.flex.masks import MaskFunction
 from einfuse.flex.tracer import Tracer
 from einfuse.flex.value import Value
 from einfuse.ir import at_points, classify
-from einfuse.ir.interpret import evaluate_indices
+from einfuse.ir.interpreter import evaluate_indices
 from einfuse.ir.tiles import EMPTY, FULL, PARTIAL
 
 POINTS = 1 << 22

@@ -18,7 +18,8 @@ from einfuse.flex.tracer import RANKS, Tracer
 from einfuse.flex.value import Value, kind_of
 from einfuse.ir import Cascade, Einsum, Rank, Scalar, SpecError, Tensor, const, index, load
 from einfuse.ir import expr as ex
-from einfuse.runtime import Attention, BackendName
+from einfuse.runtime.attention import Attention
+from einfuse.runtime.backends import BackendName
 from einfuse.runtime.recent import Recent
 
 Extra = Literal["lse", "top"]

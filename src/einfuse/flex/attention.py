@@ -14,8 +14,8 @@ from einfuse.flex.masks import ScoreFunction
 from einfuse.flex.picked import sliced_mask_error
 from einfuse.flex.tracer import Tracer
 from einfuse.flex.watch import outside_of_graphs
-from einfuse.runtime import BackendName
 from einfuse.runtime.apart import transformed
+from einfuse.runtime.backends import BackendName
 from einfuse.runtime.binding import host_number
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from einfuse.runtime import Attention, compile
+from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import BackendName
+from einfuse.runtime.compile import compile
 
 SPEC = Path(__file__).with_name("general.attn")
 

@@ -62,7 +62,7 @@ def report(model: nn.Module) -> Report:
 
 def _verdict(module: nn.Module) -> tuple[bool, str] | None:
     """Whether einfuse computes what this module attends, and by what or why not; None for a module that is not known to attend."""
-    from einfuse.runtime import Attention
+    from einfuse.runtime.attention import Attention
 
     if any(isinstance(x, Attention) for x in vars(module).values()):
         return True, "a layer of einfuse"

@@ -16,7 +16,8 @@ import torch
 from plans import Code
 
 import einfuse.runtime.backends  # noqa: F401  # found by name below
-from einfuse.codegen import cpu, files
+from einfuse import _files as files
+from einfuse.codegen import cpu
 from einfuse.codegen.plan import Arg, Block, KernelPlan
 from einfuse.ir import EinfuseError
 

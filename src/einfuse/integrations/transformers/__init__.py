@@ -14,9 +14,9 @@ import functools
 from einfuse.integrations.transformers import functions, masks
 from einfuse.integrations.transformers.attention import Setting, Unsupported, attend
 from einfuse.integrations.transformers.models import NAMES, check_models
-from einfuse.runtime import Attention
-from einfuse.runtime import compile as compile_spec
+from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import BackendName
+from einfuse.runtime.compile import compile as compile_spec
 
 
 def register(

@@ -14,7 +14,7 @@ import torch
 from einfuse.integrations.compiled import general
 from einfuse.integrations.transformers.functions import Band
 from einfuse.integrations.transformers.masks import MARK, Pattern, to_add
-from einfuse.runtime import Attention
+from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import BackendName
 
 Unsupported = Literal["refuse", "fallback"]

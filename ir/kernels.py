@@ -1,0 +1,34 @@
+"""Which cascades a spec becomes before any is fused: those of one kernel each, in the order in which a call runs them.
+
+sel[i, n] = topk[w] g[i, w]                        1: g, which is ranked
+s[i, j] = ... where j // 64 in sel[i]      ->      2: the rest, which reads the list as an input
+o[i, e] = ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from einfuse.ir.errors import SpecError
+from einfuse.ir.nodes import Cascade
+from einfuse.ir.passes import choose, chunk, stages
+
+
+def kernels(cascade: Cascade) -> tuple[Cascade, ...]:
+    """What is ranked, and the stages of the rest. A scan is one. Raises SpecError where no kernels compute it."""
+    if chunk.scan_of(cascade) is not None:
+        return (cascade,)
+    chosen = choose.run(cascade)
+    if chosen is None:
+        return tuple(stages.run(cascade))
+    ranked = (k for step in chosen.steps if isinstance(step, choose.Scores) for k in _ranked(step))
+    return (*ranked, *kernels(chosen.rest))
+
+
+def _ranked(step: choose.Scores) -> Iterator[Cascade]:
+    """The kernels that compute what a step ranks; none where it is interpreted."""
+    if not step.whole:
+        try:
+            yield from kernels(step.cascade if step.where is None else step.values)
+        except SpecError:
+            return
