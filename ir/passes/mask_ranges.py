@@ -23,8 +23,8 @@ What a code generator may rely on. For each `Range`, in order:
 * Bounds read sizes, ``i.lo``, ``i.hi``, host numbers, coordinates of ambient ranks and int inputs read at them; nothing else.
 
 ``tabulated`` folds have no ranges, and no order of blocks is fixed for them. A fold whose blocks must come in
-order (a scan), one of a cascade without a tile, and one whose mask reads floats pair by pair is never tabulated: it visits the
-whole rank under its mask.
+order (a scan), one of a cascade without a tile, and one whose mask reads floats pair by pair or made tensors is never tabulated: it
+visits, under its mask, the whole rank, or out of order what the conditions leave that have a closed form.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _with_ranges(cascade: Cascade, fold: Fold) -> Fold:
     ordered = bool(fold.aligned) or any(isinstance(y, State) and y.red == "set" for y in fold.body)
     ranges = None if ordered else closed_form(cascade, fold)
     if ranges is None and (ordered or _tile(cascade, fold) is None or _of_data(cascade, fold)):
-        ranges = (_whole(cascade, fold),)
+        ranges = (_whole(cascade, fold),) if ordered else _bounded(cascade, fold)
     return replace(fold, ranges=ranges or (), tabulated=ranges is None)
 
 
@@ -75,6 +75,13 @@ def _whole(cascade: Cascade, fold: Fold) -> Range:
     size = ex.size(cascade.rank(fold.rank).size)
     full = ex.ZERO if fold.mask is not None else Known().aligned(size, fold.step)
     return Range(ex.ZERO, size, ex.ZERO, full)
+
+
+def _bounded(cascade: Cascade, fold: Fold) -> tuple[Range, ...]:
+    """The ranges of those conditions that have a closed form, all of them under the whole mask."""
+    known = [p for p in ex.conjuncts(fold.mask) if closed_form(cascade, replace(fold, mask=p)) is not None]
+    found = closed_form(cascade, replace(fold, mask=ex.conjunction(*known))) if known else None
+    return (_whole(cascade, fold),) if found is None else tuple(replace(r, full_lo=r.lo, full_hi=r.lo) for r in found)
 
 
 def closed_form(cascade: Cascade, fold: Fold) -> tuple[Range, ...] | None:
