@@ -236,6 +236,7 @@ def _needed(c: Cascade, known: set[str]) -> Cascade:
     assert all(isinstance(x, Einsum) for x in c.body), "there is one fold"
     body = [x for x in c.body if isinstance(x, Einsum)]
     used = known | {n for x in body for n in ex.reads(x.map) | ex.reads(x.mask)}
+    used = used.union(*(ex.reads(e) for p in c.places for e in p.index))
     return with_used_ranks(replace(c, inputs=tuple(t for t in c.inputs if t.name in used)))
 
 
