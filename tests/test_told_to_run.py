@@ -35,6 +35,8 @@ EXECUTED = {
     ("docs/masks.md", "python"): "test_masks_doc.py::test_the_examples_run",
     ("docs/linear.md", "python"): "runtime/test_forms.py::test_the_documented_example_runs",
     ("docs/linear.md", "attn"): "runtime/test_forms.py::test_the_documented_spec_is_what_it_says",
+    ("docs/serving.md", "python"): "serving/test_doc.py::test_the_examples_run",
+    ("docs/serving.md", "attn"): "serving/test_doc.py::test_the_specs_are_read_from_a_cache",
     ("docs/flex.md", "python"): "flex/test_doc.py::test_the_examples",
     ("docs/layers.md", "python"): "test_client_docs.py::test_examples_run",
     ("docs/testing.md", "python"): "test_client_docs.py::test_examples_run",

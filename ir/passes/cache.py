@@ -53,11 +53,13 @@ def run(cascade: Cascade, slots: bool = False, keys: str = "") -> Cached:
 
     Raises SpecError where it has no such form, with the statement and the reason.
     """
-    return _Cacher(cascade, slots, keys).run()
+    return Cacher(cascade, slots, keys).run()
 
 
 @dataclass
-class _Cacher:
+class Cacher:
+    """Makes the form from a cache of a cascade. `items` gives other meanings to a row, to the sequence it is of, and to its length."""
+
     c: Cascade
     slots: bool
     wanted: str
@@ -120,8 +122,8 @@ class _Cacher:
         )
         of_batch = ex.size(self.batch.size)
         lists = (
-            Tensor(self.page, (of_batch, ex.size(self.keys if self.slots else self.table)), "int"),
-            Tensor(self.length, (of_batch,), "int"),
+            Tensor(self.page, (of_batch, ex.size(self.keys if self.slots else self.table)), "int", made=True),
+            Tensor(self.length, (of_batch,), "int", made=True),
         )
         whole = replace(
             c,
@@ -145,7 +147,7 @@ class _Cacher:
             if at:
                 own[t.name] = min(at)
             elif len(tokens) == 1 and t.listed is None:
-                held[t.name] = t.axes.index(ex.size(self.batch.size)), tokens[0]
+                held[t.name] = self.axis(t.name), tokens[0]
         return held, own
 
     def _of_tokens(self, axis: Expr, places: list[Expr]) -> bool:
@@ -162,6 +164,10 @@ class _Cacher:
         for x in self.einsums:
             for y in expressions(x):
                 yield from ((x, e) for e in ex.walk(y) if e.op in ("load", "in") and e.name == name)
+
+    def axis(self, name: str) -> int:
+        """The place of the batch among the axes of an input."""
+        return self.c.input(name).axes.index(ex.size(self.batch.size))
 
     @staticmethod
     def _indices(e: Expr) -> tuple[Expr, ...]:
@@ -184,12 +190,33 @@ class _Cacher:
         axes = (own if n == at and a.op == "size" else ex.substitute(a, self._capacity) for n, a in enumerate(t.axes))
         return replace(t, axes=tuple(axes))
 
+    # -- what coordinates become -----------------------------------------------------------------------------------------------
+
+    def tokens(self) -> Expr:
+        """How many tokens the sequence has."""
+        return ex.load(self.length, ex.index(self.batch.name))
+
+    def moved(self, y: Expr) -> Expr | None:
+        """What an expression of coordinates becomes, outside of reads; None: what its parts become."""
+        if y == ex.index(self.rows.name):
+            return call("-", call("+", y, self.tokens()), ex.size(self.count))
+        return self.tokens() if y.op == "size" and y.name in (self.keys, self.rows.size) else None
+
+    def sequence(self) -> Expr:
+        """Which sequence it is."""
+        return ex.index(self.batch.name)
+
+    def row(self, args: list[Expr], batch: int, at: int) -> list[Expr]:
+        """The indices of a read of the rows of a call, whose axes for the batch and for rows these are."""
+        args[at] = ex.index(self.rows.name)
+        return args
+
     # -- statements ----------------------------------------------------------------------------------------------------------
 
     def _long(self, e: Expr) -> Expr:
         """An expression of sizes for one sequence: all its tokens are keys, and queries."""
         known = (ex.size(self.keys), ex.size(self.rows.size))
-        return ex.substitute(e, lambda y: ex.load(self.length, ex.index(self.batch.name)) if y in known else None)
+        return ex.substitute(e, lambda y: self.tokens() if y in known else None)
 
     def _statement(self, x: Einsum) -> Einsum:
         if self.rows.name in x.over:
@@ -204,38 +231,35 @@ class _Cacher:
         return replace(x, map=self._expression(x.map, x), mask=ex.conjunction(*inside, mask))
 
     def _expression(self, e: Expr, x: Einsum) -> Expr:
-        length = ex.load(self.length, ex.index(self.batch.name))
-
         def one(y: Expr) -> Expr | None:
-            if y == ex.index(self.rows.name):
-                return call("-", call("+", y, length), ex.size(self.count))
-            if y.op == "size":
-                return length if y.name in (self.keys, self.rows.size) else None
-            return self._read(y, x) if y.op in ("load", "in") and y.args else None
+            return self._read(y, x) if y.op in ("load", "in") and y.args else self.moved(y)
 
         return ex.substitute(e, one)
 
     def _read(self, y: Expr, x: Einsum) -> Expr:
         first = 1 if y.op == "in" else 0
-        args = [self._expression(a, x) for a in y.args]
-        ranks = self.ranks.get(y.name)
-        at = ranks.index(self.rows.name) if ranks is not None and self.rows.name in ranks else self.own.get(y.name)
-        if at is not None and (ranks is not None or y.name in self.own):
-            if y.args[first + at] != ex.index(self.rows.name):
-                self.refuse(f"{x.target} reads {y.name} of another row", y.loc or x.loc)
-            args[first + at] = y.args[first + at]
-        if y.name in self.held and ranks is None:
-            batch, token = (first + n for n in self.held[y.name])
-            if y.args[batch] != ex.index(self.batch.name):
+        sought, places = y.args[:first], y.args[first:]
+        args = [self._expression(a, x) for a in places]
+        ranks, here = self.ranks.get(y.name), ex.index(self.rows.name)
+        own = ranks.index(self.rows.name) if ranks and self.rows.name in ranks else self.own.get(y.name)
+        if own is not None and places[own] != here:
+            self.refuse(f"{x.target} reads {y.name} of another row", y.loc or x.loc)
+        if own is not None and ranks is not None:
+            args[own] = here
+        elif y.name in self.own or y.name in self.held:
+            batch, at = self.held.get(y.name) or (self.axis(y.name), self.own[y.name])
+            if places[batch] != ex.index(self.batch.name):
                 self.refuse(f"{x.target} reads {y.name} of another sequence", y.loc or x.loc)
-            where = self._place(args[token])
-            rest = [a for n, a in enumerate(args[first:], first) if n not in (batch, token)]
-            args = [*args[:first], *where, *rest]
+            if y.name in self.own:
+                args = self.row(args, batch, at)
+            else:
+                args = [*self._place(args[at]), *(a for n, a in enumerate(args) if n not in (batch, at))]
+        args = [*(self._expression(a, x) for a in sought), *args]
         return replace(y, args=tuple(args))
 
     def _place(self, token: Expr) -> tuple[Expr, ...]:
         """Where a token of the sequence lies."""
-        batch, width = ex.index(self.batch.name), ex.size(self.width)
         if self.slots:
-            return (ex.load(self.page, batch, token),)
-        return ex.load(self.page, batch, call("//", token, width)), call("%", token, width)
+            return (ex.load(self.page, self.sequence(), token),)
+        width = ex.size(self.width)
+        return ex.load(self.page, self.sequence(), call("//", token, width)), call("%", token, width)

@@ -16,6 +16,7 @@ from einfuse.ir.passes import (
     chunk_backward,
     differentiate,
     heads_as_rows,
+    items,
     pack,
     reassociate,
     split,
@@ -118,6 +119,13 @@ TRANSFORMS: tuple[Pass, ...] = (
         ("flat",),
         options={"slots": truth, "keys": str},
         does="keys and values read from the pages of a cache, queries as the last rows",
+    ),
+    Pass(
+        "items",
+        items.run,
+        ("flat",),
+        options={"rows": int, "group": int, "width": int, "keys": str},
+        does="rows of several sequences as tiles that a list names, keys from the pages of a cache",
     ),
     Pass("pack", pack.run, ("flat",), options={"groups": groups}, does="sequences of different lengths one after the other"),
 )

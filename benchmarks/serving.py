@@ -1,0 +1,132 @@
+"""What a step of serving costs: `update` and `run` on the host, decoding from pages beside contiguous keys, other specs beside causal, drafts.
+
+    python benchmarks/serving.py [--batch 64] [--tokens 512] [--threads 1] [--dtype float32] [--json FILE]
+
+Medians of processor time in turns, in microseconds. ``host``: with kernels that return at once. Heads: 8 on 2, of width 64, pages of 16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+import torch  # noqa: E402
+
+import einfuse  # noqa: E402
+from einfuse import serving  # noqa: E402
+
+HEADS, SHARED, WIDTH, PAGE = 8, 2, 64, 16
+SPECS: dict[str, dict[str, object]] = {
+    "causal": {},
+    "alibi": {"slope": torch.rand(HEADS)},
+    "sink": {"sink": torch.randn(HEADS)},
+    "softcap": {},
+    "sigmoid": {},
+    "softmax1": {},
+}
+Row = dict[str, Callable[[], object]]
+
+
+def planned(
+    name: str, batch: int, tokens: int, dtype: torch.dtype, rows: int = 1
+) -> tuple[serving.Plan, torch.Tensor, torch.Tensor]:
+    """A plan over a full cache whose pages lie in no order, the starts of a step, and its queries."""
+    table = -(-(tokens + rows) // PAGE)
+    attn = einfuse.compile(name, backend="cpu")
+    token = {"k": (SHARED, WIDTH), "v": (SHARED, WIDTH)}
+    cache = serving.Cache.empty(attn, pages=batch * table + 1, width=PAGE, table=table, batch=batch, dtype=dtype, **token)
+    for x in cache.tensors.values():
+        x.normal_()
+    cache.page.copy_(torch.randperm(batch * table).view(batch, table))
+    cache.length.fill_(tokens)
+    q = torch.randn(batch * rows, HEADS, WIDTH, dtype=dtype)
+    extra = {n: x.to(dtype) if isinstance(x, torch.Tensor) else x for n, x in SPECS[name].items()}
+    plan = serving.plan(attn, cache, tiles=(rows,), q=q, **extra)  # type: ignore[arg-type]  # tensors and numbers
+    starts = torch.arange(batch + 1, dtype=torch.int32) * rows
+    plan.update(starts)
+    return plan, starts, q
+
+
+def _nothing(*_: object) -> int:
+    return 0
+
+
+@contextlib.contextmanager
+def no_kernels() -> Iterator[None]:
+    """Kernels return at once, so that what is left is the host's."""
+    with mock.patch.object(sys.modules["einfuse.codegen.cpu.build"], "_call", _nothing):
+        yield
+
+
+def medians(row: Row, repeats: int) -> dict[str, float]:
+    times: dict[str, list[float]] = {n: [] for n in row}
+    for turn in range(repeats + 5):
+        for name, run in row.items():
+            begin = time.process_time()
+            run()
+            if turn >= 5:
+                times[name].append(time.process_time() - begin)
+    return {n: median(t) * 1e6 for n, t in times.items()}
+
+
+def measured(batch: int, tokens: int, dtype: torch.dtype, repeats: int) -> dict[str, dict[str, float]]:
+    """All groups."""
+    plan, starts, q = planned("causal", batch, tokens, dtype)
+    with no_kernels():
+        host = medians({"update": lambda: plan.update(starts), "run": lambda: plan.run(q)}, repeats)
+    found = {"host": host}
+
+    causal = einfuse.compile("causal", backend="cpu")
+    full = einfuse.compile("full", backend="cpu")
+    k, v = torch.randn(2, batch, SHARED, tokens, WIDTH, dtype=dtype)
+    whole = functools.partial(full, q[:, :, None], k, v)
+    paged = {"contiguous": whole, "paged": lambda: plan.run(q)}
+    found["paged"] = medians(paged, repeats)
+
+    assert causal.name == "causal"
+    specs: Row = {}
+    for name in SPECS:
+        one, _, rows = planned(name, batch, tokens, dtype)
+        specs[name] = functools.partial(one.run, rows)
+    found["specs"] = medians(specs, repeats)
+
+    drafts: Row = {}
+    for n in (1, 4, 8):
+        one, _, rows = planned("causal", batch, tokens, dtype, n)
+        drafts[f"{n} rows"] = functools.partial(one.run, rows)
+    found["drafts"] = medians(drafts, repeats)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    made.add_argument("--batch", type=int, default=64)
+    made.add_argument("--tokens", type=int, default=512)
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--repeats", type=int, default=30)
+    made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    made.add_argument("--json", type=Path)
+    args = made.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    with torch.no_grad():
+        found = measured(args.batch, args.tokens, getattr(torch, args.dtype), args.repeats)
+    for group, row in found.items():
+        print(f"{group}: " + ", ".join(f"{n} {t:.0f}" for n, t in row.items()))
+    if args.json is not None:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
