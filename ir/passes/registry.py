@@ -18,6 +18,7 @@ from einfuse.ir.passes import (
     heads_as_rows,
     items,
     pack,
+    quantise,
     reassociate,
     split,
     stages,
@@ -38,6 +39,11 @@ def names(text: str) -> tuple[str, ...]:
 def groups(text: str) -> pack.Groups:
     """``Nq+Nk,Nm``: sizes with the same bounds are joined by ``+``."""
     return tuple(tuple(group.split("+")) for group in text.split(","))
+
+
+def scales(text: str) -> dict[str, tuple[str, ...]]:
+    """``k:token+head,v:``"""
+    return {n: tuple(axes.split("+")) if axes else () for n, axes in (pair.split(":") for pair in text.split(","))}
 
 
 def widths(text: str) -> dict[str, int]:
@@ -126,6 +132,13 @@ TRANSFORMS: tuple[Pass, ...] = (
         ("flat",),
         options={"rows": int, "group": int, "width": int, "keys": str},
         does="rows of several sequences as tiles that a list names, keys from the pages of a cache",
+    ),
+    Pass(
+        "quantise",
+        quantise.run,
+        ("flat",),
+        options={"inputs": scales},
+        does="inputs as integers with scales, which leave the sums that they are the same in",
     ),
     Pass("pack", pack.run, ("flat",), options={"groups": groups}, does="sequences of different lengths one after the other"),
 )

@@ -49,7 +49,7 @@ def test_every_spec_of_the_library_is_read_from_pages_or_refused_by_line() -> No
     )
 
 
-@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(specs())
 def test_specs_drawn_at_random_are_read_from_pages(text: str) -> None:
     _drawn(text, False)

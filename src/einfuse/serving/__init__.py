@@ -12,3 +12,5 @@ o = plan.run(q)                                                          # for e
 from einfuse.serving.cache import Cache as Cache
 from einfuse.serving.plan import Plan as Plan
 from einfuse.serving.plan import plan as plan
+from einfuse.serving.quantised import quantise as quantise
+from einfuse.serving.quantised import quantised as quantised
