@@ -16,7 +16,7 @@ STAMP := .venv/installed
 DEV := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lanes lesser replay size check lint types format gpu wheel clean
+.PHONY: help setup demo test quick lanes lesser replay size check lint types format colours vsix gpu wheel clean
 
 help:  ## these lines
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -78,6 +78,13 @@ format: $(STAMP)  ## ruff's formatter and its safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+colours: $(STAMP)  ## the TextMate grammar, from the language's own
+	$(BIN)/python -m einfuse._editor.colours editor/vscode/syntaxes/attn.tmLanguage.json
+
+vsix: $(STAMP)  ## dist/einfuse.vsix, the extension for VS Code (needs npm)
+	npm ci --prefix editor/vscode --omit=dev --no-audit --no-fund --silent
+	$(BIN)/python editor/vscode/package.py dist/einfuse.vsix
+
 gpu: $(STAMP)  ## check and time every kernel on the GPU of this machine
 	$(BIN)/python benchmarks/gpu.py
 
@@ -85,4 +92,4 @@ wheel: $(STAMP)  ## dist/einfuse-*.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 
 clean:  ## everything that can be built again
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist editor/vscode/node_modules src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

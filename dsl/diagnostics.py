@@ -7,16 +7,13 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from einfuse.dsl.tokens import KEYWORDS
 from einfuse.ir import Span, SpecError
 
 if TYPE_CHECKING:  # the parser's library is slow to import, and a spec that was parsed before does without
     from lark import Token
     from lark.exceptions import UnexpectedInput, UnexpectedToken
 
-KEYWORDS = (
-    *("attention", "over", "rank", "in", "out", "def", "return", "use", "where", "optional", "scan"),
-    *("if", "else", "and", "or", "not", "true", "false"),
-)
 _WORDS = {
     "NAME": "a name",
     "NUMBER": "a number",

@@ -10,16 +10,16 @@ import re
 from dataclasses import dataclass, field
 
 from einfuse.dsl import ast
-from einfuse.dsl.diagnostics import KEYWORDS
 from einfuse.dsl.parse import parse
+from einfuse.dsl.tokens import KEYWORDS, TOKENS
 
 WIDTH = 128
 NESTED = 8
 """How many brackets deep a line may be broken."""
+_PATTERNS = TOKENS.patterns
 _TOKEN = re.compile(
-    r'(?P<doc>"""[^"]*(?:"{1,2}[^"]+)*""")|(?P<comment>\#[^\n]*)'
-    r"|(?P<number>(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[0-9]+(?:[eE][+-]?[0-9]+)?)"
-    r"|(?P<name>[A-Za-z_][A-Za-z_0-9]*)|(?P<op>->|<=|>=|==|!=|//|[-+*/%^<>=(){}\[\],:;.])"
+    f"(?P<doc>{_PATTERNS['DOCSTRING']})|(?P<comment>{_PATTERNS['COMMENT']})|(?P<number>{_PATTERNS['NUMBER']})"
+    f"|(?P<name>{_PATTERNS['NAME']})|(?P<op>{'|'.join(map(re.escape, TOKENS.signs))})"
 )
 _BINARY = frozenset(("+", "-", "*", "/", "//", "%", "^", "<", "<=", ">", ">=", "==", "!=", "=", "->"))
 _BREAKS = frozenset(("and", "or", "if", "else", "+", "-", "*", "/", "//", "%"))

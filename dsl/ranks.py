@@ -13,7 +13,8 @@ from einfuse.ir.expr import call, const, size, sizes
 
 OPERATORS = ("+", "-", "*", "//", "%")
 """What sizes may be made of sizes with."""
-_FIRST = {"query": "Nq", "key": "Nk"}
+FIRST = {"query": "Nq", "key": "Nk"}
+"""The sizes of the first rank of a kind; those of others are their names in upper case."""
 
 
 def declared(node: ast.Attention, params: Params) -> tuple[Rank, ...]:
@@ -28,7 +29,7 @@ def declared(node: ast.Attention, params: Params) -> tuple[Rank, ...]:
         seen.add(name.text)
         if name.text not in listed:
             out.append(Rank(name.text, "head" if name.text.startswith("h") else "batch", name.text.upper(), name.loc))
-    first = dict(_FIRST)
+    first = dict(FIRST)
     for line in lines:
         kind = line.kind.text
         if kind not in RANK_KINDS:

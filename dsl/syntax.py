@@ -10,7 +10,6 @@ import inspect
 import io
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 import lark
@@ -21,7 +20,8 @@ from lark.visitors import Transformer_NonRecursive
 
 from einfuse._files import write_atomic
 from einfuse.dsl import ast
-from einfuse.dsl.diagnostics import KEYWORDS, syntax_error
+from einfuse.dsl.diagnostics import syntax_error
+from einfuse.dsl.tokens import GRAMMAR, KEYWORDS
 from einfuse.ir import MAX_TEXT, Span, SpecError
 
 MAX_NESTING = 200
@@ -57,10 +57,10 @@ def grammar() -> Lark:
     Its tables take ten times as long to make as to read, so they are kept beside the grammar where Python keeps its own byte code, under a
     name that changes with the grammar, with lark and with Python.
     """
-    text = (Path(__file__).parent / "grammar" / "attn.lark").read_text(encoding="utf-8")
+    text = GRAMMAR.read_text(encoding="utf-8")
     version = f"{sys.implementation.cache_tag} {lark.__version__}"
     name = hashlib.sha256(f"{version} {text}".encode()).hexdigest()[:16]
-    kept = Path(__file__).parent / "grammar" / "__pycache__" / f"attn.{name}.tables"
+    kept = GRAMMAR.parent / "__pycache__" / f"attn.{name}.tables"
     with contextlib.suppress(OSError):
         return Lark.load(io.BytesIO(kept.read_bytes()))
     made = Lark(text, parser="lalr", propagate_positions=True, maybe_placeholders=True)

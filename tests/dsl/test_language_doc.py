@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from einfuse import dsl
-from einfuse.dsl.diagnostics import KEYWORDS
 from einfuse.dsl.modules import REDUCERS, prelude
+from einfuse.dsl.tokens import KEYWORDS
 from einfuse.ir import FUNCTIONS, RANK_KINDS, SpecError
 from einfuse.ir.verify import verify
 
