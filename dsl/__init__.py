@@ -14,6 +14,7 @@ from einfuse.dsl.decorators import attention as attention
 from einfuse.dsl.decorators import mask_mod as mask_mod
 from einfuse.dsl.decorators import score_mod as score_mod
 from einfuse.dsl.elaborate import elaborate as elaborate
+from einfuse.dsl.elaborate import elaborated as elaborated
 from einfuse.dsl.format import format_text as format_text
 from einfuse.dsl.parse import parse as parse
 from einfuse.dsl.signature import InputInfo as InputInfo

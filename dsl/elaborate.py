@@ -34,13 +34,25 @@ def elaborate(
     ``params`` sets parameters: those known at compile time are folded away, numbers become the new defaults. ``given`` names the
     optional inputs that calls will provide. ``search`` lists the folders of used modules. Raises SpecError.
     """
+    return elaborated(module, name, params, given, search)[0]
+
+
+def elaborated(
+    module: ast.Module,
+    name: str | None = None,
+    params: Mapping[str, Scalar | str] | None = None,
+    given: Collection[str] | None = None,
+    search: Sequence[Path] = (),
+) -> tuple[Cascade, Mapping[str, Binding]]:
+    """The same, and what the names of the attention mean where it ends."""
     sources = {module.file: module.source}
     try:
         found, more = definitions(module, search)
         sources |= more
         node = chosen(module, name)
         node = node if node.doc else dataclasses.replace(node, doc=module.doc)
-        return _Attention(node, found, dict(params or {}), frozenset(given or ())).cascade()
+        made = _Attention(node, found, dict(params or {}), frozenset(given or ()))
+        return made.cascade(), made.bound
     except SpecError as error:
         source = sources.get(error.loc.file) if error.loc is not None else None
         raise (error.within(source) if source else error) from None
@@ -55,6 +67,7 @@ class _Attention:
         self.params: Params = parameters(node, params, found)
         self.ranks: tuple[Rank, ...] = declared(node, self.params)
         self.names: dict[str, ast.Name] = {}
+        self.bound: Mapping[str, Binding] = {}
         self._reserve(given)
 
     def cascade(self) -> Cascade:
@@ -88,6 +101,7 @@ class _Attention:
             elif isinstance(x, ast.Scan):
                 bind_scan(evaluator, x, kept)
         self._outputs(outs, evaluator.scope)
+        self.bound = evaluator.scope
         return tuple(emitter.body), tuple(map(str, outs))  # type: ignore[arg-type]  # states stand in folds by now
 
     def _outputs(self, outs: list[ast.Name], scope: dict[str, Binding]) -> None:

@@ -15,7 +15,7 @@ from einfuse.ir import Cascade, Einsum, Scalar, SpecError, interpret, pipeline
 from einfuse.ir.passes import choose, classify_score, pack
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.text import show
-from einfuse.runtime import binding, cache, inside, ops, packed, parts, prefix, prepared, stream, transforms
+from einfuse.runtime import binding, cache, inside, ops, packed, parts, prefix, prepared, shown, stream, transforms
 from einfuse.runtime import tangents as tangents_of
 from einfuse.runtime.apart import apart, transformed
 from einfuse.runtime.backends import BackendName, Target
@@ -94,8 +94,10 @@ class Attention:
         return tuple(Attention(c, self.backend, self.strict, form="quadratic", inner=True) for c in cut)
 
     def __repr__(self) -> str:
-        inputs = ", ".join(t.name for t in self.cascade.inputs)
-        return f"<einfuse attention {self.cascade.name}({inputs}) -> {', '.join(self.cascade.outs)}>"
+        return shown.line(self.cascade)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return shown.bundle(self)
 
     @property
     def name(self) -> str:

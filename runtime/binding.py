@@ -13,9 +13,10 @@ from einfuse.codegen import Storage
 from einfuse.codegen.precision import precision
 from einfuse.ir import Cascade, Expr, Rank, Scalar, Tensor
 from einfuse.ir.expr import sizes as made_of
-from einfuse.ir.functions import FUNCTIONS
 from einfuse.ir.text import show_expr
 from einfuse.runtime.apart import transformed
+from einfuse.runtime.sizes import Size as Size
+from einfuse.runtime.sizes import evaluate as evaluate
 
 STORAGE: dict[torch.dtype, Storage] = {
     torch.float64: "f64",
@@ -31,8 +32,6 @@ STORAGE: dict[torch.dtype, Storage] = {
 }
 DTYPE: dict[Storage, torch.dtype] = {s: d for d, s in STORAGE.items()}
 _KINDS = {"float": ("f64", "f32", "bf16", "f16"), "int": ("i64", "i32", "i16", "i8", "u8"), "bool": ("bool",)}
-
-Size = int | torch.SymInt
 
 
 def arguments(
@@ -267,16 +266,3 @@ def extent_of(cascade: Cascade, rank: str, sizes: Mapping[str, int]) -> int:
     """The number of coordinates of a rank, where the sizes are known."""
     size = cascade.rank(rank).size
     return size if isinstance(size, int) else sizes[size]
-
-
-def evaluate(e: Expr, bound: Mapping[str, Size]) -> Size:
-    """An expression over sizes."""
-    if e.op == "const":
-        assert isinstance(e.value, int), "sizes are ints"
-        return e.value
-    if e.op == "size":
-        if e.name not in bound:
-            raise ValueError(f"no argument tells the size {e.name}")
-        return bound[e.name]
-    out: Size = FUNCTIONS[e.op].fold(*(evaluate(a, bound) for a in e.args))  # type: ignore[assignment]
-    return out

@@ -4,34 +4,22 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 import torch
 
-from einfuse.ir import Cascade, Expr, Scalar, Tensor, interpret
+from einfuse.ir import Cascade, Scalar, Tensor, interpret
 from einfuse.ir import expr as ex
-from einfuse.ir.functions import FUNCTIONS
 from einfuse.ir.rewrite import expressions, statements
 from einfuse.runtime import binding, ranges
 from einfuse.runtime.given import Given
+from einfuse.runtime.sizes import Shape as Shape
+from einfuse.runtime.sizes import example_sizes as example_sizes
 
 Arguments = dict[str, torch.Tensor | Scalar]
 Map = Callable[[torch.Tensor], torch.Tensor]
 MOST_INT = 4
 """Ints are drawn from 0 to this: lengths and positions of a few tokens, several documents."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The sizes of a check. Odd on purpose: no tile divides them."""
-
-    batch: int = 2
-    heads: int = 4
-    queries: int = 37
-    keys: int = 53
-    widths: tuple[int, ...] = (24, 40)
-    group: int = 2
 
 
 def example_inputs(cascade: Cascade, dtype: torch.dtype, seed: int, shape: Shape) -> Arguments:
@@ -139,35 +127,3 @@ def _restricted(cascade: Cascade) -> list[Tensor]:
         for e in (e for whole in expressions(x) for e in ex.walk(whole) if e.op in _ROOTS | _DIVISIONS):
             found.update(*(made.get(n, set()) for n in ex.reads(e.args[1] if e.op in _DIVISIONS else e)))
     return [t for t in cascade.inputs if t.name in found and t.dtype != "bool"]
-
-
-def example_sizes(cascade: Cascade, shape: Shape) -> dict[str, int]:
-    """A value for every size name: by the kind of the rank it belongs to; unknown tables are as long as the longest sequence.
-
-    A size that is made of others comes close to what its kind says: each of the n that it is made of is the n-th root of that.
-    """
-    sizes: dict[str, int] = {}
-    widths = iter(shape.widths * len(cascade.ranks))
-    made = {r.size: r.extent for r in cascade.ranks if isinstance(r.size, str) and r.extent is not None}
-    for r in cascade.ranks:
-        if isinstance(r.size, str) and r.size not in sizes:
-            table = {"batch": shape.batch, "head": shape.heads, "query": shape.queries, "key": shape.keys}
-            about = table[r.kind] if r.kind in table else next(widths)
-            parts = [e.name for e in _size_leaves(made[r.size])] if r.size in made else []
-            sizes |= {n: max(1, round(about ** (1 / len(parts)))) for n in parts if n not in sizes}
-            sizes[r.size] = int(binding.evaluate(made[r.size], sizes)) if r.size in made else about
-    for t in cascade.inputs:
-        for axis in t.axes:
-            for e in _size_leaves(axis):
-                if e.name not in sizes:
-                    divisor = axis.op == "//" and axis.args[1] == e
-                    sizes[e.name] = shape.group if divisor else max(shape.queries, shape.keys)
-    return sizes
-
-
-def _size_leaves(e: Expr) -> Iterator[Expr]:
-    assert e.op in (*FUNCTIONS, "size", "const"), "axes are expressions over sizes"
-    if e.op == "size":
-        yield e
-    for a in e.args:
-        yield from _size_leaves(a)

@@ -10,15 +10,17 @@ import torch
 
 from einfuse.codegen import KernelPlan, Storage
 from einfuse.codegen.scan import Piece, ScanPlan
-from einfuse.ir import Cascade, Scalar, derivation
+from einfuse.ir import Cascade, Scalar
 from einfuse.ir.passes import canonicalise, classify_score
 from einfuse.ir.passes.choose import Scores
-from einfuse.runtime import binding, derived, tiles
+from einfuse.runtime import binding, tiles
 from einfuse.runtime.backends import Backend, BackendName, Target, TritonBackend, choose, named
 from einfuse.runtime.binding import STORAGE
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Graph, Recorded
 from einfuse.runtime.outputs import described
+from einfuse.runtime.passes import PassReport as PassReport
+from einfuse.runtime.passes import of_kernel
 from einfuse.runtime.program import Program
 from einfuse.runtime.scan import ScanProgram
 from einfuse.runtime.selection import Selection
@@ -28,17 +30,6 @@ from einfuse.runtime.tiles import Variant
 
 if TYPE_CHECKING:
     from einfuse.runtime.attention import Attention
-
-
-@dataclass(frozen=True, slots=True)
-class PassReport:
-    """The passes over one rank before and after fusing, and why those that remain do."""
-
-    rank: str
-    before: int
-    after: int
-    reads: tuple[tuple[str, str], ...]
-    decisions: tuple[derivation.Decision, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,16 +169,7 @@ def _of_choices(
 
 def passes(attention: Attention) -> tuple[PassReport, ...]:
     """See `Attention.passes`."""
-    if isinstance(attention.program, ScanProgram):
-        return (PassReport(attention.program.rank, 1, 1, (), ()),)
-    if attention.kernels != (attention,):
-        return tuple(report for kernel in attention.kernels for report in passes(kernel))
-    out = []
-    for found in derived.derivations(canonicalise.run(attention.cascade)):
-        cuts = tuple((d.statistic, d.reader) for d in found.decisions if d.how == "cut")
-        before = derivation.count_passes(attention.cascade, found.rank)
-        out.append(PassReport(found.rank, before, found.passes, cuts, tuple(found.decisions)))
-    return tuple(out)
+    return tuple(r for kernel in attention.kernels for r in of_kernel(kernel.cascade))
 
 
 def scores(attention: Attention) -> tuple[classify_score.Score, ...]:

@@ -16,6 +16,7 @@ from einfuse.ir.errors import SpecError as SpecError
 
 if TYPE_CHECKING:
     __version__: str
+    from einfuse._editor.notebook import load_ipython_extension as load_ipython_extension
     from einfuse.dsl import functions as functions
     from einfuse.dsl import mask_mod as mask_mod
     from einfuse.dsl import masks as masks
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from einfuse.runtime.verify import verify as verify
 
 _LATER = {
+    "einfuse._editor.notebook": ("load_ipython_extension",),
     "einfuse.dsl": ("functions", "mask_mod", "masks", "score_mod"),
     "einfuse.dsl.functions": (
         *("clamp", "cos", "erf", "exp", "log", "maximum", "minimum", "sigmoid", "sin", "softcap", "sqrt", "tanh", "where"),

@@ -162,6 +162,8 @@ def _measuring_commands(commands: Commands[argparse.ArgumentParser]) -> None:
 
 
 def _machine_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+    lsp = _add(commands, "lsp", "lsp:lsp", "serve an editor on stdin and stdout (docs/editor.md)")
+    lsp.add_argument("--stdio", action="store_true", help="what editors may add; there is no other way")
     _add(commands, "doctor", "doctor:doctor", "what einfuse finds on this machine, and what to do about the rest", report=True)
     kept = _add(commands, "cache", "cache:cache", "what is kept on disk: look at it, check it, remove it", report=True)
     kept.add_argument("action", choices=("info", "verify", "clear"), help="count entries; find damaged ones; remove all")
@@ -188,11 +190,11 @@ def _spec(command: argparse.ArgumentParser) -> None:
 
 def _params(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "-p", "--param", action="append", default=[], metavar="NAME=VALUE", type=_assignment, help="a parameter of the spec"
+        "-p", "--param", action="append", default=[], metavar="NAME=VALUE", type=assignment, help="a parameter of the spec"
     )
 
 
-def _assignment(text: str) -> tuple[str, int | float | bool | str]:
+def assignment(text: str) -> tuple[str, int | float | bool | str]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
@@ -207,7 +209,7 @@ def _assignment(text: str) -> tuple[str, int | float | bool | str]:
 
 
 def _size(text: str) -> tuple[str, int]:
-    name, value = _assignment(text)
+    name, value = assignment(text)
     return name, _positive(str(value))
 
 

@@ -9,7 +9,6 @@ import torch
 
 import einfuse
 from einfuse._cli import inputs, screen
-from einfuse._cli.inside import counted
 from einfuse._cli.measure import show_bench, show_rows
 from einfuse.runtime.backends import interpret_triton
 from einfuse.runtime.bench import BenchShape
@@ -26,7 +25,7 @@ def demo(args: argparse.Namespace) -> int:
     _heading("Fused")
     print(attention.ir(after="online_fuse").strip())
     for report in attention.passes():
-        screen.out().print(f"\n{attention.name} over {report.rank}: {counted(report)}")
+        screen.out().print(f"\n{attention.name} over {report.rank}: {report.counted}")
         for d in report.decisions:
             screen.out().print(f"  {d.reader} reads {d.statistic}: {d.how} {d.detail} ({d.proof})")
     _heading("Kernels")

@@ -9,7 +9,7 @@ import torch
 
 import einfuse
 from einfuse._cli import inputs, screen
-from einfuse._cli.inside import counted, graphs, linear_form
+from einfuse._cli.inside import graphs, linear_form
 from einfuse._cli.tilemap import mapped
 from einfuse.codegen import KernelPlan
 from einfuse.codegen.cost import DEVICES, Cost, cost, state_bytes
@@ -45,7 +45,7 @@ def explain(args: argparse.Namespace) -> int:
         screen.report({**_json(attention, live, kernels), "walk": walk, "linear": asdict(form)})
         return 0
     console = screen.out()
-    console.print(f"{attention.name}: " + "; ".join(f"{counted(r)} over {r.rank}" for r in attention.passes()))
+    console.print(f"{attention.name}: " + "; ".join(f"{r.counted} over {r.rank}" for r in attention.passes()))
     for score in attention.scores():
         console.print(_described(score))
     console.print(f"{100 * live:.4g} % of the tiles live; {state_bytes(kernels[0].plan)} bytes of state a row")

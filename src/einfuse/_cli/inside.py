@@ -100,14 +100,9 @@ def as_json(name: str, report: PassReport) -> dict[str, screen.Json]:
     }
 
 
-def counted(report: PassReport) -> str:
-    """``3 passes -> 1``"""
-    return f"{report.before} pass{'es' * (report.before != 1)} -> {report.after}"
-
-
 def show_passes(name: str, report: PassReport) -> None:
     console = screen.out()
-    console.print(f"{name} over {report.rank}: {counted(report)}")
+    console.print(f"{name} over {report.rank}: {report.counted}")
     if not report.decisions:
         return
     shown = screen.table("  statistic", "read by", "how", "with", "proof")

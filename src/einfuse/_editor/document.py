@@ -1,0 +1,69 @@
+"""One text and what is known of it, each thing worked out when it is first asked for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from einfuse import dsl
+from einfuse._editor import names
+from einfuse._editor.names import Occurrence
+from einfuse.dsl import ast
+from einfuse.dsl.names import Binding
+from einfuse.ir import Cascade, SpecError
+
+
+@dataclass(frozen=True)
+class Document:
+    """``file`` is its path, or a name in messages; ``search`` are the folders of the files that it uses."""
+
+    text: str
+    file: str = "<text>"
+    search: tuple[Path, ...] = ()
+
+    @staticmethod
+    def at(path: Path, text: str | None = None) -> Document:
+        """The text of a file, or one that is about to become it. Raises SpecError."""
+        return Document(dsl.read_spec(path) if text is None else text, str(path), (path.parent,))
+
+    @functools.cached_property
+    def module(self) -> ast.Module | None:
+        """The syntax tree; None of a text that is none."""
+        try:
+            return dsl.parse(self.text, self.file)
+        except SpecError:
+            return None
+
+    @functools.cached_property
+    def names(self) -> list[Occurrence]:
+        """Every name that is defined somewhere."""
+        return [] if self.module is None else names.occurrences(self.module, self.search)
+
+    @functools.cached_property
+    def attentions(self) -> list[Elaborated]:
+        """The attentions that can be elaborated."""
+        out = []
+        for node in self.module.attentions if self.module is not None else ():
+            optional = [x.name.text for x in node.body if isinstance(x, ast.Input) and x.optional]
+            try:
+                cascade, bound = dsl.elaborated(self.module, node.name.text, given=optional, search=self.search)  # type: ignore[arg-type]
+            except SpecError:
+                continue
+            out.append(Elaborated(node, cascade, bound))
+        return out
+
+    def around(self, line: int, column: int) -> Elaborated | None:
+        """The attention that a place is in."""
+        inside = (x for x in self.attentions if x.node.loc is not None)
+        return next((x for x in inside if names.within(x.node.loc, line, column, self.text)), None)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Elaborated:
+    """An attention with all its optional inputs: its text, its cascade, and what its names mean."""
+
+    node: ast.Attention
+    cascade: Cascade
+    bound: Mapping[str, Binding]
