@@ -8,15 +8,15 @@ Attention as an RNN, 2024). Nothing here knows a normaliser.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from einfuse.ir import Cascade, Expr, Fold, Scalar, SpecError, State, Tensor, const, index, load, size
+from einfuse.ir import Cascade, Expr, Fold, Scalar, SpecError, State, const, size
 from einfuse.ir.expr import walk
-from einfuse.ir.passes import chunk
-from einfuse.ir.rewrite import expressions, fresh
+from einfuse.ir.passes import chunk, resume
+from einfuse.ir.passes.resume import Resumed
+from einfuse.ir.rewrite import expressions
 from einfuse.runtime import binding
 from einfuse.runtime.apart import apart
 from einfuse.runtime.binding import extent_of
@@ -78,26 +78,12 @@ def _positionless(cascade: Cascade, rank: str) -> None:
 # -- scans -----------------------------------------------------------------------------------------------------------------------
 
 
-def resumed(cascade: Cascade) -> tuple[Cascade, tuple[State, ...]]:
-    """The scan that starts from given states (inputs after all others) and gives out its last ones (after all other outputs)."""
+def resumed(cascade: Cascade) -> Resumed:
+    """The scan from given states. Raises SpecError where it depends on positions, which a step does not know."""
     scan = chunk.scan_of(cascade)
     assert scan is not None, "only a scan is resumed"
     _positionless(cascade, scan.rank)
-    states = tuple(y for y in scan.body if isinstance(y, State))
-    taken = {t.name for t in cascade.inputs} | {r.name for r in cascade.ranks} | {y.target for y in scan.body}
-    extents = {r.name: size(r.size) for r in cascade.ranks}
-    names = {y.target: fresh(f"{y.target}_before", taken) for y in states}
-    axes = {y.target: (*cascade.over, *y.ranks) for y in states}
-    inputs = [Tensor(names[y.target], tuple(extents[r] for r in axes[y.target])) for y in states]
-    body = tuple(
-        replace(y, init=load(names[y.target], *map(index, axes[y.target]))) if isinstance(y, State) else y for y in scan.body
-    )
-    outs = tuple(n for n in cascade.outs if n not in names)
-    at = cascade.body.index(scan)
-    whole = (*cascade.body[:at], replace(scan, body=body), *cascade.body[at + 1 :])
-    params = [t for t in cascade.inputs if t.param]
-    tensors = [t for t in cascade.inputs if not t.param]
-    return replace(cascade, inputs=(*tensors, *inputs, *params), body=whole, outs=(*outs, *names)), states
+    return resume.run(cascade)
 
 
 def _scanned(
@@ -105,7 +91,8 @@ def _scanned(
 ) -> tuple[Output, States]:
     from einfuse.runtime.attention import Attention as Compiled
 
-    cascade, states = resumed(attention.cascade)
+    found = resumed(attention.cascade)
+    cascade, states = found.cascade, found.states
     if attention.resumed is None:
         attention.resumed = apart(lambda: Compiled(cascade, attention.backend, attention.strict, inner=True))
     call = Given.called(attention.cascade, args, kwargs)  # the states are wider than these, also where autocast is on
@@ -113,8 +100,7 @@ def _scanned(
         state = _first(attention.cascade, states, call.tensors)
     if len(state) != len(states):
         raise ValueError(f"{attention.name} has {len(states)} states, found {len(state)}")
-    names = [t.name for t in cascade.inputs if not t.param][-len(states) :]
-    outs = attention.resumed(**call.inputs, **dict(zip(names, state, strict=True)))
+    outs = attention.resumed(**call.inputs, **dict(zip(found.before, state, strict=True)))
     every = outs if isinstance(outs, tuple) else (outs,)
     named = dict(zip(cascade.outs, every, strict=True))
     public = tuple(named[n] for n in attention.cascade.outs)

@@ -20,11 +20,14 @@ from einfuse.ir.passes import (
     pack,
     quantise,
     reassociate,
+    resume,
+    shard,
     split,
     stages,
     tail,
     tangent,
     through,
+    transition,
     walk,
     window,
 )
@@ -141,6 +144,15 @@ TRANSFORMS: tuple[Pass, ...] = (
         does="inputs as integers with scales, which leave the sums that they are the same in",
     ),
     Pass("pack", pack.run, ("flat",), options={"groups": groups}, does="sequences of different lengths one after the other"),
+    Pass(
+        "shard",
+        shard.run,
+        options={"rank": str, "listed": truth},
+        takes="any",
+        does="some coordinates of a rank, those that one device holds",
+    ),
+    Pass("resume", resume.run, takes="scan", does="a scan from given states, with the last ones"),
+    Pass("transition", transition.run, takes="scan", does="what a scan does to the states it starts from, for each of them"),
 )
 
 

@@ -52,10 +52,13 @@ class Split:
 def run(cascade: Cascade) -> Split:
     """The split of a cascade as built. Raises SpecError where it takes more than one pass or gives out values per key.
 
-    Neither a scan nor a cascade of several kernels can be split.
+    Neither a scan nor a cascade that chooses what it reads, or takes several kernels, can be split.
     """
     if not all(isinstance(x, Einsum) for x in cascade.body):
         raise SpecError(f"{cascade.name} cannot be split: it is a scan, whose points come in order", cascade.loc)
+    choice = next((x for x in cascade.body if isinstance(x, Einsum) and x.red in ex.CHOICES), None)
+    if choice is not None:
+        raise SpecError(f"{cascade.name} cannot be split: {choice.target} is chosen among all keys", choice.loc)
     if len(stages.run(cascade)) > 1:
         raise SpecError(f"{cascade.name} cannot be split: it takes several kernels, one after the other", cascade.loc)
     fused = online_fuse.run(canonicalise.run(cascade))

@@ -1,0 +1,280 @@
+"""Cuts a cascade for devices that hold some coordinates of a rank each: what every device computes, and what it needs of the others.
+
+    rank i: query = Nq                              rank i: query = i_rows
+    in q[b, h, Nq, d]                       ->      in q[b, h, i_rows, d]                  its own rows
+    in k[b, h, Nk, d]                               in k[b, h, Nk, d]                      from every device, or those columns that
+    s[i, j] = ... where j <= i                      s[i, j] = ... where j <= i + i_first   some row of the device reads
+
+Of every statement it is asked what a kernel asks as well: does it keep the rank, reduce over it, or pair it with another one? A device can
+own the rows of a rank that nothing reduces over and nothing reads at other rows; where no rank is like that, the cascade is cut into
+`stages`, each with rows of its own. Nothing here knows a normaliser or a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from einfuse.ir import expr as ex
+from einfuse.ir.errors import SpecError
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, State, Tensor
+from einfuse.ir.passes import infer_space, stages
+from einfuse.ir.rewrite import expressions, fresh, map_expressions, statements
+from einfuse.ir.span import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A cascade over some coordinates of ``rank``, ``rows`` of them: those from the number ``at`` on, or those in the list ``at``.
+
+    ``cut`` are the inputs that come with those coordinates only, and along which axis. ``witnesses`` are inputs that nothing reads: their
+    one axis tells a size of the whole that no other input tells any more.
+    """
+
+    cascade: Cascade
+    rank: str
+    rows: str
+    at: str
+    listed: bool
+    cut: tuple[tuple[str, int], ...]
+    witnesses: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One cascade of a sharded one, in coordinates of the whole; a device computes the rows of ``owner`` that it holds (None: everything).
+
+    ``held`` are the inputs of which every device has its own rows, by axis; all others it has whole. ``columns`` is the other sharded rank,
+    of which rows read no more than where ``need`` holds; None where all has to be there.
+    """
+
+    cascade: Cascade
+    owner: str | None
+    held: Mapping[str, int]
+    columns: str | None = None
+    need: Expr | None = None
+
+
+def held(c: Cascade, ranks: Collection[str]) -> dict[str, int]:
+    """The inputs with an axis along one of the ranks, and the first such axis; of ambient ranks also one along groups of it."""
+    wanted = {ex.size(c.rank(r).size) for r in ranks}
+    groups = {ex.size(c.rank(r).size) for r in ranks if r in c.over}
+
+    def along(a: Expr) -> bool:
+        return a in wanted or (a.op == "//" and a.args[0] in groups)
+
+    axes = {t.name: next((n for n, a in enumerate(t.given[0]) if along(a)), None) for t in c.inputs}
+    return {name: n for name, n in axes.items() if n is not None}
+
+
+# -- columns: every device has its own rows, and gets what they read -------------------------------------------------------------------
+
+
+def by_columns(c: Cascade, ranks: Collection[str]) -> tuple[Stage, ...]:
+    """The stages of a cascade whose ``ranks`` are sharded. Raises SpecError with the statement that stands in the way."""
+    found = _owned(c, ranks, held(c, ranks))
+    if found is not None:
+        return (found,)
+    reason = _first_obstacle(c, ranks)
+    if c.places or any(isinstance(x, Fold) or x.red in ex.CHOICES for x in c.body):
+        raise reason
+    try:
+        cut = stages.run(c)
+    except SpecError:
+        raise reason from None
+    known = held(c, ranks)
+    out = []
+    for part in cut:
+        mine = {t.name: known[t.name] for t in part.inputs if t.name in known}
+        stage = _owned(part, ranks, mine) or Stage(part, None, mine)
+        out.append(stage)
+        if stage.owner is not None:
+            own = {x.target: x.ranks for x in part.body if isinstance(x, Einsum)}
+            known |= {n: (*part.over, *own[n]).index(stage.owner) for n in part.outs}
+    last = [s for s in out if set(s.cascade.outs) & set(c.outs)]
+    if any(s.owner is None for s in last):
+        raise reason
+    return tuple(out)
+
+
+def _owned(c: Cascade, ranks: Collection[str], known: Mapping[str, int]) -> Stage | None:
+    for r in (x.name for x in c.ranks if x.name in ranks):
+        if obstacle(c, r) is None:
+            others = [x for x in ranks if x != r and any(x == y.name for y in c.ranks)]
+            column = others[0] if len(others) == 1 else None
+            need = None if column is None else needed(c, r, column)
+            return Stage(c, r, known, column if need is not None else None, need)
+    return None
+
+
+def _first_obstacle(c: Cascade, ranks: Collection[str]) -> SpecError:
+    for r in (x.name for x in c.ranks if x.name in ranks):
+        found = obstacle(c, r)
+        if found is not None:
+            return SpecError(f"{c.name} cannot be sharded over `{r}`: {found[0]}", found[1])
+    return SpecError(f"{c.name} has no rank {' or '.join(sorted(ranks))} to shard", c.loc)
+
+
+def obstacle(c: Cascade, rank: str, scanned: bool = False) -> tuple[str, Span | None] | None:
+    """Why a device cannot own rows of the rank, and the statement that says so; None: it can. ``scanned``: points may come in order."""
+    own = {x.target: x.ranks for x in statements(c)}
+    ambient = rank in c.over
+    for f in (x for x in c.body if isinstance(x, Fold)):
+        if f.rank == rank and not scanned:
+            return f"the points of `{rank}` come in order, each from the states of the one before", f.loc
+    for x in statements(c):
+        if isinstance(x, Einsum) and rank in x.over:
+            return f"{x.target} {'solves along' if x.red == 'solve' else 'reduces over'} `{rank}`", x.loc
+        for e in (y for z in expressions(x) for y in ex.walk(z) if y.op in ("load", "in", "new") and y.name in own):
+            args = e.args if e.op != "in" else e.args[1:]
+            away = [a for r, a in zip(own[e.name], args, strict=False) if r == rank and a != ex.index(rank)]
+            if away or (e.op == "in" and own[e.name][-1:] == (rank,)):
+                return f"{x.target} reads {e.name} at other points of `{rank}`", x.loc
+    for name in c.outs:
+        if not ambient and rank not in own[name] and not (scanned and _state(c, name)):
+            x = next(y for y in statements(c) if y.target == name)
+            return f"the output {name} has no rank `{rank}`", x.loc
+    return None
+
+
+def _state(c: Cascade, name: str) -> bool:
+    return any(isinstance(y, State) and y.target == name for y in statements(c))
+
+
+def needed(c: Cascade, rows: str, columns: str) -> Expr | None:
+    """Where a row reads a column at all, as far as coordinates and tables of numbers tell; None where columns cannot be left out.
+
+    They cannot where an output has them, where something reads them at other places than their own, or where a coordinate is what is computed.
+    """
+    if any(isinstance(x, Fold) for x in c.body):
+        return None
+    own = {x.target: x.ranks for x in statements(c)}
+    if any(columns in own[n] for n in c.outs):
+        return None
+    found: list[Expr] = []
+    body = [x for x in infer_space.run(c).body if isinstance(x, Einsum)]
+    for x in body:
+        if (x.red in (*ex.CHOICES, "solve") and columns in (*x.over, *x.ranks)) or _away(x, own, columns):
+            return None
+        if columns in x.over:
+            known = {rows, columns, *c.over}
+            told = [p for p in ex.conjuncts(x.mask) if ex.indices(p) <= known and not ex.reads(p) & own.keys()]
+            found.append(ex.conjunction(*told) or ex.TRUE)
+    out: Expr = ex.FALSE
+    for e in dict.fromkeys(found):
+        out = ex.call("or", out, e)
+    return out
+
+
+def _away(x: Einsum, own: Mapping[str, tuple[str, ...]], rank: str) -> bool:
+    reads = [e for y in expressions(x) for e in ex.walk(y) if e.op in ("load", "in") and rank in own.get(e.name, ())]
+    return any(e.op == "in" or e.args[own[e.name].index(rank)] != ex.index(rank) for e in reads)
+
+
+# -- a cascade in the coordinates of one device ----------------------------------------------------------------------------------------
+
+
+def run(c: Cascade, rank: str, listed: bool = False, given: Mapping[str, int] | None = None, grouped: bool = False) -> Local:
+    """The cascade over some coordinates of ``rank``; inputs come cut along the axes ``given`` (default: all that can).
+
+    ``listed``: any coordinates, in a list; else those from a number on. ``grouped``: that number is a multiple of what the rank is divided by
+    where an input is read, as heads that share keys are. Requires that statements read each other at their own coordinate of the rank.
+    """
+    names = {x.target for x in statements(c)} | {t.name for t in c.inputs} | {r.name for r in c.ranks} | _sizes(c)
+    rows, at = fresh(f"{rank}_rows", names), fresh(f"{rank}_at" if listed else f"{rank}_first", names)
+    place = ex.load(at, ex.index(rank)) if listed else ex.call("+", ex.index(rank), ex.load(at))
+    plain = _Plain(c.rank(rank), grouped)
+    cut = {n: a for n, a in _cut(c, plain).items() if given is None or given.get(n) == a}
+    move = _Move(rank, place, cut, {x.target: x.ranks for x in statements(c)})
+    moved = map_expressions(c, move)
+    inputs = [t if t.name not in cut else _shorter(t, cut[t.name], plain.size, rows) for t in c.inputs]
+    if listed:
+        inputs.append(Tensor(at, (ex.size(rows),), "int"))
+    elif any(e.name == at for e in _loads(moved)):
+        inputs.append(Tensor(at, (), "int", param=True))
+    moved = replace(
+        moved,
+        name=f"{c.name}_{rank}_local",
+        ranks=tuple(replace(r, size=rows, extent=None) if r.name == rank else r for r in c.ranks),
+        inputs=tuple(inputs),
+    )
+    told = {a.name for t in moved.inputs for a in t.given[0] if a.op == "size"}
+    missing = sorted((_sizes(moved) - told) & {str(c.rank(rank).size), rows})
+    witnesses = tuple((fresh(f"{n}_whole", names), n) for n in missing)
+    told_by = [Tensor(w, (ex.size(n),), "bool") for w, n in witnesses]
+    moved = replace(moved, inputs=(*moved.inputs, *told_by))
+    return Local(moved, rank, rows, at, listed, tuple(cut.items()), witnesses)
+
+
+def _sizes(c: Cascade) -> set[str]:
+    """Every size that is mentioned."""
+    found = [e for x in statements(c) for e in expressions(x)] + [a for t in c.inputs for a in t.given[0]]
+    found += [r.extent for r in c.ranks if r.extent is not None]
+    return {r.size for r in c.ranks if isinstance(r.size, str)}.union(*map(ex.sizes, found))
+
+
+def _shorter(t: Tensor, axis: int, whole: Expr, rows: str) -> Tensor:
+    def one(e: Expr) -> Expr | None:
+        return ex.size(rows) if e == whole else None
+
+    return replace(t, axes=tuple(ex.substitute(a, one) if n == axis else a for n, a in enumerate(t.axes)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """Tells whether an index goes along an axis with the rank, or with groups of it."""
+
+    rank: Rank
+    grouped: bool
+
+    @property
+    def size(self) -> Expr:
+        return ex.size(self.rank.size)
+
+    def __call__(self, index: Expr, axis: Expr) -> bool:
+        if index == ex.index(self.rank.name):
+            return axis == self.size
+        shared = self.grouped and index.op == axis.op == "//" and index.args[1] == axis.args[1]
+        return shared and index.args[0] == ex.index(self.rank.name) and axis.args[0] == self.size
+
+
+def _loads(c: Cascade) -> Iterator[Expr]:
+    return (e for x in statements(c) for y in expressions(x) for e in ex.walk(y) if e.op == "load")
+
+
+def _cut(c: Cascade, plain: _Plain) -> dict[str, int]:
+    """The inputs that are read along one axis at the coordinate of the rank, every time, and that axis."""
+    axes = {t.name: t.axes for t in c.inputs if t.listed is None}
+    found: dict[str, set[int]] = {}
+    for e in _loads(c):
+        if e.name in axes:
+            here = {n for n, a in enumerate(e.args) if plain(a, axes[e.name][n])}
+            found[e.name] = found.get(e.name, here) & here
+    looked = {e.name for x in statements(c) for y in expressions(x) for e in ex.walk(y) if e.op == "in"}
+    return {n: min(a) for n, a in found.items() if len(a) == 1 and n not in looked}
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """Expressions in coordinates of the whole rank to those of a device: statements are read at their own coordinates as before."""
+
+    rank: str
+    place: Expr
+    cut: Mapping[str, int]
+    own: Mapping[str, tuple[str, ...]]
+
+    def __call__(self, e: Expr) -> Expr:
+        return ex.substitute(e, self._one)
+
+    def _one(self, e: Expr) -> Expr | None:
+        if e.op == "index":
+            return self.place if e.name == self.rank else None
+        if e.op not in ("load", "new", "in"):
+            return None
+        first = 1 if e.op == "in" else 0
+        ranks = self.own.get(e.name, ())
+        kept = {n + first for n, r in enumerate(ranks) if r == self.rank} | (
+            {self.cut[e.name]} if e.name in self.cut else set()
+        )
+        args = tuple(a if n in kept else self(a) for n, a in enumerate(e.args))
+        return e if args == e.args else replace(e, args=args)

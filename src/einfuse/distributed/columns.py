@@ -1,0 +1,130 @@
+"""Rows stay, and get the columns that they read: a gather, or only what some row of the device reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from einfuse.distributed import routes
+from einfuse.distributed.exchange import moved, shared, tied
+from einfuse.distributed.here import Axis, Here, Value, Values, consecutive, coordinates, device_of, only, size_of, tensors
+from einfuse.distributed.inner import Inner
+from einfuse.distributed.routes import Route, Rows
+from einfuse.ir import Cascade, Scalar, classify
+from einfuse.ir import expr as ex
+from einfuse.ir.passes import shard
+from einfuse.ir.passes.shard import Local, Stage
+
+TILE = 128
+TILES = 256
+"""Tiles of a mask that are looked at along each side, if they need not be larger."""
+
+
+def stages(c: Cascade, axis: Axis, here: Here) -> tuple[Stage, ...]:
+    return here.memo(("stages", c.digest, axis), lambda: shard.by_columns(c, axis.ranks))
+
+
+def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> dict[str, torch.Tensor]:
+    """The outputs: of each its own rows."""
+    transport = here.transports[axis.name]
+    held = shard.held(c, axis.ranks)
+    whole = shared(
+        transport, "gradients of inputs that all devices have", {n: x for n, x in tensors(inputs).items() if n not in held}
+    )
+    values: dict[str, Value] = {**inputs, **whole}
+    waiting = [x for n, x in whole.items() if x is not inputs[n]]
+    for stage in stages(c, axis, here):
+        local, rows, more = placed(stage, axis, here, values)
+        cut = local[-1].cascade if local else stage.cascade
+        along = routed(stage, axis, here, local, rows)
+        found = moved(transport, f"columns of {stage.cascade.name}", tensors(values), along)
+        waiting += found.values()
+        sizes = {x.rows: len(rows[x.rank][transport.rank]) for x in local}
+        values |= inner(cut, {**only(cut, {**values, **found}), **more}, here.sized(**sizes), "")
+    return tied({n: tensors(values)[n] for n in c.outs}, waiting)
+
+
+def placed(
+    stage: Stage, axis: Axis, here: Here, values: Values
+) -> tuple[list[Local], dict[str, Sequence[Rows]], dict[str, Value]]:
+    """The cascade of a stage in the coordinates of a device, one rank after the other; the rows of those ranks; what it takes besides."""
+    if stage.owner is None:
+        return [], {}, {}
+    me = here.transports[axis.name].rank
+    rows = {stage.owner: here.layouts[axis.name][size_of(stage.cascade, stage.owner)]}
+    if stage.columns is not None and stage.need != ex.TRUE:
+        rows[stage.columns] = wanted(stage, axis, here, values)
+    out: list[Local] = []
+    more: dict[str, Value] = {}
+    c = stage.cascade
+    for rank, own in rows.items():
+        listed = not all(map(consecutive, own))
+        local = _local(c, rank, listed, stage.held, here)
+        out.append(local)
+        more |= coordinates(local, own[me], here, device_of(values))
+        c = local.cascade
+    return out, rows, more
+
+
+def _local(c: Cascade, rank: str, listed: bool, held: Mapping[str, int], here: Here) -> Local:
+    key = ("local", c.digest, rank, listed, tuple(held.items()))
+    return here.memo(key, lambda: shard.run(c, rank, listed, held, grouped=rank in c.over))
+
+
+def routed(
+    stage: Stage, axis: Axis, here: Here, local: Sequence[Local], rows: Mapping[str, Sequence[Rows]]
+) -> dict[str, Route]:
+    """The route of every input that a device does not have as it needs it."""
+    cut = {n: x.rank for x in local for n, _ in x.cut}
+    out = {}
+    for name, along in stage.held.items():
+        if name in cut and cut[name] == stage.owner:
+            continue
+        mine = here.rows(axis, stage.cascade.input(name).given[0][along])
+        out[name] = routes.columns(along, mine, rows[cut[name]]) if name in cut else routes.everything(along, mine)
+    return out
+
+
+def wanted(stage: Stage, axis: Axis, here: Here, values: Values) -> list[Rows]:
+    """The columns that some row of every device reads, as far as the conditions tell by tiles. The same on all devices."""
+    assert stage.need is not None, "columns may be left out"
+    assert stage.owner is not None, "rows are owned"
+    assert stage.columns is not None, "columns may be left out"
+    c, need = stage.cascade, stage.need
+    read = [t for t in c.inputs if t.name in ex.reads(need) and t.name not in stage.held]
+    tables = {t.name: tensors(values)[t.name] for t in read if not t.param and t.listed is None}
+    given = {t.name: values.get(t.name, t.default) for t in read if t.param}
+    numbers = {n: x for n, x in given.items() if x is not None and not isinstance(x, torch.Tensor)}
+    seen = tuple((n, id(x), x._version) for n, x in tables.items())
+    held = here.layouts[axis.name][size_of(c, stage.owner)]
+    key = ("wanted", c.digest, seen, tuple(numbers.items()), tuple(sorted(here.sizes.items())), tuple(map(id, held)))
+    found = here.memo(
+        key, lambda: (_wanted(stage, here, numbers, tables, held), tables, held)
+    )  # tables too: ids are those of living ones
+    return found[0]
+
+
+def _wanted(
+    stage: Stage, here: Here, numbers: Mapping[str, Scalar], tables: Mapping[str, torch.Tensor], held: Sequence[Rows]
+) -> list[Rows]:
+    c = stage.cascade
+    rows, columns = (c.rank(str(r)) for r in (stage.owner, stage.columns))
+    sides = [(r.name, int(here.sizes[str(r.size)])) for r in (rows, columns)]
+    (_, n), (_, m) = sides
+    if n == 0 or m == 0:
+        return [torch.empty(0, dtype=torch.int64)] * len(held)
+    tile = min(TILE, max(-(-n // TILES), -(-m // TILES), 1))
+    ambient = {r: here.extent(ex.size(c.rank(r).size)) for r in c.over}
+    arrays = {k: (x.double() if x.is_floating_point() else x).detach().cpu().numpy() for k, x in tables.items()}
+    tiled = [(r, k, tile) for r, k in sides]
+    found = classify(stage.need, tiled[0], tiled[1], here.sizes, numbers, arrays, ambient)
+    live = (found.kind != 0).reshape(-1, *found.kind.shape[-2:]).any(0)
+    out = []
+    for own in held:
+        tiles = np.unique((own // tile).numpy())
+        chosen = np.nonzero(live[tiles].any(0))[0]
+        points = (chosen[:, None] * tile + np.arange(tile)).reshape(-1)
+        out.append(torch.from_numpy(points[points < m]))
+    return out

@@ -1,0 +1,92 @@
+"""What an exchange costs: the very program of a call, on tensors without memory, over a transport that counts.
+
+Nothing is estimated. Routes, messages and gradients are those of the call; only kernels are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from einfuse.distributed import programs
+from einfuse.distributed.here import Axis, Here, Kind, Values, axes_of, has_features, tensors
+from einfuse.ir import Cascade
+from einfuse.ir import expr as ex
+from einfuse.ir.passes.shard import held
+from einfuse.runtime import binding
+from einfuse.runtime.outputs import accumulation
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """Bytes that each device sends to each, ``sent[s][d]``, in a forward and in a backward."""
+
+    forward: tuple[tuple[int, ...], ...]
+    backward: tuple[tuple[int, ...], ...]
+
+    @property
+    def most(self) -> int:
+        """The bytes of the device that sends the most."""
+        return max((sum(f) + sum(b) for f, b in zip(self.forward, self.backward, strict=True)), default=0)
+
+
+class Counting:
+    """A transport from nowhere to nowhere."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+        self.sent = [0] * size
+
+    def exchange(self, name: str, sends: Mapping[int, torch.Tensor], receives: Mapping[int, int]) -> dict[int, torch.Tensor]:
+        for d, x in sends.items():
+            self.sent[d] += x.numel()
+        return {s: torch.empty(n, dtype=torch.uint8, device="meta") for s, n in receives.items()}
+
+
+def counted(c: Cascade, axes: Sequence[programs.Route], here: Here, inputs: Values, name: str) -> Count:
+    """The bytes along the axis of that name of a call, on every device of it."""
+    axis = next(a for a, _ in axes if a.name == name)
+    size = here.transports[name].size
+    forward, backward = [], []
+    for rank in range(size):
+        transports = {n: Counting(t.rank, t.size) for n, t in here.transports.items()}
+        one = transports[name] = Counting(rank, size)
+        there = replace(here, transports=transports, evaluate=_nothing)
+        with torch.enable_grad():
+            outs = programs.run(c, axes, there, _described(c, axis, here, inputs, rank))
+            forward.append(tuple(one.sent))
+            wanted = [x for x in outs.values() if x.requires_grad]
+            if wanted and here.training:
+                torch.autograd.backward(wanted, [torch.empty_like(x) for x in wanted])
+        backward.append(tuple(b - f for b, f in zip(one.sent, forward[-1], strict=True)))
+    return Count(tuple(forward), tuple(backward))
+
+
+def _described(c: Cascade, axis: Axis, here: Here, inputs: Values, rank: int) -> Values:
+    """The inputs as a device has them: tables of whole numbers as they are, for masks read them, others without their memory."""
+    along = held(c, axis.ranks)
+    out = dict(inputs)
+    for n, x in tensors(inputs).items():
+        if n in along:
+            shape = list(x.shape)
+            shape[along[n]] = len(here.rows(axis, c.input(n).given[0][along[n]])[rank])
+            out[n] = torch.empty(shape, dtype=x.dtype, device="meta", requires_grad=x.requires_grad)
+        elif x.is_floating_point():
+            out[n] = torch.empty_like(x, device="meta").requires_grad_(x.requires_grad)
+    return out
+
+
+def _nothing(c: Cascade, values: Values, kind: Kind) -> dict[str, torch.Tensor]:
+    """Outputs of the right shape, which depend on all inputs."""
+    found = {n: x.to("meta") for n, x in tensors(values).items()}
+    sizes = binding.sizes(c, found)
+    link = sum((x.sum() for x in found.values() if x.requires_grad), torch.zeros((), device="meta"))
+    out = {}
+    for n in c.outs:
+        shape = [binding.evaluate(ex.size(c.rank(r).size), sizes) for r in axes_of(c, n)]
+        narrow = kind == "" and has_features(c, n)
+        dtype = binding.precision_of(c, found) if narrow else accumulation(found.values())
+        out[n] = torch.empty(shape, dtype=dtype, device="meta") + link.to(dtype)
+    return out

@@ -1,0 +1,126 @@
+"""States of a scan: every device finds what its points do to any state, and starts from what those before it left.
+
+S_0 = U_0                     U_r: the scan of the points of device r from zero (of device 0: from where the spec starts)
+S_r = M_r S_(r-1) + U_r       M_r: what those points do to the state before them
+"""
+
+from __future__ import annotations
+
+import string
+from dataclasses import replace
+
+import torch
+
+from einfuse.distributed import routes
+from einfuse.distributed.exchange import moved, once, shared, tied
+from einfuse.distributed.here import Axis, Here, Value, Values, axes_of, coordinates, device_of, only, size_of, tensors
+from einfuse.distributed.inner import Inner
+from einfuse.ir import Cascade, SpecError
+from einfuse.ir import expr as ex
+from einfuse.ir.passes import chunk, resume, shard, transition
+from einfuse.ir.passes.resume import Resumed
+from einfuse.ir.passes.shard import Local
+from einfuse.ir.passes.transition import Transition
+from einfuse.ir.rewrite import prune
+
+States = dict[str, torch.Tensor]
+
+
+def rank_of(c: Cascade, axis: Axis) -> str:
+    """The scanned rank. Raises SpecError where the update is not affine in the state, or something reads other points' results."""
+    fold = chunk.scan_of(c)
+    if fold is None or axis.ranks != (fold.rank,):
+        raise SpecError(f"{c.name} is no scan over {' and '.join(f'`{r}`' for r in axis.ranks)}", c.loc)
+    reason = shard.obstacle(c, fold.rank, scanned=True)
+    if reason is not None:
+        raise SpecError(f"{c.name} cannot hand states on along `{fold.rank}`: {reason[0]}", reason[1])
+    transition.run(c)
+    return fold.rank
+
+
+def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> dict[str, torch.Tensor]:
+    """The outputs: of each its own points, and last states whole."""
+    transport = here.transports[axis.name]
+    me, size, device = transport.rank, transport.size, device_of(inputs)
+    held = shard.held(c, axis.ranks)
+    (rank,) = axis.ranks
+    local, resumed, transitions = here.memo(("prefix", c.digest, rank), lambda: _derived(c, rank, held))
+    mine = here.layouts[axis.name][size_of(c, rank)][me]
+    whole = shared(
+        transport, "gradients of inputs that all devices have", {n: x for n, x in tensors(inputs).items() if n not in held}
+    )
+    anchors = list(tensors({**inputs, **whole}).values())
+    cut = dict(local.cut)
+    along = {n: routes.everything(a, here.rows(axis, c.input(n).given[0][a])) for n, a in held.items() if n not in cut}
+    gathered = moved(transport, f"columns of {c.name}", tensors(inputs), along)
+    values: dict[str, Value] = {**inputs, **whole, **gathered, **coordinates(local, mine, here, device)}
+    known = here.sized(**{local.rows: len(mine)})
+    names = [y.target for y in resumed.states]
+    last = any(n in names for n in c.outs)
+    outs: dict[str, torch.Tensor] = {}
+    used = me < size - 1 or last
+    zeros = {y.target: _zeros(c, (*c.over, *y.ranks), known, device) for y in resumed.states}
+    left = zeros
+    if me == 0:
+        first = replace(local.cascade, outs=(*(n for n in c.outs if n not in names), *names))
+        outs = inner(first, only(first, values), known, "states")
+        left = {n: outs[n] for n in names}
+    elif used:
+        alone = here.memo(("left", c.digest, rank), lambda: prune(replace(resumed.cascade, outs=tuple(names))))
+        left = inner(alone, only(alone, {**values, **dict(zip(resumed.before, zeros.values(), strict=True))}), known, "states")
+    sent = {n: x[None] for n, x in left.items()}
+    for t in transitions:
+        if t.cascade is not None:
+            sent[f"M {t.state}"] = _transition(t, t.cascade, values, known, inner, device, 0 < me and used)[None]
+    wide = {n: x.to(left[names[0]].dtype) for n, x in sent.items()}
+    side = {n: routes.stacked(size, to=lambda s, d, n=n: (d > s or last) and not (n[:2] == "M " and s == 0)) for n in wide}  # type: ignore[misc]
+    every = moved(transport, f"states of {c.name}", wide, side, anchors)
+    if me > 0:
+        before = _after(me, every, c, resumed, transitions)
+        more = dict(zip(resumed.before, before.values(), strict=True))
+        outs = inner(resumed.cascade, only(resumed.cascade, {**values, **more}), known, "states")
+    if last:
+        outs |= {n: once(transport, x) for n, x in _after(size, every, c, resumed, transitions).items()}
+    waiting = [*(x for n, x in whole.items() if x is not inputs[n]), *gathered.values(), *every.values()]
+    return tied({n: outs[n] for n in c.outs}, waiting)
+
+
+def _derived(c: Cascade, rank: str, held: dict[str, int]) -> tuple[Local, Resumed, tuple[Transition, ...]]:
+    local = shard.run(c, rank, given=held)
+    return local, resume.run(local.cascade), transition.run(local.cascade)
+
+
+def _zeros(c: Cascade, ranks: tuple[str, ...], here: Here, device: torch.device) -> torch.Tensor:
+    return torch.zeros([here.extent(ex.size(c.rank(r).size)) for r in ranks], device=device, dtype=here.wide)
+
+
+def _transition(
+    t: Transition, c: Cascade, values: Values, here: Here, inner: Inner, device: torch.device, used: bool
+) -> torch.Tensor:
+    """M of the points of this device; zeros where nobody asks for it."""
+    if used:
+        return inner(c, only(c, values), here, "states")[t.state]
+    return _zeros(c, axes_of(c, t.state), here, device)
+
+
+def _after(count: int, every: States, c: Cascade, resumed: Resumed, transitions: tuple[Transition, ...]) -> States:
+    """The states after the points of the first so many devices."""
+    out = {y.target: every[y.target][0] for y in resumed.states}
+    for r in range(1, count):
+        for y, t in zip(resumed.states, transitions, strict=True):
+            x = out[y.target]
+            if t.cascade is not None:
+                x = _applied(every[f"M {y.target}"][r], x, len(c.over), y.ranks, t)
+            out[y.target] = x + every[y.target][r]
+    return out
+
+
+def _applied(m: torch.Tensor, x: torch.Tensor, over: int, ranks: tuple[str, ...], t: Transition) -> torch.Tensor:
+    """``M x`` along the mixed ranks, point by point along the others."""
+    letters = iter(string.ascii_letters)
+    ambient = "".join(next(letters) for _ in range(over))
+    to = {r: next(letters) for r in ranks}
+    from_ = {r: next(letters) if r in t.mixed else to[r] for r in ranks}
+    left = "".join(to[r] for r in t.ranks) + "".join(from_[r] for r in t.mixed)
+    given, made = ("".join(by[r] for r in ranks) for by in (from_, to))
+    return torch.einsum(f"{ambient}{left},{ambient}{given}->{ambient}{made}", m, x)

@@ -1,0 +1,244 @@
+"""An attention over the devices of a mesh: local shards in, local shards out, gradients of both."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from einfuse.distributed import programs, routes
+from einfuse.distributed.dry import Count, counted
+from einfuse.distributed.errors import ExchangeError
+from einfuse.distributed.here import Axis, Here, Kind, Values, has_features
+from einfuse.distributed.layout import Layout, contiguous
+from einfuse.distributed.programs import Exchange
+from einfuse.distributed.transport import Group, Transport
+from einfuse.ir import Cascade, Scalar, SpecError
+from einfuse.ir import expr as ex
+from einfuse.ir.passes import shard as sharding
+from einfuse.runtime import binding
+from einfuse.runtime.attention import Attention
+from einfuse.runtime.outputs import accumulation
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+Output = torch.Tensor | tuple[torch.Tensor, ...]
+SLOTS = 96
+"""Numbers of the message by which devices tell each other what they were called with."""
+
+
+def shard(
+    attention: Attention, mesh: DeviceMesh, *, exchange: Exchange | None = None, timeout: float = 60.0, **ranks: str
+) -> Sharded:
+    """The attention with ranks of its spec along axes of a mesh: ``shard(attn, mesh, i="seq", j="seq", h="head")``.
+
+    ``exchange`` names the one to take along sequence ranks; None: that which sends the fewest bytes. Raises SpecError with the statement in
+    the way where the attention cannot be sharded like that, before any process group is touched. An exchange that takes longer than
+    ``timeout`` seconds is an ExchangeError.
+    """
+    names = mesh.mesh_dim_names or ()
+    for rank, name in ranks.items():
+        if name not in names:
+            raise ValueError(
+                f"{attention.name}: rank {rank} is to lie along {name!r}, and the mesh has the axes {', '.join(names)}"
+            )
+    axes = axes_of(attention.cascade, ranks)
+    check(attention.cascade, axes, exchange)
+    device = torch.device(mesh.device_type)
+    return Sharded(attention, axes, {a.name: Group(mesh.get_group(a.name), device, timeout) for a in axes}, exchange)
+
+
+def axes_of(c: Cascade, ranks: Mapping[str, str]) -> tuple[Axis, ...]:
+    """The axes with their ranks, ambient ones first: those are handled outermost. Raises SpecError for a rank that the spec has not."""
+    known = {r.name for r in c.ranks}
+    for r in ranks:
+        if r not in known:
+            raise SpecError(f"{c.name} has no rank {r}; it has {', '.join(sorted(known))}", c.loc)
+    found = [Axis(name, tuple(r for r, a in ranks.items() if a == name)) for name in dict.fromkeys(ranks.values())]
+    for axis in found:
+        if {r in c.over for r in axis.ranks} == {True, False}:
+            raise SpecError(f"{c.name}: ambient ranks and others cannot lie along one axis, {axis.name}", c.loc)
+    return tuple(sorted(found, key=lambda a: a.ranks[0] not in c.over))
+
+
+def check(c: Cascade, axes: Sequence[Axis], exchange: Exchange | None) -> list[list[Exchange]]:
+    """The exchanges that each axis may take. Raises SpecError where there is none."""
+    found = programs.legal(c, axes)
+    out: list[list[Exchange]] = []
+    for axis, by in zip(axes, found, strict=True):
+        for r in axis.ranks:
+            if all(ex.size(c.rank(r).size) not in t.given[0] for t in c.inputs):
+                raise SpecError(f"{c.name} has no input along `{r}`, of which devices could hold parts", c.loc)
+        wanted = exchange if exchange is not None and axis.ranks[0] not in c.over else None
+        if wanted is not None and by[wanted] is not None:
+            raise by[wanted]  # type: ignore[misc]  # it is not None
+        out.append([e for e, error in by.items() if error is None] if wanted is None else [wanted])
+    return out
+
+
+class Sharded:
+    """A compiled attention over devices. Called with local shards of the inputs that lie along sharded ranks, and all of the others.
+
+    Outputs are local along the same ranks; those without them, and gradients of inputs without them, are the same on all devices.
+    Every device makes every call, and every backward.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        axes: tuple[Axis, ...],
+        transports: Mapping[str, Transport],
+        exchange: Exchange | None = None,
+        evaluate: Any = None,
+    ) -> None:
+        self.attention, self.exchange = attention, exchange
+        self.axes = tuple(a for a in axes if transports[a.name].size > 1)
+        self.transports, self.plan = transports, None
+        self.evaluate = evaluate or self._evaluate
+        self.kept: dict[Any, Any] = {}
+
+    plan: Layout | None
+
+    def on(self, plan: Layout) -> Sharded:
+        """The same, whose devices hold what the layout says."""
+        out = Sharded(self.attention, self.axes, self.transports, self.exchange, self.evaluate)
+        out.plan, out.kept = plan, self.kept
+        return out
+
+    def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar) -> Output:
+        attention, given = self.attention.variant(kwargs) if self.attention.optional else (self.attention, kwargs)
+        if not self.axes:
+            return attention(*args, **given)
+        c = attention.cascade
+        found, numbers = binding.arguments(c, args, given)
+        found = binding.autocast(found)
+        binding.one_dtype(c, found)
+        here = self.here(c, found)
+        inputs = {**found, **numbers}
+        outs = programs.run(c, self.chosen(c, here, inputs), here, inputs)
+        precision = binding.precision_of(c, found)
+        cast = [outs[n].to(precision) if has_features(c, n) else outs[n] for n in c.outs]
+        return cast[0] if len(cast) == 1 else tuple(cast)
+
+    # -- what a call is ----------------------------------------------------------------------------------------------------------
+
+    def here(self, c: Cascade, found: Mapping[str, torch.Tensor]) -> Here:
+        """What this device knows of a call, after asking the others how much they hold."""
+        layouts: dict[str, dict[str, Sequence[routes.Rows]]] = {}
+        shapes = {n: list(x.shape) for n, x in found.items()}
+        training = torch.is_grad_enabled() and any(x.requires_grad for x in found.values())
+        for axis in self.axes:
+            held = sharding.held(c, axis.ranks)
+            counts = self._told(c, axis, {n: found[n].shape[a] for n, a in held.items()}, found)
+            for n, a in held.items():
+                shapes[n][a] = sum(counts[n])
+            layouts[axis.name] = self._layout(c, axis, held, counts)
+        whole = {n: torch.empty(shapes[n], dtype=x.dtype, device="meta") for n, x in found.items()}
+        sizes: Mapping[str, int] = binding.sizes(c, whole)  # type: ignore[assignment]  # nothing is traced here
+        return Here(self.transports, layouts, sizes, self.evaluate, accumulation(found.values()), training, self.kept)
+
+    def _layout(
+        self, c: Cascade, axis: Axis, held: Mapping[str, int], counts: Mapping[str, Sequence[int]]
+    ) -> dict[str, Sequence[routes.Rows]]:
+        """Who holds which rows of every sharded size."""
+        out: dict[str, Sequence[routes.Rows]] = {}
+        source: dict[str, str] = {}
+        for n, a in held.items():
+            along = c.input(n).given[0][a]
+            if along.op != "size":
+                continue
+            size = along.name
+            if size in source and list(counts[source[size]]) != list(counts[n]):
+                raise ValueError(
+                    f"{c.name}: devices hold {list(counts[source[size]])} entries of {size} in {source[size]}, and {list(counts[n])} in {n}"
+                )
+            source.setdefault(size, n)
+            made = self.plan.rows(axis.name, sum(counts[n])) if self.plan is not None else contiguous(counts[n])
+            if [len(r) for r in made] != list(counts[n]):
+                raise ValueError(
+                    f"{c.name}: by the layout devices hold {[len(r) for r in made]} entries of {n}, found {list(counts[n])}"
+                )
+            out.setdefault(size, self.kept.setdefault(("rows", axis.name, self.plan, tuple(counts[n])), made))
+        return out
+
+    def _told(self, c: Cascade, axis: Axis, mine: Mapping[str, int], found: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
+        """How many entries of every input each device holds. Raises ExchangeError where they were called differently."""
+        transport = self.transports[axis.name]
+        called = hashlib.sha256(repr((c.digest, axis, self.exchange, [_kind(x) for x in found.values()])).encode()).digest()
+        words = [int.from_bytes(called[:7], "little"), *mine.values()]
+        known = ("told", axis, transport.rank, tuple(words), self.plan)
+        if self.plan is not None and known in self.kept:
+            return self.kept[known]  # type: ignore[no-any-return]
+        assert len(words) <= SLOTS, "a spec has no more inputs than that"
+        device = next(iter(found.values())).device
+        message = torch.tensor(words + [0] * (SLOTS - len(words)), dtype=torch.int64, device=device)
+        every = range(transport.size)
+        got = routes.messages(
+            transport, f"the sizes of {c.name}", {d: [message] for d in every}, {s: [([SLOTS], torch.int64)] for s in every}
+        )
+        told = [got[s][0].tolist() for s in every]
+        for s in every:
+            if told[s][0] != words[0]:
+                raise ExchangeError(
+                    f"{c.name}: device {s} of `{axis.name}` was called with another spec, dtypes or gradients than {transport.rank}"
+                )
+        out = {n: [told[s][k + 1] for s in every] for k, n in enumerate(mine)}
+        self.kept[known] = out
+        return out
+
+    # -- which exchanges -----------------------------------------------------------------------------------------------------------
+
+    def chosen(self, c: Cascade, here: Here, inputs: Values) -> list[programs.Route]:
+        """The exchange of every axis: the one asked for, or of those that can be taken the one with the fewest bytes."""
+        key = (
+            "chosen",
+            c.digest,
+            self.axes,
+            self.exchange,
+            tuple(here.sizes.items()),
+            here.training,
+            tuple(map(id, _rows(here))),
+        )
+        if key not in self.kept:
+            found = here.memo(("legal", c.digest, self.axes, self.exchange), lambda: check(c, self.axes, self.exchange))
+            self.kept[key] = [(axis, self._least(c, n, found, here, inputs)) for n, axis in enumerate(self.axes)]
+        return self.kept[key]  # type: ignore[no-any-return]
+
+    def _least(self, c: Cascade, n: int, found: Sequence[Sequence[Exchange]], here: Here, inputs: Values) -> Exchange:
+        if len(found[n]) == 1 or self.axes[n].ranks[0] in c.over:
+            return found[n][0]
+        return min(found[n], key=lambda e: self.bytes(c, here, inputs, n, e).most)
+
+    def bytes(self, c: Cascade, here: Here, inputs: Values, n: int, exchange: Exchange) -> Count:
+        """The bytes of every link of an axis, with that exchange there."""
+        axes = [(a, exchange if k == n else "columns") for k, a in enumerate(self.axes)]
+        return counted(c, axes, here, inputs, self.axes[n].name)
+
+    # -- running what is local -----------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, c: Cascade, values: Values, kind: Kind) -> dict[str, torch.Tensor]:
+        key = ("attention", c.digest, kind)
+        if key not in self.kept:
+            form = self.attention.form if kind == "" else "quadratic"
+            wide, inner = kind != "", kind == "states"
+            self.kept[key] = Attention(
+                c,
+                self.attention.backend,
+                self.attention.strict,
+                wide=wide,
+                form="auto" if form == "linear" else form,
+                inner=inner,
+            )
+        outs = self.kept[key](**values)
+        return dict(zip(c.outs, outs if isinstance(outs, tuple) else (outs,), strict=True))
+
+
+def _kind(x: torch.Tensor) -> tuple[object, ...]:
+    return x.dtype, x.ndim, x.requires_grad and torch.is_grad_enabled()
+
+
+def _rows(here: Here) -> list[object]:
+    return [rows for sizes in here.layouts.values() for rows in sizes.values()]

@@ -1,0 +1,50 @@
+"""States of keys: rows are on all devices, keys on one each; what every device knows after its own goes through the derived merge."""
+
+from __future__ import annotations
+
+import torch
+
+from einfuse.distributed import routes
+from einfuse.distributed.exchange import moved, once, shared, tied
+from einfuse.distributed.here import Axis, Here, Value, Values, consecutive, coordinates, device_of, only, size_of, tensors
+from einfuse.distributed.inner import Inner
+from einfuse.ir import Cascade, SpecError
+from einfuse.ir.passes import shard, split
+
+
+def rank_of(c: Cascade, axis: Axis) -> str:
+    """The sharded rank, that of keys. Raises SpecError where the cascade takes more than one pass, or has rows along it."""
+    if len(axis.ranks) != 1 or axis.ranks[0] in c.over:
+        raise SpecError(f"{c.name}: states are exchanged where one rank of keys is sharded, and no rows are", c.loc)
+    found = split.run(c)
+    if found.rank != axis.ranks[0]:
+        raise SpecError(f"{c.name} has states along `{found.rank}`, and `{axis.ranks[0]}` is sharded", c.loc)
+    return found.rank
+
+
+def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> dict[str, torch.Tensor]:
+    """The outputs, whole."""
+    transport = here.transports[axis.name]
+    rank, held = axis.ranks[0], shard.held(c, axis.ranks)
+    rows = here.layouts[axis.name][size_of(c, rank)]
+    listed, mine, device = not all(map(consecutive, rows)), rows[transport.rank], device_of(inputs)
+    local = here.memo(("local", c.digest, rank, listed), lambda: shard.run(c, rank, listed, held))
+    found = here.memo(("split", c.digest, rank, listed), lambda: split.run(local.cascade))
+    whole = shared(
+        transport, "gradients of inputs that all devices have", {n: x for n, x in tensors(inputs).items() if n not in held}
+    )
+    anchors = list(tensors({**inputs, **whole}).values())
+    cut = dict(local.cut)
+    along = {n: routes.everything(a, here.rows(axis, c.input(n).given[0][a])) for n, a in held.items() if n not in cut}
+    gathered = moved(transport, f"columns of {c.name}", tensors(inputs), along)
+    values: dict[str, Value] = {**inputs, **whole, **gathered, **coordinates(local, mine, here, device)}
+    values[found.partial.inputs[-1].name] = torch.tensor([[0, len(mine)]], device=device)
+    known = here.sized(**{local.rows: len(mine), split.PARTS: 1})
+    states = inner(found.partial, only(found.partial, values), known, "partial")
+    at = len(c.over)
+    side = dict.fromkeys(states, routes.stacked(transport.size, at))
+    every = moved(transport, f"states of {c.name}", states, side, anchors)
+    more = {found.held[n]: x for n, x in every.items()} | split.constants(found.sizes, known.sizes)
+    merged = inner(found.merged, only(found.merged, {**values, **more}), known.sized(**{split.PARTS: transport.size}), "states")
+    waiting = [*(x for n, x in whole.items() if x is not inputs[n]), *gathered.values(), *every.values()]
+    return tied({n: once(transport, merged[n]) for n in c.outs}, waiting)

@@ -1,0 +1,82 @@
+"""Many devices are one device: outputs and every gradient, in float64, of drawn specs, masks and layouts, over every exchange there is.
+
+The devices are threads (`devices.py`), what they run locally is the interpreter. All that is left to real processes is that bytes arrive.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from devices import parts, whole_and_parts
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+import einfuse
+from einfuse.distributed import programs
+from einfuse.distributed.here import Axis
+from einfuse.ir import Cascade
+from einfuse.runtime.attention import Attention
+from einfuse.runtime.examples import Shape, example_inputs, example_sizes
+from einfuse.testing import selections, specs
+
+EXACT = 1e-12
+
+
+def sharded_ranks(c: Cascade) -> tuple[str, ...]:
+    """The ranks of queries and keys along which inputs lie."""
+    own = [r for r in c.ranks if r.kind in ("query", "key") and r.extent is None and isinstance(r.size, str)]
+    return tuple(r.name for r in own if r.name not in c.over)
+
+
+def layout(draw: st.DrawFn, total: int, devices: int, mixed: bool) -> list[torch.Tensor]:
+    """Rows of a sequence for so many devices, some perhaps without any: one after the other, or in any order."""
+    found = parts(total, draw(st.lists(st.integers(0, total), min_size=devices - 1, max_size=devices - 1)))
+    order = torch.tensor(draw(st.permutations(range(total)))) if mixed else torch.arange(total)
+    return [order[rows].sort().values for rows in found]
+
+
+def check(draw: st.DrawFn, attention: Attention, devices: int) -> None:
+    """Every exchange that the attention may take, with rows one after the other and in any order."""
+    c = attention.cascade
+    queries, keys = draw(st.tuples(st.integers(1, 7), st.integers(1, 9)))
+    ranks, kept = sharded_ranks(c), dict[Any, Any]()
+    for exchange in programs.EXCHANGES:
+        axis = Axis("seq", ranks if exchange != "states" else ("j",))
+        if programs.obstacle(c, axis, exchange) is not None:
+            continue
+        for mixed in (False, True):
+            shape = Shape(1, 4, queries, queries if mixed else keys, (2, 3), 2)
+            inputs, sizes = example_inputs(c, torch.float64, 0, shape), example_sizes(c, shape)
+            held = layout(draw, queries, devices, mixed)
+            rows = {
+                str(c.rank(r).size): held if mixed else layout(draw, sizes[str(c.rank(r).size)], devices, False)
+                for r in axis.ranks
+            }
+            assert whole_and_parts(attention, (axis,), exchange, inputs, rows, mixed, kept) <= EXACT, (exchange, rows)
+
+
+@settings(max_examples=56, phases=(Phase.generate,))
+@given(st.data(), specs(), st.integers(2, 5))
+def test_a_drawn_attention(data: st.DataObject, text: str, devices: int) -> None:
+    check(data.draw, einfuse.compile(text), devices)  # type: ignore[arg-type]
+
+
+@settings(max_examples=10, phases=(Phase.generate,))
+@given(st.data(), selections(), st.integers(2, 3))
+def test_a_drawn_attention_that_chooses(data: st.DataObject, text: str, devices: int) -> None:
+    check(data.draw, einfuse.compile(text), devices)  # type: ignore[arg-type]
+
+
+SCANS = ("delta", "gated_delta", "gla", "hedgehog", "joint", "linear", "mamba", "packed_linear", "performer", "retention")
+SCANS += ("retnet", "rwkv6", "ssd", "window_linear", "lmu", "stack")
+
+
+@pytest.mark.parametrize("name", SCANS)
+@pytest.mark.parametrize("cuts", [(3, 4), (0, 5, 5)], ids=["three", "without-rows"])
+def test_a_scan_hands_on_its_states(name: str, cuts: tuple[int, ...]) -> None:
+    attention = einfuse.compile(name)
+    inputs = example_inputs(attention.cascade, torch.float64, 0, Shape(1, 2, 9, 9, (4, 2), 2))
+    rows = {str(attention.cascade.rank("i").size): parts(9, cuts)}
+    assert whole_and_parts(attention, (Axis("seq", ("i",)),), "prefix", inputs, rows) <= EXACT
