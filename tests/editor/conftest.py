@@ -1,6 +1,24 @@
-"""Makes the mutated texts of the language's tests importable."""
+"""What the tests of editors share; makes the mutated texts of the language's tests importable."""
+
+from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "dsl"))
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InteractiveShell]:
+    main = sys.modules["__main__"]
+    folder = str(tmp_path_factory.mktemp("ipython"))
+    made = InteractiveShell(ipython_dir=folder, config=Config({"HistoryManager": {"enabled": False}}))
+    made.run_line_magic("load_ext", "einfuse")
+    yield made
+    made.restore_sys_module_state()
+    sys.modules["__main__"] = main

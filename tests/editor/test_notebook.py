@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
-from traitlets.config import Config
 
 import einfuse
 from einfuse.ir.kernels import kernels
@@ -23,17 +20,6 @@ CELL = """attention near(window: int = 64) over b, h {
   out o
 }
 """
-
-
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InteractiveShell]:
-    main = sys.modules["__main__"]
-    folder = str(tmp_path_factory.mktemp("ipython"))
-    made = InteractiveShell(ipython_dir=folder, config=Config({"HistoryManager": {"enabled": False}}))
-    made.run_line_magic("load_ext", "einfuse")
-    yield made
-    made.restore_sys_module_state()
-    sys.modules["__main__"] = main
 
 
 def test_a_cell_becomes_an_attention(shell: InteractiveShell) -> None:

@@ -1,0 +1,36 @@
+"""What docs/editor.md tells a reader to write."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from IPython.core.interactiveshell import InteractiveShell
+
+from einfuse.cli import parser
+
+TEXT = (Path(__file__).parents[2] / "docs" / "editor.md").read_text(encoding="utf-8")
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def test_settings_start_the_server() -> None:
+    (helix,), (neovim,) = map(tomllib.loads, blocks("toml")), blocks("lua")
+    server = helix["language-server"]["einfuse"]
+    (language,) = helix["language"]
+    assert language["language-servers"] == ["einfuse"]
+    assert language["file-types"] == ["attn"]
+    found = re.search(r'cmd = \{ "einfuse", "(\w+)" \}', neovim)
+    assert found is not None
+    for command in ([server["command"], *server["args"]], ["einfuse", found[1]]):
+        assert command[0] == "einfuse"
+        assert parser().parse_args(command[1:]).run == "lsp:lsp"
+
+
+def test_the_cells_run(shell: InteractiveShell) -> None:
+    for cell in blocks("ipython"):
+        shell.run_cell(cell).raise_error()
+    assert shell.user_ns["near"].cascade.inputs[-1].default == 32
