@@ -78,6 +78,12 @@ def parser() -> argparse.ArgumentParser:
 Commands = argparse._SubParsersAction  # argparse has no public name for it
 
 
+def commands() -> list[tuple[str, str, argparse.ArgumentParser]]:
+    """Every command with what it does and its parser."""
+    (found,) = (a for a in parser()._actions if isinstance(a, Commands))
+    return [(a.dest, a.help or "", found.choices[a.dest]) for a in found._choices_actions]
+
+
 def _text_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     check = _add(commands, "check", "texts:check", "find every fault of spec files, by line and column", report=True)
     check.add_argument("files", nargs="+", metavar="FILE")
@@ -167,6 +173,8 @@ def _machine_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     _add(commands, "doctor", "doctor:doctor", "what einfuse finds on this machine, and what to do about the rest", report=True)
     kept = _add(commands, "cache", "cache:cache", "what is kept on disk: look at it, check it, remove it", report=True)
     kept.add_argument("action", choices=("info", "verify", "clear"), help="count entries; find damaged ones; remove all")
+    completion = _add(commands, "completion", "completion:completion", "print what makes a shell complete commands and specs")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"))
     demo = _add(commands, "demo", "demo:demo", "one spec from its text to a verified, timed kernel")
     demo.add_argument("spec", nargs="?", default="alibi_window", metavar="SPEC", help="%(default)s unless given")
     demo.add_argument("--length", type=_positive, default=2048, metavar="N", help="tokens to time; %(default)s unless given")
