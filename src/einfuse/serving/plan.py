@@ -104,6 +104,13 @@ class Plan:
         """How many kernels every run launches."""
         return sum(len(t.graph.nodes) for t in self.tiles)
 
+    def forget(self) -> None:
+        """Holds none of the tensors of a call that it was made with any more: from now on a run is given all of them."""
+        self.given = {n: _described(x) for n, x in self.given.items()}
+        self.cache = replace(self.cache, tensors={n: self.given[n] for n in self.cache.tensors})
+        for tile in self.tiles:
+            tile.tensors |= self.given
+
     def update(self, starts: torch.Tensor) -> None:
         """The work of the next runs, from ``starts`` [B + 1] and what `Cache.length` holds: sequence b has the rows ``starts[b]`` to
         ``starts[b + 1] - 1``, which are its last tokens.
@@ -203,9 +210,14 @@ def plan(
         binding.one_dtype(form.cascade, found)
         call = Given.of(form.cascade, found, numbers)
         graph, buffers = _graph(attention, form, call, parts, outs)
-        made.append(Tile(tile, above, most, form, graph, call, {**found, **buffers}, torch.arange(count, device=listed.device)))
+        numbered = torch.arange(count, device=listed.device)
+        made.append(Tile(tile, above, most, form, graph, call.described(), {**found, **buffers}, numbered))
     own = tuple(t.name for t in attention.cascade.inputs if t.name in made[0].form.own)
     return Plan(attention, cache, tuple(made), own, tuple(outs[n] for n in attention.cascade.outs), tensors)
+
+
+def _described(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device="meta")
 
 
 def _one_kernel(attention: Attention) -> None:
