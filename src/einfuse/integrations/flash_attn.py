@@ -18,16 +18,14 @@ from typing import Any
 
 import torch
 
+from einfuse.integrations.planned import Plans
 from einfuse.ir import Scalar
-from einfuse.ir.passes import cache as reading
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.compile import compile
 from einfuse.runtime.packed import varlen
-from einfuse.runtime.recent import Recent
-from einfuse.serving import Cache, Plan, plan
+from einfuse.serving import Cache
 
 SPEC = Path(__file__).with_name("flash.attn")
-TILE = 16
 Given = dict[str, torch.Tensor | Scalar]
 
 
@@ -51,7 +49,7 @@ class FlashAttention:
     """The three functions of one attention. Made by `of`; those of flash-attn's own attention are the functions of this module."""
 
     pick: Picked
-    _plans: Recent[tuple[object, ...], Plan] = field(default_factory=Recent, repr=False)
+    _plans: Plans = field(default_factory=Plans, repr=False)
 
     def flash_attn_func(
         self,
@@ -175,28 +173,10 @@ class FlashAttention:
         length: torch.Tensor,
     ) -> torch.Tensor:
         """The rows of sequences whose keys are in pages, by a plan for calls of these shapes."""
-        queries, *names = [t.name for t in attention.cascade.inputs if not t.param][:3]
-        tensors = dict(zip(names, pages, strict=True)) | {n: x for n, x in given.items() if isinstance(x, torch.Tensor)}
-        tensors[queries] = q
-        numbers: Given = {n: x for n, x in given.items() if not isinstance(x, torch.Tensor)}
-        shapes = tuple((n, x.shape, x.dtype, x.device) for n, x in tensors.items())
-        key = (attention.key, attention.backend, table.shape, tuple(numbers.items()), shapes)
-
-        def planned() -> Plan:
-            held = reading.run(attention.cascade).held
-            kept = Cache({n: tensors[n] for n in held}, torch.zeros_like(table), torch.zeros_like(length))
-            rest: dict[str, Any] = {n: x for n, x in (tensors | numbers).items() if n not in held}
-            made = plan(attention, kept, tiles=(1, TILE) if q.shape[0] > len(length) else (1,), **rest)
-            made.forget()
-            return made
-
-        found = self._plans.made(key, planned)
-        found.cache.page.copy_(table)
-        found.cache.length.copy_(length)
-        found.update(starts)
-        outs = tuple(torch.empty_like(x) for x in found.out)
-        found.run(out=outs, **tensors)
-        return _one(attention, outs)[:-1]
+        names = [t.name for t in attention.cascade.inputs if not t.param][:3]
+        return _one(
+            attention, self._plans(attention, given | dict(zip(names, (q, *pages), strict=True)), table, starts, length)
+        )
 
 
 def of(spec: str | Attention, **fixed: object) -> FlashAttention:
@@ -228,8 +208,8 @@ def _compiled(behind: bool, ahead: bool, capped: bool) -> Attention:
     return compile(SPEC, behind=behind, ahead=ahead, capped=capped)
 
 
-def _own(options: Options, q: torch.Tensor, more: Mapping[str, Any]) -> tuple[Attention, Given]:
-    """flash-attn's own attention."""
+def own(options: Options, q: torch.Tensor, more: Mapping[str, Any]) -> tuple[Attention, Given]:
+    """flash-attn's own attention, and what it takes beside queries, keys and values [.., heads, D]."""
     if more:
         raise TypeError(f"flash_attn has no argument {min(more)}")
     left, right = options.window_size
@@ -266,7 +246,7 @@ def _refuse(function: str, **given: object) -> None:
             raise ValueError(f"{function}: {name} is not supported by einfuse's kernels; found {found}")
 
 
-_general = FlashAttention(_own)
+_general = FlashAttention(own)
 flash_attn_func = _general.flash_attn_func
 flash_attn_varlen_func = _general.flash_attn_varlen_func
 flash_attn_with_kvcache = _general.flash_attn_with_kvcache

@@ -13,6 +13,7 @@ import functools
 
 from einfuse.integrations.transformers import functions, masks
 from einfuse.integrations.transformers.attention import Setting, Unsupported, attend
+from einfuse.integrations.transformers.continuous import continuous as continuous
 from einfuse.integrations.transformers.models import NAMES, check_models
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import BackendName
