@@ -11,8 +11,12 @@ from einfuse._editor import inside, names
 from einfuse._editor.document import Document
 from einfuse._editor.faults import faults, quick_faults
 from einfuse._editor.fixes import fix
+from einfuse._editor.hover import hover
+from einfuse.dsl import ast
+from einfuse.dsl.modules import builtin
 from einfuse.ir import Span
 
+SPECS = sorted((Path(__file__).parents[2] / "library" / "specs").rglob("*.attn"))
 TEXT = '''"""A window."""
 def scaled[j](s, t) { m = max[j](s); p = exp(s * t - m * t); return p / sum[j](p) }
 
@@ -127,6 +131,21 @@ def test_the_prelude_is_a_file(tmp_path: Path) -> None:
     assert "softmax" in Path(found.target.file).read_text().split("\n")[found.target.line - 1]
 
 
+@pytest.mark.parametrize("path", SPECS[::9], ids=lambda p: p.stem)
+def test_every_name_of_a_spec_has_a_meaning(path: Path) -> None:
+    """But for what the language itself knows: its functions, kinds and types."""
+    document = Document.at(path)
+    assert document.module is not None
+    found = {(x.span.line, x.span.column): x for x in document.names}
+    assert len(found) == len(document.names), "a place has one meaning"
+    for node, _ in ast.walk(document.module):
+        own = {ast.RankLine: "kind", ast.Input: "type", ast.Param: "type"}.get(type(node), "")
+        for child in ast.children(node):
+            if isinstance(child, ast.Name) and child.loc is not None and child is not getattr(node, own, None):
+                assert builtin(child.text) or (child.loc.line, child.loc.column) in found, child
+    assert all(hover(document, x.span.line, x.span.column) is not None for x in document.names[:20])
+
+
 # -- faults --------------------------------------------------------------------------------------------------------------------------
 
 
@@ -203,22 +222,25 @@ def test_one_line_says_passes_and_tiles() -> None:
         ("h // group", 0, ["head, ambient"]),
         ("D)", 0, ["the size of `d`"]),
         ("k[b", 0, ["in k[b, h // group, j, d]: float"]),
-        ("window\n", 0, ["window: int = 64"]),
+        ("window\n", 0, ["window: int = 64", "a number of the call"]),
+        ("none) over", 0, ["act: enum(tanh, none) = none", "known at compile time"]),
+        ("group, j, d", 0, ["bound at the call"]),
+        ("t) {", 0, ["of `def scaled`"]),
         ("scaled[j](s, 2.0)", 0, ["def scaled[j](s, t)"]),
         ("n < window", 0, ["n[i, j]: int"]),
         ("o = sum", 0, ["o[i, e]: float", "as elaborated", "after the passes", "proven"]),
     ],
 )
 def test_hovering_says_what_a_name_is(at: str, nth: int, words: list[str]) -> None:
-    found = inside.hover(DOCUMENT, *place(TEXT, at, nth))
+    found = hover(DOCUMENT, *place(TEXT, at, nth))
     assert found is not None
     for w in words:
         assert w in found.words
 
 
 def test_hovering_over_nothing_says_nothing() -> None:
-    assert inside.hover(DOCUMENT, 1, 1) is None
-    assert inside.hover(Document("attention"), 1, 3) is None
+    assert hover(DOCUMENT, 1, 1) is None
+    assert hover(Document("attention"), 1, 3) is None
 
 
 def test_a_scan_is_said_to_be_one() -> None:

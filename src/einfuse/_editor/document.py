@@ -11,7 +11,8 @@ from einfuse import dsl
 from einfuse._editor import names
 from einfuse._editor.names import Occurrence
 from einfuse.dsl import ast
-from einfuse.dsl.names import Binding
+from einfuse.dsl.modules import prelude
+from einfuse.dsl.names import Binding, Definitions
 from einfuse.ir import Cascade, SpecError
 
 
@@ -42,6 +43,11 @@ class Document:
         return [] if self.module is None else names.occurrences(self.module, self.search)
 
     @functools.cached_property
+    def definitions(self) -> Definitions:
+        """What calls in the text can mean."""
+        return prelude() if self.module is None else names.seen(self.module, self.search)
+
+    @functools.cached_property
     def attentions(self) -> list[Elaborated]:
         """The attentions that can be elaborated."""
         out = []
@@ -53,11 +59,6 @@ class Document:
                 continue
             out.append(Elaborated(node, cascade, bound))
         return out
-
-    def around(self, line: int, column: int) -> Elaborated | None:
-        """The attention that a place is in."""
-        inside = (x for x in self.attentions if x.node.loc is not None)
-        return next((x for x in inside if names.within(x.node.loc, line, column, self.text)), None)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

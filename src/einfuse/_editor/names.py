@@ -9,7 +9,7 @@ from pathlib import Path
 
 from einfuse import dsl
 from einfuse.dsl import ast
-from einfuse.dsl.modules import HERE, definitions, prelude
+from einfuse.dsl.modules import HERE, builtin, definitions, prelude
 from einfuse.dsl.names import Defined, Definitions
 from einfuse.dsl.ranks import FIRST
 from einfuse.ir import Span, SpecError
@@ -40,15 +40,19 @@ def occurrences(module: ast.Module, search: Sequence[Path] = ()) -> list[Occurre
     return list(_Walk(module, search).all())
 
 
+def seen(module: ast.Module, search: Sequence[Path] = ()) -> Definitions:
+    """What calls in a text can mean; without what it uses where that cannot be read, for a fault says so."""
+    try:
+        return definitions(module, search)[0]
+    except SpecError:
+        out = Definitions(outer=prelude())
+        out.own |= {d.name.text: Defined(d, out) for d in module.definitions}
+        return out
+
+
 def at(found: Iterable[Occurrence], line: int, column: int) -> Occurrence | None:
     """The name at a place (lines and columns count from 1)."""
     return next((x for x in found if x.holds(line, column)), None)
-
-
-def within(place: Span, line: int, column: int, text: str) -> bool:
-    """Does a place of a text lie in a span that may go over several lines?"""
-    start = offset(text, place.line, place.column)
-    return start <= offset(text, line, column) <= start + place.length
 
 
 def offset(text: str, line: int, column: int) -> int:
@@ -69,11 +73,7 @@ class _Walk:
     def __init__(self, module: ast.Module, search: Sequence[Path]) -> None:
         self.module, self.search = module, search
         self.file = same_file(module.file)
-        try:
-            self.definitions, _ = definitions(module, search)
-        except SpecError:  # a file that is used cannot be read: what stands here has its meaning all the same
-            self.definitions = Definitions(outer=prelude())
-            self.definitions.own |= {d.name.text: Defined(d, self.definitions) for d in module.definitions}
+        self.definitions = seen(module, search)
 
     def all(self) -> Iterator[Occurrence]:
         for use in self.module.uses:
@@ -110,15 +110,15 @@ class _Walk:
         slots = [n.slot for x in statements for n, _ in ast.walk(x.value) if isinstance(n, ast.Call) and n.slot is not None]
         own = [p.name for p in a.params] + over + ranks + [x.name for x in inputs] + [s.target for s in statements] + members
         scope = {**self._sizes(a, inside, [*over, *ranks]), **self._scope(inside, own)}
-        for x in inputs:  # sizes that an axis names
-            for n in (n for e in x.axes for n, _ in ast.walk(e) if isinstance(n, ast.Name)):
+        sizes = [x.size for x in a.body if isinstance(x, ast.RankLine) and x.size is not None]
+        for size in (*sizes, *(e for x in inputs for e in x.axes)):  # what no rank brings is named by its first use
+            for n in (n for n, _ in ast.walk(size) if isinstance(n, ast.Name) and not builtin(n.text)):
                 scope.setdefault(n.text, ((self.file, inside, n.text), n.loc))
         yield from (Occurrence(_loc(n), *scope[n.text]) for n in own)
         uses = [n for n in a.over if n not in over] + [n for x in a.body if isinstance(x, ast.Output) for n in x.names]
         uses += [n for s in statements for n in s.ranks or ()] + [x.rank for x in a.body if isinstance(x, ast.Scan)] + slots
         expressions: list[ast.Expr] = [e for p in a.params if (e := p.default) is not None]
-        expressions += [x.size for x in a.body if isinstance(x, ast.RankLine) and x.size is not None]
-        expressions += [e for x in inputs for e in x.axes] + [e for s in statements for e in _parts(s, ranks=False)]
+        expressions += [*sizes, *(e for x in inputs for e in x.axes)] + [e for s in statements for e in _parts(s, ranks=False)]
         for e in (*uses, *expressions):
             yield from self._expression(e, scope)
 

@@ -13,6 +13,7 @@ from pygls.lsp.server import LanguageServer
 from pygls.uris import from_fs_path, to_fs_path
 
 from einfuse import dsl
+from einfuse._editor import hover as hovering
 from einfuse._editor import inside, names
 from einfuse._editor.document import Document
 from einfuse._editor.faults import faults, quick_faults
@@ -216,7 +217,7 @@ def hover(params: lsp.HoverParams) -> lsp.Hover | None:
     uri = params.text_document.uri
     document = _document(uri)
     places = _Places(uri, document.text)
-    found = inside.hover(document, *places.here(params.position))
+    found = hovering.hover(document, *places.here(params.position))
     if found is None:
         return None
     return lsp.Hover(lsp.MarkupContent(lsp.MarkupKind.Markdown, found.words), places.range(found.span))
