@@ -16,7 +16,7 @@ STAMP := .venv/installed
 DEV := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lanes lesser replay size check lint types format colours vsix gpu wheel clean
+.PHONY: help setup demo test quick lanes lesser replay size check lint types format colours docs vsix gpu wheel clean
 
 help:  ## these lines
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -80,6 +80,12 @@ format: $(STAMP)  ## ruff's formatter and its safe fixes
 
 colours: $(STAMP)  ## the TextMate grammar, from the language's own
 	$(BIN)/python -m einfuse._editor.colours editor/vscode/syntaxes/attn.tmLanguage.json
+
+docs: $(STAMP)  ## dist/site: the documentation with a page for every spec; every link is checked
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["docs"], sep="\n")' > .venv/docs.txt
+	$(BIN)/python -m pip install --quiet -r .venv/docs.txt
+	$(BIN)/python -m einfuse.library.gallery build/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 vsix: $(STAMP)  ## dist/einfuse.vsix, the extension for VS Code (needs npm)
 	npm ci --prefix editor/vscode --omit=dev --no-audit --no-fund --silent

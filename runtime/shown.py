@@ -47,7 +47,7 @@ def _html(cascade: Cascade, found: Iterable[PassReport], drawn: Picture | None) 
         out.append(f"<p>over <code>{html.escape(r.rank)}</code>: {html.escape(r.counted)}</p>")
         out.append(_table(("statistic", "read by", "how", "with", "proof"), map(_row, r.decisions)) if r.decisions else "")
     if drawn is not None:
-        words = f"{drawn.live} of {drawn.tile[0]} x {drawn.tile[1]} at {LENGTH}: {show_expr(drawn.mask)}"
+        words = f"tiles of {drawn.tile[0]} x {drawn.tile[1]}: {drawn.live} at {LENGTH}, where {show_expr(drawn.mask)}"
         out.append(f"<figure>{drawn.svg()}<figcaption>{html.escape(words)}</figcaption></figure>")
     return "\n".join(x for x in out if x)
 
