@@ -17,6 +17,7 @@ from einfuse.ir.passes import shard
 from einfuse.ir.rewrite import map_expressions
 from einfuse.runtime import binding
 from einfuse.runtime.attention import Attention
+from einfuse.runtime.recent import Recent
 
 T = TypeVar("T")
 
@@ -137,7 +138,7 @@ def whole_and_parts(
     inputs: Mapping[str, Any],
     rows: Mapping[str, Sequence[torch.Tensor]],
     plan: bool = False,
-    kept: dict[Any, Any] | None = None,
+    kept: Recent[Any, Any] | None = None,
 ) -> float:
     """The largest difference between one device and many, in outputs and in all gradients, beside the magnitudes of each.
 
@@ -155,7 +156,7 @@ def whole_and_parts(
     grads = torch.autograd.grad(total, [leaf[n] for n in wanted], allow_unused=True) if isinstance(total, torch.Tensor) else []
     truth = {n: torch.zeros_like(leaf[n]) if g is None else g for n, g in zip(wanted, grads, strict=False)}
     held, along = shard.held(c, axis.ranks), {n: _axis(c, axis, n) for n in c.outs}
-    meet, derived = meeting(size), {} if kept is None else kept
+    meet, derived = meeting(size), Recent[Any, Any](1024) if kept is None else kept
 
     def device(rank: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Simulated]:
         mine = {n: _cut(c.input(n).given[0][held[n]], x, held[n], rows, rank) if n in held else x for n, x in inputs.items()}
@@ -164,7 +165,7 @@ def whole_and_parts(
         sharded = Sharded(attention, axes, {axis.name: transport}, exchange, evaluate=oracle)  # type: ignore[arg-type]
         sharded.kept = derived
         if plan:
-            sharded = sharded.on(Layout({axis.name: tuple(next(iter(rows.values())))}))
+            sharded = sharded.on(Layout("dealt", axis.name, tuple(next(iter(rows.values()))), transport))
         found = sharded(**own)
         outs = dict(zip(c.outs, found if isinstance(found, tuple) else (found,), strict=True))
         share = 0 * sum(x.sum() for x in outs.values())

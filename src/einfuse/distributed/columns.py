@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from einfuse.distributed import routes
@@ -12,7 +13,7 @@ from einfuse.distributed.exchange import moved, shared, tied
 from einfuse.distributed.here import Axis, Here, Value, Values, consecutive, coordinates, device_of, only, size_of, tensors
 from einfuse.distributed.inner import Inner
 from einfuse.distributed.routes import Route, Rows
-from einfuse.ir import Cascade, Scalar, classify
+from einfuse.ir import Cascade, Scalar, SpecError, classify
 from einfuse.ir import expr as ex
 from einfuse.ir.passes import shard
 from einfuse.ir.passes.shard import Local, Stage
@@ -92,11 +93,8 @@ def wanted(stage: Stage, axis: Axis, here: Here, values: Values) -> list[Rows]:
     assert stage.need is not None, "columns may be left out"
     assert stage.owner is not None, "rows are owned"
     assert stage.columns is not None, "columns may be left out"
-    c, need = stage.cascade, stage.need
-    read = [t for t in c.inputs if t.name in ex.reads(need) and t.name not in stage.held]
-    tables = {t.name: tensors(values)[t.name] for t in read if not t.param and t.listed is None}
-    given = {t.name: values.get(t.name, t.default) for t in read if t.param}
-    numbers = {n: x for n, x in given.items() if x is not None and not isinstance(x, torch.Tensor)}
+    c = stage.cascade
+    numbers, tables = asked(stage, values)
     seen = tuple((n, id(x), x._version) for n, x in tables.items())
     held = here.layouts[axis.name][size_of(c, stage.owner)]
     key = ("wanted", c.digest, seen, tuple(numbers.items()), tuple(sorted(here.sizes.items())), tuple(map(id, held)))
@@ -106,25 +104,71 @@ def wanted(stage: Stage, axis: Axis, here: Here, values: Values) -> list[Rows]:
     return found[0]
 
 
+def asked(stage: Stage, values: Values) -> tuple[dict[str, Scalar], dict[str, torch.Tensor]]:
+    """The numbers and the tables that say which columns rows read: those that all devices have."""
+    read = [t for t in stage.cascade.inputs if t.name in ex.reads(stage.need) and t.name not in stage.held]
+    given = {t.name: values.get(t.name, t.default) for t in read if t.param}
+    tables = {t.name: tensors(values)[t.name] for t in read if t.name in values and not t.param and t.listed is None}
+    return {n: x for n, x in given.items() if x is not None and not isinstance(x, torch.Tensor)}, tables
+
+
 def _wanted(
     stage: Stage, here: Here, numbers: Mapping[str, Scalar], tables: Mapping[str, torch.Tensor], held: Sequence[Rows]
 ) -> list[Rows]:
-    c = stage.cascade
-    rows, columns = (c.rank(str(r)) for r in (stage.owner, stage.columns))
-    sides = [(r.name, int(here.sizes[str(r.size)])) for r in (rows, columns)]
-    (_, n), (_, m) = sides
-    if n == 0 or m == 0:
-        return [torch.empty(0, dtype=torch.int64)] * len(held)
-    tile = min(TILE, max(-(-n // TILES), -(-m // TILES), 1))
-    ambient = {r: here.extent(ex.size(c.rank(r).size)) for r in c.over}
-    arrays = {k: (x.double() if x.is_floating_point() else x).detach().cpu().numpy() for k, x in tables.items()}
-    tiled = [(r, k, tile) for r, k in sides]
-    found = classify(stage.need, tiled[0], tiled[1], here.sizes, numbers, arrays, ambient)
-    live = (found.kind != 0).reshape(-1, *found.kind.shape[-2:]).any(0)
+    live, tile = tiles(stage, here.sizes, numbers, tables)
+    m = int(here.sizes[size_of(stage.cascade, str(stage.columns))])
     out = []
     for own in held:
-        tiles = np.unique((own // tile).numpy())
-        chosen = np.nonzero(live[tiles].any(0))[0]
+        chosen = np.nonzero(live[np.unique((own // tile).numpy())].any(0))[0]
         points = (chosen[:, None] * tile + np.arange(tile)).reshape(-1)
         out.append(torch.from_numpy(points[points < m]))
     return out
+
+
+def tiles(
+    stage: Stage, sizes: Mapping[str, int], numbers: Mapping[str, Scalar], tables: Mapping[str, torch.Tensor]
+) -> tuple[npt.NDArray[np.bool_], int]:
+    """Which tiles of rows read something of which tiles of columns, for some point of the ambient ranks; and how large they are."""
+    c = stage.cascade
+    rows, columns = (c.rank(str(r)) for r in (stage.owner, stage.columns))
+    n, m = (int(sizes[str(r.size)]) for r in (rows, columns))
+    tile = min(TILE, max(-(-n // TILES), -(-m // TILES), 1))
+    if n == 0 or m == 0:
+        return np.zeros((-(-n // tile), -(-m // tile)), np.bool_), tile
+    ambient = {r.name: r.size if isinstance(r.size, int) else sizes[r.size] for r in c.ranks if r.name in c.over}
+    arrays = {k: (x.double() if x.is_floating_point() else x).detach().cpu().numpy() for k, x in tables.items()}
+    found = classify(stage.need, (rows.name, n, tile), (columns.name, m, tile), sizes, numbers, arrays, ambient)
+    return (found.kind != 0).reshape(-1, *found.kind.shape[-2:]).any(0), tile
+
+
+def visited(c: Cascade, axis: Axis, total: int, given: Values) -> tuple[npt.NDArray[np.bool_], int]:
+    """`tiles` of a sequence of so many positions, before there is any tensor but the tables that masks read; all where columns stay whole."""
+    tile = min(TILE, max(-(-total // TILES), 1))
+    stage = next((s for s in _stages(c, axis) if s.columns is not None), None)
+    count = -(-total // tile)
+    if stage is None or stage.need == ex.TRUE:
+        return np.ones((count, count), np.bool_), tile
+    sizes = {
+        a.name: n
+        for t in c.inputs
+        if t.name in given
+        for a, n in zip(t.given[0], _shape(given[t.name]), strict=False)
+        if a.op == "size"
+    }
+    sizes = {str(r.size): 1 for r in c.ranks} | sizes | {size_of(c, r): total for r in axis.ranks}
+    numbers, tables = asked(stage, given)
+    missing = [t.name for t in c.inputs if t.name in ex.reads(stage.need) - {*numbers, *tables, *stage.held}]
+    if missing:
+        raise TypeError(f"{c.name}: which columns rows read depends on {missing[0]}, which a layout has to be given")
+    return tiles(stage, sizes, numbers, tables)
+
+
+def _stages(c: Cascade, axis: Axis) -> tuple[Stage, ...]:
+    try:
+        return shard.by_columns(c, axis.ranks)
+    except SpecError:
+        return ()
+
+
+def _shape(x: Value) -> tuple[int, ...]:
+    return tuple(x.shape) if isinstance(x, torch.Tensor) else ()

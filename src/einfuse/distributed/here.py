@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -14,6 +14,7 @@ from einfuse.ir import Cascade, Einsum, Expr, Scalar
 from einfuse.ir import expr as ex
 from einfuse.ir.passes.shard import Local
 from einfuse.ir.rewrite import statements
+from einfuse.runtime.recent import Recent
 
 Value = torch.Tensor | Scalar
 Values = Mapping[str, Value]
@@ -44,12 +45,10 @@ class Here:
     evaluate: Evaluate
     wide: torch.dtype
     training: bool
-    kept: dict[Any, Any] = field(default_factory=dict)
+    kept: Recent[Any, Any]
 
     def memo(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
-        if key not in self.kept:
-            self.kept[key] = make()
-        found: T = self.kept[key]
+        found: T = self.kept.made(key, make)
         return found
 
     def rows(self, axis: Axis, along: Expr) -> Sequence[Rows]:
@@ -70,7 +69,7 @@ class Here:
 
 def consecutive(rows: Rows) -> bool:
     """Whether they are numbers from a first one on."""
-    return len(rows) == 0 or int(rows[-1]) - int(rows[0]) == len(rows) - 1
+    return len(rows) == 0 or bool((rows == torch.arange(int(rows[0]), int(rows[0]) + len(rows))).all())
 
 
 def coordinates(local: Local, rows: Rows, here: Here, device: torch.device) -> dict[str, Value]:

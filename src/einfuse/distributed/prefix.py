@@ -13,7 +13,19 @@ import torch
 
 from einfuse.distributed import routes
 from einfuse.distributed.exchange import moved, once, shared, tied
-from einfuse.distributed.here import Axis, Here, Value, Values, axes_of, coordinates, device_of, only, size_of, tensors
+from einfuse.distributed.here import (
+    Axis,
+    Here,
+    Value,
+    Values,
+    axes_of,
+    consecutive,
+    coordinates,
+    device_of,
+    only,
+    size_of,
+    tensors,
+)
 from einfuse.distributed.inner import Inner
 from einfuse.ir import Cascade, SpecError
 from einfuse.ir import expr as ex
@@ -45,7 +57,12 @@ def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> dic
     held = shard.held(c, axis.ranks)
     (rank,) = axis.ranks
     local, resumed, transitions = here.memo(("prefix", c.digest, rank), lambda: _derived(c, rank, held))
-    mine = here.layouts[axis.name][size_of(c, rank)][me]
+    every = here.layouts[axis.name][size_of(c, rank)]
+    if not consecutive(torch.cat(list(every))):
+        raise ValueError(
+            f"{c.name}: states are handed on from device to device, so their points have to be one after the other"
+        )
+    mine = every[me]
     whole = shared(
         transport, "gradients of inputs that all devices have", {n: x for n, x in tensors(inputs).items() if n not in held}
     )
@@ -74,14 +91,14 @@ def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> dic
             sent[f"M {t.state}"] = _transition(t, t.cascade, values, known, inner, device, 0 < me and used)[None]
     wide = {n: x.to(left[names[0]].dtype) for n, x in sent.items()}
     side = {n: routes.stacked(size, to=lambda s, d, n=n: (d > s or last) and not (n[:2] == "M " and s == 0)) for n in wide}  # type: ignore[misc]
-    every = moved(transport, f"states of {c.name}", wide, side, anchors)
+    left_by = moved(transport, f"states of {c.name}", wide, side, anchors)
     if me > 0:
-        before = _after(me, every, c, resumed, transitions)
+        before = _after(me, left_by, c, resumed, transitions)
         more = dict(zip(resumed.before, before.values(), strict=True))
         outs = inner(resumed.cascade, only(resumed.cascade, {**values, **more}), known, "states")
     if last:
-        outs |= {n: once(transport, x) for n, x in _after(size, every, c, resumed, transitions).items()}
-    waiting = [*(x for n, x in whole.items() if x is not inputs[n]), *gathered.values(), *every.values()]
+        outs |= {n: once(transport, x) for n, x in _after(size, left_by, c, resumed, transitions).items()}
+    waiting = [*(x for n, x in whole.items() if x is not inputs[n]), *gathered.values(), *left_by.values()]
     return tied({n: outs[n] for n in c.outs}, waiting)
 
 

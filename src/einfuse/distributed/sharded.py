@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from einfuse.distributed import programs, routes
+from einfuse.distributed import columns, programs, routes
+from einfuse.distributed import layout as layouts
 from einfuse.distributed.dry import Count, counted
 from einfuse.distributed.errors import ExchangeError
-from einfuse.distributed.here import Axis, Here, Kind, Values, has_features
-from einfuse.distributed.layout import Layout, contiguous
+from einfuse.distributed.explain import explained
+from einfuse.distributed.here import Axis, Here, Kind, Values, has_features, tensors
+from einfuse.distributed.layout import PAIRS_PER_KEY, Layout, contiguous
+from einfuse.distributed.layout import Kind as LayoutKind
 from einfuse.distributed.programs import Exchange
 from einfuse.distributed.transport import Group, Transport
 from einfuse.ir import Cascade, Scalar, SpecError
 from einfuse.ir import expr as ex
+from einfuse.ir.passes import chunk
 from einfuse.ir.passes import shard as sharding
 from einfuse.runtime import binding
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.outputs import accumulation
+from einfuse.runtime.recent import Recent
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -95,16 +100,17 @@ class Sharded:
         evaluate: Any = None,
     ) -> None:
         self.attention, self.exchange = attention, exchange
+        self.all = axes
         self.axes = tuple(a for a in axes if transports[a.name].size > 1)
         self.transports, self.plan = transports, None
         self.evaluate = evaluate or self._evaluate
-        self.kept: dict[Any, Any] = {}
+        self.kept: Recent[Any, Any] = Recent(1024)
 
     plan: Layout | None
 
     def on(self, plan: Layout) -> Sharded:
         """The same, whose devices hold what the layout says."""
-        out = Sharded(self.attention, self.axes, self.transports, self.exchange, self.evaluate)
+        out = Sharded(self.attention, self.all, self.transports, self.exchange, self.evaluate)
         out.plan, out.kept = plan, self.kept
         return out
 
@@ -113,15 +119,65 @@ class Sharded:
         if not self.axes:
             return attention(*args, **given)
         c = attention.cascade
-        found, numbers = binding.arguments(c, args, given)
-        found = binding.autocast(found)
-        binding.one_dtype(c, found)
-        here = self.here(c, found)
-        inputs = {**found, **numbers}
+        here, inputs = self.asked(c, args, given)
         outs = programs.run(c, self.chosen(c, here, inputs), here, inputs)
-        precision = binding.precision_of(c, found)
+        precision = binding.precision_of(c, tensors(inputs))
         cast = [outs[n].to(precision) if has_features(c, n) else outs[n] for n in c.outs]
         return cast[0] if len(cast) == 1 else tuple(cast)
+
+    def asked(
+        self, c: Cascade, args: Sequence[torch.Tensor], kwargs: Mapping[str, torch.Tensor | Scalar]
+    ) -> tuple[Here, Values]:
+        """What is known of a call, and its arguments by name. Raises as a call does for those that do not fit."""
+        found, numbers = binding.arguments(c, args, kwargs)
+        found = binding.autocast(found)
+        binding.one_dtype(c, found)
+        return self.here(c, found), {**found, **numbers}
+
+    # -- before a call -----------------------------------------------------------------------------------------------------------
+
+    def layout(
+        self,
+        total: int,
+        kind: LayoutKind | None = None,
+        *,
+        pairs_per_key: float = PAIRS_PER_KEY,
+        **given: torch.Tensor | Scalar,
+    ) -> Layout:
+        """Who should hold which of so many positions: the kind that is named, or the one in which the slowest device is done first.
+
+        ``given`` are the tables and numbers that masks read. Work is counted in pairs, of tiles that are visited, and a key of another device
+        takes as long as ``pairs_per_key`` of them. Deterministic, so every device finds the same without asking.
+        """
+        found = [a for a in self.all if a.ranks[0] not in self.attention.cascade.over]
+        if len(found) != 1:
+            raise ValueError(
+                f"{self.attention.name}: a layout is one of the axis along which positions are sharded, found {len(found)}"
+            )
+        (axis,), transport = found, self.transports[found[0].name]
+        live, tile = columns.visited(self.attention.cascade, axis, total, given)
+        scan = chunk.scan_of(self.attention.cascade) is not None
+        made = [
+            x
+            for x in layouts.candidates(total, transport.size, live, tile)
+            if kind in (None, x[0]) and (not scan or x[0] == "contiguous")
+        ]
+        if not made:
+            raise ValueError(f"{self.attention.name}: the points of a scan are held one after the other, not {kind}")
+        costs = [layouts.cost(rows, live, tile) for _, rows in made]
+        best = min(range(len(made)), key=lambda n: costs[n].time(pairs_per_key))
+        return Layout(made[best][0], axis.name, made[best][1], transport, costs[best])
+
+    def explain(self, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar) -> str:
+        """What a call sends: for every exchange of every axis its bytes by link, or why it cannot be taken. All devices ask together.
+
+        The bytes are those of the program of the call itself, run without tensors.
+        """
+        attention, given = self.attention.variant(kwargs) if self.attention.optional else (self.attention, kwargs)
+        if not self.axes:
+            return f"{attention.name}: one device, nothing is sent\n"
+        here, inputs = self.asked(attention.cascade, args, given)
+        return explained(self, attention.cascade, here, inputs)
 
     # -- what a call is ----------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,64 @@
+"""The same over gloo, with generated kernels: what arrives is what was sent, and gradients of what all have are summed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from processes import Pool, rows_of
+from work import along, given_to, on_device, part, weights_of
+
+import einfuse
+from einfuse.ir.passes.shard import held
+from einfuse.runtime.examples import Shape
+
+CASES: list[tuple[str, str | None, tuple[str, ...], torch.dtype, tuple[int, ...]]] = [
+    ("causal", "columns", ("i", "j"), torch.float32, (4, 5, 4)),
+    ("causal", "heads", ("i", "j"), torch.float32, (4, 5, 4)),
+    ("causal", "states", ("j",), torch.float32, (4, 5, 4)),
+    ("causal", None, ("i", "j"), torch.bfloat16, (13, 0, 0)),
+    ("sliding_window", "columns", ("i", "j"), torch.float32, (2, 0, 11)),
+    ("document", "columns", ("i", "j"), torch.float32, (4, 5, 4)),
+    ("alibi", "columns", ("i", "j"), torch.float32, (6, 6, 1)),
+    ("alibi", "states", ("j",), torch.bfloat16, (6, 6, 1)),
+    ("sink", "states", ("j",), torch.float32, (1, 1, 11)),
+    ("sink", "columns", ("i", "j"), torch.float32, (1, 1, 11)),
+    ("entmax15", "columns", ("i", "j"), torch.float32, (4, 5, 4)),
+    ("talking_heads", "columns", ("i", "j"), torch.float32, (4, 5, 4)),
+    ("gated_delta", "prefix", ("i",), torch.float32, (4, 5, 4)),
+    ("gated_delta", "heads", ("i",), torch.float32, (4, 5, 4)),
+    ("mamba", "prefix", ("i",), torch.float32, (0, 7, 6)),
+    ("retnet", "prefix", ("i",), torch.bfloat16, (4, 9, 0)),
+    ("window_linear", "prefix", ("i",), torch.float32, (4, 5, 4)),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "exchange", "ranks", "dtype", "counts"), CASES, ids=[f"{n}-{e}-{str(d)[6:]}" for n, e, _, d, _ in CASES]
+)
+def test_three_processes_are_one(
+    devices: Pool, name: str, exchange: str | None, ranks: tuple[str, ...], dtype: torch.dtype, counts: tuple[int, ...]
+) -> None:
+    attention, shape = einfuse.compile(name), Shape(1, 8, 13, 13, (8, 8), 4)
+    c, place = attention.cascade, held(attention.cascade, ranks)
+    made = devices.run(on_device, name=name, exchange=exchange, ranks=ranks, dtype=dtype, counts=counts, shape=shape)
+    given = given_to(c, shape, dtype)
+    floats = {n: x.double().requires_grad_() for n, x in given.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
+    leaves = {**given, **floats}
+    whole = attention.reference(**leaves)
+    whole = whole if isinstance(whole, tuple) else (whole,)
+    truth = dict(zip(c.outs, whole, strict=True))
+    w = weights_of(c, shape)
+    sum((truth[n] * w[n].double()).sum() for n in c.outs).backward()  # type: ignore[union-attr]
+    places = {n: along(c, ranks, n) for n in c.outs}
+    for n, x in floats.items():
+        truth[f"d{n}"] = torch.zeros_like(x) if x.grad is None else x.grad
+        places[f"d{n}"] = place.get(n)
+    error = 2e-5 if dtype == torch.float32 else 4e-2
+    for rank, found in enumerate(made):
+        for n, x in found.items():
+            expected = part(truth[n].detach(), places[n], rows_of(truth[n].shape[places[n] or 0], counts), rank)
+            assert x.shape == expected.shape, n
+            scale = 1 + truth[n].detach().abs().max()
+            assert not x.numel() or float((x.double() - expected).abs().max() / scale) < error, (n, rank)
+            if places[n] is None:
+                assert torch.equal(x, made[0][n]), f"{n} has the same bits on all devices"

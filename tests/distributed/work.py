@@ -1,0 +1,106 @@
+"""What processes are asked to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from processes import rows_of
+
+import einfuse
+from einfuse.distributed.here import axes_of
+from einfuse.distributed.sharded import SLOTS
+from einfuse.ir import Cascade
+from einfuse.ir.passes.shard import held
+from einfuse.runtime.examples import Shape, example_inputs, example_sizes
+
+
+def given_to(c: Cascade, shape: Shape, dtype: torch.dtype) -> dict[str, Any]:
+    inputs = example_inputs(c, dtype, 0, shape)
+    return {n: x.contiguous() if isinstance(x, torch.Tensor) else x for n, x in inputs.items()}
+
+
+def weights_of(c: Cascade, shape: Shape) -> dict[str, torch.Tensor]:
+    """What outputs are weighed by, so that each has a gradient of its own."""
+    sizes, generator = example_sizes(c, shape), torch.Generator().manual_seed(1)
+    extents = {r.name: r.size if isinstance(r.size, int) else sizes[r.size] for r in c.ranks}
+    return {n: torch.randn([extents[r] for r in axes_of(c, n)], generator=generator) for n in c.outs}
+
+
+def part(x: torch.Tensor, axis: int | None, rows: list[torch.Tensor], rank: int) -> torch.Tensor:
+    return x if axis is None else x.index_select(axis, rows[rank])
+
+
+def along(c: Cascade, ranks: tuple[str, ...], name: str) -> int | None:
+    return next((n for n, r in enumerate(axes_of(c, name)) if r in ranks), None)
+
+
+def on_device(rank: int, size: int, given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Outputs and gradients of one device; ``repeat``: of that many calls, which have to be the same bits."""
+    from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+    from einfuse.distributed import shard
+
+    attention = einfuse.compile(given["name"], backend="torch")
+    c, ranks, shape = attention.cascade, given["ranks"], given["shape"]
+    mesh: DeviceMesh = init_device_mesh("cpu", (size,), mesh_dim_names=("seq",))
+    sharded = shard(attention, mesh, exchange=given["exchange"], **dict.fromkeys(ranks, "seq"))
+    place = held(c, ranks)
+    found: dict[str, torch.Tensor] = {}
+    for _ in range(2):
+        inputs = {}
+        for n, x in given_to(c, shape, given["dtype"]).items():
+            if isinstance(x, torch.Tensor):
+                x = part(x, place.get(n), rows_of(x.shape[place.get(n, 0)], given["counts"]), rank).clone() if x.ndim else x
+                x = x.requires_grad_(x.is_floating_point())
+            inputs[n] = x
+        transport = sharded.transports["seq"]
+        here, values = sharded.asked(c, (), inputs)
+        taken = sharded.chosen(c, here, values)[0][1]
+        count, before = sharded.bytes(c, here, values, 0, taken), transport.sent
+        outs = sharded(**inputs)
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        w = weights_of(c, shape)
+        share = torch.zeros(())
+        for n, o in zip(c.outs, outs, strict=True):
+            a = along(c, ranks, n)
+            share = share + (o * part(w[n], a, rows_of(w[n].shape[a or 0], given["counts"]), rank)).sum()
+        share.backward()
+        counted = sum(count.forward[rank]) + sum(count.backward[rank])
+        assert transport.sent - before - SLOTS * 8 * (size - 1) == counted, "explain counts what is sent"
+        grads = {f"d{n}": x.grad for n, x in inputs.items() if isinstance(x, torch.Tensor) and x.grad is not None}
+        made = dict(zip(c.outs, (o.detach() for o in outs), strict=True)) | grads
+        for n, x in found.items():
+            assert torch.equal(made[n], x), f"{n} is not the same twice"
+        found = made
+    return found
+
+
+def called(rank: int, size: int, given: Mapping[str, Any]) -> str:
+    """The message of a call in which one device, ``odd``, does something else: it is gone, it waits, or it has another spec."""
+    import os
+    import time
+
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from einfuse.distributed import ExchangeError, shard
+
+    mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("seq",))
+    odd = rank == given["odd"]
+    attention = einfuse.compile("alibi" if odd and given["does"] == "other" else "causal", backend="torch")
+    sharded = shard(attention, mesh, exchange="columns", timeout=given["timeout"], i="seq", j="seq")
+    x = torch.zeros(1, 2, 3, 4)
+    if odd and given["does"] == "die":
+        os._exit(1)
+    if odd and given["does"] == "hang":
+        time.sleep(given["timeout"] * 4)
+        return "late"
+    short = odd and given["does"] == "short"
+    began = time.monotonic()
+    try:
+        sharded(x, x[:, :, :2] if short else x, x, **({"slope": torch.zeros(2)} if "slope" in repr(attention) else {}))
+    except (ExchangeError, ValueError) as error:
+        assert time.monotonic() - began < given["timeout"] * 2 + 5, "it says so in time"
+        return f"{type(error).__name__}: {error}"
+    return "done"
