@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from einfuse.ir import Cascade, Expr, Fold, classify
+from einfuse.ir.expr import reads
 from einfuse.ir.kernels import kernels
 from einfuse.ir.tiles import TileMap
 from einfuse.runtime import derived
@@ -20,7 +21,7 @@ LENGTH = 1024
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """The tiles of one loop of a cascade. ``certain``: nothing that a call brings may empty more of them."""
+    """The tiles of one loop of a cascade. ``certain``: the mask reads nothing that a call brings, which may empty more of them."""
 
     rows: str
     columns: str
@@ -63,8 +64,11 @@ def _runs(row: list[int]) -> Iterator[tuple[int, int, int]]:
 
 
 def picture(cascade: Cascade, length: int = LENGTH, tile: tuple[int, int] = (64, 64)) -> Picture | None:
-    """The tiles of the first loop that has a mask, for so many queries and keys; None where none has, and of a scan."""
-    for kernel in kernels(cascade):
+    """The tiles of a loop that has a mask, for so many queries and keys; None where none has, and of a scan.
+
+    It is the first one of the last kernel that has such: of an attention that chooses, of what reads the lists.
+    """
+    for kernel in reversed(kernels(cascade)):
         scheduled = derived.scheduled(kernel, *tile)
         fold = next((x for x in scheduled.body if isinstance(x, Fold) and x.mask is not None), None)
         if fold is None or fold.mask is None or not scheduled.tile:
@@ -75,7 +79,6 @@ def picture(cascade: Cascade, length: int = LENGTH, tile: tuple[int, int] = (64,
         ((rows, block),) = scheduled.tile
         axes = (rows, extents[rows], block), (fold.rank, extents[fold.rank], tile[1])
         found = classify(fold.mask, *axes, sizes, values, {}, {r: extents[r] for r in scheduled.over})
-        return Picture(
-            rows, fold.rank, (block, tile[1]), (extents[rows], extents[fold.rank]), fold.mask, found, bool(fold.ranges)
-        )
+        size = extents[rows], extents[fold.rank]
+        return Picture(rows, fold.rank, (block, tile[1]), size, fold.mask, found, reads(fold.mask) <= values.keys())
     return None

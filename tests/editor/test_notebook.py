@@ -79,6 +79,13 @@ def test_a_table_that_is_not_known_leaves_tiles_partial() -> None:
     assert found.live.startswith("at most 53 %")
 
 
+def test_of_an_attention_that_chooses_what_reads_the_lists_is_drawn() -> None:
+    found = picture(einfuse.compile("moba").cascade)
+    assert found is not None
+    assert found.size == (1024, 1024)
+    assert found.live.startswith("at most")
+
+
 @pytest.mark.parametrize("name", ["causal", "moba", "gla", "talking_heads", "quest"])
 def test_the_kernels_of_a_spec_are_those_that_run(name: str) -> None:
     attention = einfuse.compile(name)
