@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
 import einfuse
-from einfuse.library.gallery import page, site
+from einfuse.library.gallery import page, poster, site
 
+ROOT = Path(__file__).parents[2]
+SVG = "{http://www.w3.org/2000/svg}"
 NAMES = ("alibi_window", "linear", "map_gate")
 
 
@@ -30,6 +33,14 @@ def test_a_page_shows_text_passes_and_tiles() -> None:
     assert "27 % of tiles live at 1024" in text
     assert "## Built on it\n\n`Layer`" in text
     assert re.match(r'\| \[<svg [^>]*width="72" height="72".*</svg>\]\(alibi_window.md\)<br>\[alibi_window\]', card)
+
+
+def test_the_picture_of_the_readme_is_drawn_from_the_specs() -> None:
+    file = ROOT / "docs" / "tiles.svg"
+    assert file.read_text(encoding="utf-8") == poster(), "run `python -m einfuse.library.gallery docs/tiles.svg --picture`"
+    drawn = ET.parse(file).getroot()
+    assert [x.get("aria-label") for x in drawn.iter(f"{SVG}svg")][1] == "53 % of tiles live"
+    assert "docs/tiles.svg" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_signs_of_formulas_are_no_markdown(pages: Path) -> None:
