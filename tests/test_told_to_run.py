@@ -40,6 +40,7 @@ EXECUTED = {
     ("docs/editor.md", "lua"): "editor/test_doc.py::test_settings_start_the_server",
     ("docs/editor.md", "toml"): "editor/test_doc.py::test_settings_start_the_server",
     ("docs/editor.md", "ipython"): "editor/test_doc.py::test_the_cells_run",
+    ("docs/distributed.md", "python"): "distributed/test_processes.py::test_the_page_runs",
     ("docs/flex.md", "python"): "flex/test_doc.py::test_the_examples",
     ("docs/layers.md", "python"): "test_client_docs.py::test_examples_run",
     ("docs/testing.md", "python"): "test_client_docs.py::test_examples_run",
@@ -172,7 +173,8 @@ def helped(script: Path, *command: str) -> str:
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
 def test_every_example_is_run(path: Path) -> None:
     sources = [(ROOT / "tests" / n).read_text(encoding="utf-8") for n in ("test_examples.py", "test_client_examples.py")]
-    assert any(f'example("{path.stem}")' in text for text in sources)
+    processes = (ROOT / "tests" / "distributed" / "test_processes.py").read_text(encoding="utf-8")
+    assert any(f'example("{path.stem}")' in text for text in sources) or f'"examples" / "{path.name}"' in processes
 
 
 def test_what_nobody_runs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from processes import Pool, rows_of
-from work import along, given_to, on_device, part, weights_of
+from work import along, given_to, on_device, page, part, trained, weights_of
 
 import einfuse
 from einfuse.ir.passes.shard import held
@@ -62,3 +65,22 @@ def test_three_processes_are_one(
             assert not x.numel() or float((x.double() - expected).abs().max() / scale) < error, (n, rank)
             if places[n] is None:
                 assert torch.equal(x, made[0][n]), f"{n} has the same bits on all devices"
+
+
+def test_the_page_runs(devices: Pool) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text(encoding="utf-8")
+    found = devices.run(page, text="".join(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)))
+    q, k, v = found[0]["whole"]
+    expected = einfuse.compile("alibi").reference(q, k, v, slope=torch.full((4,), 0.1))
+    for one in found:
+        torch.testing.assert_close(one["o"].double(), expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(one["slope"], found[0]["slope"])
+    assert torch.cat([one["positions"] for one in found]).sort().values.tolist() == list(range(50))
+
+
+def test_the_example_trains_as_one_process_does(devices: Pool) -> None:
+    path = Path(__file__).parents[2] / "examples" / "long_context.py"
+    for over, alone, kept, kept_alone in devices.run(trained, path=str(path)):
+        assert len(over) == 2
+        assert max(abs(a - b) for a, b in zip(over, alone, strict=True)) < 1e-5
+        assert kept < 0.6 * kept_alone

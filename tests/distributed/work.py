@@ -104,3 +104,43 @@ def called(rank: int, size: int, given: Mapping[str, Any]) -> str:
         assert time.monotonic() - began < given["timeout"] * 2 + 5, "it says so in time"
         return f"{type(error).__name__}: {error}"
     return "done"
+
+
+def page(rank: int, size: int, given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """What the blocks of a page make, on kernels that need no compiler."""
+    import contextlib
+    import io
+
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(
+            compile(given["text"].replace('compile("alibi")', 'compile("alibi", backend="torch")'), "distributed.md", "exec"),
+            names,
+        )
+    return {
+        "o": names["o"].detach(),
+        "slope": names["slope"].grad,
+        "positions": names["positions"],
+        "whole": torch.stack(names["whole"]),
+    }
+
+
+def trained(rank: int, size: int, given: Mapping[str, Any]) -> tuple[list[float], list[float], int, int]:
+    """The losses of examples/long_context.py over all processes and of one alone, and what each kept, on kernels that need no compiler."""
+    import functools
+    import importlib.util
+    import sys
+
+    spec = importlib.util.spec_from_file_location("long_context", given["path"])
+    assert spec is not None
+    assert spec.loader is not None
+    module: Any = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    compiled = einfuse.compile
+    einfuse.compile = functools.partial(compiled, backend="torch")
+    try:
+        over, alone = module.main(module.Settings(steps=2, batch=1, length=48, window=8, width=16, heads=2, layers=1))
+    finally:
+        einfuse.compile = compiled
+    return over.losses, alone.losses, over.kept, alone.kept
