@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from einfuse.ir import Cascade, Scalar
 from einfuse.runtime import cache
-from einfuse.runtime.apart import apart
 
 if TYPE_CHECKING:
     from einfuse import dsl  # imported where a text is read: a process that finds its kernels on disk reads none
@@ -68,6 +67,7 @@ vars(elaborated)["_dynamo_marked_constant"] = True  # as `torch.compiler.assume_
 
 @functools.lru_cache(256)
 def _variant(source: Source, given: frozenset[str], backend: BackendName | None, strict: bool, form: FormName) -> Attention:
+    from einfuse.runtime.apart import apart
     from einfuse.runtime.attention import Attention
 
     return apart(lambda: Attention(source.cascade(given), backend, strict, form=form))

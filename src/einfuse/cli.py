@@ -107,7 +107,7 @@ def _inside_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     emit.add_argument("--dtype", choices=DTYPES, default="float32", help="of the tensors; %(default)s unless given")
     emit.add_argument("--backward", action="store_true", help="the backward kernels as well")
     emit.add_argument("--size", action="append", default=[], metavar="NAME=N", type=_size, help="a width; 64 unless given")
-    ir = _add(commands, "ir", "inside:ir", "print the cascade of a spec after a pass of the compiler")
+    ir = _add(commands, "ir", "cascades:ir", "print the cascade of a spec after a pass of the compiler")
     _spec(ir)
     ir.add_argument("--after", choices=PASSES, default="build", metavar="PASS", help=", ".join(PASSES))
     ir.add_argument(
@@ -123,7 +123,7 @@ def _inside_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     opt.add_argument("--print-after-all", action="store_true", help="print the cascade after every pass, on stderr")
     opt.add_argument("--time-passes", action="store_true", help="print the time of every pass, on stderr")
     _params(opt)
-    passes = _add(commands, "passes", "inside:passes", "how often the keys are read, and what forces it", report=True)
+    passes = _add(commands, "passes", "cascades:passes", "how often the keys are read, and what forces it", report=True)
     _spec(passes)
     passes.add_argument("--rank", help="another folded rank than the first")
     explain = _add(commands, "explain", "explain:explain", "what the kernels of a spec cost, and what bounds them", report=True)

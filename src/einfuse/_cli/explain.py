@@ -9,7 +9,8 @@ import torch
 
 import einfuse
 from einfuse._cli import inputs, screen
-from einfuse._cli.inside import graphs, linear_form
+from einfuse._cli.cascades import linear_form
+from einfuse._cli.inside import graphs
 from einfuse._cli.tilemap import mapped
 from einfuse.codegen import KernelPlan
 from einfuse.codegen.cost import DEVICES, Cost, cost, state_bytes
@@ -86,7 +87,7 @@ def crossing(
     """The linear form of a spec and its crossover length N* at these batch, heads and widths."""
     found = attention.forms.found
     if found is None:
-        return Crossing(linear_form(attention))
+        return Crossing(linear_form(None, attention.forms.obstacle))
     sizes = example_sizes(attention.cascade, Shape(*shape, (64, 64), 1)) | given
     if (reason := attention.forms.crowd(sizes)) is not None:
         return Crossing(f"none at this width: {reason}", found.rank(sizes))
@@ -94,7 +95,9 @@ def crossing(
     length = attention.forms.crossover(sizes, dtype, device, backward)
     measured = not attention.forms.unmeasured(sizes, dtype, device, backward)
     rates = "measured rates" if measured else "rates that stand in until two near forms are measured"
-    text = f"{linear_form(attention)}; {found.rank(sizes)} features, faster from N* = {length} on this {device.type} ({rates})"
+    text = (
+        f"{linear_form(found, None)}; {found.rank(sizes)} features, faster from N* = {length} on this {device.type} ({rates})"
+    )
     decoding = attention.forms.decoding(sizes, dtype)
     if decoding is not None:
         text += f"; a step of the scan moves fewer bytes than a query that reads {decoding} keys"

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import einfuse
-from einfuse.ir import SpecError
+from einfuse.ir import Cascade, SpecError
+from einfuse.runtime import specs
+from einfuse.runtime.source import Source
 
 OWN = ("source", "backend", "strict", "form")
 
@@ -21,10 +23,16 @@ def params(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
+def cascade(spec: str, args: argparse.Namespace) -> Cascade:
+    """The cascade of a spec without its optional inputs, from disk where it was made before. Imports no torch."""
+    text, file, folder = specs.found(spec)
+    return Source(text, file, str(folder or ""), tuple(sorted(params(args).items()))).cascade(frozenset())
+
+
 def attention(spec: str, args: argparse.Namespace) -> einfuse.Attention:
     return einfuse.compile(spec, **params(args))
 
 
-def attentions(specs: Sequence[str], args: argparse.Namespace) -> list[einfuse.Attention]:
+def attentions(names: Sequence[str], args: argparse.Namespace) -> list[einfuse.Attention]:
     """Those named, or all of the library."""
-    return [attention(name, args) for name in specs or [s.name for s in einfuse.list_specs()]]
+    return [attention(name, args) for name in names or [s.name for s in einfuse.list_specs()]]

@@ -1,4 +1,4 @@
-"""Commands that look into the compiler: emit, ir, passes."""
+"""Commands that look into kernels: emit, and what `einfuse ir` shows of them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from collections.abc import Mapping
 import torch
 
 from einfuse._cli import inputs, screen
-from einfuse.ir import EinfuseError
 from einfuse.runtime import binding, drawing, inside
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import choose
 from einfuse.runtime.binding import evaluate
 from einfuse.runtime.graph import Graph
-from einfuse.runtime.inside import PassReport
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes
 
 LANGUAGES = {"cpu": "cpp", "triton": "python", "torch": "python"}
@@ -27,16 +25,17 @@ def emit(args: argparse.Namespace) -> int:
     return 0
 
 
-def ir(args: argparse.Namespace) -> int:
+def graph(args: argparse.Namespace) -> None:
+    """Draws what a training step of a spec runs."""
     attention = inputs.attention(args.spec, args)
-    if args.form == "linear":
-        attention = attention.forms.linear(widths(attention, dict(args.size)))
-    if args.graph is not None:
-        made = graphs(attention, widths(attention, dict(args.size)), torch.float32, True)
-        args.graph.write_text(drawing.svg(made), encoding="utf-8")
-        return 0
-    screen.code(attention.ir(after=args.after), "python")
-    return 0
+    made = graphs(attention, widths(attention, dict(args.size)), torch.float32, True)
+    args.graph.write_text(drawing.svg(made), encoding="utf-8")
+
+
+def linear(args: argparse.Namespace) -> str:
+    """The cascade of the linear form of a spec after a pass."""
+    attention = inputs.attention(args.spec, args)
+    return attention.forms.linear(widths(attention, dict(args.size))).ir(after=args.after)
 
 
 def graphs(attention: Attention, sizes: Mapping[str, int], dtype: torch.dtype, backward: bool) -> list[Graph]:
@@ -55,57 +54,3 @@ def graphs(attention: Attention, sizes: Mapping[str, int], dtype: torch.dtype, b
 def widths(attention: Attention, given: dict[str, int]) -> dict[str, int]:
     """A size for every name: those given, 64 for other features, equal lengths."""
     return example_sizes(attention.cascade, Shape(1, 1, 64, 64, (64, 64), 1)) | given
-
-
-def linear_form(attention: Attention) -> str:
-    """What the rank test across queries and keys found, in one line."""
-    found = attention.forms.found
-    if found is None:
-        return f"no linear form: {attention.forms.obstacle}"
-    how = f"a scan along {found.row}" if found.causal else f"sums over {found.column}"
-    return f"linear form: the weights have rank {found.show()} across {found.row} | {found.column} (exact), {how}"
-
-
-def passes(args: argparse.Namespace) -> int:
-    attention = inputs.attention(args.spec, args)
-    reports = attention.passes()
-    shown = linear_form(attention)
-    if args.rank is not None:
-        reports = tuple(r for r in reports if r.rank == args.rank)
-    if not reports:
-        raise EinfuseError(f"{attention.name} folds over no rank{f' {args.rank}' if args.rank else ''}")
-    if args.json:
-        screen.report({**as_json(attention.name, reports[0]), "linear": shown})
-        return 0
-    for report in reports:
-        show_passes(attention.name, report)
-    screen.out().print(shown, markup=False)
-    return 0
-
-
-def as_json(name: str, report: PassReport) -> dict[str, screen.Json]:
-    carries: list[screen.Json] = [
-        {"statistic": d.statistic, "reader": d.reader, "how": d.how, "detail": d.detail, "proof": d.proof}
-        for d in report.decisions
-        if d.how != "cut"
-    ]
-    reads: list[screen.Json] = [{"statistic": statistic, "reader": reader} for statistic, reader in report.reads]
-    return {
-        "name": name,
-        "rank": report.rank,
-        "before": report.before,
-        "after": report.after,
-        "reads": reads,
-        "carries": carries,
-    }
-
-
-def show_passes(name: str, report: PassReport) -> None:
-    console = screen.out()
-    console.print(f"{name} over {report.rank}: {report.counted}")
-    if not report.decisions:
-        return
-    shown = screen.table("  statistic", "read by", "how", "with", "proof")
-    for d in report.decisions:
-        shown.add_row(f"  {d.statistic}", d.reader, d.how, d.detail, d.proof)
-    console.print(shown)
