@@ -186,15 +186,31 @@ class Sharded:
         layouts: dict[str, dict[str, Sequence[routes.Rows]]] = {}
         shapes = {n: list(x.shape) for n, x in found.items()}
         training = torch.is_grad_enabled() and any(x.requires_grad for x in found.values())
+        told = {}
         for axis in self.axes:
             held = sharding.held(c, axis.ranks)
-            counts = self._told(c, axis, {n: found[n].shape[a] for n, a in held.items()}, found)
+            told[axis] = self._told(c, axis, {n: found[n].shape[a] for n, a in held.items()}, found)
             for n, a in held.items():
-                shapes[n][a] = sum(counts[n])
-            layouts[axis.name] = self._layout(c, axis, held, counts)
+                shapes[n][a] = sum(told[axis][n])
+            layouts[axis.name] = self._layout(c, axis, held, told[axis])
         whole = {n: torch.empty(shapes[n], dtype=x.dtype, device="meta") for n, x in found.items()}
         sizes: Mapping[str, int] = binding.sizes(c, whole)  # type: ignore[assignment]  # nothing is traced here
-        return Here(self.transports, layouts, sizes, self.evaluate, accumulation(found.values()), training, self.kept)
+        here = Here(self.transports, layouts, sizes, self.evaluate, accumulation(found.values()), training, self.kept)
+        for axis in self.axes:
+            self._grouped(c, axis, here, told[axis])
+        return here
+
+    def _grouped(self, c: Cascade, axis: Axis, here: Here, counts: Mapping[str, Sequence[int]]) -> None:
+        """Raises ValueError where what goes together, as heads that share keys do, is not held together."""
+        for n, a in sharding.held(c, axis.ranks).items():
+            along = c.input(n).given[0][a]
+            if along.op == "//":
+                size, by = along.args[0].name, here.extent(along.args[1])
+                rows = [len(r) for r in here.layouts[axis.name][size]]
+                if rows != [m * by for m in counts[n]]:
+                    raise ValueError(
+                        f"{c.name}: devices hold {rows} entries of {size}, and in {n} {list(counts[n])} groups of {by} of them"
+                    )
 
     def _layout(
         self, c: Cascade, axis: Axis, held: Mapping[str, int], counts: Mapping[str, Sequence[int]]
