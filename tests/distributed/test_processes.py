@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import Pool, rows_of
-from work import along, given_to, on_device, page, part, trained, weights_of
+from work import along, given_to, on_device, page, part, placed, trained, weights_of
 
 import einfuse
 from einfuse.ir.passes.shard import held
@@ -84,3 +84,20 @@ def test_the_example_trains_as_one_process_does(devices: Pool) -> None:
         assert len(over) == 2
         assert max(abs(a - b) for a, b in zip(over, alone, strict=True)) < 1e-5
         assert kept < 0.6 * kept_alone
+
+
+def test_dtensors_go_in_and_come_out(devices: Pool) -> None:
+    attention, shape = einfuse.compile("alibi"), Shape(1, 4, 13, 13, (8, 8), 2)
+    inputs = given_to(attention.cascade, shape, torch.float32)
+    weight = torch.randn(1, 4, 13, 8)
+    floats = {n: x.double().requires_grad_() for n, x in inputs.items()}
+    truth = attention.reference(**floats)
+    assert isinstance(truth, torch.Tensor)
+    (truth * weight.double()).sum().backward()
+    for one in devices.run(placed, inputs=inputs, weight=weight):
+        torch.testing.assert_close(one["o"].double(), truth.detach(), atol=1e-5, rtol=1e-5)
+        assert one["placements"] == "(Shard(dim=2),)"
+        for n, g in one["grads"].items():
+            torch.testing.assert_close(g.double(), floats[n].grad, atol=1e-4, rtol=1e-4)
+        expected = "alibi: k has to be placed as S(2) on ('seq',), found R on ('seq',); redistribute it"
+        assert one["message"] == expected

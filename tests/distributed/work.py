@@ -144,3 +144,27 @@ def trained(rank: int, size: int, given: Mapping[str, Any]) -> tuple[list[float]
     finally:
         einfuse.compile = compiled
     return over.losses, alone.losses, over.kept, alone.kept
+
+
+def placed(rank: int, size: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The attention on DTensors: outputs, gradients, and the message for one that is placed otherwise."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+    from einfuse.distributed import shard
+
+    mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("seq",))
+    attn = shard(einfuse.compile("alibi", backend="torch"), mesh, i="seq", j="seq")
+    inputs: dict[str, Any] = {}
+    for n, x in given["inputs"].items():
+        inputs[n] = distribute_tensor(x, mesh, [Replicate()] if n == "slope" else [Shard(2)]).requires_grad_()
+    o = attn(**inputs)
+    assert isinstance(o, DTensor)
+    (o.full_tensor() * given["weight"]).sum().backward()
+    try:
+        attn(**{**inputs, "k": inputs["k"].redistribute(mesh, [Replicate()])})
+        message = ""
+    except ValueError as error:
+        message = str(error)
+    grads = {n: x.grad.full_tensor() for n, x in inputs.items()}
+    return {"o": o.full_tensor().detach(), "grads": grads, "placements": str(o.placements), "message": message}

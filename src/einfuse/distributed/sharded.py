@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,7 +56,9 @@ def shard(
     axes = axes_of(attention.cascade, ranks)
     check(attention.cascade, axes, exchange)
     device = torch.device(mesh.device_type)
-    return Sharded(attention, axes, {a.name: Group(mesh.get_group(a.name), device, timeout) for a in axes}, exchange)
+    out = Sharded(attention, axes, {a.name: Group(mesh.get_group(a.name), device, timeout) for a in axes}, exchange)
+    out.mesh = mesh
+    return out
 
 
 def axes_of(c: Cascade, ranks: Mapping[str, str]) -> tuple[Axis, ...]:
@@ -111,19 +116,26 @@ class Sharded:
     def on(self, plan: Layout) -> Sharded:
         """The same, whose devices hold what the layout says."""
         out = Sharded(self.attention, self.all, self.transports, self.exchange, self.evaluate)
-        out.plan, out.kept = plan, self.kept
+        out.plan, out.kept, out.mesh = plan, self.kept, self.mesh
         return out
+
+    mesh: DeviceMesh | None = None
 
     def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar) -> Output:
         attention, given = self.attention.variant(kwargs) if self.attention.optional else (self.attention, kwargs)
+        c = attention.cascade
+        if self.mesh is not None and any(_placed(x) for x in (*args, *given.values())):
+            found, numbers = binding.arguments(c, args, given)
+            mine = dtensors().local(c, self.all, self.mesh, found)
+            made = self(**mine, **numbers)
+            named = dict(zip(c.outs, made if isinstance(made, tuple) else (made,), strict=True))
+            return _returned([*dtensors().whole(c, self.all, self.mesh, found, named).values()])
         if not self.axes:
             return attention(*args, **given)
-        c = attention.cascade
         here, inputs = self.asked(c, args, given)
         outs = programs.run(c, self.chosen(c, here, inputs), here, inputs)
         precision = binding.precision_of(c, tensors(inputs))
-        cast = [outs[n].to(precision) if has_features(c, n) else outs[n] for n in c.outs]
-        return cast[0] if len(cast) == 1 else tuple(cast)
+        return _returned([outs[n].to(precision) if has_features(c, n) else outs[n] for n in c.outs])
 
     def asked(
         self, c: Cascade, args: Sequence[torch.Tensor], kwargs: Mapping[str, torch.Tensor | Scalar]
@@ -306,6 +318,20 @@ class Sharded:
             )
         outs = self.kept[key](**values)
         return dict(zip(c.outs, outs if isinstance(outs, tuple) else (outs,), strict=True))
+
+
+def _returned(outs: Sequence[torch.Tensor]) -> Output:
+    return outs[0] if len(outs) == 1 else tuple(outs)
+
+
+def _placed(x: object) -> bool:
+    """Whether it is a DTensor; their module is imported where there is one."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def dtensors() -> ModuleType:
+    return import_module("einfuse.distributed.dtensors")
 
 
 def _kind(x: torch.Tensor) -> tuple[object, ...]:
