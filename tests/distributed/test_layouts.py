@@ -163,3 +163,17 @@ def test_explain_says_what_was_taken_and_why_not_the_others() -> None:
     assert "  heads: no fewer bytes; at most 384 bytes from one device" in first  # halves of q, k, v and o
     assert "  states: not possible: entmax15: states are exchanged where one rank of keys is sharded" in first
     assert "  prefix: not possible: entmax15 is no scan over `i` and `j`" in first
+
+
+def test_one_device_makes_the_plain_call() -> None:
+    class Alone:
+        rank, size = 0, 1
+
+        def exchange(self, *given: object) -> Any:
+            raise AssertionError("nothing is exchanged")
+
+    attention = einfuse.compile("causal", backend="torch")
+    q, k, v = torch.randn(3, 1, 2, 5, 4).unbind()
+    sharded = Sharded(attention, SEQUENCE, {"seq": Alone()})  # type: ignore[arg-type]
+    assert torch.equal(sharded(q, k, v), attention(q, k, v))  # type: ignore[arg-type]  # one output
+    assert sharded.explain(q, k, v) == "causal: one device, nothing is sent\n"

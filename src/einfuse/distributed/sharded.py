@@ -122,16 +122,17 @@ class Sharded:
     mesh: DeviceMesh | None = None
 
     def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar) -> Output:
+        placed = self.mesh is not None and _any_placed(args, kwargs)
+        if not self.axes and not placed:
+            return self.attention(*args, **kwargs)
         attention, given = self.attention.variant(kwargs) if self.attention.optional else (self.attention, kwargs)
         c = attention.cascade
-        if self.mesh is not None and any(_placed(x) for x in (*args, *given.values())):
+        if placed and self.mesh is not None:
             found, numbers = binding.arguments(c, args, given)
             mine = dtensors().local(c, self.all, self.mesh, found)
             made = self(**mine, **numbers)
             named = dict(zip(c.outs, made if isinstance(made, tuple) else (made,), strict=True))
             return _returned([*dtensors().whole(c, self.all, self.mesh, found, named).values()])
-        if not self.axes:
-            return attention(*args, **given)
         here, inputs = self.asked(c, args, given)
         outs = programs.run(c, self.chosen(c, here, inputs), here, inputs)
         precision = binding.precision_of(c, tensors(inputs))
@@ -324,10 +325,11 @@ def _returned(outs: Sequence[torch.Tensor]) -> Output:
     return outs[0] if len(outs) == 1 else tuple(outs)
 
 
-def _placed(x: object) -> bool:
-    """Whether it is a DTensor; their module is imported where there is one."""
+def _any_placed(args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
+    """Whether some argument is a DTensor; their module is imported where there is one."""
     module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(x, module.DTensor)
+    kind = None if module is None else module.DTensor
+    return kind is not None and (any(type(x) is kind for x in args) or any(type(x) is kind for x in kwargs.values()))
 
 
 def dtensors() -> ModuleType:
