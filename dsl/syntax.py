@@ -10,6 +10,7 @@ import inspect
 import io
 import math
 import sys
+from pathlib import Path
 from typing import Any
 
 import lark
@@ -18,7 +19,7 @@ from lark.exceptions import UnexpectedInput, VisitError
 from lark.tree import Meta
 from lark.visitors import Transformer_NonRecursive
 
-from einfuse._files import write_atomic
+from einfuse._files import opened, sealed, write_atomic
 from einfuse.dsl import ast
 from einfuse.dsl.diagnostics import syntax_error
 from einfuse.dsl.tokens import GRAMMAR, KEYWORDS
@@ -60,16 +61,22 @@ def grammar() -> Lark:
     text = GRAMMAR.read_text(encoding="utf-8")
     version = f"{sys.implementation.cache_tag} {lark.__version__}"
     name = hashlib.sha256(f"{version} {text}".encode()).hexdigest()[:16]
-    kept = GRAMMAR.parent / "__pycache__" / f"attn.{name}.tables"
+    return _tables(text, GRAMMAR.parent / "__pycache__" / f"attn.{name}.tables")
+
+
+def _tables(text: str, kept: Path) -> Lark:
+    """The parser of a grammar, from its tables where they are whole; else they are made, and kept in a folder that may be written to."""
     with contextlib.suppress(OSError):
-        return Lark.load(io.BytesIO(kept.read_bytes()))
+        body = opened(kept, kept.read_bytes())
+        if body is not None:
+            return Lark.load(io.BytesIO(body))
     made = Lark(text, parser="lalr", propagate_positions=True, maybe_placeholders=True)
     if not sys.dont_write_bytecode:
-        with contextlib.suppress(OSError):  # a folder that is not ours to write to
-            kept.parent.mkdir(exist_ok=True)
-            tables = io.BytesIO()
-            made.save(tables)
-            write_atomic(kept, tables.getvalue())
+        tables = io.BytesIO()
+        made.save(tables)
+        with contextlib.suppress(OSError):
+            kept.parent.mkdir(exist_ok=True)  # as Python makes it, for all who may read the grammar
+            write_atomic(kept, sealed(kept, tables.getvalue()))
     return made
 
 
