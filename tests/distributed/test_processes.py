@@ -24,14 +24,11 @@ CASES: list[tuple[str, str | None, tuple[str, ...], torch.dtype, tuple[int, ...]
     ("alibi", "columns", ("i", "j"), torch.float32, (6, 6, 1)),
     ("alibi", "states", ("j",), torch.bfloat16, (6, 6, 1)),
     ("sink", "states", ("j",), torch.float32, (1, 1, 11)),
-    ("sink", "columns", ("i", "j"), torch.float32, (1, 1, 11)),
     ("entmax15", "columns", ("i", "j"), torch.float32, (4, 5, 4)),
     ("talking_heads", "columns", ("i", "j"), torch.float32, (4, 5, 4)),
     ("gated_delta", "prefix", ("i",), torch.float32, (4, 5, 4)),
-    ("gated_delta", "heads", ("i",), torch.float32, (4, 5, 4)),
     ("mamba", "prefix", ("i",), torch.float32, (0, 7, 6)),
     ("retnet", "prefix", ("i",), torch.bfloat16, (4, 9, 0)),
-    ("window_linear", "prefix", ("i",), torch.float32, (4, 5, 4)),
 ]
 
 

@@ -56,9 +56,10 @@ def on_device(rank: int, size: int, given: Mapping[str, Any]) -> dict[str, torch
                 x = x.requires_grad_(x.is_floating_point())
             inputs[n] = x
         transport = sharded.transports["seq"]
-        here, values = sharded.asked(c, (), inputs)
-        taken = sharded.chosen(c, here, values)[0][1]
-        count, before = sharded.bytes(c, here, values, 0, taken), transport.sent
+        if not found:
+            here, values = sharded.asked(c, (), inputs)
+            count = sharded.bytes(c, here, values, 0, sharded.chosen(c, here, values)[0][1])
+        before = transport.sent
         outs = sharded(**inputs)
         outs = outs if isinstance(outs, tuple) else (outs,)
         w = weights_of(c, shape)
