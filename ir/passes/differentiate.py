@@ -29,10 +29,10 @@ from einfuse.ir.definitions import Definitions
 from einfuse.ir.derivative import derivative, log_derivative
 from einfuse.ir.errors import SpecError, TooLargeError
 from einfuse.ir.expr import call
-from einfuse.ir.functions import FUNCTIONS
 from einfuse.ir.nodes import Cascade, Einsum, Expr
 from einfuse.ir.passes.canonicalise import fold_ranks
 from einfuse.ir.rewrite import fresh, taken
+from einfuse.ir.sampling import BRANCHES, sample
 from einfuse.ir.spread import spread
 
 TIE = 4e-6  # points this near to a maximum (relatively) share its gradient: fp32 scores are not computed the same way twice
@@ -227,12 +227,17 @@ class _Reverse:
         return [p.map for p in self.parts.get(target.target, [])]
 
     def _vanishes(self, contributions: list[Expr]) -> bool:
-        """Is the sum zero for random values of all it reads? (Row scalars of the adjoint are seen through.)"""
+        """Is the sum zero for random values of all it reads, on every branch? (Row scalars of the adjoint are seen through.)
+
+        Where a maximum, an absolute value or a choice takes one of two branches, random values may never ask for the other, on which the
+        sum may be something else: so branches are drawn, too.
+        """
         e: Expr = ex.ZERO
         for c in contributions:
             e = call("+", e, self._seen_through(c))
-        for seed in range(3):
-            value, scale = _sample(e, random.Random(seed), {})
+        branches = 8 if any(x.op in BRANCHES for x in ex.walk(e)) else 0
+        for seed in range(3 + branches):
+            value, scale = sample(e, random.Random(seed), {}, None if seed < 3 else {})
             if math.isnan(value) or abs(value) > 1e-9 * max(scale, 1e-30):
                 return False
         return True
@@ -363,18 +368,3 @@ def _terms(e: Expr) -> list[tuple[int, Expr]]:
     if e.op == "neg":
         return [(-s, t) for s, t in _terms(e.args[0])]
     return [(1, e)]
-
-
-def _sample(e: Expr, rng: random.Random, values: dict[Expr, float]) -> tuple[float, float]:
-    """A random evaluation of ``e`` (leaves positive), and the largest magnitude met on the way."""
-    if e.op == "const":
-        return float(e.value), abs(float(e.value))  # type: ignore[arg-type]
-    if e.op in ex.LEAVES:
-        value = values.setdefault(e, rng.uniform(0.4, 2.0))
-        return value, abs(value)
-    parts = [_sample(a, rng, values) for a in e.args]
-    try:
-        value = float(FUNCTIONS[e.op].fold(*(p[0] for p in parts)))
-    except (ArithmeticError, ValueError, TypeError):
-        value = math.nan
-    return value, max(abs(value), *(p[1] for p in parts))

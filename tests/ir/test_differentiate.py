@@ -9,7 +9,8 @@ import corpus
 import pytest
 import torch
 
-from einfuse.ir import Scalar, SpecError, interpret, pipeline
+from einfuse import dsl
+from einfuse.ir import Cascade, Scalar, SpecError, interpret, pipeline
 from einfuse.ir.passes import canonicalise, differentiate
 from einfuse.ir.text import parse, show
 from einfuse.runtime.given import Given
@@ -18,9 +19,9 @@ from einfuse.runtime.scatter import accumulate
 Values = dict[str, torch.Tensor | Scalar]
 
 
-def derived(name: str, x: Values, directions: Mapping[str, torch.Tensor], fused: bool) -> dict[str, torch.Tensor]:
+def derived(c: Cascade, x: Values, directions: Mapping[str, torch.Tensor], fused: bool) -> dict[str, torch.Tensor]:
     """The gradients by the backward cascades, interpreted before or after they are fused themselves."""
-    canonical = canonicalise.run(corpus.cascade(name))
+    canonical = canonicalise.run(c)
     wanted = [t.name for t in canonical.inputs if t.dtype == "float" and not t.param]
     backward = differentiate.run(canonical, wanted)
     outs = (*canonical.outs, *(n for n in backward.saved if n not in canonical.outs))
@@ -38,10 +39,8 @@ def derived(name: str, x: Values, directions: Mapping[str, torch.Tensor], fused:
     return total
 
 
-@pytest.mark.parametrize("fused", [False, True], ids=["as derived", "fused"])
-@pytest.mark.parametrize("name", list(corpus.BODIES))
-def test_gradients_equal_autograd(name: str, fused: bool) -> None:
-    c = corpus.cascade(name)
+def agree(c: Cascade, fused: bool) -> None:
+    """Raises AssertionError where a derived gradient is not what torch finds through the interpreter."""
     x = corpus.inputs(c, seed=3, grad=True)
     truth = interpret(c, x, corpus.SIZES)
     generator = torch.Generator().manual_seed(4)
@@ -49,12 +48,44 @@ def test_gradients_equal_autograd(name: str, fused: bool) -> None:
     leaves = {n: v for n, v in x.items() if isinstance(v, torch.Tensor) and v.requires_grad}
     expected = torch.autograd.grad(list(truth.values()), list(leaves.values()), list(directions.values()), allow_unused=True)
     with torch.no_grad():
-        found = derived(name, x, directions, fused)
+        found = derived(c, x, directions, fused)
     for (n, leaf), g in zip(leaves.items(), expected, strict=True):
         g = torch.zeros_like(leaf) if g is None else g
         torch.testing.assert_close(
             found.get(n, torch.zeros_like(leaf)), g, rtol=1e-9, atol=1e-9, msg=lambda m, n=n: f"d {n}: {m}"
         )
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["as derived", "fused"])
+@pytest.mark.parametrize("name", list(corpus.BODIES))
+def test_gradients_equal_autograd(name: str, fused: bool) -> None:
+    agree(corpus.cascade(name), fused)
+
+
+BRANCHES = {
+    "a bound that shifts with the maximum": "sum[j](w * v) / max(sum[j](w), 12 * exp(-m))",
+    "a bound from above": "sum[j](w * v) / min(sum[j](w), 12 * exp(-m))",
+    "signs": "sum[j](w * u * v) / max(abs(sum[j](w * u)), exp(-m))",
+    "a choice": "sum[j](w * v) / (sum[j](w) if sum[j](w) > 12 * exp(-m) else exp(-m))",
+}
+"""Rows over which a maximum m cancels on every branch, though not by the same sums: mLSTM (Beck et al., 2024) divides by the third."""
+
+
+@pytest.mark.parametrize("row", BRANCHES.values(), ids=BRANCHES)
+def test_a_maximum_stabilises_on_every_branch_or_has_its_adjoint(row: str) -> None:
+    text = """attention f over b, h {
+  rank i: query; rank j: key; rank d: feature; rank e: feature
+  in q[b, h, i, d]
+  in k[b, h, j, d]
+  in v[b, h, j, e]
+  in u[b, j]
+  s = sum[d](q * k)
+  m = max[j](s)
+  w = exp(s - m)
+  o[i, e] = ROW
+  out o
+}""".replace("ROW", row)
+    agree(dsl.compile_text(text), fused=False)
 
 
 def test_a_deferred_statistic_costs_no_backward_pass() -> None:
