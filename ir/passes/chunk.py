@@ -117,6 +117,9 @@ def _reads(block: Block, scan: Fold) -> Reads:
     decays: dict[str, Decay] = {}
     for name, state in states.items():
         found = updates[name] = update(scan, state)
+        direct = ex.reads(found.decay).union(*(ex.reads(f) for parts in found.writes for f in parts)) & set(states)
+        if direct:
+            raise NotLinearError(f"the update of {name} needs the state {', '.join(sorted(direct))} at every point")
         decay = inline(found.decay, {n: y for n, y in pointwise.items() if not ex.reads(found.decay) & set(states)})
         if not ex.is_const(found.decay, 0):
             if len(ex.indices(decay) & set(state.ranks)) > 1:

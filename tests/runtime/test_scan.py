@@ -32,9 +32,26 @@ def started(name: str, backend: BackendName) -> Attention:
     return a.given({"initial"}) if "initial" in a.optional else a
 
 
-def test_every_recurrence_of_the_library_has_a_formula() -> None:
-    found = {s.name for s in einfuse.list_specs() if s.family == "linear"}
-    assert found == {*recurrences.RECURRENT, *recurrences.QUADRATIC}
+COUPLED = {
+    "what is below": "state S[d] = 0.5 * S + k; state M[d] = 0.5 * M + S",
+    "what is above": "state M[d] = 0.5 * M + S; state S[d] = 0.5 * S + k",
+    "a decay": "state S[d] = 0.5 * S + k; state M[d] = sigmoid(S) * M + k",
+    "by a statement": "state S[d] = 0.5 * S + k; t = 2 * S; state M[d] = 0.5 * M + t",
+}
+"""States that are updated by another one, as the momentum of Titans is (Behrouz et al., 2025)."""
+
+
+@pytest.mark.parametrize("update", COUPLED.values(), ids=COUPLED)
+def test_a_state_may_be_updated_by_another(update: str) -> None:
+    text = "attention f over b { rank i: query = N; rank d: feature; in k[b, i, d]; scan i { UPDATE; o = M }; out o }"
+    a = einfuse.compile(text.replace("UPDATE", update), backend="torch")
+    x = inputs(a, 9)["k"].requires_grad_()
+    found, wanted = a(x), a.reference(x)
+    assert isinstance(found, torch.Tensor)
+    assert isinstance(wanted, torch.Tensor)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    gradients = (torch.autograd.grad(o.sin().sum(), x)[0] for o in (found, wanted))
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", recurrences.RECURRENT)
