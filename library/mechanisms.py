@@ -18,7 +18,9 @@ A3   Transformer in Transformer      | full                        | InnerOuterA
 A4   D-Former                        | volume_window               | VolumeAttention
 A5   DRSformer                       | channel_topk                | TopKChannelAttention
 A6   DuoFormer                       | full                        | ScalePatchAttention
+A7   BUS (a reading)             | cross                       | TextGuidedSummary
 A8   CrossViT                        | full                        | CrossBranchAttention
+A9   AxFormer                    | kept_weights                |
 A10  Patch perturbations             | tempered                    |
 A11  DRCT                            | swin_window                 | SwinAttention
 A12  URPE                            | urpe                        | UrpeAttention
@@ -49,9 +51,11 @@ A36  SAM2Act                         | full cross                  | MemoryAtten
 A37  EcoFormer                       | hashed_codes                |
 A38  ShiftAddViT                     | linear_angular              |
 A39  DLGSANet                        | channel_relu                | SparseChannelAttention
+A40  IA-RED^2                    | padding                     | PolicyDropping
 A41  Inception Transformer           | full                        | InceptionMixer
 A42  BatchFormer                     | full                        | BatchAttention
 A43  FIT                             | full causal graph cross     | InterleavedAttention
+A45  TiC (its convolution)       | padded_window               |
 A46  FiTv2                           | rope_2d                     |
 A47  DeFTAN-II                       | efficient                   |
 A48  MCTF                            | sized_keys                  | MergingAttention
@@ -76,8 +80,10 @@ A68  HAN (layer attention)           | tempered                    | LayerAttent
 A69  DAN                             | decoupled                   |
 A70  RIN                             | interface full                  | SharedReadAttention
 A71  Dual aggregation                | rectangles channel_cosine   | DualAggregation
+A73  Sparsifiner                 | low_rank_mask               |
 A74  TransNeXt                       | aggregated                  |
 A76  Coarse-to-fine attention        | coarse_to_fine              |
+A77  Routing Transformer         | clusters                    |
 A79  Input combination (flat)        | two_sources                 |
 A80  ULSAM                           | map_gate                    | SubspaceAttention
 A81  Sliding-window convolutions     | neighborhood                |
@@ -90,6 +96,7 @@ A88  ParaFormer                      | self_and_cross              | ParallelAtt
 A89  Pay better attention            | full                        | EfficientAttention SuperAttention
 A90  RCAN                            | squeeze                     |
 A91  Stack attention                 | stack                       | StackAttention
+A92  Cross-lingual positions     | full                        | ReorderedPositions
 A93  BiFormer                        | routed_regions              | RoutedRegionAttention
 A94  Selfie                          | full                        | SummaryTokenPooling
 A95  FasterViT                       | carriers head_bias          | CarrierTokenAttention
@@ -124,7 +131,9 @@ A127 Token Pooling                   | sized_keys column_sums      | TokenPoolin
 A128 SATRN                           | full                        | AdaptivePositionAttention
 A129 Shaped transformer              | shaped                      | ShapedAttention
 A130 Length-scaled temperature       | length_scaled               | LengthScaledAttention
+A131 MRA                         | multi_resolution            |
 A132 Uniform attention               | uniform                     | UniformMixing
+A133 SEMICON (its channels)      | channel_root                |
 A134 SANA                            | relu_linear                 |
 A136 Latent alignment (exact)        | latent_alignment            |
 A139 CrossMAE                        | cross                       |
@@ -135,6 +144,7 @@ A143 NAT, DiNAT                      | neighborhood neighbourhood neighbourhood_
 A144 Conditioning on knowledge       | additive                    | ConditionedPooling
 A145 AttnGAN's DAMSM                 | two_axes                    |
 A146 Native sparse attention         | block_summaries chosen_blocks sliding_window | NativeSparseAttention
+A147 All-to-key attention        | cross nearest_region        | AllToKeyAttention
 A148 Fisher information embedding    | fisher                      |
 A149 Lightning Attention             | retention packed_linear     | LightningAttention
 A150 ViCo                            | cross                       | OtsuCrossAttention
@@ -151,6 +161,8 @@ A161 Sparse VideoGen                 | video_heads                 | VideoHeadsA
 A162 Multi-query attention           | gqa rope                    | RotaryAttention
 A163 Sparse Transformers             | strided fixed               |
 A164 Length-induced collapse         | tempered                    |
+A165 SkipViT                     | one_row                     | SkippingTokens
+A166 Token mergence (a reading)  | one_row                     | ImportanceMerging
 A167 Recurrent nets with attention   | additive                    | AdditiveAttention
 A168 TaylorShift                     | taylor_shift taylor2        | TaylorShiftAttention
 A169 ConvBERT                        | dynamic_convolution padding | MixedAttention
@@ -165,15 +177,18 @@ A177 Inequality of heads (at random) | head_dropout                | HeadDropout
 A178 StyleDiffusion                  | cross                       |
 A179 HelloMeme                       | cross                       | KnittingAttention
 A180 CoCA                            | coca                        | CollinearAttention
+A181 HeadRouter                  | full                        | RoutedHeads
 A182 U-DiT                           | rope_2d                     | CosetAttention
 A183 CAN                             | additive_map                | CoverageAttention
 B3   MetaFormer (PoolFormer)         | pooling                     |
 B4   LMUFormer (its memory)          | lmu                         |
 B6   Delta rule                      | delta gated_delta           | DeltaNetAttention
+B9   Paraformer (its firing)     | integrate_and_fire          |
 B10  MetaFormer baselines            | constant_map                |
 B13  Mamba                           | mamba                       |
 B14  Extractors (a reading)          | position_sum                |
 B20  MLP-Mixer                       | token_mlp                   |
+B21  NiNformer                   | token_mlp                   | GatedTokenMixer
 B23  Aaren                           | prefix_query                | AarenAttention
 """
 

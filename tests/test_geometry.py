@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -229,6 +230,50 @@ def video_heads(n: int, temporal: Tensor, pixels: int = 64, text: int = 0, frame
     return torch.where(temporal[..., None, None], across, spatial) | read
 
 
+def block_diffusion(n: int, width: int = 4) -> Tensor:
+    """By the paper's three parts: own blocks of the noised half, clean blocks before, clean blocks up to the own one."""
+    half = (n + 1) // 2
+    own = torch.block_diag(*[torch.ones(min(width, half - s), min(width, half - s)) for s in range(0, half, width)]).bool()
+    block = torch.arange(half) // width
+    upto = block[:, None] >= block
+    return torch.cat([torch.cat([own, upto & ~own], 1), torch.cat([torch.zeros_like(own), upto], 1)])[:n, :n]
+
+
+def any_order(n: int, turn: Tensor) -> Tensor:
+    return (turn[:, None] <= turn[:, :, None])[:, None]
+
+
+def tree(n: int, last: Tensor) -> Tensor:
+    i, j = line(n)
+    return ((j <= i) & (i <= last[:, None]))[:, None]
+
+
+def sliding_tile(n: int, frames: int, rows: int, columns: int, box: int, reach: int) -> Tensor:
+    """A box and those around it, in every direction; a window that would leave the video is moved inside."""
+    out = torch.ones(n, n, dtype=torch.bool)
+    at = torch.arange(n) // box
+    for size, place in ((frames, at // (rows * columns)), (rows, at // columns % rows), (columns, at % columns)):
+        wide = min(2 * reach + 1, size)
+        start = (place - wide // 2).clamp(0, size - wide)[:, None]
+        out &= (place >= start) & (place < start + wide)
+    return out
+
+
+def radial(n: int, pixels: int) -> Tensor:
+    """As the paper's formula of the mask, frame by frame."""
+    out = torch.zeros(n, n, dtype=torch.bool)
+    place = torch.arange(n) % pixels
+    near = (place[:, None] - place).abs()
+    for x in range(0, n, pixels):
+        for y in range(0, n, pixels):
+            apart = abs(x - y) // pixels
+            power = 2 ** int(math.log2(max(apart, 1)))
+            pair = slice(x, x + pixels), slice(y, y + pixels)
+            diagonal = (near[pair] == 0) & (apart % math.ceil(power / pixels) == 0)
+            out[pair] = (near[pair] + 1 <= pixels / power) | diagonal | (y == 0)
+    return out
+
+
 CASES: dict[str, tuple[Mask, dict[str, Any]]] = {
     "neighbourhood": (neighbourhood, {"window": 7}),
     "neighbourhood dilated": (neighbourhood, {"window": 5, "dilation": 3}),
@@ -261,6 +306,11 @@ CASES: dict[str, tuple[Mask, dict[str, Any]]] = {
     "prefix": (prefix, {}),
     "document": (document, {}),
     "token_masking": (token_masking, {"rate": 0.4, "seed": 5}),
+    "block_diffusion": (block_diffusion, {"width": 8}),
+    "any_order": (any_order, {}),
+    "tree": (tree, {}),
+    "sliding_tile": (sliding_tile, {"frames": 10, "rows": 5, "columns": 5, "box": 4, "reach": 1}),
+    "radial": (radial, {"pixels": 9}),
     "video_heads": (video_heads, {"pixels": 24, "text": 9, "frames": 0, "places": 2}),
 }
 
@@ -280,6 +330,8 @@ def tables(name: str, n: int) -> dict[str, Tensor]:
         "live": lambda: torch.rand(HEADS, -(-n // 32), -(-n // 32), generator=random) < 0.4,
         "prefix": lambda: torch.tensor([0, 40]),
         "temporal": lambda: torch.tensor([[True, False, True], [False, False, True]]),
+        "turn": lambda: torch.stack([torch.randperm(n, generator=random) for _ in range(2)]),
+        "last": lambda: torch.arange(n) + torch.randint(0, 9, (2, n), generator=random),
         "pad": lambda: torch.rand(2, n, generator=random) < 0.8,
         "doc": lambda: torch.rand(2, n, generator=random).mul(5).long().sort(-1).values,
     }
@@ -335,7 +387,16 @@ def test_values_and_tiles(name: str, n: int) -> None:
     assert n < 100 or (found == exact).mean() >= PRECISION.get(name, 1.0)
 
 
-PRECISION = {"neighbourhood_2d dilated": 0.9, "halo": 0.98, "swin": 0.84, "video_heads": 0.98, "token_masking": 0.9}
+PRECISION = {
+    "neighbourhood_2d dilated": 0.9,
+    "halo": 0.98,
+    "swin": 0.84,
+    "video_heads": 0.98,
+    "token_masking": 0.9,
+    "sliding_tile": 0.98,
+    "radial": 0.98,
+    "block_diffusion": 0.95,
+}
 """The share of tiles found exactly, where it is not all: grids whose rows the tiles do not follow, and what only counters know."""
 
 

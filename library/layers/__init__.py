@@ -15,6 +15,14 @@ from einfuse.library.layers.choosing import ShiftedGroupAttention as ShiftedGrou
 from einfuse.library.layers.choosing import VideoHeadsAttention as VideoHeadsAttention
 from einfuse.library.layers.common import Attending as Attending
 from einfuse.library.layers.convolving import MixedAttention as MixedAttention
+from einfuse.library.layers.dropping import AllToKeyAttention as AllToKeyAttention
+from einfuse.library.layers.dropping import GatedTokenMixer as GatedTokenMixer
+from einfuse.library.layers.dropping import ImportanceMerging as ImportanceMerging
+from einfuse.library.layers.dropping import PolicyDropping as PolicyDropping
+from einfuse.library.layers.dropping import ReorderedPositions as ReorderedPositions
+from einfuse.library.layers.dropping import RoutedHeads as RoutedHeads
+from einfuse.library.layers.dropping import SkippingTokens as SkippingTokens
+from einfuse.library.layers.dropping import TextGuidedSummary as TextGuidedSummary
 from einfuse.library.layers.gates import BranchMix as BranchMix
 from einfuse.library.layers.gates import ConvolutionalBlockAttention as ConvolutionalBlockAttention
 from einfuse.library.layers.gates import GlobalContext as GlobalContext

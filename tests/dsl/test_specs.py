@@ -152,27 +152,6 @@ def drawn(cascade_inputs: Sequence[tuple[str, list[int], str]]) -> dict[str, Ten
     return out
 
 
-GEOMETRY = {n for n, p in SPECS.items() if p.parent.name == "masks"} | {"edges"}
-"""Masks, and graphs as lists, which tests/test_geometry.py holds against whole matrices."""
-
-
-def test_every_spec_has_a_formula() -> None:
-    elsewhere = {n for n, p in SPECS.items() if p.parent.name in BESIDE}
-    assert set(SPECS) - elsewhere - GEOMETRY - in_layers() <= set(WEIGHTS)
-
-
-BESIDE = {"linear", "shapes", "normaliser", "selection", "mixers", "scores", "streams", "gates"}
-"""Families that tests/runtime/recurrences.py and tests/library/test_shapes.py, test_normalisers.py and test_catalogue_specs.py hold
-against formulas."""
-
-
-def in_layers() -> set[str]:
-    """Specs of layers, which tests/library/ holds against formulas of their papers."""
-    from einfuse.library.table import built_on
-
-    return {spec for specs in built_on().values() for spec in specs}
-
-
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_spec_against_its_formula(name: str) -> None:
     module = dsl.parse(dsl.read_spec(SPECS[name]), SPECS[name].name)

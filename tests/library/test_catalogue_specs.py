@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-import test_selection
 import torch
 from draws import drawn
 from torch import Tensor
 from torch.nn import functional as F
 
 import einfuse
-from einfuse.runtime.specs import library
 from einfuse.runtime.verify import Shape, example_inputs
 
-FAMILIES = ("selection", "mixers", "scores", "streams", "gates")
 SHAPE = Shape(2, 2, 9, 13, (6, 5), 1)
-SPECS: dict[str, Path] = {n: p for n, p in library().items() if p.parent.name in FAMILIES}
 NQ, NK = SHAPE.queries, SHAPE.keys
 ROW, COLUMN = torch.arange(NQ)[:, None], torch.arange(NK)[None]
 X = dict[str, Tensor]
@@ -308,10 +303,6 @@ def inputs(name: str) -> X:
     if name == "live_or_all":
         x["live"][:, 3] = False
     return x
-
-
-def test_every_spec_has_a_formula() -> None:
-    assert set(SPECS) == set(FORMULAS) | set(test_selection.CASES)
 
 
 @pytest.mark.parametrize("name", FORMULAS)

@@ -14,8 +14,8 @@ from einfuse.ir import Einsum
 from einfuse.ir.text import show
 from einfuse.library import layers, table, tested
 
-BARE = {"Attending", "TransformerBlock", "TripletAttention"}
-"""The base class of all, a block around any of them, and a gate of convolutions in plain torch."""
+BARE = {"Attending", "SkippingTokens", "TransformerBlock", "TripletAttention"}
+"""The base class of all, a way around any module, a block around any layer, and a gate of convolutions in plain torch."""
 README = Path(table.__file__).resolve().parent / "README.md"
 
 
