@@ -193,7 +193,11 @@ class Entry:
 
     used: float
     size: int
-    path: Path
+    place: str
+
+    @property
+    def path(self) -> Path:
+        return Path(self.place)
 
     @property
     def kind(self) -> str:
@@ -219,8 +223,8 @@ def entries(root: Path) -> list[Entry]:
                 state = x.stat(follow_symlinks=False)
             except OSError:
                 continue  # renamed or removed meanwhile
-            found.append(Entry(state.st_mtime, state.st_size, Path(x.path)))
-    return sorted(found, key=lambda x: (x.used, x.path))
+            found.append(Entry(state.st_mtime, state.st_size, x.path))
+    return sorted(found, key=lambda x: (x.used, x.place))
 
 
 def _listed(path: Path | str) -> list[os.DirEntry[str]]:
@@ -240,7 +244,7 @@ def trim(most: int) -> None:
     total = sum(x.size for x in found)
     left = LEFT * most if total > most else total
     for x in found:
-        gone = x.used < latest - STALE if x.path.suffix == files.PART else total > left
+        gone = x.used < latest - STALE if x.place.endswith(files.PART) else total > left
         if gone and remove(x):
             total -= x.size
 

@@ -72,12 +72,27 @@ def test_what_no_rounding_reaches_is_allowed_none() -> None:
 
 def test_several_draws_at_once_are_as_large_as_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     together = trial("alibi")
-    assert together._parts() == [bound.DRAWS]
+    assert together._parts() == [1, bound.DRAWS - 1]
     monkeypatch.setattr(bound, "POINTS", 1)
     apart = trial("alibi")
     assert apart._parts() == [1] * bound.DRAWS
     for what, most in together.spread.items():
         assert most / 3 < apart.spread[what] < 3 * most, what
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_brief_trial_comes_to_the_same_verdicts(dtype: torch.dtype) -> None:
+    whole = trial("alibi", dtype)
+    for what, truth in whole.truth.items():
+        allowed = whole.compared(what, truth).allowed
+        for part in (0.0, 0.4, 0.99, 1.01, 10.0, math.inf):
+            found = truth.clone()
+            found.view(-1)[0] += part * allowed
+            brief = replace(whole, brief=True)
+            seen = brief.compared(what, found)
+            assert seen.ok == whole.compared(what, found).ok == (part < 1), (what, part)
+            assert seen.allowed <= allowed
+            assert "spread" not in vars(brief) or part > 0.3, "most results need no more than a draw"
 
 
 def test_inf_and_nan_never_pass() -> None:

@@ -30,7 +30,7 @@ def test_windows_give_the_gradient(name: str, rows: int, monkeypatch: pytest.Mon
     shape = None if name in ("swin_window", "neighborhood") else SHAPE
     attention = einfuse.compile(name)
     attention.program.graphs.clear()  # of other windows
-    found = einfuse.verify(attention, backends=["torch"], dtypes=["float32"], shape=shape)
+    found = einfuse.verify(attention, backends=["torch"], dtypes=["float32"], shape=shape, brief=True)
     assert found.ok, [r for r in found.rows if not r.ok]
 
 
@@ -39,7 +39,7 @@ def test_windows_give_the_gradient(name: str, rows: int, monkeypatch: pytest.Mon
 def test_windows_in_compiled_kernels(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs, "MOST_ELEMENTS", 1)
     monkeypatch.setattr(pairs, "FEWEST_ROWS", 20)
-    found = einfuse.verify(einfuse.compile("t5_bias"), backends=[backend], dtypes=["float32"], shape=SHAPE)  # type: ignore[list-item]
+    found = einfuse.verify(einfuse.compile("t5_bias"), backends=[backend], dtypes=["float32"], shape=SHAPE, brief=True)  # type: ignore[list-item]
     assert found.ok, [r for r in found.rows if not r.ok]
 
 
@@ -58,7 +58,7 @@ def test_a_table_that_is_itself_the_weight_of_the_points_it_is_read_at(factor: s
   out o
 }}"""
     shape = Shape(batch=2, heads=2, queries=37, keys=45, widths=(4,), group=1)
-    found = einfuse.verify(einfuse.compile(text), backends=["torch"], dtypes=["float32"], shape=shape)
+    found = einfuse.verify(einfuse.compile(text), backends=["torch"], dtypes=["float32"], shape=shape, brief=True)
     assert found.ok, [r for r in found.rows if not r.ok]
 
 
@@ -220,5 +220,5 @@ def test_differentiate_still_gives_a_dense_gradient_where_the_input_is_dense() -
 def test_a_loop_that_keeps_nothing_gives_out_pairs() -> None:
     """The gradient of a filter for every row has an entry for every pair, and no sum."""
     attention = einfuse.compile("dynamic_convolution")
-    found = einfuse.verify(attention, backends=["torch"], dtypes=["float32"], shape=Shape(2, 2, 9, 11, (4, 5), 1))
+    found = einfuse.verify(attention, backends=["torch"], dtypes=["float32"], shape=Shape(2, 2, 9, 11, (4, 5), 1), brief=True)
     assert found.ok, [r for r in found.rows if not r.ok]
