@@ -10,7 +10,7 @@ points, so the comparison of its coordinates with its size goes too. Folds over 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -95,13 +95,17 @@ class _Writer:
         self.region(fold.bounds)  # what the regions after it read; the rest goes with the loop
         for s in fold.states:
             self.new[s.value.name] = self.constant(s.init, s.value.dtype)
-        self.region(phase.body)
+        self.region(phase.body, {s.value.name for s in fold.states if s.init == 0})
         ends = [self.new.get(u.name, u) for u in phase.updates]
         for s, end in zip(fold.states, ends, strict=True):
             self.new[s.value.name] = end
 
-    def region(self, region: Region) -> None:
+    def region(self, region: Region, empty: Collection[str] = ()) -> None:
+        """The operations of a region; of the ``empty`` states nothing has been added up, and nothing is moved to a new reference."""
         for op in region:
+            if isinstance(op, Map) and op.fn == "*" and any(a.name in empty for a in op.args):
+                self.new[op.out.name] = self.constant(0.0, op.out.dtype)
+                continue
             op = self.spread(op, renamed(op, self.new))
             if isinstance(op, Store):
                 self.ops.append(op)

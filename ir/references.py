@@ -46,15 +46,25 @@ def vanishes(f: Fold, y: State, dead: Sequence[State]) -> bool:
     return ex.is_const(ex.substitute(y.map, one), 0)
 
 
+def floored(f: Fold, e: Expr) -> bool:
+    """Whether ``e`` is a finite number while the largest and smallest values of the fold that it reads are infinite, as max(m, 0) is."""
+    return _finite(e, {y.target: y for y in f.body if isinstance(y, State) and y.red in ORDER})
+
+
 def _unless_finite(e: Expr, states: dict[str, State]) -> set[str]:
-    """The names that ``e`` reads, but for what is a finite number while the states are infinite, such as max(m, 0)."""
+    """The names that ``e`` reads, but for what is a finite number while the states are infinite."""
 
     def one(part: Expr) -> Expr | None:
         if part.op in ex.LEAVES or ex.names(part, "new") or not ex.reads(part) & states.keys():
             return None
-        found = ex.substitute(
-            part, lambda x: ex.const(ex.MONOIDS[states[x.name].red]) if x.op == "load" and x.name in states else None
-        )
-        return ex.ZERO if isinstance(found.value, int | float) and math.isfinite(found.value) and found.op == "const" else None
+        return ex.ZERO if _finite(part, states) else None
 
     return ex.reads(ex.substitute(e, one))
+
+
+def _finite(e: Expr, states: dict[str, State]) -> bool:
+    def begun(x: Expr) -> Expr | None:
+        return ex.const(ex.MONOIDS[states[x.name].red]) if x.op in ("load", "new") and x.name in states else None
+
+    found = ex.substitute(e, begun)
+    return found.op == "const" and isinstance(found.value, int | float) and math.isfinite(found.value)

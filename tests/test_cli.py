@@ -198,7 +198,7 @@ def test_opt_says_what_is_wrong(capsys: pytest.CaptureFixture[str], good: str, t
 def test_passes(capsys: pytest.CaptureFixture[str], good: str) -> None:
     found = reported(capsys, "passes", good)
     assert set(found) == {"name", "rank", "before", "after", "reads", "carries", "linear"}
-    assert found["linear"] == "no linear form: m is a max over j of what depends on i and j, and no sum"
+    assert found["linear"] == "no linear form: s_max is a max over j of what depends on i and j, and no sum"
     assert (found["name"], found["rank"], found["before"], found["after"], found["reads"]) == ("mine", "j", 3, 1, [])
     assert {"m"} == {c["statistic"] for c in found["carries"] if c["how"] == "carry"}
     assert main(["passes", good]) == 0
@@ -212,7 +212,7 @@ def test_the_linear_form_is_shown(capsys: pytest.CaptureFixture[str], good: str)
     assert main(["ir", "taylor_shift", "--form", "linear", "--size", "D=8"]) == 0
     assert "rank r: key = 49" in capsys.readouterr().out
     assert main(["ir", good, "--form", "linear"]) == 1
-    assert "mine has no linear form: m is a max over j" in capsys.readouterr().err
+    assert "mine has no linear form: s_max is a max over j" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("backend", "mark"), [("cpu", "#include"), ("triton", "@triton.jit"), ("torch", "import torch")])

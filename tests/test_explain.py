@@ -75,4 +75,4 @@ def test_the_crossover_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     keys = 2 * 4 * 2177 * 65 // (128 * 2) + 1  # the state is read and written in fp32, a key and its value are 128 numbers
     assert f"fewer bytes than a query that reads {keys} keys" in " ".join(capsys.readouterr().out.split())
     assert main(["explain", "causal", "--shape", "1,2,512,512"]) == 0
-    assert "no linear form: m is a max over j" in " ".join(capsys.readouterr().out.split())
+    assert "no linear form: s_max is a max over j" in " ".join(capsys.readouterr().out.split())

@@ -6,7 +6,7 @@ not change in a loop leaves it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
@@ -107,6 +107,8 @@ class Blocks:
         return out
 
     def map(self, fn: str, *args: Value, name: str = "t") -> Value:
+        if fn == "stop":  # there are no derivatives of kernels
+            return args[0]
         args = self._converted(fn, args)
         dtype = _result(fn, args)
         if fn == "/" and set(args[1].dims) < set(args[0].dims) and args[1].name not in self._extrema:
@@ -114,9 +116,16 @@ class Blocks:
             return self.map("*", args[0], self.map("/", self.const(1.0), args[1]), name=name)
         dims = self.spanned(args)
         out = self.emit(kp.Map(Value(name, dims, dtype), fn, args, name != "t"), args)
-        if dims and (fn in ("max", "min") or (fn in ("stop", "copy") and args[0].name in self._extrema)):
+        if dims and self._is_extreme(fn, args):
             self._extrema.add(out.name)
         return out
+
+    def _is_extreme(self, fn: str, args: Sequence[Value]) -> bool:
+        """Whether the result is the largest or smallest of something; ``max(l, 0.5)`` is not, where l is none."""
+        known = [a.name in self._extrema for a in args]
+        if fn in ("max", "min"):
+            return any(known) or not any(a.name in self._literals for a in args)
+        return fn == "copy" and known[0]
 
     def as_float(self, a: Value) -> Value:
         if a.dtype == "float":

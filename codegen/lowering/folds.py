@@ -8,7 +8,7 @@ from einfuse.codegen import plan as kp
 from einfuse.codegen.lowering.blocks import Scope
 from einfuse.codegen.lowering.expressions import Expressions
 from einfuse.codegen.lowering.statements import einsum
-from einfuse.codegen.lowering.states import Block, reference, referring, updated
+from einfuse.codegen.lowering.states import Block, finite, reference, referring, updated
 from einfuse.codegen.plan import Value
 from einfuse.ir import MONOIDS, Fold, State, call, conjunction
 from einfuse.ir import index as coordinate
@@ -95,7 +95,7 @@ def _body(e: Expressions, f: Fold, olds: dict[str, Value], masked: bool) -> _Bod
         at = Block(f, olds, _mask(e, f) if masked else None)
         for y in f.body:
             if y.target in scalars:
-                value = e.blocks.finite(e.value(y.map, "t", {**e.env, **at.news}))
+                value = finite(e, f, y.map, e.value(y.map, "t", {**e.env, **at.news}))
                 e.define(y.target, y.ranks, value)
                 continue
             y = replace(y, map=referring(e, f, y.map, {**e.env, **at.news}))

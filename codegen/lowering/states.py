@@ -18,7 +18,7 @@ from einfuse.ir import index as coordinate
 from einfuse.ir.derivation import ORDER
 from einfuse.ir.expr import LEAVES, TRUE, indices, names, reads, substitute, walk
 from einfuse.ir.projection import diagonal, projection
-from einfuse.ir.references import reviving, vanishes
+from einfuse.ir.references import floored, reviving, vanishes
 from einfuse.ir.statements import lets
 
 
@@ -52,9 +52,14 @@ def reference(e: Expressions, y: State, value: Value) -> Value:
     return e.blocks.unlike(value, MONOIDS[y.red]) if y.red in ORDER else value
 
 
+def finite(e: Expressions, f: Fold, x: Expr, value: Value) -> Value:
+    """The ``value`` of ``x`` as differences from it are taken: 0 where it may be no number."""
+    return value if floored(f, x) else e.blocks.finite(value)
+
+
 def referring(e: Expressions, f: Fold, x: Expr, raw: Mapping[str, Value], op: str = "load") -> Expr:
     """``x`` with its largest parts that are of a row alone, such as ``max(m, 0)``, as references: of the largest value as it is, and 0
-    where that is no number. ``raw`` tells statements as they are, whose values ``x`` reads by ``op``."""
+    where that may be no number. ``raw`` tells statements as they are, whose values ``x`` reads by ``op``."""
     states = {y.target for y in f.body if isinstance(y, State) and y.red in ORDER}
     columns = {y.target for y in f.body if isinstance(y, Einsum) and f.rank in y.ranks}
     other = {"load": "new", "new": "load"}[op]
@@ -65,7 +70,7 @@ def referring(e: Expressions, f: Fold, x: Expr, raw: Mapping[str, Value], op: st
         if f.rank in indices(part) or reads(part) & columns:
             return None
         name = e.blocks.fresh("reference")
-        e.define(name, (), e.blocks.finite(e.value(part, env=raw, new=raw)))
+        e.define(name, (), finite(e, f, part, e.value(part, env=raw, new=raw)))
         return Expr("load", (), name)
 
     return substitute(x, whole) if states else x
@@ -168,7 +173,7 @@ def _before(e: Expressions, carry: Expr, at: Block) -> dict[str, Value]:
     env = {**e.env, **at.olds}
     for z in known:
         if z.target in moving:
-            env[z.target] = e.blocks.finite(e.value(z.map, env=env))
+            env[z.target] = finite(e, at.fold, z.map, e.value(z.map, env=env))
     return env
 
 

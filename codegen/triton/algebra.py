@@ -208,10 +208,16 @@ class _Writer:
         chosen = self.known.selections.get((live.name, y.name))
         if chosen is None or chosen.dims != op.out.dims:
             return op
-        nothing = self.const(-math.inf, "float")
-        empty = self.new("empty", m.dims, "bool", "==", m, nothing)
-        finite = self.new(f"{m.name}_finite", m.dims, "float", "select", empty, self.const(0.0, "float"), m)
-        return Map(op.out, EXP_DIFFERENCE, (chosen, finite, *c))
+        return Map(op.out, EXP_DIFFERENCE, (chosen, self.finite(m), *c))
+
+    def finite(self, m: Value) -> Value:
+        """A reference, 0 where it is minus infinity: of a row without a live point, and without a floor."""
+        floor = self.known.map(m, "max")
+        levels = [self.known.literal(x) for x in floor.args] if floor else []
+        if any(isinstance(x, int | float) and x > -math.inf for x in levels):
+            return m
+        empty = self.new("empty", m.dims, "bool", "==", m, self.const(-math.inf, "float"))
+        return self.new(f"{m.name}_finite", m.dims, "float", "select", empty, self.const(0.0, "float"), m)
 
     # -- masks -----------------------------------------------------------------------------------------------------------------
 

@@ -190,7 +190,11 @@ class _Surgeon:
             if not simple:
                 value = ex.at(name, x.ranks)
                 empty = ex.call("==", value, ex.const(0.0))  # a sum over nothing is 0 whatever the factor
-                term = value if acc.post == ex.ONE else ex.call("select", empty, ex.const(0.0), _times(value, acc.post))
+                term = (
+                    _times(value, acc.post)
+                    if _finite(acc.post)
+                    else ex.call("select", empty, ex.const(0.0), _times(value, acc.post))
+                )
                 total = term if total is None else ex.call("+", total, term)
         return states, total
 
@@ -240,6 +244,18 @@ def cascade_rest(cascade: Cascade, mine: set[str]) -> list[Statement]:
 def _times(value: Expr, post: Expr) -> Expr:
     over, under = ex.quotient(post)
     return ex.fraction([value, *over], under)
+
+
+def _finite(post: Expr) -> bool:
+    """Whether a factor is a number whatever the statistics are: 1, or 1 / max(l, c) for a positive c."""
+    over, under = ex.quotient(post)
+    return all(f.op == "const" for f in over) and all(_positive(f) for f in under)
+
+
+def _positive(e: Expr) -> bool:
+    if e.op == "max":
+        return any(map(_positive, e.args))
+    return e.op == "const" and isinstance(e.value, int | float) and 0 < e.value < math.inf
 
 
 def _all_reads(x: Statement) -> set[str]:

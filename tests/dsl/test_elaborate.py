@@ -46,10 +46,11 @@ def test_the_whole_of_an_attention() -> None:
   param window: int = 256
   qk[i, j] = sum[d] q[b, h, i, d] * k[b, h // group, j, d]
   s[i, j] = qk[i, j] / sqrt(D) + slope[h] * (j - i) where j <= i and i - j < window[]
-  m[i] = max[j] s[i, j]
+  s_max[i] = max[j] s[i, j]
+  m[i] = max(stop(s_max[i]), (-1e+38))
   p[i, j] = exp(s[i, j] - m[i])
   p_sum[i] = sum[j] p[i, j]
-  softmax[i, j] = p[i, j] / p_sum[i]
+  softmax[i, j] = p[i, j] / max(p_sum[i], 0.5)
   o[i, e] = sum[j] softmax[i, j] * v[b, h // group, j, e]
   out o
 }"""
@@ -238,15 +239,17 @@ def test_names_of_definitions_stay_out_of_the_way(body: Body) -> None:
     text = "  m = sum[d](q * k)\n  p = softmax[j](m)\n  r = softmax[j](m + 1)\n  out p, r"
     assert body(text) == [
         "m[i, j] = sum[d] q[b, h, i, d] * k[b, h // group, j, d]",
-        "m_1[i] = max[j] m[i, j]",
+        "m_max[i] = max[j] m[i, j]",
+        "m_1[i] = max(stop(m_max[i]), (-1e+38))",
         "p_1[i, j] = exp(m[i, j] - m_1[i])",
         "p_1_sum[i] = sum[j] p_1[i, j]",
-        "p[i, j] = p_1[i, j] / p_1_sum[i]",
+        "p[i, j] = p_1[i, j] / max(p_1_sum[i], 0.5)",
         "s[i, j] = m[i, j] + 1",
-        "m_2[i] = max[j] s[i, j]",
+        "s_max[i] = max[j] s[i, j]",
+        "m_2[i] = max(stop(s_max[i]), (-1e+38))",
         "p_2[i, j] = exp(s[i, j] - m_2[i])",
         "p_2_sum[i] = sum[j] p_2[i, j]",
-        "r[i, j] = p_2[i, j] / p_2_sum[i]",
+        "r[i, j] = p_2[i, j] / max(p_2_sum[i], 0.5)",
     ]
 
 

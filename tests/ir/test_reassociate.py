@@ -137,7 +137,7 @@ def test_the_rank_is_counted(p: str, rank: str, at_4: int) -> None:
     [
         (f"{S}\n  o = sum[j](exp(s) * v)\n  out o", "no finite rank across i | j"),
         (f"{S}\n  o = sum[j](relu(s) * v)\n  out o", "no finite rank across i | j"),
-        (f"{S}\n  o = sum[j](softmax[j](s) * v)\n  out o", "m is a max over j"),
+        (f"{S}\n  o = sum[j](softmax[j](s) * v)\n  out o", "s_max is a max over j"),
         (f"{S} where 0 <= i - j and i - j < 4\n  o = sum[j](s * v)\n  out o", "under `i - j < 4` no running sum"),
         (f"{S} where j <= i + 1\n  o = sum[j](s * v)\n  out o", "under `j <= i \\+ 1` no running sum"),
         (f"{S} + bias\n  o = sum[j](s * v)\n  out o", "bias.* is a tensor over i and j"),

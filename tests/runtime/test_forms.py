@@ -124,7 +124,7 @@ def test_a_linear_form_goes_token_by_token(name: str) -> None:
 
 
 def test_without_a_linear_form_none_can_be_asked_for() -> None:
-    with pytest.raises(einfuse.SpecError, match="causal has no linear form: m is a max over j"):
+    with pytest.raises(einfuse.SpecError, match="causal has no linear form: s_max is a max over j"):
         einfuse.compile("causal", form="linear")
     attention = einfuse.compile("causal")
     assert attention.forms.found is None

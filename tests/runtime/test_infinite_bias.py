@@ -24,6 +24,7 @@ HEAD = """attention biased over b, h {
 """
 NORMALISERS = {
     "softmax": "softmax[j](s)",
+    "without a floor": "exp(s - max[j](s)) / sum[j](exp(s - max[j](s)))",
     "far below": "softmax[j](s - 900)",
     "one more": "softmax1[j](s)",
     "a sink": "sink_softmax[j](s, c)",
@@ -109,20 +110,60 @@ def test_parts_of_the_keys_may_be_minus_infinity(name: str, backend: BackendName
     torch.testing.assert_close(found.double(), truth, rtol=0, atol=1e-4)
 
 
-def test_softmax_needs_no_more_than_a_look_at_its_maximum() -> None:
-    """What is added up beside an infinite maximum is 0: nothing is corrected for it. A floor under the maximum leaves nothing to look at."""
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        (n, "torch")
+        for n in (
+            "softmax[j](s)",
+            "topk_softmax[j](s, 3)",
+            "topp_softmax[j](s, 0.9, 12)",
+            "sparsemax[j](s, 6)",
+            "entmax15[j](s, 8)",
+        )
+    ]
+    + [("hardmax[j](s)", "loops"), ("softmax[j](s)", "loops"), ("softmax[j](s)", "cpu"), ("softmax[j](s)", "triton")],
+)
+def test_a_row_of_nothing_but_minus_infinity_has_no_weights(name: str, backend: BackendName) -> None:
+    """Its output and its gradients are 0, as torch's SDPA has it; and no NaN reaches the keys, which the other rows read too."""
+    attention = einfuse.compile(f"{HEAD}  o[i, e] = sum[j]({name} * v)\n  out o\n}}", backend=backend)
+    x = {
+        n: t.detach()[..., :20, :] if n in "qkv" else t.detach()[..., :20, :20]
+        for n, t in inputs(attention, torch.float32).items()
+    }
+    x["bias"] = torch.randn(1, 20, 20)
+    x["bias"][:, 3::5] = -math.inf
+    x = {n: t.clone().requires_grad_() for n, t in x.items()}
+    exact = {n: t.detach().double().requires_grad_() for n, t in x.items()}
+    found, truth = attention(**x), attention.reference(**exact)
+    assert isinstance(found, torch.Tensor)
+    assert isinstance(truth, torch.Tensor)
+    assert (found[:, :, 3::5] == 0).all()
+    along = torch.randn(found.shape)
+    found.backward(along)
+    truth.backward(along.double())
+    torch.testing.assert_close(found.double(), truth, rtol=0, atol=1e-5)
+    for n, t in exact.items():
+        if t.grad is not None:  # of c, which nothing reads, and of what is chosen there is none
+            torch.testing.assert_close(x[n].grad.double(), t.grad, rtol=0, atol=1e-4)  # type: ignore[union-attr]
+
+
+def test_what_softmax_looks_at() -> None:
+    """A floor under the maximum leaves nothing to look at. What is added up beside an infinite one without a floor is 0: nothing is corrected
+    for it."""
     from einfuse.ir.nodes import Fold, State
     from einfuse.ir.references import reviving, vanishes
 
     found = {}
-    for name in ("softmax", "one more", "what minus infinity adds to", "a statistic of other scores"):
+    for name in ("softmax", "without a floor", "one more", "what minus infinity adds to", "a statistic of other scores"):
         body = online_fuse.run(canonicalise.run(biased(name, "loops").cascade)).body
         fold = next(x for x in body if isinstance(x, Fold))
         last = [y for y in fold.body if isinstance(y, State) and y.carry is not None][-1]
         dead = reviving(fold, last)
         found[name] = (len(dead), bool(dead) and vanishes(fold, last, dead))
     assert found == {
-        "softmax": (1, True),
+        "softmax": (0, False),
+        "without a floor": (1, True),
         "one more": (0, False),
         "what minus infinity adds to": (0, False),
         "a statistic of other scores": (1, False),

@@ -21,7 +21,7 @@ def loops(spec: str, backward: bool = False) -> list[str]:
 
 def test_a_largest_score_is_scaled_once_a_row() -> None:
     full, masked = loops("causal")
-    assert "m_block = m_block_2 * 0.125" in full
+    assert "s_max_block = s_max_block_2 * 0.125" in full
     assert "qk * 0.125\n" not in full + masked
 
 
