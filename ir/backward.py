@@ -73,8 +73,8 @@ class Kernels:
         groups: dict[str | None, list[Gradient]] = {}
         for gradient, owner in gradients:
             groups.setdefault(owner or row, []).append(gradient)
-        forward = [x for x in self.einsums.values() if not set(x.over) & set(self.folded)]
-        saved = [x for x in self.einsums.values() if set(x.over) & set(self.folded)]
+        saved = self._saved()
+        forward = [x for x in self.einsums.values() if x not in saved and not set(x.over) & set(self.folded)]
         everything = [*forward, *self.adjoints]
         cascades: list[Step] = []
         given = [*saved]
@@ -93,6 +93,18 @@ class Kernels:
                 cascades.append((c, tuple(g for g in gs if g.statement in c.outs)))
         read = {t.name for c, _ in cascades for t in c.inputs}
         return Backward(tuple(x.target for x in saved if x.target in read), tuple(cascades))
+
+    def _saved(self) -> list[Einsum]:
+        """The statements that reduce; in place of one, what a row alone makes of it, as ``max(m, 0)`` of m, where nothing else reads it."""
+        rows = [x for x in self.einsums.values() if not set(x.over) & set(self.folded)]
+        saved = {x.target: x for x in self.einsums.values() if set(x.over) & set(self.folded)}
+        for y in rows:
+            (name, *others) = ex.reads(y.map) or ("",)
+            if others or name not in saved or y.mask is not None or y.over or y.ranks != saved[name].ranks:
+                continue
+            if not any(name in ex.reads(x.map) | ex.reads(x.mask) for x in (*self.einsums.values(), *self.adjoints) if x is not y):
+                saved[name] = y
+        return list(saved.values())
 
     def _shared_rows(self, everything: list[Einsum], outs: list[str]) -> list[Einsum]:
         """The adjoint row scalars that statements over a folded rank read (directly) in order to make ``outs``."""

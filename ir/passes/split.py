@@ -67,7 +67,7 @@ def run(cascade: Cascade) -> Split:
         raise SpecError(
             f"{cascade.name} cannot be split: it takes {len(folds)} passes, and parts know their own keys only", cascade.loc
         )
-    pairs = [y.target for y in folds[0].body if isinstance(y, Einsum) and y.target in fused.outs]
+    pairs = [y.target for y in folds[0].body if isinstance(y, Einsum) and folds[0].rank in y.ranks and y.target in fused.outs]
     if pairs or folds[0].aligned:
         raise SpecError(
             f"{cascade.name} cannot be split: it writes {', '.join(pairs) or 'in order'} from inside its pass", cascade.loc
