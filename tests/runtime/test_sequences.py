@@ -275,7 +275,7 @@ FAULTS = {
     ),
     "kernels known by the dtypes they read": (
         "varied",
-        1,
+        5,
         "from einfuse.runtime.specialise import Specialisation, tensors\n"
         "Specialisation.key = property(lambda self: (self.cascade.digest, *(self.storage[n] for n in tensors(self.cascade)),\n"
         "  *sorted(self.static.items()), self.backend.identity, self.strict, self.backward))",
