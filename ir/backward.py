@@ -102,7 +102,9 @@ class Kernels:
             (name, *others) = ex.reads(y.map) or ("",)
             if others or name not in saved or y.mask is not None or y.over or y.ranks != saved[name].ranks:
                 continue
-            if not any(name in ex.reads(x.map) | ex.reads(x.mask) for x in (*self.einsums.values(), *self.adjoints) if x is not y):
+            if not any(
+                name in ex.reads(x.map) | ex.reads(x.mask) for x in (*self.einsums.values(), *self.adjoints) if x is not y
+            ):
                 saved[name] = y
         return list(saved.values())
 

@@ -320,8 +320,8 @@ class Attention:
     # -- looking inside ----------------------------------------------------------------------------------------------------------
 
     def ir(self, after: str = "build", block: int = 64, step: int = 64) -> str:
-        """The cascade as text after the pass of that name (see `einfuse.ir.pipeline`); of an attention that chooses, those of its parts."""
-        if self.selection is not None and after not in ("build", "infer_space"):
+        """The cascade as text after the pass of that name (see `einfuse.ir.pipeline`); of one that takes several kernels, that of each."""
+        if self.kernels != (self,) and after not in ("build", "infer_space"):
             return "\n\n".join(kernel.ir(after, block, step) for kernel in self.kernels)
         return show(pipeline.run(self.cascade, block, step, self.strict, after))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import einfuse
 from einfuse.cli import main
 from einfuse.ir.pipeline import PASSES
 
@@ -159,6 +160,14 @@ def test_list_finds_by_name_family_paper_and_formula(capsys: pytest.CaptureFixtu
 def test_ir_after_every_pass(capsys: pytest.CaptureFixture[str], good: str, name: str) -> None:
     assert main(["ir", good, "--after", name]) == 0
     assert capsys.readouterr().out.startswith("cascade mine over b, h {")
+
+
+@pytest.mark.parametrize(("name", "kernels"), [("combiner", 2), ("interface", 3), ("kmax", 2), ("moba", 3)])
+def test_ir_of_several_kernels_is_that_of_each(capsys: pytest.CaptureFixture[str], name: str, kernels: int) -> None:
+    assert main(["ir", name, "--after", "online_fuse"]) == 0
+    shown = capsys.readouterr().out
+    assert sum(line.startswith("cascade") for line in shown.splitlines()) == kernels
+    assert shown.strip() == einfuse.compile(name).ir("online_fuse").strip()
 
 
 def test_opt_reads_what_it_prints(capsys: pytest.CaptureFixture[str], good: str, tmp_path: Path) -> None:

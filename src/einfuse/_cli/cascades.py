@@ -9,7 +9,6 @@ from einfuse.ir import Cascade, EinfuseError, factorisation, pipeline
 from einfuse.ir.cut import NotFactorableError
 from einfuse.ir.factorisation import Factorisation
 from einfuse.ir.kernels import kernels
-from einfuse.ir.passes import choose
 from einfuse.ir.text import show
 from einfuse.runtime import passes as passes_of
 from einfuse.runtime.passes import PassReport
@@ -25,8 +24,7 @@ def ir(args: argparse.Namespace) -> int:
             screen.code(inside.linear(args), "python")
         return 0
     cascade = inputs.cascade(args.spec, args)
-    whole = args.after in ("build", "infer_space") or not choose.chooses(cascade)
-    parts = (cascade,) if whole else kernels(cascade)
+    parts = (cascade,) if args.after in ("build", "infer_space") else kernels(cascade)
     screen.code("\n\n".join(show(pipeline.run(c, after=args.after)) for c in parts), "python")
     return 0
 
