@@ -97,6 +97,16 @@ def test_looking_at_cascades_imports_no_torch(command: list[str]) -> None:
     subprocess.run([sys.executable, "-c", text, *command], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize(
+    "order", ["einfuse, torch", "torch, einfuse", "einfuse.runtime.kinds, torch, wave", "einfuse.runtime.backends, wave, torch"]
+)
+def test_torch_knows_the_operators_in_a_process_that_imports_both(order: str) -> None:
+    """Also where a module of ours imports torch first: the operators import that module."""
+    text = f"import sys, {order}; assert torch.ops.einfuse.attention; print(type(torch.__loader__).__module__, torch.__spec__.loader)"
+    run = subprocess.run([sys.executable, "-c", text], check=True, capture_output=True, text=True)
+    assert "einfuse" not in run.stdout, "torch keeps its own loader"
+
+
 @pytest.mark.slow
 def test_a_warm_start_imports_no_printer_and_no_parser(tmp_path) -> None:
     env = os.environ | {"EINFUSE_CACHE": str(tmp_path), "CXXFLAGS": "-O0"}

@@ -11,6 +11,7 @@ import gc
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from einfuse._registered import with_torch
 from einfuse.ir.errors import EinfuseError as EinfuseError
 from einfuse.ir.errors import SpecError as SpecError
 
@@ -97,3 +98,6 @@ def _version() -> str:
         return version("einfuse")
     except PackageNotFoundError:  # run from a checkout, not installed
         return "0.0.0"
+
+
+with_torch(lambda: _imported("einfuse.operators"))
