@@ -85,8 +85,7 @@ class Launch:
         self.built, self._smaller = built, smaller
         self._folds = [step for step in built.plan.steps if isinstance(step, PlanFold) and step.tabulated]
         masks = [x for x in built.cascade.body if isinstance(x, Fold) and x.tabulated]
-        numbers = {t.name for t in built.cascade.inputs if t.param}
-        self._named = sorted({n for f in masks for n in reads(f.mask)} - numbers)
+        self._named = sorted({n for f in masks for n in _tensors(built.cascade, f)})
         self._all: Recent[tuple[object, ...], dict[str, torch.Tensor]] = Recent(REMEMBERED)
         self._last: tuple[object, Unchanged | None] = (None, None)
 
@@ -177,12 +176,17 @@ def _tiles(cascade: Cascade, step: PlanFold, given: Given) -> tuple[int, ...]:
 
 def fold_tiles(cascade: Cascade, fold: Fold, given: Given) -> TileMap:
     """Which tiles of one fold of a scheduled cascade hold no point, some or all: from the symbolic analysis of its mask."""
-    arrays = {n: _array(given.tensors[n]) for n in reads(fold.mask) if n in given.tensors}
+    arrays = {n: _array(given.tensors[n]) for n in _tensors(cascade, fold) if n in given.tensors}
     ((rank, block),) = cascade.tile
     rows = (rank, cascade.rank(rank).size, block)
     columns = (fold.rank, cascade.rank(fold.rank).size, fold.step)
     ambient = {r: extent_of(cascade, r, given.sizes) for r in cascade.over}
     return classify(fold.mask, rows, columns, dict(given.sizes), dict(given.numbers), arrays, ambient)
+
+
+def _tensors(cascade: Cascade, fold: Fold) -> set[str]:
+    """The inputs that the mask of a fold reads. It may also read statements of the cascade; outputs among these are yet to be written."""
+    return reads(fold.mask) & {t.name for t in cascade.inputs if not t.param}
 
 
 def _array(x: torch.Tensor) -> np.ndarray:

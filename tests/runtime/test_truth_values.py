@@ -29,6 +29,8 @@ ANY = {
     "in the condition of a later statement": "r = sum[d](q * k) where j <= i; a = any[j](r > 3); s = r where a or j == 0; "
     f"{WEIGHED}; out o",
     "in a mask of positions": f"a[i] = any[j](pad and t[b, j] == t[b, i]); s = sum[d](q * k) where a and j <= i; {WEIGHED}; out o",
+    "in a mask of positions, given out": "a[i] = any[j](pad and t[b, j] == t[b, i]); s = sum[d](q * k) where a and j <= i; "
+    f"{WEIGHED}; out o, a",
     "of keys' features": f"a[j] = any[d](k > 1); s = sum[d](q * k) where a and j <= i; {WEIGHED}; out o",
     "of pairs' features": f"r[i, j] = any[d](q > k + 2.5); s = sum[d](q * k) where r or i == j; {WEIGHED}; out o",
     "over queries": "s = sum[d](q * k) where j <= i; a[j] = any[i](s > 3); o[i, e] = sum[j](sigmoid(s) * v * float(a)); out o, a",
