@@ -4,7 +4,8 @@
     python tests/replay.py HEAD~3 --specs causal gla --show 40
     python tests/replay.py --dump texts.json        # the texts of this tree alone
 
-All library specs, forward and backward, on every back end, in fp32 and bf16. Each tree is dumped by a process of its own that imports
+All library specs, the kernels of a training step, on every back end, in fp32 and bf16; with ``--inference`` also the forward that saves
+nothing, which is the other without its statistics. Each tree is dumped by a process of its own that imports
 that tree's compiler and asks its public interface; half of the specs go to each of two workers.
 """
 
@@ -31,7 +32,10 @@ Texts = dict[str, str]
 
 
 def texts(
-    specs: Sequence[str], backends: Sequence[str] = BACKENDS, dtypes: Sequence[str] = DTYPES
+    specs: Sequence[str],
+    backends: Sequence[str] = BACKENDS,
+    dtypes: Sequence[str] = DTYPES,
+    directions: Sequence[str] = ("both",),
 ) -> Iterator[tuple[str, str]]:
     """The kernels of these library specs as this process's compiler prints them, at feature widths of 64."""
     import torch
@@ -42,7 +46,7 @@ def texts(
         attention = einfuse.compile(spec)
         for backend in backends:
             for dtype in dtypes:
-                for direction in ("forward", "both"):
+                for direction in directions:
                     name = f"{spec} {backend} {dtype} {direction}"
                     try:
                         found = attention.candidates(backend, getattr(torch, dtype), direction == "both", {})  # type: ignore[arg-type]
@@ -53,19 +57,17 @@ def texts(
                         yield f"{name} {n} {kernel.plan.name}", kernel.source
 
 
-def dump(tree: Path, specs: Sequence[str], backends: Sequence[str], dtypes: Sequence[str], workers: int = 2) -> Texts:
+def dump(tree: Path, specs: Sequence[str], options: Sequence[str], workers: int = 2) -> Texts:
     """The texts of a tree. Raises RuntimeError with what a worker printed where one fails."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
-        jobs = [
-            pool.submit(_worker, tree, specs[n::workers], backends, dtypes, Path(folder) / f"{n}.json") for n in range(workers)
-        ]
+        jobs = [pool.submit(_worker, tree, specs[n::workers], options, Path(folder) / f"{n}.json") for n in range(workers)]
         return {k: x for job in jobs for k, x in job.result().items()}
 
 
-def _worker(tree: Path, specs: Sequence[str], backends: Sequence[str], dtypes: Sequence[str], out: Path) -> Texts:
+def _worker(tree: Path, specs: Sequence[str], options: Sequence[str], out: Path) -> Texts:
     if not specs:
         return {}
-    command = [sys.executable, __file__, "--dump", str(out), "--specs", *specs, "--backends", *backends, "--dtypes", *dtypes]
+    command = [sys.executable, __file__, "--dump", str(out), "--specs", *specs, *options]
     env = {**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -101,13 +103,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--specs", nargs="*", help="library specs (default: all)")
     parser.add_argument("--backends", nargs="*", default=BACKENDS)
     parser.add_argument("--dtypes", nargs="*", default=DTYPES)
+    parser.add_argument("--inference", action="store_true", help="the forward that saves nothing too")
     parser.add_argument("--show", type=int, default=3, help="how many differences are printed in full")
     args = parser.parse_args(argv)
     if args.dump:
         import einfuse
 
         specs = args.specs or [x.name for x in einfuse.list_specs()]
-        args.dump.write_text(json.dumps(dict(texts(specs, args.backends, args.dtypes))))
+        directions = ("forward", "both") if args.inference else ("both",)
+        args.dump.write_text(json.dumps(dict(texts(specs, args.backends, args.dtypes, directions))))
         return 0
     if args.commit is None:
         parser.error("name a commit to compare with, or --dump FILE")
@@ -116,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(tree), args.commit], cwd=ROOT, check=True)
         try:
             specs = args.specs or sorted(p.stem for p in (tree / "library" / "specs").rglob("*.attn"))
-            before, after = (dump(t, specs, args.backends, args.dtypes) for t in (tree, ROOT))
+            options = ["--backends", *args.backends, "--dtypes", *args.dtypes, *["--inference"] * args.inference]
+            before, after = (dump(t, specs, options) for t in (tree, ROOT))
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True)
     differing, summary = compared(before, after, args.show)
