@@ -9,9 +9,10 @@ import numpy.typing as npt
 import torch
 
 from einfuse.distributed import routes
-from einfuse.distributed.exchange import moved, shared, tied
+from einfuse.distributed.exchange import moved, tied
 from einfuse.distributed.here import Axis, Here, Value, Values, consecutive, coordinates, device_of, only, size_of, tensors
 from einfuse.distributed.inner import Inner
+from einfuse.distributed.inputs import replicated
 from einfuse.distributed.routes import Route, Rows
 from einfuse.ir import Cascade, Scalar, SpecError, classify
 from einfuse.ir import expr as ex
@@ -30,12 +31,8 @@ def stages(c: Cascade, axis: Axis, here: Here) -> tuple[Stage, ...]:
 def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> dict[str, torch.Tensor]:
     """The outputs: of each its own rows."""
     transport = here.transports[axis.name]
-    held = shard.held(c, axis.ranks)
-    whole = shared(
-        transport, "gradients of inputs that all devices have", {n: x for n, x in tensors(inputs).items() if n not in held}
-    )
+    whole, waiting = replicated(transport, inputs, shard.held(c, axis.ranks))
     values: dict[str, Value] = {**inputs, **whole}
-    waiting = [x for n, x in whole.items() if x is not inputs[n]]
     for stage in stages(c, axis, here):
         local, rows, more = placed(stage, axis, here, values)
         cut = local[-1].cascade if local else stage.cascade

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 
 from einfuse.distributed import routes
-from einfuse.distributed.exchange import moved, once, shared, tied
+from einfuse.distributed.exchange import moved, once, tied
 from einfuse.distributed.here import Axis, Here, Value, Values, axes_of, coordinates, device_of, only, tensors
 from einfuse.distributed.inner import Inner
+from einfuse.distributed.inputs import replicated
 from einfuse.distributed.routes import Route, Rows
 from einfuse.ir import Cascade, Expr, SpecError
 from einfuse.ir import expr as ex
 from einfuse.ir.passes import shard
 from einfuse.ir.passes.shard import Local
 from einfuse.ir.rewrite import map_expressions
-
-
-@dataclass(frozen=True, slots=True)
-class Dealt:
-    """A cascade whose heads are dealt out; ``groups`` are the axes that go along heads, by what a head is divided by (1: head by head)."""
-
-    local: Local
-    groups: dict[str, Expr]
 
 
 def rank_of(c: Cascade) -> str:
@@ -46,10 +39,7 @@ def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> dic
     transport = here.transports[axis.name]
     me, device = transport.rank, device_of(inputs)
     local, mine, widths = dealt(c, axis, here, transport.size)
-    held = shard.held(c, axis.ranks)
-    whole = shared(
-        transport, "gradients of inputs that all devices have", {n: x for n, x in tensors(inputs).items() if n not in held}
-    )
+    whole, waiting = replicated(transport, inputs, shard.held(c, axis.ranks))
     own = {n: mine[width][me] for n, width in widths.items()}
     cut = dict(local.cut)
     kept = {n: x.index_select(cut[n], own[n].to(x.device)) if n in cut else x for n, x in whole.items()}
@@ -61,14 +51,14 @@ def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> dic
     back = outwards(c, axis, here, local.rank, heads)
     made = moved(transport, "positions for heads", outs, back, anchors)
     outs = {n: made[n] if _along(c, axis, n) is not None else once(transport, made[n]) for n in c.outs}
-    return tied(outs, [*(x for n, x in whole.items() if x is not inputs[n]), *found.values(), *made.values()])
+    return tied(outs, [*waiting, *found.values(), *made.values()])
 
 
 def dealt(c: Cascade, axis: Axis, here: Here, size: int) -> tuple[Local, dict[int, list[Rows]], dict[str, int]]:
     """The cascade of some heads; which entries of an axis every device has, by the heads that share one; and that of every input."""
     rank = rank_of(c)
     number = here.extent(ex.size(c.rank(rank).size))
-    shares = sorted({_extent(b, here) for t in c.inputs for b in [_divisor(c, rank, t.axes)] if b is not None} - {1})
+    shares = sorted({here.extent(b) for t in c.inputs for b in [_divisor(c, rank, t.axes)] if b is not None} - {1})
     widest = shares[-1] if shares else 1
     together = all(widest % s == 0 for s in shares) and number // widest >= size
     unit = widest if together else 1
@@ -77,7 +67,7 @@ def dealt(c: Cascade, axis: Axis, here: Here, size: int) -> tuple[Local, dict[in
     alone = c if together else here.memo(("alone", c.digest, rank), lambda: _alone(c, rank))
     given = {t.name: n for t in alone.inputs for n, a in enumerate(t.axes) if _is_along(alone, rank, a)}
     local = here.memo(("heads", c.digest, rank, together), lambda: shard.run(alone, rank, given=given, grouped=True))
-    by = {n: _extent(_divisor(c, rank, c.input(n).axes) or ex.ONE, here) for n, _ in local.cut}
+    by = {n: here.extent(_divisor(c, rank, c.input(n).axes) or ex.ONE) for n, _ in local.cut}
     mine = {s: [h[::s] // s if together else h // s for h in heads] for s in {1, *by.values()}}
     return local, mine, by
 
@@ -122,14 +112,8 @@ def _divisor(c: Cascade, rank: str, axes: Sequence[Expr]) -> Expr | None:
     return None if found is None else found.args[1] if found.op == "//" else ex.ONE
 
 
-def _extent(e: Expr, here: Here) -> int:
-    return here.extent(e)
-
-
 def _alone(c: Cascade, rank: str) -> Cascade:
     """With entries of their own for heads that share some."""
-    from dataclasses import replace
-
     size, inputs = ex.size(c.rank(rank).size), {t.name: t for t in c.inputs}
 
     def one(e: Expr) -> Expr | None:

@@ -12,21 +12,19 @@ from dataclasses import replace
 import torch
 
 from einfuse.distributed import routes
-from einfuse.distributed.exchange import moved, once, shared, tied
+from einfuse.distributed.exchange import moved, once, tied
 from einfuse.distributed.here import (
     Axis,
     Here,
-    Value,
     Values,
     axes_of,
     consecutive,
-    coordinates,
     device_of,
     only,
     size_of,
-    tensors,
 )
 from einfuse.distributed.inner import Inner
+from einfuse.distributed.inputs import arrived
 from einfuse.ir import Cascade, SpecError
 from einfuse.ir import expr as ex
 from einfuse.ir.passes import chunk, resume, shard, transition
@@ -63,14 +61,8 @@ def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> dic
             f"{c.name}: states are handed on from device to device, so their points have to be one after the other"
         )
     mine = every[me]
-    whole = shared(
-        transport, "gradients of inputs that all devices have", {n: x for n, x in tensors(inputs).items() if n not in held}
-    )
-    anchors = list(tensors({**inputs, **whole}).values())
-    cut = dict(local.cut)
-    along = {n: routes.everything(a, here.rows(axis, c.input(n).given[0][a])) for n, a in held.items() if n not in cut}
-    gathered = moved(transport, f"columns of {c.name}", tensors(inputs), along)
-    values: dict[str, Value] = {**inputs, **whole, **gathered, **coordinates(local, mine, here, device)}
+    given = arrived(c, axis, here, inputs, local, mine)
+    values = given.values
     known = here.sized(**{local.rows: len(mine)})
     names = [y.target for y in resumed.states]
     last = any(n in names for n in c.outs)
@@ -91,15 +83,14 @@ def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> dic
             sent[f"M {t.state}"] = _transition(t, t.cascade, values, known, inner, device, 0 < me and used)[None]
     wide = {n: x.to(left[names[0]].dtype) for n, x in sent.items()}
     side = {n: routes.stacked(size, to=lambda s, d, n=n: (d > s or last) and not (n[:2] == "M " and s == 0)) for n in wide}  # type: ignore[misc]
-    left_by = moved(transport, f"states of {c.name}", wide, side, anchors)
+    left_by = moved(transport, f"states of {c.name}", wide, side, given.anchors)
     if me > 0:
         before = _after(me, left_by, c, resumed, transitions)
         more = dict(zip(resumed.before, before.values(), strict=True))
         outs = inner(resumed.cascade, only(resumed.cascade, {**values, **more}), known, "states")
     if last:
         outs |= {n: once(transport, x) for n, x in _after(size, left_by, c, resumed, transitions).items()}
-    waiting = [*(x for n, x in whole.items() if x is not inputs[n]), *gathered.values(), *left_by.values()]
-    return tied({n: outs[n] for n in c.outs}, waiting)
+    return tied({n: outs[n] for n in c.outs}, [*given.waiting, *left_by.values()])
 
 
 def _derived(c: Cascade, rank: str, held: dict[str, int]) -> tuple[Local, Resumed, tuple[Transition, ...]]:

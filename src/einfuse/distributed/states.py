@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from einfuse.distributed import routes
-from einfuse.distributed.exchange import moved, once, shared, tied
-from einfuse.distributed.here import Axis, Here, Value, Values, consecutive, coordinates, device_of, only, size_of, tensors
+from einfuse.distributed.exchange import moved, once, tied
+from einfuse.distributed.here import Axis, Here, Values, consecutive, device_of, only, size_of
 from einfuse.distributed.inner import Inner
+from einfuse.distributed.inputs import arrived
 from einfuse.ir import Cascade, SpecError
 from einfuse.ir.passes import shard, split
 
@@ -30,21 +31,14 @@ def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> dic
     listed, mine, device = not all(map(consecutive, rows)), rows[transport.rank], device_of(inputs)
     local = here.memo(("local", c.digest, rank, listed), lambda: shard.run(c, rank, listed, held))
     found = here.memo(("split", c.digest, rank, listed), lambda: split.run(local.cascade))
-    whole = shared(
-        transport, "gradients of inputs that all devices have", {n: x for n, x in tensors(inputs).items() if n not in held}
-    )
-    anchors = list(tensors({**inputs, **whole}).values())
-    cut = dict(local.cut)
-    along = {n: routes.everything(a, here.rows(axis, c.input(n).given[0][a])) for n, a in held.items() if n not in cut}
-    gathered = moved(transport, f"columns of {c.name}", tensors(inputs), along)
-    values: dict[str, Value] = {**inputs, **whole, **gathered, **coordinates(local, mine, here, device)}
+    given = arrived(c, axis, here, inputs, local, mine)
+    values = given.values
     values[found.partial.inputs[-1].name] = torch.tensor([[0, len(mine)]], device=device)
     known = here.sized(**{local.rows: len(mine), split.PARTS: 1})
     states = inner(found.partial, only(found.partial, values), known, "partial")
     at = len(c.over)
     side = dict.fromkeys(states, routes.stacked(transport.size, at))
-    every = moved(transport, f"states of {c.name}", states, side, anchors)
+    every = moved(transport, f"states of {c.name}", states, side, given.anchors)
     more = {found.held[n]: x for n, x in every.items()} | split.constants(found.sizes, known.sizes)
     merged = inner(found.merged, only(found.merged, {**values, **more}), known.sized(**{split.PARTS: transport.size}), "states")
-    waiting = [*(x for n, x in whole.items() if x is not inputs[n]), *gathered.values(), *every.values()]
-    return tied({n: once(transport, merged[n]) for n in c.outs}, waiting)
+    return tied({n: once(transport, merged[n]) for n in c.outs}, [*given.waiting, *every.values()])
