@@ -11,7 +11,6 @@ beyond importing torch, by the wall's clock and the processors', with an empty c
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import itertools
 import json
@@ -19,18 +18,17 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
+from turns import Row, medians, no_kernels  # noqa: E402
 
 import einfuse  # noqa: E402
 from einfuse.integrations.compiled import general  # noqa: E402
@@ -55,7 +53,6 @@ for a, b in ((begin, imported), (imported, compiled), (compiled, ended)):
 
 
 Call = Callable[[], object]
-Row = Mapping[str, Call]
 """What is timed in turns; the first one is the peer."""
 
 
@@ -145,32 +142,13 @@ def calls(only: Sequence[str], repeats: int) -> dict[str, dict[str, float]]:
     for group in only:
         with torch.set_grad_enabled(group == "train"):
             for name, row in GROUPS[group]():
-                times = _medians_of(row, repeats)
+                times = medians(row, repeats)
                 ours = dict(list(row.items())[1:])
-                with _no_kernels():
-                    times |= {f"host of {n}": t for n, t in _medians_of(ours, repeats).items()}
+                with no_kernels():
+                    times |= {f"host of {n}": t for n, t in medians(ours, repeats).items()}
                 found[f"{group}: {name}"] = times
                 print(f"{group}: {name:<24} " + ", ".join(f"{n} {t:.0f}" for n, t in times.items()), flush=True)
     return found
-
-
-@contextlib.contextmanager
-def _no_kernels() -> Iterator[None]:
-    """Kernels return at once, so that what is left is the host's."""
-    build = sys.modules["einfuse.codegen.cpu.build"]
-    with mock.patch.object(build, "_call", return_value=0):
-        yield
-
-
-def _medians_of(row: Row, repeats: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {n: [] for n in row}
-    for turn in range(repeats + 5):
-        for name, run in row.items():
-            begin = time.process_time()
-            run()
-            if turn >= 5:
-                times[name].append(time.process_time() - begin)
-    return {n: median(t) * 1e6 for n, t in times.items()}
 
 
 def starts(repeats: int = 5) -> dict[str, dict[str, tuple[float, float]]]:

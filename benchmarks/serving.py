@@ -8,20 +8,16 @@ Medians of processor time in turns, in microseconds. ``host``: with kernels that
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import json
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
-from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
+from turns import Row, medians, no_kernels  # noqa: E402
 
 import einfuse  # noqa: E402
 from einfuse import serving  # noqa: E402
@@ -35,7 +31,6 @@ SPECS: dict[str, dict[str, object]] = {
     "sigmoid": {},
     "softmax1": {},
 }
-Row = dict[str, Callable[[], object]]
 
 
 def planned(
@@ -56,28 +51,6 @@ def planned(
     starts = torch.arange(batch + 1, dtype=torch.int32) * rows
     plan.update(starts)
     return plan, starts, q
-
-
-def _nothing(*_: object) -> int:
-    return 0
-
-
-@contextlib.contextmanager
-def no_kernels() -> Iterator[None]:
-    """Kernels return at once, so that what is left is the host's."""
-    with mock.patch.object(sys.modules["einfuse.codegen.cpu.build"], "_call", _nothing):
-        yield
-
-
-def medians(row: Row, repeats: int) -> dict[str, float]:
-    times: dict[str, list[float]] = {n: [] for n in row}
-    for turn in range(repeats + 5):
-        for name, run in row.items():
-            begin = time.process_time()
-            run()
-            if turn >= 5:
-                times[name].append(time.process_time() - begin)
-    return {n: median(t) * 1e6 for n, t in times.items()}
 
 
 def measured(batch: int, tokens: int, dtype: torch.dtype, repeats: int) -> dict[str, dict[str, float]]:
