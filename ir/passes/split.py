@@ -22,7 +22,7 @@ from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, Scalar, State, Statement, Tensor
 from einfuse.ir.passes import canonicalise, online_fuse, stages
-from einfuse.ir.references import reviving, vanishes
+from einfuse.ir.references import floored, reviving, vanishes
 from einfuse.ir.rewrite import fresh, prune, with_used_ranks
 
 PART = "part"
@@ -161,7 +161,7 @@ class _Splitter:
         def referred(e: Expr) -> Expr | None:
             """As in a kernel: parts of old values alone, such as max(m, c), are what they are."""
             old = e.op not in ex.LEAVES and not ex.names(e, "new") and bool(finite.keys() & set(ex.walk(e)))
-            return _finite(self._of_part(e)) if old else finite.get(e)
+            return self._referring(e) if old else finite.get(e)
 
         moved = self._of_part(ex.substitute(y.carry, referred))
         return call("select", call("==", own, ex.const(0.0)), ex.const(0.0), moved), None
@@ -176,9 +176,14 @@ class _Splitter:
             if x.op == "load" and x.name in self.held:
                 return ex.load(self.held[x.name], *over, *x.args)
             let = next((y for y in self.lets if x.op == "load" and y.target == x.name), None)
-            return None if let is None else _finite(self._of_part(let.map))
+            return None if let is None else self._referring(let.map)
 
         return ex.substitute(e, one)
+
+    def _referring(self, e: Expr) -> Expr:
+        """What differences are taken from, in one part's values: 0 where a part saw too few points to have a number, and no floor."""
+        mine = self._of_part(e)
+        return mine if floored(self.fold, e) else _finite(mine)
 
     def _finalising(self) -> tuple[Statement, ...]:
         over = tuple(map(ex.index, self.c.over))
@@ -253,7 +258,7 @@ def _corrections(y: State) -> list[str]:
 
 
 def _finite(e: Expr) -> Expr:
-    """A scalar of statistics, 0 where a part saw too few points to have one."""
+    """A scalar, 0 where it is no number."""
     return call("select", call("==", call("-", e, e), ex.const(0.0)), e, ex.const(0.0))
 
 
