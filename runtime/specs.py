@@ -68,12 +68,18 @@ def library() -> dict[str, Path]:
 
 def list_specs() -> list[SpecInfo]:
     """Everything `compile` knows by name."""
+    from einfuse.runtime import cache
+
+    texts = {path: read_spec(path) for path in library().values()}
+    papers = cache.remembered("papers", cache.key(*texts.values()), lambda: tuple(_paper(t, p) for p, t in texts.items()))
+    return [
+        SpecInfo(path.stem, path.parent.name, str(path.relative_to(SPECS.parent.parent)), paper, text)
+        for (path, text), paper in zip(texts.items(), papers, strict=True)
+    ]
+
+
+def _paper(text: str, path: Path) -> str:
+    """The first line of the docstring of a spec."""
     from einfuse import dsl
 
-    out = []
-    for name, path in library().items():
-        text = read_spec(path)
-        lines = dsl.signature(dsl.parse(text, path.name)).doc.strip().splitlines()
-        where = str(path.relative_to(SPECS.parent.parent))
-        out.append(SpecInfo(name, path.parent.name, where, lines[0] if lines else "", text))
-    return out
+    return next(iter(dsl.signature(dsl.parse(text, path.name)).doc.strip().splitlines()), "")

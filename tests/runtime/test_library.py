@@ -79,6 +79,12 @@ def test_list_names_what_compile_takes() -> None:
     assert all(s.paper and s.family for s in listed)
 
 
+def test_a_library_that_was_listed_before_is_parsed_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = einfuse.list_specs()
+    monkeypatch.setattr(einfuse.dsl, "parse", None)
+    assert einfuse.list_specs() == listed
+
+
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(einfuse.SpecError, match="no spec alibbi") as caught:
         einfuse.compile("alibbi")
