@@ -6,7 +6,9 @@ reads is an error.
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +35,10 @@ if (
 os.environ["EINFUSE_CACHE"] = os.environ["EINFUSE_TEST_CACHE"]
 os.environ["TRITON_CACHE_DIR"] = os.environ["EINFUSE_TEST_CACHE"] + "/triton"
 
+if shutil.which("gcc") and shutil.which("g++"):
+    os.environ.setdefault("CXX", "gcc")  # links no C++ library, of which kernels need nothing: a tenth of the time of a build
+gc.set_threshold(100_000, 20, 100)  # imports make objects that stay, and Triton's interpreter makes many that do not
+
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "golden"
 
@@ -50,8 +56,6 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     if os.environ.get("EINFUSE_TEST_CACHE_OWNER") == str(os.getpid()):
-        import shutil
-
         shutil.rmtree(os.environ["EINFUSE_TEST_CACHE"], ignore_errors=True)
 
 

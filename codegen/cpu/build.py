@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # -O2 already has the second option; with $CXXFLAGS=-O1 it keeps multiply-adds in one rounding, which the errors of kernels rest on.
 FLAGS = ("-std=c++20", "-O2", "-fexpensive-optimizations", "-march=native", "-fno-math-errno", "-fno-trapping-math",
-         "-ffp-contract=fast", "-fno-semantic-interposition", "-w", "-shared", "-fPIC", "-fopenmp")  # fmt: skip
+         "-ffp-contract=fast", "-fno-semantic-interposition", "-w", "-shared", "-fPIC", "-fopenmp", "-fno-exceptions")  # fmt: skip
 
 LIMIT = 600
 """Seconds after which a compiler hangs: the largest kernels take some 20."""
