@@ -48,13 +48,14 @@ lanes: $(STAMP)  ## kernels under sanitizers, equal bits on one thread and two, 
 
 # A processor with AVX2 only, the least that x86-64-v3 asks of one: torch, its matrix products and our kernels are held back to it.
 LESSER := ATEN_CPU_CAPABILITY=avx2 OPENBLAS_CORETYPE=Haswell MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2
-# What is computed by this processor: Triton's interpreter and texts of specs are left out.
-NUMERIC := tests/runtime/test_library.py tests/runtime/test_bound.py tests/test_generated.py tests/lanes/test_bitwise.py \
+# What instruction sets differ in: the C++ that every kernel includes, the widths of vectors, float64 by torch. What kernels say is the same.
+NUMERIC := $(addprefix tests/runtime/test_library.py::test_,kernels_are_right_everywhere odd_shapes) \
+  tests/test_generated.py::test_past_failures_through_kernels tests/runtime/test_bound.py \
   $(addprefix tests/codegen/cpu/test_,alive.py attention.py exponentials.py keep.py merge.py vectors.py vmath.py)
 
-lesser: $(STAMP)  ## the numeric tests once more as on a processor without AVX-512 (nothing to do on one)
+lesser: $(STAMP)  ## tests of what instruction sets differ in, as on a processor without AVX-512 (nothing to do on one)
 	@$(if $(shell grep -m1 -o avx512f /proc/cpuinfo 2>/dev/null),$(LESSER) CXXFLAGS="$(CXXFLAGS_TEST) -march=x86-64-v3" \
-	  $(BIN)/pytest -n $(JOBS) --dist worksteal -k "not (drawn or triton or short)" $(NUMERIC) 2>&1,\
+	  $(BIN)/pytest -n $(JOBS) --dist worksteal -k "not (triton or every_instruction_set)" $(NUMERIC) 2>&1,\
 	  echo "this processor has no AVX-512: make test is this lane")
 
 replay: $(STAMP)  ## the text of every kernel, here and at another commit: make replay BASE=origin/main
