@@ -338,11 +338,11 @@ def test_drawn_specs_through_the_passes(text: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(5))
 def test_many_drawn_specs_through_the_passes(part: int) -> None:
-    """250 in all, in parts that run side by side."""
+    """150 in all, in parts that run side by side."""
 
     @seed(part)
     @given(specs())
-    @settings(RELAXED, derandomize=False, database=None, max_examples=50)
+    @settings(RELAXED, derandomize=False, database=None, max_examples=30)
     def check(text: str) -> None:
         note(text)
         check_passes(compile_text(text))
@@ -353,11 +353,11 @@ def test_many_drawn_specs_through_the_passes(part: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(6))
 def test_drawn_specs_through_cpu_kernels(part: int) -> None:
-    """60 in all."""
+    """36 in all."""
 
     @seed(part)
     @given(specs())
-    @settings(RELAXED, derandomize=False, database=None, max_examples=10)
+    @settings(RELAXED, derandomize=False, database=None, max_examples=6)
     def check(text: str) -> None:
         note(text)
         check_kernels(text, "cpu")
@@ -375,7 +375,7 @@ def test_drawn_specs_through_tiled_torch(text: str) -> None:
 
 @pytest.mark.slow
 @given(specs())
-@settings(RELAXED, max_examples=20)
+@settings(RELAXED, max_examples=12)
 def test_drawn_specs_through_triton(text: str) -> None:
     note(text)
     check_kernels(text, "triton")
@@ -383,9 +383,9 @@ def test_drawn_specs_through_triton(text: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(5))
-@pytest.mark.parametrize(("how", "count"), [("torch", 100), ("cpu", 8), ("triton", 4)], ids=["interpretation", "cpu", "triton"])
+@pytest.mark.parametrize(("how", "count"), [("torch", 50), ("cpu", 4), ("triton", 2)], ids=["interpretation", "cpu", "triton"])
 def test_drawn_choices(how: BackendName, count: int, part: int) -> None:
-    """500 by interpretation, 40 and 20 through kernels: lists against the scores of the oracle, the rest with the lists of the kernels."""
+    """250 by interpretation, 20 and 10 through kernels: lists against the scores of the oracle, the rest with the lists of the kernels."""
 
     @seed(part)
     @given(selections())

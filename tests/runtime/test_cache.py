@@ -276,8 +276,8 @@ def test_a_relative_folder_stays_where_it_was(monkeypatch: pytest.MonkeyPatch, f
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["with blanks and 'quotes\"", "zwölf 日本", "two\nlines", "a" * 250, "/".join(["b" * 200] * 12), "b" * 300, "$(id)"],
-    ids=["quotes", "letters", "lines", "long", "deep", "too long", "shell"],
+    "name", ["blanks, 'quotes\", zwölf 日本\ntwo lines $(id)", "a" * 250, "/".join(["b" * 200] * 12), "b" * 300],
+    ids=["signs", "long", "deep", "too long"],
 )  # fmt: skip
 def test_names_of_folders(tmp_path: Path, name: str) -> None:
     """A kernel is built and found again; a name that no file system takes is refused in one line."""
@@ -382,7 +382,8 @@ def test_a_damaged_kernel_is_built_again(tmp_path: Path) -> None:
     for bad in (whole[:middle], whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :], b"", whole[: -files.TAIL]):
         library.write_bytes(bad)
         right(started(EINFUSE_CACHE=str(tmp_path)), 1, f"{library} is damaged and is made again")
-        right(started(EINFUSE_CACHE=str(tmp_path)))
+        assert files.opened(library, library.read_bytes()) is not None
+    right(started(EINFUSE_CACHE=str(tmp_path)))
 
 
 @pytest.mark.slow
