@@ -95,6 +95,7 @@ def test_our_own_files_are_canonical(path: Path) -> None:
     assert dsl.format_text(text, path.name) == text
 
 
+@pytest.mark.slow
 @given(specs())
 @settings(max_examples=60)
 def test_drawn_specs(text: str) -> None:

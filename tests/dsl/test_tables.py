@@ -36,6 +36,7 @@ def test_tables_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert parsers[0].parse(SPEC) == parsers[1].parse(SPEC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [lambda x: x[:-9], lambda x: b"", lambda x: x[:50] + b"!" + x[51:]])
 def test_damaged_tables_are_made_again(damage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, kept = counted(monkeypatch), tmp_path / "a.tables"

@@ -53,6 +53,7 @@ NUMBERS = st.sampled_from([0, 1, -1, 0.5, 2])
 
 
 # Others: `--hypothesis-profile=fresh`.
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     features=FEATURES,

@@ -59,6 +59,7 @@ def test_blocks_may_be_made_finer(path: Path) -> None:
         torch.testing.assert_close(found, wanted[name], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SPECS, ids=lambda p: p.stem)
 def test_the_backward_is_autograd(path: Path) -> None:
     c = built(path)

@@ -231,6 +231,7 @@ def test_analysis_of_hostile_masks_ends() -> None:
 # -- size ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_half_a_million_tokens() -> None:
     n = 1 << 19
     rng = np.random.default_rng(0)

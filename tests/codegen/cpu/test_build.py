@@ -150,6 +150,7 @@ def test_without_files_in_memory(tmp_path, monkeypatch) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_compiler_that_hangs_is_asked_once(tmp_path, monkeypatch) -> None:
     """It ends with all that it started, and so does the wait for it."""
     compiler, ends = tmp_path / "cxx", tmp_path / "left"
