@@ -7,13 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from einfuse.codegen.plan import BYTES, Dot, Fold, KernelPlan, Load, Map, Op, Reduce, Region
+from einfuse.codegen.plan import BYTES, FUNCTIONS, Dot, Fold, KernelPlan, Load, Map, Op, Reduce, Region
 from einfuse.codegen.scan.plan import Prefix, Relabel, ScanPlan, Solve
-
-SPECIAL = frozenset(
-    {"exp", "exp2", "log", "log2", "log1p", "tanh", "sigmoid", "softplus", "erf", "sin", "cos", "sqrt", "rsqrt", "/", "^"}
-)
-"""Functions that a GPU computes in its special-function units (or by several operations that include one)."""
 
 Resource = Literal["matrix products", "arithmetic", "special functions", "memory"]
 
@@ -162,7 +157,8 @@ def operation(op: Op, blocks: Mapping[str, int]) -> Work:
         case Reduce(arg=arg):
             return Work(arithmetic=area(arg.dims))
         case Map(out=out, fn=fn) if out.dtype == "float":
-            return Work(special=area(out.dims)) if fn in SPECIAL else Work(arithmetic=area(out.dims))
+            special = fn in FUNCTIONS and FUNCTIONS[fn].special
+            return Work(special=area(out.dims)) if special else Work(arithmetic=area(out.dims))
         case Load(out=out, index=index, clamp=clamp) if any(index[n].dims for n in clamp):
             return Work(gathers=area(out.dims))
         case _:

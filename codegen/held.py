@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from einfuse.codegen.plan import (
+    FUNCTIONS,
     Block,
     Const,
     Coordinate,
@@ -34,7 +35,7 @@ from einfuse.codegen.plan import (
     renamed,
     with_out,
 )
-from einfuse.ir import FUNCTIONS, DType, Scalar
+from einfuse.ir import DType, Scalar
 from einfuse.ir.rewrite import fresh
 
 EXACT = frozenset("+ - * neg max min < <= > >= == != and or not select".split())

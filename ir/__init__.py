@@ -17,6 +17,7 @@ from einfuse.ir.expr import const as const
 from einfuse.ir.expr import index as index
 from einfuse.ir.expr import load as load
 from einfuse.ir.expr import size as size
+from einfuse.ir.functions import COPY as COPY
 from einfuse.ir.functions import FUNCTIONS as FUNCTIONS
 from einfuse.ir.nodes import MAX_OPERATIONS as MAX_OPERATIONS
 from einfuse.ir.nodes import RANK_KINDS as RANK_KINDS

@@ -12,10 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from einfuse.ir import expr as ex
+from einfuse.ir.functions import FUNCTIONS
 from einfuse.ir.nodes import Cascade, Einsum, Expr
 
-DEAR = frozenset({"/", "^", *"exp exp2 log log2 log1p sqrt rsqrt tanh sigmoid softplus erf sin cos".split()})
-"""Functions that take a machine many instructions, or one of a unit of which there are few."""
+
+def is_dear(e: Expr) -> bool:
+    """Is it a call of a function that takes a machine many instructions?"""
+    return e.op in FUNCTIONS and FUNCTIONS[e.op].special
 
 
 def blocks(c: Cascade) -> frozenset[str]:
@@ -62,4 +65,4 @@ class _Blocks:
         return (e for y in self._upstream(x) for e in ex.walk(y.map))
 
     def _is_dear(self, e: Expr) -> bool:
-        return e.op in DEAR and bool(ex.indices(e) & {*self.features, *self.sequences})
+        return is_dear(e) and bool(ex.indices(e) & {*self.features, *self.sequences})

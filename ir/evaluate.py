@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from einfuse.ir import expr as ex
-from einfuse.ir.meaning import FLOATING, REDUCE, TORCH
+from einfuse.ir.functions import FUNCTIONS
+from einfuse.ir.meaning import REDUCE, TORCH
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Scalar
 from einfuse.ir.ranking import best, members
 from einfuse.ir.rewrite import lists
@@ -262,7 +263,7 @@ class Evaluator:
         args = [self.value(a, env, coordinate, span, new) for a in e.args]
         dims = self.in_order([d for a in args for d in a.dims])
         data = [self.aligned(a, dims) for a in args]
-        if e.op in FLOATING:
+        if FUNCTIONS[e.op].special:
             data = [d if d.is_floating_point() else d.to(self.dtype) for d in data]
         return Block(TORCH[e.op](*data), dims)
 

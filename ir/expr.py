@@ -1,4 +1,4 @@
-"""Scalar expressions: smart constructors that fold constants, and walks."""
+"""Scalar expressions: leaves, walks, and rules that hold for all of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from einfuse.ir.functions import FALSE as FALSE
 from einfuse.ir.functions import FUNCTIONS
-from einfuse.ir.nodes import DType, Expr, Scalar
+from einfuse.ir.functions import ONE as ONE
+from einfuse.ir.functions import TRUE as TRUE
+from einfuse.ir.functions import ZERO as ZERO
+from einfuse.ir.functions import call as call
+from einfuse.ir.functions import const as const
+from einfuse.ir.functions import is_const as is_const
+from einfuse.ir.nodes import DType, Expr
 
 NUMERIC: tuple[DType, ...] = ("int", "float")
 LEAVES = ("const", "index", "size", "load", "new")
@@ -17,10 +24,6 @@ CHOICES = ("topk", "argmax")
 """Reducers that give coordinates: of the largest values, best first, one for each slot; of the largest alone."""
 MISSING = -(2**31)
 """The coordinate in a slot that does not exist, because there are fewer candidates than slots."""
-
-
-def const(value: Scalar) -> Expr:
-    return Expr("const", (), value)
 
 
 def index(rank: str) -> Expr:
@@ -38,93 +41,6 @@ def load(name: str, *args: Expr) -> Expr:
 def at(name: str, ranks: tuple[str, ...]) -> Expr:
     """The statement ``name`` read at its own coordinates."""
     return load(name, *map(index, ranks))
-
-
-ZERO, ONE, TRUE, FALSE = const(0), const(1), const(True), const(False)
-
-
-def is_const(e: Expr, value: Scalar | None = None) -> bool:
-    return e.op == "const" and (value is None or (e.value == value and isinstance(e.value, bool) == isinstance(value, bool)))
-
-
-def call(op: str, *args: Expr) -> Expr:
-    """``op(*args)`` with constants folded and neutral elements dropped; never changes a value."""
-    if all(a.op == "const" for a in args):
-        try:
-            value = FUNCTIONS[op].fold(*(a.value for a in args))
-        except (ArithmeticError, ValueError):
-            return Expr(op, args)  # 1/0 stays, and is an error or an inf where it is evaluated
-        if not isinstance(value, complex) and not (isinstance(value, float) and math.isnan(value)):
-            return const(value)
-    rule = _NEUTRAL.get(op)
-    simpler = rule(*args) if rule else None
-    return Expr(op, args) if simpler is None else simpler
-
-
-def _add(a: Expr, b: Expr) -> Expr | None:
-    if is_const(a, 0):
-        return b
-    if is_const(b, 0):
-        return a
-    return call("-", a, b.args[0]) if b.op == "neg" else None
-
-
-def _sub(a: Expr, b: Expr) -> Expr | None:
-    if is_const(b, 0):
-        return a
-    if is_const(a, 0):
-        return call("neg", b)
-    return call("+", a, b.args[0]) if b.op == "neg" else None
-
-
-def _mul(a: Expr, b: Expr) -> Expr | None:
-    if is_const(a, 1):
-        return b
-    if is_const(b, 1):
-        return a
-    if is_const(a, 0) or is_const(b, 0):
-        return ZERO  # the language has no inf literal: 0 * x is 0 wherever x is finite
-    if is_const(a, -1):
-        return call("neg", b)
-    return call("neg", a) if is_const(b, -1) else None
-
-
-def _div(a: Expr, b: Expr) -> Expr | None:
-    if is_const(a, 0):
-        return ZERO
-    return a if is_const(b, 1) else None
-
-
-def _and(a: Expr, b: Expr) -> Expr | None:
-    if is_const(a, False) or is_const(b, False):
-        return FALSE
-    return b if is_const(a, True) or a == b else a if is_const(b, True) else None
-
-
-def _or(a: Expr, b: Expr) -> Expr | None:
-    if is_const(a, True) or is_const(b, True):
-        return TRUE
-    return b if is_const(a, False) or a == b else a if is_const(b, False) else None
-
-
-def _select(c: Expr, a: Expr, b: Expr) -> Expr | None:
-    if c.op == "const":
-        return a if c.value else b
-    return a if a == b else None
-
-
-_NEUTRAL: dict[str, Callable[..., Expr | None]] = {
-    "+": _add,
-    "-": _sub,
-    "*": _mul,
-    "/": _div,
-    "and": _and,
-    "or": _or,
-    "select": _select,
-    "neg": lambda a: a.args[0] if a.op == "neg" else None,
-    "not": lambda a: a.args[0] if a.op == "not" else None,
-    "^": lambda a, b: a if is_const(b, 1) else ONE if is_const(b, 0) else None,
-}
 
 
 def conjunction(*parts: Expr | None) -> Expr | None:
@@ -307,8 +223,5 @@ def scalar_type(e: Expr, lookup: Callable[[str], DType]) -> DType:
         return lookup(e.name)
     if e.op == "in":
         return "bool"
-    result = FUNCTIONS[e.op].result
-    if result != "same":
-        return result  # type: ignore[return-value]  # every other entry of the table is a DType
-    types = {scalar_type(a, lookup) for a in (e.args[1:] if e.op == "select" else e.args)}
-    return "float" if "float" in types else "int" if "int" in types else "bool"
+    f = FUNCTIONS[e.op]
+    return f.gives([scalar_type(a, lookup) for a in f.values(e.args)])

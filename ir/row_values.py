@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from einfuse.ir import expr as ex
 from einfuse.ir.backward import Backward
-from einfuse.ir.dear import DEAR
+from einfuse.ir.dear import is_dear
 from einfuse.ir.nodes import Cascade, Einsum, Expr
 from einfuse.ir.rewrite import fresh, reading, taken, with_used_ranks
 
@@ -105,7 +105,7 @@ class _Pairs:
         if e.op == "/" and (rank := self.row(e.args[1])) is not None and self.row(e.args[0]) is None:
             inverse = self.made.value(ex.call("/", ex.const(1.0), self.of_inputs(e.args[1])), rank, "inverse")
             return ex.call("*", self.rewritten(e.args[0]), inverse)
-        if e.op in DEAR and (rank := self.row(e)) is not None:
+        if is_dear(e) and (rank := self.row(e)) is not None:
             return self.made.value(self.of_inputs(e), rank, "row")
         return e if e.op in ex.LEAVES else replace(e, args=tuple(map(self.rewritten, e.args)))
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from einfuse.ir import expr as ex
-from einfuse.ir.arrays import NUMPY, Array
 from einfuse.ir.cut import POINTS, WIDTH, Cut
+from einfuse.ir.functions import FUNCTIONS
 from einfuse.ir.nodes import Expr
 from einfuse.ir.rewrite import types_of
 from einfuse.ir.separability import nonnegative
+
+Array = npt.NDArray[Any]
 
 
 class Sample:
@@ -39,7 +43,7 @@ class Sample:
             args = list(map(self.value, e.args))
             if e.op in ("/", "//", "%"):
                 args[1] = np.where(args[1] == 0, 1, args[1])  # a point that says nothing
-            return np.asarray(NUMPY[e.op](*args))
+            return np.asarray(FUNCTIONS[e.op].of(np)(*args))
         x = self.cut.definition(e)
         points = itertools.product(range(WIDTH), repeat=len(x.over))
         values = [self.value(self.cut.opened(e, dict(zip(x.over, map(ex.const, p), strict=True)))) for p in points]

@@ -6,11 +6,10 @@ import math
 import random
 
 from einfuse.ir import expr as ex
-from einfuse.ir.expr import call
 from einfuse.ir.functions import FUNCTIONS
 from einfuse.ir.nodes import Expr
 
-BRANCHES = frozenset({"max", "min", "abs", "sign", "select"})
+_ORDERS = frozenset({"<", "<=", ">", ">="})
 
 
 def sample(e: Expr, rng: random.Random, values: dict[Expr, float], branches: dict[Expr, bool] | None) -> tuple[float, float]:
@@ -38,15 +37,8 @@ def _branch(e: Expr, rng: random.Random, branches: dict[Expr, bool]) -> Expr | N
     def holds(condition: Expr) -> bool:
         return branches.setdefault(condition, rng.random() < 0.5)
 
-    match e.op, e.args:
-        case "max", (a, b):
-            return a if holds(call(">=", a, b)) else b
-        case "min", (a, b):
-            return a if holds(call("<=", a, b)) else b
-        case "abs", (a,):
-            return a if holds(call(">=", a, ex.ZERO)) else call("neg", a)
-        case "sign", (a,):
-            return ex.ONE if holds(call(">=", a, ex.ZERO)) else ex.const(-1)
-        case "select", (condition, a, b) if condition.op in ("<", "<=", ">", ">="):
-            return a if holds(condition) else b
-    return None
+    rule = FUNCTIONS[e.op].cases
+    if rule is None:
+        return None
+    condition, yes, no = rule(*e.args)
+    return (yes if holds(condition) else no) if condition.op in _ORDERS else None

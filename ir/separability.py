@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from einfuse.ir import expr as ex
+from einfuse.ir.functions import FUNCTIONS
 from einfuse.ir.nodes import Expr
 
 if TYPE_CHECKING:
@@ -52,41 +53,15 @@ def within_reach(e: Expr) -> bool:
 
 @functools.cache
 def _table() -> dict[str, Callable[..., Any]]:
-    return {
-        "+": lambda a, b: a + b,
-        "-": lambda a, b: a - b,
-        "*": lambda a, b: a * b,
-        "/": lambda a, b: a / b,
-        "^": lambda a, b: a**b,
-        "neg": lambda a: -a,
-        "abs": sp.Abs,
-        "max": sp.Max,
-        "min": sp.Min,
-        "sign": sp.sign,
-        "stop": lambda a: a,
-        "exp": sp.exp,
-        "exp2": lambda a: 2**a,
-        "log": sp.log,
-        "log2": lambda a: sp.log(a) / sp.log(2),
-        "log1p": lambda a: sp.log(1 + a),
-        "sqrt": sp.sqrt,
-        "rsqrt": lambda a: 1 / sp.sqrt(a),
-        "tanh": sp.tanh,
-        "sigmoid": lambda a: 1 / (1 + sp.exp(-a)),
-        "softplus": lambda a: sp.log(1 + sp.exp(a)),
-        "erf": sp.erf,
-        "sin": sp.sin,
-        "cos": sp.cos,
-        "float": lambda a: a,
-        "<": sp.Lt,
-        "<=": sp.Le,
-        ">": sp.Gt,
-        ">=": sp.Ge,
-        "and": sp.And,
-        "or": sp.Or,
-        "not": sp.Not,
-        "select": lambda c, a, b: sp.Piecewise((a, c), (b, True)),
-    }
+    """What sympy has for our functions."""
+    sympy = importlib.import_module("sympy")
+    return {name: f.of(sympy) for name, f in FUNCTIONS.items() if f.sympy is not None}
+
+
+@functools.cache
+def _inverse() -> dict[Any, str]:
+    """Our functions by sympy's, where one is one of these."""
+    return {getattr(sp, f.sympy): n for n, f in FUNCTIONS.items() if isinstance(f.sympy, str) and f.result != "bool"}
 
 
 @dataclass(slots=True)
@@ -174,21 +149,11 @@ def _to_expr(z: Any, back: Mapping[Any, Expr]) -> Expr:
         if z.exp.is_negative:
             return ex.call("/", ex.ONE, _to_expr(1 / z, back))
         return _power(_to_expr(z.base, back), z.exp, back)
-    known = {
-        sp.exp: "exp",
-        sp.log: "log",
-        sp.Abs: "abs",
-        sp.sign: "sign",
-        sp.tanh: "tanh",
-        sp.Max: "max",
-        sp.Min: "min",
-        sp.erf: "erf",
-    }
-    known |= {sp.sin: "sin", sp.cos: "cos"}
-    if z.func not in known:
+    name = _inverse().get(z.func)
+    if name is None:
         raise NotSeparable(f"no IR for {z.func}")
     args = [_to_expr(a, back) for a in z.args]
-    return functools.reduce(functools.partial(ex.call, known[z.func]), args) if len(args) > 1 else ex.call(known[z.func], *args)
+    return functools.reduce(functools.partial(ex.call, name), args) if len(args) > 1 else ex.call(name, *args)
 
 
 def _product(factors: list[Expr]) -> Expr:
@@ -234,35 +199,26 @@ class NotSeparable(Exception):  # noqa: N818  # control flow, never reaches a us
 def nonnegative(e: Expr, known: frozenset[str] = frozenset()) -> bool:
     """Is ``e`` provably >= 0, given that the statements ``known`` are? (Decides only where statistics are sampled.)"""
 
-    def every(args: Iterable[Expr]) -> bool:
-        return all(nonnegative(a, known) for a in args)
-
     if e.op == "const":
         return float(e.value) >= 0  # type: ignore[arg-type]
     if e.op == "load":
         return e.name in known
-    if e.op in ("exp", "exp2", "abs", "sqrt", "rsqrt", "sigmoid", "softplus", "size"):
+    if e.op not in FUNCTIONS:
+        return e.op == "size"
+    if e.op == "*" and e.args[0] == e.args[1]:
         return True
-    if e.op == "*":
-        return e.args[0] == e.args[1] or every(e.args)
-    if e.op == "^":
-        power = e.args[1].value
-        return every(e.args[:1]) or (isinstance(power, int) and power % 2 == 0)
-    if e.op in ("+", "/", "min", "stop"):
-        return every(e.args)
-    if e.op == "select":
-        return every(e.args[1:])
-    return e.op == "max" and any(nonnegative(a, known) for a in e.args)
+    if e.op == "^" and isinstance(e.args[1].value, int) and e.args[1].value % 2 == 0:
+        return True
+    f = FUNCTIONS[e.op]
+    return f.result != "bool" and f.nonnegative([nonnegative(a, known) for a in f.values(e.args)])
 
 
 def _compiled(symbols: list[Any], e: Any) -> Callable[..., Any]:
     """``e``, or a list of such, as a function of arrays. A branch that divides by 0 is not a number."""
     e = [z.xreplace({sp.zoo: sp.nan}) for z in e] if isinstance(e, list) else e.xreplace({sp.zoo: sp.nan})
-    from einfuse.ir.arrays import NUMPY
-
     known = {
+        **{f.sympy: f.of(np) for f in FUNCTIONS.values() if isinstance(f.sympy, str) and callable(f.numpy)},  # numpy has none
         "select": _select,
-        "erf": NUMPY["erf"],
         "logical_and": _Joined(np.logical_and),
         "logical_or": _Joined(np.logical_or),
     }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from einfuse.ir import Cascade, Scalar, Tensor, interpret
+from einfuse.ir import FUNCTIONS, Cascade, Scalar, Tensor, interpret
 from einfuse.ir import expr as ex
 from einfuse.ir.rewrite import expressions, statements
 from einfuse.runtime import binding, ranges
@@ -76,7 +76,7 @@ def _drawn(
     return out
 
 
-_ROOTS = frozenset({"log", "log2", "log1p", "sqrt", "rsqrt", "^"})
+_ROOTS = frozenset(name for name, f in FUNCTIONS.items() if f.pole is not None)
 _DIVISIONS = frozenset({"//", "%"})
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from einfuse.codegen import KernelPlan
-from einfuse.codegen.plan import Const, Coordinate, Fold, Load, Map, Op, Param, Size
-from einfuse.ir import FUNCTIONS, Scalar
+from einfuse.codegen.plan import FUNCTIONS, Const, Coordinate, Fold, Load, Map, Op, Param, Size
+from einfuse.ir import Scalar
 from einfuse.runtime.given import Given
 
 TILES, POINTS = 64, 16
@@ -97,5 +97,5 @@ def _scalar(
             return None if held.is_meta else held[tuple(int(known[v.name]) for v in index)].item()
         case Map(out=out, fn=fn, args=args) if not out.dims and all(a.name in known for a in args):
             values = [known[a.name] for a in args]
-            return values[0] if fn == "copy" else FUNCTIONS[fn].fold(*values)
+            return FUNCTIONS[fn].fold(*values)
     return None

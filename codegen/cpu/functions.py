@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from einfuse.ir import FUNCTIONS, DType, Scalar
+from einfuse.codegen.plan import FUNCTIONS
+from einfuse.ir import DType, Scalar
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +66,23 @@ def bare(a: Ref, vector: bool) -> str:
     return str(a.literal) if a.literal is not None and a.text[0] != "(" else f"(I)({a.text})"
 
 
-Form = Callable[[Sequence[Ref], bool], str]
+Text = Callable[[Sequence[Ref], bool], str]
 
 
-def _infix(sign: str) -> Form:
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The two texts of a function: ``text`` of numbers or vectors, and ``number`` of numbers alone, for the loops of scans, which are left
+    to the compiler to vectorise. There ``T`` is the type of accumulation, and ``{c}`` converts to the type of the result."""
+
+    text: Text
+    number: str
+
+
+def _infix(sign: str) -> Text:
     return lambda args, vector: f"({bare(args[0], vector)} {sign} {bare(args[1], vector)})"
 
 
-def _compare(sign: str) -> Form:
+def _compare(sign: str) -> Text:
     def form(args: Sequence[Ref], vector: bool) -> str:
         text = f"({bare(args[0], vector)} {sign} {bare(args[1], vector)})"
         return f"(VI){text}" if vector else text
@@ -80,15 +90,15 @@ def _compare(sign: str) -> Form:
     return form
 
 
-def _logic(vector_sign: str, sign: str) -> Form:
+def _logic(vector_sign: str, sign: str) -> Text:
     return lambda args, vector: f"({bare(args[0], vector)} {vector_sign if vector else sign} {bare(args[1], vector)})"
 
 
-def _call(name: str) -> Form:
+def _call(name: str) -> Text:
     return lambda args, vector: f"{name}({', '.join(spread(a) if vector else a.text for a in args)})"
 
 
-def _vector_only(name: str) -> Form:
+def _vector_only(name: str) -> Text:
     """A function that exists for vectors: a number goes through it as one, so that both give the same bits."""
     return lambda args, vector: f"{name}({', '.join(map(spread, args))})" + ("" if vector else "[0]")
 
@@ -110,72 +120,58 @@ def _power(args: Sequence[Ref], vector: bool) -> str:
 
 
 FORMS: dict[str, Form] = {
-    "+": _infix("+"),
-    "-": _infix("-"),
-    "*": _infix("*"),
-    "/": _infix("/"),
-    "//": _call("floor_div"),
-    "%": _call("floor_mod"),
-    "hash": _call("hashed"),
-    "^": _power,
-    "neg": lambda args, vector: f"(-{args[0].text})",
-    "abs": _call("absolute"),
-    "max": _call("maximum"),
-    "min": _call("minimum"),
-    "sign": _call("sign"),
-    "stop": lambda args, vector: args[0].text,
-    "exp": _vector_only("exponential"),
-    "exp2": _vector_only("exponential2"),
-    "log": _vector_only("logarithm"),
-    "log2": _vector_only("logarithm2"),
-    "log1p": _vector_only("logarithm1p"),
-    "sqrt": _vector_only("square_root"),
-    "rsqrt": _vector_only("reciprocal_root"),
-    "tanh": _vector_only("hyperbolic_tangent"),
-    "sigmoid": _vector_only("logistic"),
-    "softplus": _vector_only("soft_plus"),
-    "erf": _vector_only("error_function"),
-    "sin": _vector_only("sine"),
-    "cos": _vector_only("cosine"),
-    "floor": _call("floor_whole"),
-    "float": lambda args, vector: converted(args[0], "float").text,
-    "int": lambda args, vector: converted(args[0], "int").text,
-    "<": _compare("<"),
-    "<=": _compare("<="),
-    ">": _compare(">"),
-    ">=": _compare(">="),
-    "==": _compare("=="),
-    "!=": _compare("!="),
-    "and": _logic("&", "&&"),
-    "or": _logic("|", "||"),
-    "not": lambda args, vector: f"({'~' if vector else '!'}{args[0].text})",
-    "select": _select,
-    "copy": lambda args, vector: args[0].text,
+    "+": Form(_infix("+"), "({0} + {1})"),
+    "-": Form(_infix("-"), "({0} - {1})"),
+    "*": Form(_infix("*"), "({0} * {1})"),
+    "/": Form(_infix("/"), "((T){0} / (T){1})"),
+    "//": Form(_call("floor_div"), "floor_div({0}, {1})"),
+    "%": Form(_call("floor_mod"), "floor_mod({0}, {1})"),
+    "hash": Form(_call("hashed"), "hashed({0}, {1})"),
+    "^": Form(_power, "std::pow((T){0}, (T){1})"),
+    "neg": Form(lambda args, vector: f"(-{args[0].text})", "(-{0})"),
+    "abs": Form(_call("absolute"), "std::abs({0})"),
+    "max": Form(_call("maximum"), "std::max({c}{0}, {c}{1})"),
+    "min": Form(_call("minimum"), "std::min({c}{0}, {c}{1})"),
+    "sign": Form(_call("sign"), "sign({0})"),
+    "stop": Form(lambda args, vector: args[0].text, "{0}"),
+    "exp": Form(_vector_only("exponential"), "fast_exp((T){0})"),
+    "exp2": Form(_vector_only("exponential2"), "fast_exp((T){0} * (T)0.693147180559945309)"),
+    "log": Form(_vector_only("logarithm"), "std::log((T){0})"),
+    "log2": Form(_vector_only("logarithm2"), "std::log2((T){0})"),
+    "log1p": Form(_vector_only("logarithm1p"), "std::log1p((T){0})"),
+    "sqrt": Form(_vector_only("square_root"), "std::sqrt((T){0})"),
+    "rsqrt": Form(_vector_only("reciprocal_root"), "(1 / std::sqrt((T){0}))"),
+    "tanh": Form(_vector_only("hyperbolic_tangent"), "std::tanh((T){0})"),
+    "sigmoid": Form(_vector_only("logistic"), "sigmoid((T){0})"),
+    "softplus": Form(_vector_only("soft_plus"), "softplus((T){0})"),
+    "erf": Form(_vector_only("error_function"), "std::erf((T){0})"),
+    "sin": Form(_vector_only("sine"), "std::sin((T){0})"),
+    "cos": Form(_vector_only("cosine"), "std::cos((T){0})"),
+    "floor": Form(_call("floor_whole"), "((long)std::floor({0}))"),
+    "float": Form(lambda args, vector: converted(args[0], "float").text, "((T){0})"),
+    "int": Form(lambda args, vector: converted(args[0], "int").text, "((long){0})"),
+    "<": Form(_compare("<"), "({0} < {1})"),
+    "<=": Form(_compare("<="), "({0} <= {1})"),
+    ">": Form(_compare(">"), "({0} > {1})"),
+    ">=": Form(_compare(">="), "({0} >= {1})"),
+    "==": Form(_compare("=="), "({0} == {1})"),
+    "!=": Form(_compare("!="), "({0} != {1})"),
+    "and": Form(_logic("&", "&&"), "({0} & {1})"),
+    "or": Form(_logic("|", "||"), "({0} | {1})"),
+    "not": Form(lambda args, vector: f"({'~' if vector else '!'}{args[0].text})", "(!{0})"),
+    "select": Form(_select, "({0} ? {c}{1} : {c}{2})"),
+    "copy": Form(lambda args, vector: args[0].text, "{0}"),
 }
-assert FORMS.keys() == FUNCTIONS.keys() | {"copy"}, "every scalar function of the IR has a C++ form"
+assert FORMS.keys() == FUNCTIONS.keys(), "every function of plans has a C++ form"
 
 
 def applied(fn: str, args: Sequence[Ref], dtype: DType) -> Ref:
     """``fn(*args)``, a result of type ``dtype``; a vector if any operand is."""
-    vector = any(a.vector for a in args)
-    kind = _operands(fn, [a.dtype for a in (args[1:] if fn == "select" else args)])
+    vector, f = any(a.vector for a in args), FUNCTIONS[fn]
+    values = f.values(args)
+    kind = f.computes_in([a.dtype for a in values])
     if kind is not None:
-        args = [a if fn == "select" and n == 0 else converted(a, kind) for n, a in enumerate(args)]
-    found: DType = dtype
-    if FUNCTIONS[fn].result == "same" if fn in FUNCTIONS else True:
-        found = args[-1].dtype
-    elif fn in FUNCTIONS:
-        found = FUNCTIONS[fn].result  # type: ignore[assignment]  # every other entry of the table is a DType
-    out = FORMS[fn](args, vector)
-    if fn == "copy" and not vector:
-        return converted(Ref(out, found), dtype)
-    return converted(Ref(out, found, vector), dtype)
-
-
-def _operands(fn: str, types: Sequence[DType]) -> DType | None:
-    """The type that operands are brought to before ``fn``."""
-    if fn in ("float", "int", "copy", "not", "and", "or"):
-        return None
-    if fn == "floor" or FUNCTIONS[fn].result == "float":
-        return "float"
-    return "float" if "float" in types else "int" if "int" in types else "bool"
+        values = [converted(a, kind) for a in values]
+    args = [*args[: len(args) - len(values)], *values]
+    found = Ref(FORMS[fn].text(args, vector), f.gives([a.dtype for a in values]), vector)
+    return converted(found, dtype)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from einfuse.codegen import plan as kp
-from einfuse.codegen.plan import Value
-from einfuse.ir import FUNCTIONS, DType, Scalar
+from einfuse.codegen.plan import FUNCTIONS, Value
+from einfuse.ir import DType, Scalar
 from einfuse.ir.rewrite import fresh
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Blocks:
         if fn == "stop":  # there are no derivatives of kernels
             return args[0]
         args = self._converted(fn, args)
-        dtype = _result(fn, args)
+        dtype = FUNCTIONS[fn].gives([a.dtype for a in FUNCTIONS[fn].values(args)])
         if fn == "/" and set(args[1].dims) < set(args[0].dims) and args[1].name not in self._extrema:
             # one reciprocal a row instead of a division an element, but not by a largest value: where that stands, the quotient is 1
             return self.map("*", args[0], self.map("/", self.const(1.0), args[1]), name=name)
@@ -136,12 +136,10 @@ class Blocks:
 
     def _converted(self, fn: str, args: tuple[Value, ...]) -> tuple[Value, ...]:
         """Ints become floats where the function computes in floats."""
-        kind = FUNCTIONS[fn] if fn in FUNCTIONS else None
-        if kind is None or fn in ("float", "int"):
-            return args
-        mine = args[1:] if fn == "select" else args
-        floats = kind.result == "float" or any(a.dtype == "float" for a in mine)
-        if not floats or kind.takes in ("bool", "int"):
+        f = FUNCTIONS[fn]
+        mine = f.values(args)
+        types = [a.dtype for a in mine]
+        if f.computes_in(types) is None or not (f.special or "float" in types):
             return args
         return (*args[: len(args) - len(mine)], *(self.as_float(a) for a in mine))
 
@@ -212,10 +210,3 @@ def _identity(op: Defining) -> object:
         case kp.Map(fn=fn, args=args):
             return (fn, *args)
     return replace(op, out=replace(op.out, name=""))
-
-
-def _result(fn: str, args: tuple[Value, ...]) -> DType:
-    if fn == "copy":
-        return args[0].dtype
-    result = FUNCTIONS[fn].result
-    return args[-1].dtype if result == "same" else result  # type: ignore[return-value]  # every other entry of the table is a DType

@@ -16,7 +16,7 @@ from torch import Tensor
 from einfuse.codegen.plan import nodes as kp
 from einfuse.codegen.plan.text import shown
 from einfuse.ir import DType, Scalar
-from einfuse.ir.meaning import FLOATING, REDUCE, TORCH
+from einfuse.ir.meaning import REDUCE, TORCH
 
 _ROUNDED = {"bf16": torch.bfloat16, "f16": torch.float16}
 
@@ -137,12 +137,10 @@ class _Program:
         raise AssertionError(f"{shown(op)} gives no value")
 
     def applied(self, fn: str, args: list[Tensor]) -> Tensor:
-        if fn == "copy":
-            return args[0]
         if fn == "exp_difference":
             y, m, *c = args
             return torch.exp((y * c[0] if c else y) - m)
-        if fn in FLOATING:
+        if kp.FUNCTIONS[fn].special:
             args = [a.to(self.dtype) for a in args]
         return TORCH[fn](*args)
 

@@ -28,6 +28,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from einfuse import ir
 from einfuse.ir import DType, Scalar
 
 Storage = Literal["f64", "f32", "bf16", "f16", "i64", "i32", "i16", "i8", "u8", "bool"]
@@ -35,6 +36,9 @@ Storage = Literal["f64", "f32", "bf16", "f16", "i64", "i32", "i16", "i8", "u8", 
 
 BYTES: dict[Storage, int] = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "bool": 1}
 """Of an element."""
+
+FUNCTIONS = {**ir.FUNCTIONS, ir.COPY.name: ir.COPY}
+"""What a `Map` applies: the functions of the IR, and ``copy``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """A scalar function of `ir.FUNCTIONS` at every point, operands broadcast by rank name; ``copy`` is the identity.
+    """A scalar function of `FUNCTIONS` at every point, operands broadcast by rank name.
 
     ``named``: it is the value of a statement of the cascade. All kernels of an attention compute that alike, to the last bit where the
     machine's language lets them: a backward reads statistics that its forward made of such values.

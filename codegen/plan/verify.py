@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 
 from einfuse.codegen.plan import nodes as kp
 from einfuse.codegen.plan.text import shown
-from einfuse.ir import FUNCTIONS
 
-ARITIES = {name: (f.arity,) for name, f in FUNCTIONS.items()} | {"copy": (1,), "exp_difference": (2, 3)}
-"""How many operands a function of a map has: those of the IR, ``copy``, and ``exp_difference(y, m, c)`` = exp(c * y - m)."""
+ARITIES = {name: (f.arity,) for name, f in kp.FUNCTIONS.items()} | {"exp_difference": (2, 3)}
+"""How many operands a function of a map has: those of plans, and ``exp_difference(y, m, c)`` = exp(c * y - m)."""
 REDUCERS = frozenset({"sum", "max", "min", "prod", "any"})
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from einfuse.ir import FUNCTIONS, DType
+from einfuse.codegen.plan import FUNCTIONS
+from einfuse.ir import DType
 
 FORMS: dict[str, str] = {
     "+": "{} + {}",
@@ -59,7 +60,7 @@ def stirred(x):
 
 def hashed(key, counter):  # 31 bits made of the low 32 bits of two ints
     return stirred((stirred((key ^ 0x9E3779B9) & 0xFFFFFFFF) ^ counter) & 0xFFFFFFFF) & 0x7FFFFFFF"""
-assert FORMS.keys() == FUNCTIONS.keys() | {"copy"}, "every scalar function of the IR has a torch form"
+assert FORMS.keys() == FUNCTIONS.keys(), "every function of plans has a torch form"
 KINDS: dict[DType, str] = {"float": "real", "int": "torch.int64", "bool": "torch.bool"}
 
 
@@ -70,19 +71,14 @@ def random(lines: Sequence[str]) -> list[str]:
 
 def form(fn: str, args: Sequence[tuple[str, DType]], out: DType) -> str:
     """``fn(*args)`` as a tensor of type ``out``; operands are brought to the type the function computes in."""
-    types = [t for _, t in (args[1:] if fn == "select" else args)]
-    wanted: DType | None = "float" if "float" in types else "int" if "int" in types else "bool"
-    if fn in ("float", "int", "copy", "not", "and", "or"):
-        wanted = None
-    elif fn == "floor" or FUNCTIONS[fn].result == "float":
-        wanted = "float"
+    f = FUNCTIONS[fn]
+    types = [kind for _, kind in f.values(args)]
+    wanted = f.computes_in(types)
+    skipped = len(args) - len(types)
     texts = [
-        name if wanted is None or kind == wanted or (fn == "select" and n == 0) else f"{name}.to({KINDS[wanted]})"
+        name if wanted is None or kind == wanted or n < skipped else f"{name}.to({KINDS[wanted]})"
         for n, (name, kind) in enumerate(args)
     ]
     text = FORMS[fn].format(*texts)
-    result: DType | str | None = FUNCTIONS[fn].result if fn in FUNCTIONS else None
-    found = {"float": types[0], "int": types[0], "copy": types[0], "floor": "float"}.get(
-        fn, wanted if result == "same" else result
-    )
+    found = "bool" if f.result == "bool" else wanted or types[0]
     return text if found == out else f"({text}).to({KINDS[out]})"

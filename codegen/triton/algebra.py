@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from einfuse.codegen.plan import (
+    FUNCTIONS,
     Const,
     Coordinate,
     Dot,
@@ -39,7 +40,7 @@ from einfuse.codegen.plan import (
     reads,
     renamed,
 )
-from einfuse.ir import FUNCTIONS, DType, Scalar
+from einfuse.ir import DType, Scalar
 from einfuse.ir.rewrite import fresh
 
 EXP_DIFFERENCE = "exp_difference"

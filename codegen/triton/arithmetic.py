@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from einfuse.codegen.plan import Dot, Map, Reduce
+from einfuse.codegen.plan import FUNCTIONS, Dot, Map, Reduce
 from einfuse.codegen.triton.body import Body, Ref, number
-from einfuse.codegen.triton.functions import FORMS, ZERO_PRESERVING, Operand, Target, nonnegative, operand_type
+from einfuse.codegen.triton.functions import FORMS, Operand, Target
 from einfuse.codegen.triton.memory import stored
 from einfuse.codegen.triton.simplify import EXP_DIFFERENCE
-from einfuse.ir import FUNCTIONS, MONOIDS
+from einfuse.ir import MONOIDS
 
 INLINE = 90
 """The longest expression that is written inside another one."""
@@ -20,24 +20,24 @@ def print_map(body: Body, op: Map) -> None:
     refs = [body.ref(a) for a in op.args]
     if op.fn == EXP_DIFFERENCE:
         return exp_difference(body, op, refs)
+    f = FUNCTIONS[op.fn]
     same = op.fn == "copy" or (op.fn == "floor" and refs[0].dtype == "int")
     if same and refs[0].dims == op.out.dims and refs[0].dtype == op.out.dtype:
         body.env[op.out.name] = refs[0]
         return None
     if all(r.literal is not None for r in refs) and op.fn != "copy" and not op.out.dims:
-        value = FUNCTIONS[op.fn].fold(*(r.literal for r in refs))
+        value = f.fold(*(r.literal for r in refs))
         body.env[op.out.name] = Ref(number(value, op.out.dtype), (), op.out.dtype, value, nonnegative=value >= 0)
         return None
-    numeric = refs[1:] if op.fn == "select" else refs
-    kind = operand_type(op.fn, tuple(r.dtype for r in numeric))
-    numeric = [body.convert(r, kind) for r in numeric]
-    args = ([refs[0]] if op.fn == "select" else []) + numeric
+    values = f.values(refs)
+    kind = f.computes_in([r.dtype for r in values])
+    args = [*refs[: len(refs) - len(values)], *(body.convert(r, kind) for r in values)]
     target = Target(body.type(op.out.dtype), body.helpers, body.plan.narrow)
     united = tuple(r for r in body.plan.order if any(r in a.dims for a in args))
     text = FORMS[op.fn](tuple(Operand(body.view(a, united), a.literal, a.nonnegative) for a in args), target)
     if united != op.out.dims:
         text = f"tl.broadcast_to({body.spread(text, united, op.out.dims)}, {body.shape(op.out.dims)})"
-    signs = op.out.dtype == "int" and nonnegative(op.fn, tuple(a.nonnegative for a in refs))
+    signs = op.out.dtype == "int" and f.nonnegative([a.nonnegative for a in values])
     clean = cleanness(op.fn, refs)
     if op.out.name in body.inlined and len(text) <= INLINE:
         call = united != op.out.dims or (op.fn in ("max", "min", "//", "%") and " // " not in text and " % " not in text)
@@ -54,7 +54,7 @@ def cleanness(fn: str, refs: list[Ref]) -> frozenset[str]:
         return rank in ref.clean or ref.literal == 0
 
     every = frozenset(r for a in refs for r in a.dims)
-    if fn in ZERO_PRESERVING:
+    if FUNCTIONS[fn].keeps_zero:
         return refs[0].clean
     if fn == "select":
         return frozenset(r for r in every if all(clean(a, r) for a in refs[1:]))

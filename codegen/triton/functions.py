@@ -1,4 +1,4 @@
-"""The scalar functions of the IR as Triton text: one entry for every name of `ir.FUNCTIONS`, and ``copy``.
+"""The scalar functions of the IR as Triton text: one entry for every function of plans.
 
 Operands arrive as text that is already broadcast and converted to the type that the function computes in.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from einfuse.ir import FUNCTIONS, DType, Scalar
+from einfuse.codegen.plan import FUNCTIONS
+from einfuse.ir import Scalar
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,27 +176,4 @@ FORMS: dict[str, Form] = {
     "select": _select,
     "copy": _copy,
 }
-assert FORMS.keys() == FUNCTIONS.keys() | {"copy"}, "every scalar function of the IR has a Triton form"
-
-ZERO_PRESERVING = frozenset({"neg", "abs", "sign", "stop", "sqrt", "tanh", "erf", "sin", "float", "int", "copy", "log1p"})
-"""Functions of one operand that map 0 to 0: padding that is zero stays zero."""
-
-
-def operand_type(fn: str, types: tuple[DType, ...]) -> DType | None:
-    """The type that the operands of ``fn`` are brought to first; None keeps each as it is."""
-    if fn in ("float", "int", "copy", "not", "and", "or", "floor"):
-        return None
-    if FUNCTIONS[fn].result == "float":
-        return "float"
-    return "float" if "float" in types else "int" if "int" in types else "bool"
-
-
-def nonnegative(fn: str, signs: tuple[bool, ...]) -> bool:
-    """Whether an int result is known to be 0 or more, given that of its operands."""
-    if fn == "max":
-        return any(signs)
-    if fn == "select":
-        return all(signs[1:])
-    if fn in ("+", "*", "//", "%", "min", "copy"):
-        return all(signs)
-    return fn == "abs"
+assert FORMS.keys() == FUNCTIONS.keys(), "every function of plans has a Triton form"

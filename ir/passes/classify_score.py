@@ -13,6 +13,7 @@ alone one diagonal a tile. Nothing is changed: the result is a record for `expla
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +22,7 @@ from einfuse.ir import expr as ex
 from einfuse.ir.affine import affine
 from einfuse.ir.definitions import Definitions
 from einfuse.ir.errors import TooLargeError
+from einfuse.ir.functions import FUNCTIONS
 from einfuse.ir.nodes import Cascade, Einsum, Expr
 from einfuse.ir.offsets import of_difference
 
@@ -208,7 +210,7 @@ def _degree(e: Expr, products: set[str]) -> int | None:
 
 def _bounded(e: Expr, pair: set[str]) -> bool:
     """Does the form alone bound it, for given numbers (all that depends on neither position)?"""
-    if not ex.indices(e) & pair or e.op in ("tanh", "sigmoid", "sin", "cos", "erf", "sign"):
+    if not ex.indices(e) & pair or (e.op in FUNCTIONS and all(map(math.isfinite, FUNCTIONS[e.op].limits))):
         return True
     inside = [_bounded(a, pair) for a in e.args]
     if e.op in ("+", "-", "*", "neg", "abs", "float"):

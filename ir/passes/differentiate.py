@@ -29,10 +29,11 @@ from einfuse.ir.definitions import Definitions
 from einfuse.ir.derivative import derivative, log_derivative
 from einfuse.ir.errors import SpecError, TooLargeError
 from einfuse.ir.expr import call
+from einfuse.ir.functions import FUNCTIONS
 from einfuse.ir.nodes import Cascade, Einsum, Expr
 from einfuse.ir.passes.canonicalise import fold_ranks
 from einfuse.ir.rewrite import fresh, taken
-from einfuse.ir.sampling import BRANCHES, sample
+from einfuse.ir.sampling import sample
 from einfuse.ir.spread import spread
 
 TIE = 4e-6  # points this near to a maximum (relatively) share its gradient: fp32 scores are not computed the same way twice
@@ -235,7 +236,7 @@ class _Reverse:
         e: Expr = ex.ZERO
         for c in contributions:
             e = call("+", e, self._seen_through(c))
-        branches = 8 if any(x.op in BRANCHES for x in ex.walk(e)) else 0
+        branches = 8 if any(x.op in FUNCTIONS and FUNCTIONS[x.op].cases for x in ex.walk(e)) else 0
         for seed in range(3 + branches):
             value, scale = sample(e, random.Random(seed), {}, None if seed < 3 else {})
             if math.isnan(value) or abs(value) > 1e-9 * max(scale, 1e-30):

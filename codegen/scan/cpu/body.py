@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from einfuse.codegen.cpu.functions import FORMS
 from einfuse.codegen.plan import Const, Coordinate, Load, Map, Value
-from einfuse.codegen.scan.cpu.forms import FORMS, TYPES, identifier, number
+from einfuse.codegen.scan.cpu.forms import TYPES, identifier, number
 from einfuse.codegen.scan.cpu.layout import Layout
 from einfuse.codegen.scan.plan import Op, Relabel, ScanPlan
 from einfuse.ir.rewrite import fresh
@@ -94,7 +95,7 @@ class Body:
             case Load():
                 return self.loaded(op, index)
             case Map(out=out, fn=fn, args=args):
-                return FORMS[fn].format(*(self.at(a, index) for a in args), c=f"({TYPES[out.dtype]})")
+                return FORMS[fn].number.format(*(self.at(a, index) for a in args), c=f"({TYPES[out.dtype]})")
         raise AssertionError(f"{v.name} is not there yet")
 
     def coordinate(self, rank: str, index: Index) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from einfuse.codegen.plan import Const, Coordinate, Dot, Load, Map, Param, Reduce, Size, Store, Value
+from einfuse.codegen.plan import FUNCTIONS, Const, Coordinate, Dot, Load, Map, Param, Reduce, Size, Store, Value
 from einfuse.codegen.scan.plan import Op, Prefix, Region, Relabel, Solve
 from einfuse.codegen.scan.triton.body import Body, literal
-from einfuse.codegen.triton.functions import FORMS, Operand, Target, operand_type
+from einfuse.codegen.triton.functions import FORMS, Operand, Target
 from einfuse.codegen.triton.layout import MATRIX
 from einfuse.codegen.triton.names import identifier
 
@@ -101,7 +101,8 @@ def _store(body: Body, op: Store) -> None:
 
 
 def _map(body: Body, op: Map) -> str:
-    kind = operand_type(op.fn, tuple(a.dtype for a in op.args))
+    f = FUNCTIONS[op.fn]
+    kind = f.computes_in([a.dtype for a in f.values(op.args)])
     operands = []
     for n, a in enumerate(op.args):
         text, value = body.view(a, op.out.dims), body.literals.get(a.name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from einfuse.ir.functions import FUNCTIONS, Function
+
 Bounds = tuple[float, float]
 """Those of integers are ints, or infinite."""
 UNKNOWN: Bounds = (-math.inf, math.inf)
@@ -13,8 +15,13 @@ CONDITION: Bounds = (0, 1)
 
 def of(op: str, *operands: Bounds) -> Bounds:
     """The bounds of a function of the IR, from those of its operands."""
-    rule = _RULES.get(op)
-    found = UNKNOWN if rule is None else rule(*operands)
+    rule, f = _RULES.get(op), FUNCTIONS.get(op)
+    if rule is not None:
+        found = rule(*operands)
+    elif f is not None:
+        found = _risen(f, *operands) if f.rises else f.limits
+    else:
+        found = UNKNOWN
     return UNKNOWN if any(x != x for x in found) else found  # an int may be too large for isnan
 
 
@@ -53,18 +60,20 @@ def _abs(a: Bounds) -> Bounds:
     return (0 if a[0] <= 0 <= a[1] else low), high
 
 
-def _rising(fn: Callable[[float], float], least: float = -math.inf, most: float = math.inf) -> Callable[[Bounds], Bounds]:
+def _risen(f: Function, a: Bounds) -> Bounds:
     """Of a function that rises, between its limits; widened by what a kernel may round."""
+    least, most = f.limits
 
     def end(x: float, outward: float) -> float:
         if math.isinf(x):
             return least if x < 0 else most
         try:
-            return min(max(fn(x) * (1 + math.copysign(1e-5, fn(x)) * outward), least), most)
+            value = float(f.fold(x))
+            return min(max(value * (1 + math.copysign(1e-5, value) * outward), least), most)
         except (OverflowError, ValueError):
             return least if outward < 0 else most
 
-    return lambda a: (end(a[0], -1), end(a[1], 1))
+    return end(a[0], -1), end(a[1], 1)
 
 
 def _rounded(fn: Callable[[float], float]) -> Callable[[Bounds], Bounds]:
@@ -87,16 +96,4 @@ _RULES: dict[str, Callable[..., Bounds]] = {
     "float": lambda a: a,
     "int": _rounded(math.trunc),
     "floor": _rounded(math.floor),
-    "exp": _rising(math.exp, 0.0),
-    "exp2": _rising(lambda x: 2.0**x, 0.0),
-    "log": _rising(math.log),
-    "log2": _rising(math.log2),
-    "log1p": _rising(math.log1p),
-    "sqrt": _rising(math.sqrt, 0.0),
-    "tanh": _rising(math.tanh, -1.0, 1.0),
-    "erf": _rising(math.erf, -1.0, 1.0),
-    "sigmoid": lambda a: (0.0, 1.0),
-    "softplus": lambda a: (0.0, math.inf),
-    "sin": lambda a: (-1.0, 1.0),
-    "cos": lambda a: (-1.0, 1.0),
 }

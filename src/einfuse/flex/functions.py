@@ -34,6 +34,7 @@ from einfuse.flex.arithmetic import (
     where,
 )
 from einfuse.flex.value import OPERATIONS, Value, operation
+from einfuse.ir import FUNCTIONS
 
 if TYPE_CHECKING:
     from einfuse.flex.tracer import Tracer
@@ -351,7 +352,8 @@ for _name, _op, _limit in (
 def _logarithm(t: Tracer, x: Any, op: str) -> Value:
     """Minus infinity where a bound is not known to be above the pole: the score is looked at then."""
     v = number(t, x)
-    t.unbounded |= v.bounds[0] <= (-1 if op == "log1p" else 0)
+    pole = FUNCTIONS[op].pole
+    t.unbounded |= pole is not None and v.bounds[0] <= pole
     return unary(t, op, v)
 
 
