@@ -54,7 +54,7 @@ def _off(x: torch.Tensor, truth: torch.Tensor, dtype: torch.dtype) -> float:
 def _scale(trial: Trial, rng: random.Random) -> Results | None:
     """A product of vectors, scores most often, larger by a thousandth."""
     c = trial.cascade
-    products = [x for x in statements(c) if isinstance(x, Einsum) and x.red == "sum" and len(ex.factors(x.map)) > 1]
+    products = [x for x in statements(c) if isinstance(x, Einsum) and x.reducer.sums and len(ex.factors(x.map)) > 1]
     features = [x for x in products if not c.rank(x.over[0]).is_sequence]
     return _changed(trial, rng, features, lambda x: replace(x, map=ex.call("*", ex.const(1.001), x.map)))
 
@@ -243,7 +243,7 @@ class _Merging(Interpreter):
             f = replace(f, body=tuple(replace(y, carry=None) if isinstance(y, State) else y for y in f.body))
         out = super().merge(f, a, b, env, span)
         if mine and self.kind == "statistic":
-            rows = [y.target for y in f.body if isinstance(y, State) and y.red == "sum" and not self._features(y)]
+            rows = [y.target for y in f.body if isinstance(y, State) and y.reducer.sums and not self._features(y)]
             out |= {n: a[n] for n in rows[:1]}
         return out
 

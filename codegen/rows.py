@@ -24,7 +24,7 @@ def row_products(plan: KernelPlan) -> dict[str, tuple[Value, Value]]:
         for op in step:
             if (
                 isinstance(op, Reduce)
-                and op.fn == "sum"
+                and op.reducer.sums
                 and op.out.dims == rows
                 and op.rank in features
                 and op.arg.name in made

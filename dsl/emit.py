@@ -7,8 +7,8 @@ import re
 
 from einfuse.dsl.names import Held
 from einfuse.dsl.values import Value, coordinate, merged, moved, read
-from einfuse.ir import CHOICES, Einsum, Expr, Fold, Span, SpecError, State, conjunction
-from einfuse.ir.expr import factors, indices, made_type
+from einfuse.ir import Einsum, Expr, Fold, Span, SpecError, State, conjunction
+from einfuse.ir.expr import factors, indices
 from einfuse.ir.spaces import exists
 
 MAX_STATEMENTS = 1_000
@@ -81,7 +81,7 @@ class Emitter:
             or last.target in self._named
             or value.expr.op != "load"
             or value.expr.value != last.target
-            or (conditional and last.red in CHOICES)
+            or (conditional and last.reducer.chooses)
         ):
             return None
         if [a.value if a.op == "index" else None for a in value.expr.args] != list(last.ranks):
@@ -143,11 +143,11 @@ def load_held(held: Held, args: tuple[Value, ...] | None = None) -> Value:
 
 def _held(statement: Einsum, value: Value) -> Held:
     gone = set(statement.over)
-    if statement.red in CHOICES:
-        return Held(statement.target, statement.ranks, made_type(statement.red, value.dtype), (exists(statement),))
+    if statement.reducer.chooses:
+        return Held(statement.target, statement.ranks, statement.reducer.gives(value.dtype), (exists(statement),))
     space = (*value.space, *((statement.mask,) if statement.mask is not None else ()))
     kept = tuple(p for p in merged(space) if not indices(p) & gone)
-    return Held(statement.target, statement.ranks, made_type(statement.red, value.dtype), kept)
+    return Held(statement.target, statement.ranks, statement.reducer.gives(value.dtype), kept)
 
 
 def mask_of(where: Value | None, value: Value) -> Expr | None:

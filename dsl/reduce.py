@@ -9,7 +9,7 @@ from einfuse.dsl import ast
 from einfuse.dsl.emit import load_held, mask_of, reduction_name
 from einfuse.dsl.select import chosen
 from einfuse.dsl.values import Value, apply, constant, extent, join, merged
-from einfuse.ir import CHOICES, MONOIDS, Einsum, SpecError, conjunction, const
+from einfuse.ir import REDUCERS, Einsum, SpecError, conjunction, const
 from einfuse.ir.expr import indices
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Reducer:
     def value(self, e: ast.Call) -> Value:
         name = e.name.text
         over = self._over(e)
-        if name in CHOICES:
+        if name in REDUCERS and REDUCERS[name].chooses:
             return chosen(self.at, e, over)
         if e.slot is not None:
             raise self.at.fault(f"`{name}` makes no slots", e.slot, "only topk[w -> n](x) does")
@@ -67,7 +67,7 @@ class Reducer:
         return self._reduced(name, over, body, where, e)
 
     def _reduced(self, red: str, over: tuple[str, ...], body: Value, where: Value | None, e: ast.Call) -> Value:
-        assert red in MONOIDS, f"{red} is no reducer of the IR"
+        assert REDUCERS[red].monoid, f"{red} is no reducer of the IR"
         if len(over) > 1 and len(self._kinds(over)) > 1:
             return self._nested(red, over, body, where, e)
         if body.dtype == "bool":

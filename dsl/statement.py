@@ -35,7 +35,7 @@ def bind(scope: Evaluator, s: ast.Statement, keep: bool = False, named: bool = F
         return repeated
     mask = mask_of(where, value)
     loc = scope.place(s.target)
-    if last is not None and last.red == "topk" and ranks[-1:] != last.ranks[-1:]:
+    if last is not None and last.reducer.slots and ranks[-1:] != last.ranks[-1:]:
         raise scope.fault(
             f"the slot `{last.ranks[-1]}` stands last in the target `{s.target}`",
             s.target,

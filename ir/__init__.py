@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 from einfuse.ir.errors import EinfuseError as EinfuseError
 from einfuse.ir.errors import SpecError as SpecError
 from einfuse.ir.errors import TooLargeError as TooLargeError
-from einfuse.ir.expr import CHOICES as CHOICES
-from einfuse.ir.expr import MONOIDS as MONOIDS
 from einfuse.ir.expr import call as call
 from einfuse.ir.expr import conjunction as conjunction
 from einfuse.ir.expr import const as const
@@ -33,6 +31,8 @@ from einfuse.ir.nodes import Scalar as Scalar
 from einfuse.ir.nodes import State as State
 from einfuse.ir.nodes import Statement as Statement
 from einfuse.ir.nodes import Tensor as Tensor
+from einfuse.ir.reducers import REDUCERS as REDUCERS
+from einfuse.ir.reducers import Reducer as Reducer
 from einfuse.ir.source import MAX_TEXT as MAX_TEXT
 from einfuse.ir.source import read_spec as read_spec
 from einfuse.ir.span import Span as Span

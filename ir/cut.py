@@ -95,7 +95,7 @@ class Cut:
             raise NotFactorableError(f"{x.target} is computed in more than {MAX_HEIGHT} steps")
         if read.args != tuple(map(ex.index, x.ranks)) and any(a.op not in ("index", "const") for a in read.args):
             raise NotFactorableError(f"{show_expr(read)} is read at other coordinates than its own")
-        if x.red not in (None, "sum") or set(x.over) & set(self.sides):
+        if not x.reducer.linear or set(x.over) & set(self.sides):
             raise NotFactorableError(f"{x.target} is a {x.red} over {', '.join(x.over)} for every pair")
         return x
 

@@ -59,7 +59,7 @@ class _Blocks:
     def _multiplies(self, y: Einsum, x: Einsum) -> bool:
         own = ex.at(x.target, x.ranks)
         others = [e for e in ex.factors(y.map) if e != own]
-        return y.red == "sum" and own in ex.factors(y.map) and not any(x.target in ex.reads(e) for e in (*others, y.mask))
+        return y.reducer.sums and own in ex.factors(y.map) and not any(x.target in ex.reads(e) for e in (*others, y.mask))
 
     def _made_of(self, x: Einsum) -> Iterator[Expr]:
         return (e for y in self._upstream(x) for e in ex.walk(y.map))

@@ -15,7 +15,6 @@ from einfuse.ir import separability as sep
 from einfuse.ir.errors import SpecError
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, State, Statement
 
-ORDER = ("max", "min")
 MAX_PASSES = 100
 """Each is a loop of the kernel, and every one is derived, printed and compiled."""
 
@@ -127,7 +126,7 @@ class _Deriver:
 
     def _reduction(self, x: Einsum) -> None:
         x = replace(x, map=self._independent(x.map))
-        inner, post = self._without_free_factors(x) if x.red == "sum" else (x.map, ex.ONE)
+        inner, post = self._without_free_factors(x) if x.reducer.sums else (x.map, ex.ONE)
         if post != ex.ONE:
             for name in sorted(self._statistics_in(post)):
                 self.out.decisions.append(Decision(name, x.target, "defer", _short(post), "exact"))
@@ -150,7 +149,7 @@ class _Deriver:
             made = {read: self._made_of(name) for read, name in used.items()}
             for read, name in used.items():
                 others = set().union(*(m | {used[r]} for r, m in made.items() if r != read))
-                if made[read] & others and all(self.by_name[n].red in ORDER for n in made[read]):
+                if made[read] & others and all(self.by_name[n].reducer.extreme for n in made[read]):
                     e = ex.substitute(e, lambda y, read=read, name=name: self.by_name[name].map if y == read else None)  # type: ignore[misc]
                     break
             else:
@@ -219,7 +218,7 @@ class _Deriver:
                 f = None
             forced = forced if f is not None else {*forced, *deps}
         ranks = {d: self._rank(f, d) for d in deps} if f is not None else {}
-        additive = {d for d in deps if f is not None and x.red in ORDER and self._rank(sep.exponential(f), d) == 1}
+        additive = {d for d in deps if f is not None and x.reducer.extreme and self._rank(sep.exponential(f), d) == 1}
         other_space = {d for d in deps if self._spaces(d) - {x.mask}}
         cut = {d for d in deps if d in forced | other_space or not self._separable(x, d, f, ranks, additive)}
         if cut:
@@ -262,7 +261,7 @@ class _Deriver:
     def _deferrable(self, name: str) -> bool:
         """Does a sum go into this statistic? Then its factor waits for the end; order statistics exist for range alone."""
         reductions = self._made_of(name) or {name}
-        return any(self.by_name[n].red not in ORDER for n in reductions)
+        return any(not self.by_name[n].reducer.extreme for n in reductions)
 
     def _spaces(self, name: str) -> set[Expr | None]:
         """The points that a statistic is made of: its own, or for a row scalar those of the statistics that it reads."""
@@ -272,9 +271,9 @@ class _Deriver:
         return {space for n in ex.reads(x.map) & self.by_name.keys() for space in self._spaces(n)}
 
     def _separable(self, x: Einsum, d: str, f: Any, ranks: dict[str, int], additive: set[str]) -> bool:
-        if x.red in ORDER:
+        if x.reducer.extreme:
             return d in additive or (ranks.get(d, 99) == 1 and ex.at(d, self.by_name[d].ranks) in self._positive_factor(x))
-        return x.red == "sum" and (ranks.get(d, 99) <= sep.MAX_RANK or self._polynomial(f, d))
+        return x.reducer.sums and (ranks.get(d, 99) <= sep.MAX_RANK or self._polynomial(f, d))
 
     def _positive_factor(self, x: Einsum) -> set[Expr]:
         """Statistics that scale the map of a max by a provably positive factor (a max of products carries only those)."""

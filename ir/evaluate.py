@@ -15,9 +15,10 @@ from torch import Tensor
 
 from einfuse.ir import expr as ex
 from einfuse.ir.functions import FUNCTIONS
-from einfuse.ir.meaning import REDUCE, TORCH
+from einfuse.ir.meaning import TORCH
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Scalar
 from einfuse.ir.ranking import best, members
+from einfuse.ir.reducers import MISSING, Reducer
 from einfuse.ir.rewrite import lists
 from einfuse.ir.statements import equation, own_rank
 
@@ -81,21 +82,21 @@ class Evaluator:
     # -- statements ------------------------------------------------------------------------------------------------------
 
     def einsum(self, x: Einsum, env: dict[str, Block], span: Span) -> Block:
-        if x.red == "solve":
+        if x.reducer.solves:
             return self._solved(x, env, span)
-        if x.red in ex.CHOICES:
+        if x.reducer.chooses:
             return self._chosen(x, env, span)
-        found = self.reduced(x.red, x.ranks, x.over, x.map, x.mask, env, span)
+        found = self.reduced(x.reducer, x.ranks, x.over, x.map, x.mask, env, span)
         if x.target not in self.lists or x.mask is None:
             return found
         live = self.expanded(self.dense(x.mask, env, span), found.dims, span)
         return replace(
-            found, data=torch.where(live, found.data, ex.MISSING)
+            found, data=torch.where(live, found.data, MISSING)
         )  # an entry that does not exist is no number to be found
 
     def _chosen(self, x: Einsum, env: dict[str, Block], span: Span) -> Block:
         """Coordinates of the best points. Of several ranks: their row-major number."""
-        rows = x.ranks[:-1] if x.red == "topk" else x.ranks
+        rows = x.ranks[:-1] if x.reducer.slots else x.ranks
         held = self.in_order((*self.cascade.over, *rows))
         every = self.in_order((*held, *x.over))
         order = [every.index(r) for r in (*held, *x.over)]
@@ -105,9 +106,9 @@ class Evaluator:
 
         value = along(self.masked(x.map, x.mask, every, env, span, 0.0))
         exists = None if x.mask is None else along(self.dense(x.mask, env, span))
-        slots = span[x.ranks[-1]][1] if x.red == "topk" else 1
+        slots = span[x.ranks[-1]][1] if x.reducer.slots else 1
         at = best(value, exists, slots)
-        if x.red == "argmax":
+        if not x.reducer.slots:
             return Block(at[..., 0], held, tuple(span[d][0] for d in held))
         dims = self.in_order((*held, x.ranks[-1]))
         at = at.permute([(*held, x.ranks[-1]).index(d) for d in dims])
@@ -115,7 +116,7 @@ class Evaluator:
 
     def reduced(
         self,
-        red: str | None,
+        reducer: Reducer,
         ranks: tuple[str, ...],
         over: tuple[str, ...],
         e: Expr,
@@ -125,21 +126,20 @@ class Evaluator:
     ) -> Block:
         dims = self.in_order((*self.cascade.over, *ranks))
         base = tuple(span[d][0] for d in dims)
-        if red == "sum" and len(ex.factors(e)) > 1:
+        if reducer.sums and len(ex.factors(e)) > 1:
             return Block(self._contraction(dims, over, e, mask, env, span), dims, base)
         every = self.in_order((*dims, *over))
-        identity = ex.MONOIDS[red] if red else 0.0
-        data = self.expanded(self.masked(e, mask, every, env, span, identity), every, span)
-        if not red:
+        data = self.expanded(self.masked(e, mask, every, env, span, reducer.identity), every, span)
+        if reducer.tensors is None:
             return Block(data, dims, base)
-        data = data.to(self.dtype) if red == "sum" else data  # also of whole numbers, which no mask has made floats yet
+        data = data.to(self.dtype) if reducer.sums else data  # also of whole numbers, which no mask has made floats yet
         axes = [every.index(r) for r in over]
         if any(data.shape[a] == 0 for a in axes):
             shape = [n for a, n in enumerate(data.shape) if a not in axes]
-            return Block(torch.full(shape, identity, dtype=data.dtype, device=data.device), dims, base)
+            return Block(torch.full(shape, reducer.identity, dtype=data.dtype, device=data.device), dims, base)
         order = [*(a for a in range(data.ndim) if a not in axes), *axes]
         data = data.permute(order)
-        return Block(REDUCE[red](data, list(range(data.ndim - len(axes), data.ndim))), dims, base)
+        return Block(reducer.tensors(data, list(range(data.ndim - len(axes), data.ndim))), dims, base)
 
     def _contraction(
         self,

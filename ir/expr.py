@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -18,12 +17,6 @@ from einfuse.ir.nodes import DType, Expr
 
 NUMERIC: tuple[DType, ...] = ("int", "float")
 LEAVES = ("const", "index", "size", "load", "new")
-MONOIDS: dict[str, float] = {"sum": 0.0, "max": -math.inf, "min": math.inf, "any": 0.0, "prod": 1.0}
-"""Reducers and their identities. ``any`` is a max over booleans."""
-CHOICES = ("topk", "argmax")
-"""Reducers that give coordinates: of the largest values, best first, one for each slot; of the largest alone."""
-MISSING = -(2**31)
-"""The coordinate in a slot that does not exist, because there are fewer candidates than slots."""
 
 
 def index(rank: str) -> Expr:
@@ -204,13 +197,6 @@ def _substituted(e: Expr, fn: Callable[[Expr], Expr | None], known: dict[int, Ex
 def rename(e: Expr, ranks: dict[str, Expr]) -> Expr:
     """``e`` with rank coordinates replaced."""
     return substitute(e, lambda x: ranks.get(x.name) if x.op == "index" else None)
-
-
-def made_type(red: str | None, kind: DType) -> DType:
-    """The type of a statement with this reducer whose map is of that type."""
-    if red in CHOICES:
-        return "int"
-    return "float" if red and kind == "int" else kind
 
 
 def scalar_type(e: Expr, lookup: Callable[[str], DType]) -> DType:

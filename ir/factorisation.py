@@ -141,7 +141,7 @@ def _pair(c: Cascade) -> tuple[str, str, tuple[Einsum, ...]]:
         raise NotFactorableError("it sums over several kinds of pairs: " + ", ".join(f"({i}, {j})" for i, j in found))
     (((i, j), sums),) = found.items()
     for x in sums:
-        if x.red != "sum":
+        if not x.reducer.sums:
             raise NotFactorableError(f"{x.target} is a {x.red} over {j} of what depends on {i} and {j}, and no sum")
         if len(x.over) > 1:
             raise NotFactorableError(f"{x.target} sums over {', '.join(x.over)} at once")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from einfuse.ir import expr as ex
 from einfuse.ir.evaluate import Block, Evaluator, Span
-from einfuse.ir.meaning import COMBINE
+from einfuse.ir.meaning import TORCH
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Range, Scalar, State
 from einfuse.ir.spaces import inferred
 from einfuse.ir.statements import lets
@@ -107,7 +107,7 @@ class Interpreter(Evaluator):
 
     @property
     def choices(self) -> set[str]:
-        return {x.target for x in self.cascade.body if isinstance(x, Einsum) and x.red in ex.CHOICES}
+        return {x.target for x in self.cascade.body if isinstance(x, Einsum) and x.reducer.chooses}
 
     def _folds(self) -> list[Fold]:
         return [x for x in self.cascade.body if isinstance(x, Fold)]
@@ -192,7 +192,7 @@ class Interpreter(Evaluator):
             if isinstance(y, State):
                 dims = self.in_order((*self.cascade.over, *y.ranks))
                 shape = [span[d][1] - span[d][0] for d in dims]
-                data = torch.full(shape, ex.MONOIDS[y.red], dtype=self.dtype, device=self.device)
+                data = torch.full(shape, y.reducer.identity, dtype=self.dtype, device=self.device)
                 out[y.target] = Block(data, dims, tuple(span[d][0] for d in dims))
         return out
 
@@ -202,7 +202,7 @@ class Interpreter(Evaluator):
         scalars = lets(f)
         for y in f.body:
             if isinstance(y, State):
-                out[y.target] = self.reduced(y.red, y.ranks, (f.rank,), y.map, f.mask, local, span)
+                out[y.target] = self.reduced(y.reducer, y.ranks, (f.rank,), y.map, f.mask, local, span)
                 local[y.target] = _finite(out[y.target])
             else:
                 value = self.einsum(y, local, span)
@@ -231,7 +231,7 @@ class Interpreter(Evaluator):
                 continue
             merged = self._view(f, out, env, span)
             sides = [self._rebased(y, s, v, merged, span) for s, v in zip((a, b), views, strict=True)]
-            out[y.target] = replace(a[y.target], data=COMBINE[y.red](*sides))
+            out[y.target] = replace(a[y.target], data=TORCH[y.reducer.combine](*sides))
         return out
 
     def _rebased(

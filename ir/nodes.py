@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from einfuse.ir.errors import TooLargeError
+from einfuse.ir.reducers import POINTWISE, REDUCERS, Reducer
 from einfuse.ir.span import Span
 
 RankKind = Literal["batch", "head", "query", "key", "feature", "state"]
@@ -169,6 +170,10 @@ class Einsum:
     mask: Expr | None = None
     loc: Span | None = _loc()
 
+    @property
+    def reducer(self) -> Reducer:
+        return REDUCERS[self.red] if self.red else POINTWISE
+
 
 @dataclass(frozen=True, slots=True)
 class State:
@@ -185,6 +190,10 @@ class State:
     carry: Expr | None = None
     init: Expr | None = None
     loc: Span | None = _loc()
+
+    @property
+    def reducer(self) -> Reducer:
+        return REDUCERS[self.red]
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +232,7 @@ class Fold:
 
     @property
     def sequential(self) -> bool:
-        return any(isinstance(y, State) and y.red == "set" for y in self.body)
+        return any(isinstance(y, State) and y.reducer.replaces for y in self.body)
 
 
 Statement = Einsum | Fold

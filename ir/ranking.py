@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from einfuse.ir.expr import MISSING
+from einfuse.ir.reducers import MISSING
 
 _HIDDEN = -(2**63)
 _SMALL = 2**31

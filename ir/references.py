@@ -13,7 +13,6 @@ import math
 from collections.abc import Sequence
 
 from einfuse.ir import expr as ex
-from einfuse.ir.derivation import ORDER
 from einfuse.ir.nodes import Einsum, Expr, Fold, State
 from einfuse.ir.statements import lets
 
@@ -22,7 +21,7 @@ def reviving(f: Fold, y: State) -> list[State]:
     """The largest and smallest values that may have been infinite so far and from which the carry of ``y`` then has no way on."""
     if y.carry is None:
         return []
-    states = {z.target: z for z in f.body if isinstance(z, State) and z.red in ORDER and z is not y}
+    states = {z.target: z for z in f.body if isinstance(z, State) and z.reducer.extreme and z is not y}
     moving = _unless_finite(y.carry, states)
     for z in reversed(f.body):
         if z.target in moving & lets(f):
@@ -32,7 +31,7 @@ def reviving(f: Fold, y: State) -> list[State]:
 
 def vanishes(f: Fold, y: State, dead: Sequence[State]) -> bool:
     """Whether nothing is added to ``y`` by points that the ``dead`` statistics saw as infinite, as exp(-inf) is nothing."""
-    infinite = {z.map: ex.const(ex.MONOIDS[z.red]) for z in dead}
+    infinite = {z.map: ex.const(z.reducer.identity) for z in dead}
     local = {z.target: z.map for z in f.body if isinstance(z, Einsum) and not z.red}
     references = {z.target for z in dead}
 
@@ -48,7 +47,7 @@ def vanishes(f: Fold, y: State, dead: Sequence[State]) -> bool:
 
 def floored(f: Fold, e: Expr) -> bool:
     """Whether ``e`` is a finite number while the largest and smallest values of the fold that it reads are infinite, as max(m, 0) is."""
-    return _finite(e, {y.target: y for y in f.body if isinstance(y, State) and y.red in ORDER})
+    return _finite(e, {y.target: y for y in f.body if isinstance(y, State) and y.reducer.extreme})
 
 
 def _unless_finite(e: Expr, states: dict[str, State]) -> set[str]:
@@ -64,7 +63,7 @@ def _unless_finite(e: Expr, states: dict[str, State]) -> set[str]:
 
 def _finite(e: Expr, states: dict[str, State]) -> bool:
     def begun(x: Expr) -> Expr | None:
-        return ex.const(ex.MONOIDS[states[x.name].red]) if x.op in ("load", "new") and x.name in states else None
+        return ex.const(states[x.name].reducer.identity) if x.op in ("load", "new") and x.name in states else None
 
     found = ex.substitute(e, begun)
     return found.op == "const" and isinstance(found.value, int | float) and math.isfinite(found.value)

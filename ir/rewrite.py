@@ -72,7 +72,7 @@ def types_of(c: Cascade) -> dict[str, DType]:
     types: dict[str, DType] = {t.name: t.dtype for t in c.inputs}
     for x in c.body:
         assert isinstance(x, Einsum), "asked before folds exist"
-        types[x.target] = ex.made_type(x.red, ex.scalar_type(x.map, lambda n: types.get(n, "float")))
+        types[x.target] = x.reducer.gives(ex.scalar_type(x.map, lambda n: types.get(n, "float")))
     return types
 
 

@@ -45,7 +45,7 @@ def conditions(e: Expr, spaces: Mapping[str, tuple[tuple[str, ...], Expr]]) -> I
 
 def given_on(cascade: Cascade, x: Einsum) -> Spaces:
     """What the readers of a statement inherit from it: one entry, or none."""
-    if x.red in ex.CHOICES:
+    if x.reducer.chooses:
         return {x.target: (x.ranks, exists(x))}
     rest = ex.conjunction(*(p for p in ex.conjuncts(x.mask) if not ex.indices(p) & set(x.over)))
     if rest is None or any(cascade.rank(r).is_sequence for r in x.over):

@@ -14,7 +14,7 @@ def own_rank(x: Einsum) -> str:
 
 def equation(x: Einsum) -> tuple[Expr, Expr]:
     """The free part and the part that reads the unknown itself of a ``solve``, which are joined by one ``+``."""
-    assert x.red == "solve", f"{x.target} is no equation"
+    assert x.reducer.solves, f"{x.target} is no equation"
     assert x.map.op == "+", "an equation is a sum"
     assert x.target not in ex.reads(x.map.args[0]), "its first part is free of the unknown"
     return x.map.args[0], x.map.args[1]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Place, Range, Rank, State, Tensor
+from einfuse.ir.reducers import REDUCERS
 from einfuse.ir.span import Span
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ exprs: expr ("," expr)*
 ?atom: FLOAT -> float_ | INT -> int_ | "true" -> true | "false" -> false
     | NAME "(" exprs ")" -> call | NAME "[" [exprs] "]" -> load | NAME "'" "[" [exprs] "]" -> new
     | NAME -> name | "(" expr ")"
-RED.2: /(sum|max|min|prod|any|solve|topk|argmax)(?=[ \[])/
+RED.2: /(REDUCERS)(?=[ \[])/
 SET.2: /set(?= )/
 MADE: "made"
 TABULATED: "tabulated"
@@ -294,7 +295,8 @@ class _Build:
 def _parser() -> Lark:
     from lark import Lark  # slow to import, and most processes read no cascade
 
-    return Lark(GRAMMAR, parser="lalr", transformer=_Build(), maybe_placeholders=True)
+    reducers = "|".join(r.name for r in REDUCERS.values() if not r.replaces)
+    return Lark(GRAMMAR.replace("REDUCERS", reducers), parser="lalr", transformer=_Build(), maybe_placeholders=True)
 
 
 def parse(text: str, file: str = "<cascade>") -> Cascade:

@@ -35,6 +35,7 @@ from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
 from einfuse.ir.functions import FUNCTIONS
 from einfuse.ir.nodes import RANK_KINDS, Cascade, DType, Einsum, Expr, Fold, State
+from einfuse.ir.reducers import REDUCERS
 from einfuse.ir.spaces import Spaces, conditions, given_on
 from einfuse.ir.span import Span
 from einfuse.ir.statements import lets
@@ -93,12 +94,14 @@ class _Verifier:
         _require(
             bool(x.red) == bool(x.over), "V5", f"{x.target} has a reducer without ranks, or ranks without a reducer", x.loc
         )
-        _require(x.red in (None, "solve", *ex.CHOICES, *ex.MONOIDS), "V5", f"{x.target} has the unknown reducer {x.red}", x.loc)
-        if x.red == "solve":  # an equation reads itself
+        _require(
+            x.red in (None, *REDUCERS) and not x.reducer.replaces, "V5", f"{x.target} has the unknown reducer {x.red}", x.loc
+        )
+        if x.reducer.solves:  # an equation reads itself
             self.local[x.target], self.types[x.target] = x.ranks, "float"
             _require(x.map.op == "+" and len(x.over) == 1, "V5", f"{x.target} is not an equation b + m * {x.target}", x.loc)
-        _require(x.red != "topk" or bool(x.ranks), "V5", f"{x.target} has no rank for its slots", x.loc)
-        kept = x.ranks[:-1] if x.red == "topk" else x.ranks
+        _require(not x.reducer.slots or bool(x.ranks), "V5", f"{x.target} has no rank for its slots", x.loc)
+        kept = x.ranks[:-1] if x.reducer.slots else x.ranks
         free = {*kept, *x.over, *self.c.over, *((fold.count,) if fold is not None and fold.count else ())}
         dtype = self._check(x.map, free, x.loc)
         if x.mask is not None:
@@ -106,8 +109,8 @@ class _Verifier:
                 self._check(x.mask, free, x.loc) == "bool", "V11", f"the condition of {x.target} is not a truth value", x.loc
             )
         self.local[x.target] = x.ranks
-        _require(x.red not in ex.CHOICES or dtype != "bool", "V11", f"{x.target} ranks truth values", x.loc)
-        self.types[x.target] = ex.made_type(x.red, dtype)
+        _require(not x.reducer.chooses or dtype != "bool", "V11", f"{x.target} ranks truth values", x.loc)
+        self.types[x.target] = x.reducer.gives(dtype)
 
     def _check(self, e: Expr, free: set[str], loc: Span | None, new: Mapping[str, tuple[str, ...]] | None = None) -> DType:
         """The type of an expression whose reads and coordinates are all in order."""
@@ -176,7 +179,12 @@ class _Verifier:
                 continue
             _require(f.rank not in y.ranks, "V6", f"the state {y.target} keeps the folded rank {f.rank}", y.loc)
             _require(sequential or y.target not in self.local, "V2", f"{y.target} is assigned twice", y.loc)
-            _require(y.red in ex.MONOIDS or y.red == "set", "V5", f"{y.target} has the unknown reducer {y.red}", y.loc)
+            _require(
+                y.red in REDUCERS and (y.reducer.monoid or y.reducer.replaces),
+                "V5",
+                f"{y.target} has the unknown reducer {y.red}",
+                y.loc,
+            )
             moving = {f.count} if f.count else set()
             if y.init is not None:
                 inner, self.local = self.local, outside
@@ -237,7 +245,7 @@ def _flat(c: Cascade) -> None:
 def _canonical(c: Cascade) -> None:
     features = {r.name for r in c.ranks if not r.is_sequence} - set(c.over)
     for x in _einsums(c):
-        if x.red in (None, "solve"):
+        if x.red is None or x.reducer.solves:
             continue
         _require(len(features & set(x.over)) < 2, "V16", f"{x.target} reduces over several features at once", x.loc)
         _require(not ex.indices(x.mask) & features, "V16", f"the condition of {x.target} mentions a feature", x.loc)

@@ -136,7 +136,7 @@ class Trial:
         cascade = self.cascade
         gradients = [what for what in self.truth if what.startswith("d ")]
         scale = max((_largest(self.truth[what]) for what in gradients), default=0.0)
-        for name in [x.target for x in statements(cascade) if x.red in ("max", "min")] if gradients else []:
+        for name in [x.target for x in statements(cascade) if x.reducer.extreme] if gradients else []:
             without = _stopped(cascade, name)
             found = self._exact(without)
             if all(_largest(found[what] - self.truth[what]) <= 1e-9 * scale for what in gradients):

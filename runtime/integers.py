@@ -15,11 +15,11 @@ import torch
 
 from einfuse.ir import Cascade, Expr
 from einfuse.ir import expr as ex
+from einfuse.ir.reducers import LEAST, MISSING, MOST
 from einfuse.ir.rewrite import expressions, statements
 from einfuse.ir.text import show_expr
 from einfuse.runtime.given import Given
 
-LEAST, MOST = -(2**31), 2**31 - 1
 Range = tuple[int, int]
 _COMPUTED = ("+", "-", "*", "neg", "abs")
 """What makes wide numbers of narrow ones."""
@@ -132,8 +132,8 @@ _REASON = "integers of kernels have 32 bits; subtract an offset, or number what 
 
 def _of_table(x: torch.Tensor) -> Range:
     least, most = map(int, torch.aminmax(x.detach()))
-    if least == ex.MISSING and x.dtype == torch.int64:  # a slot of a list that does not exist, which nothing is computed of
-        some = x[x != ex.MISSING]
+    if least == MISSING and x.dtype == torch.int64:  # a slot of a list that does not exist, which nothing is computed of
+        some = x[x != MISSING]
         return _of_table(some) if some.numel() else (0, 0)
     return least, most
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from einfuse.ir import Cascade, Scalar, SpecError, interpret
-from einfuse.ir.expr import MISSING
 from einfuse.ir.interpreter import evaluate_indices
 from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes.choose import Chosen, Scores, Step, Table
 from einfuse.ir.ranking import best, members
+from einfuse.ir.reducers import MISSING
 from einfuse.runtime import binding
 from einfuse.runtime.given import Given
 from einfuse.runtime.recent import Recent

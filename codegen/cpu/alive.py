@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from einfuse.codegen.cpu.forms import operands
 from einfuse.codegen.cpu.schedule import Limit, Nest, Node, Product
 from einfuse.codegen.plan import Dot, Map, Op, Reduce, Store, Value, reads
-from einfuse.ir import MONOIDS, Scalar
+from einfuse.ir import Scalar
 
 Constant = Callable[[Value], Scalar | None]
 
@@ -64,7 +64,7 @@ class Mask:
 
     def skips(self, op: Reduce) -> bool:
         """Whether a reduction meets nothing but its identity where the mask is false."""
-        return op.fn in MONOIDS and self.outside.get(op.arg.name) == MONOIDS[op.fn]
+        return self.outside.get(op.arg.name) == op.reducer.identity
 
     def limit(self, op: Dot) -> Limit:
         """Which part of a product may be left out."""

@@ -162,6 +162,25 @@ FORMS: dict[str, Form] = {
     "select": Form(_select, "({0} ? {c}{1} : {c}{2})"),
     "copy": Form(lambda args, vector: args[0].text, "{0}"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """One step of a reduction, by the function that it repeats: ``text`` of vectors, ``number`` of numbers in scans, and the function of
+    the headers that reduces the lanes of a vector."""
+
+    text: str
+    lanes: str
+    number: str
+
+
+REDUCTIONS = {
+    "+": Reduction("{0} + {1}", "sum_of", "{0} + {1}"),
+    "*": Reduction("{0} * {1}", "prod_of", "{0} * {1}"),
+    "max": Reduction("maximum({0}, {1})", "max_of", "std::max({0}, {1})"),
+    "min": Reduction("minimum({0}, {1})", "min_of", "std::min({0}, {1})"),
+    "or": Reduction("{0} | {1}", "any_of", "{0} | {1}"),
+}
 assert FORMS.keys() == FUNCTIONS.keys(), "every function of plans has a C++ form"
 
 

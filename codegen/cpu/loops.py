@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from einfuse.codegen.cpu import access
-from einfuse.codegen.cpu.functions import Ref, applied, literal, number, spread
+from einfuse.codegen.cpu.functions import REDUCTIONS, Ref, applied, literal, number, spread
 from einfuse.codegen.cpu.schedule import Nest
 from einfuse.codegen.cpu.text import Place, Scope, Text
 from einfuse.codegen.plan import Arg, Const, Coordinate, Load, Map, Op, Reduce, Store, Value
-from einfuse.ir import MONOIDS
 
-_COMBINE = {"sum": "{0} + {1}", "prod": "{0} * {1}", "max": "maximum({0}, {1})", "min": "minimum({0}, {1})", "any": "{0} | {1}"}
 TYPES = {"float": ("T", "V"), "int": ("long", "VI"), "bool": ("bool", "VI")}
 
 
@@ -178,17 +176,15 @@ class NestPrinter:
     def reduce(self, op: Reduce) -> None:
         if op.out.name not in self.kept:
             return
-        if op.fn == "any" and op.arg == self.nest.seen and op.rank == self.nest.dims[0]:  # what is noted of the mask says it
+        if op.arg == self.nest.seen and op.rank == self.nest.dims[0]:  # what is noted of the mask says it
             extents = ", ".join(self.scope.extents[r].count for r in self.nest.dims)
             self.done.append(f"{self.scope.alive}.shade({self.scope.places[op.out.name].pointer}, {extents});")
             return
-        fn = "max" if op.fn == "any" and op.out.dtype != "bool" else op.fn
-        fn = "any" if op.out.dtype == "bool" and fn in ("max", "sum") else fn
-        identity = number(_identity(fn, op), op.out.dtype)
+        identity = number(op.reducer.start(op.out.dtype), op.out.dtype)
         if op.rank == self.nest.dims[-1]:
-            self.reduce_lanes(op, fn, identity)
+            self.reduce_lanes(op, identity)
         else:
-            self.reduce_memory(op, fn, identity)
+            self.reduce_memory(op, identity)
 
     def outer_name(self, name: str) -> str:
         """A name that is free inside the nest and around it."""
@@ -196,7 +192,7 @@ class NestPrinter:
         self.text.names.taken.add(text)
         return text
 
-    def reduce_lanes(self, op: Reduce, fn: str, identity: str) -> None:
+    def reduce_lanes(self, op: Reduce, identity: str) -> None:
         """Along the vectorised rank: an accumulator of lanes, folded when the row ends.
 
         What `codegen.rows` names is added up in the order of a matrix product.
@@ -206,7 +202,7 @@ class NestPrinter:
         outer = self.before[-2] if len(self.nest.dims) > 1 else self.outside
         end = self.after[-2] if len(self.nest.dims) > 1 else self.done
         value, extent, at = self.ref(op.arg), self.scope.extents[op.rank], self.at[op.rank]
-        factors = self.factors.get(op.arg.name)
+        factors, reduction = self.factors.get(op.arg.name), REDUCTIONS[op.reducer.step(op.out.dtype)]
         if factors is not None and op.out.name in self.scope.row_products and not extent.counted:
             a, b = map(spread, factors)
             outer.append(f"T {acc} = 0;")
@@ -215,30 +211,30 @@ class NestPrinter:
         else:
             outer.append(f"{kind} {acc} = spread({identity});")
             known = f"below({{}}, {at}, {extent.count}, {{}})" if extent.counted else f"within<{extent.most}>({{}}, {at}, {{}})"
-            if factors is not None and fn == "sum":
+            if factors is not None and op.reducer.sums:
                 a, b = map(spread, factors)
                 step = known.format(f"multiply_add({a}, {b}, {acc})", acc)
             else:
-                step = _COMBINE[fn].format(acc, known.format(spread(value), f"spread({identity})"))
+                step = reduction.text.format(acc, known.format(spread(value), f"spread({identity})"))
             self.before[-1].append(f"{acc} = {step};")
-            total = f"{fn}_of({acc})"
+            total = f"{reduction.lanes}({acc})"
         if not op.out.dims:
             name = self.outer_name(op.out.name)
             end.append(f"const {TYPES[op.out.dtype][0]} {name} = {total};")
             self.scope.scalars[op.out.name] = Ref(name, op.out.dtype)
             return
         place = self.scope.places[op.out.name]
-        end.append(f"*({self.element(place)}) = {'-(I)' if fn == 'any' else ''}{total};")
+        end.append(f"*({self.element(place)}) = {'-(I)' if op.out.dtype == 'bool' else ''}{total};")
 
-    def reduce_memory(self, op: Reduce, fn: str, identity: str) -> None:
+    def reduce_memory(self, op: Reduce, identity: str) -> None:
         """Along an outer rank: the result is accumulated in its buffer."""
         place = self.scope.places[op.out.name]
         depth = len(self.nest.dims)
         self.outside += fill(self.text, self.scope, place, identity, op.out)
         here = self.element(place)
-        value = spread(self.ref(op.arg))
+        value, reduction = spread(self.ref(op.arg)), REDUCTIONS[op.reducer.step(op.out.dtype)]
         assert depth > 1, "a reduction along the only rank is along the vectorised one"
-        self.before[-1].append(f"store({here}, {_COMBINE[fn].format(f'load({here})', value)});")
+        self.before[-1].append(f"store({here}, {reduction.text.format(f'load({here})', value)});")
 
 
 def fill(text: Text, scope: Scope, place: Place, value: str, v: Value) -> list[str]:
@@ -251,11 +247,3 @@ def fill(text: Text, scope: Scope, place: Place, value: str, v: Value) -> list[s
         head += f"for (long {x} = 0; {x} < {scope.extents[d].count}; {step}) "
     parts = [x if s == "1" else f"{x} * {s}" for x, s in zip(at, place.steps, strict=True)]
     return [f"{head}store({' + '.join([place.pointer, *parts])}, spread({value}));"]
-
-
-def _identity(fn: str, op: Reduce) -> float | bool | int:
-    if op.out.dtype == "bool":
-        return False
-    if op.out.dtype == "int" and fn in ("max", "min"):
-        return -(2**31) if fn == "max" else 2**31 - 1
-    return MONOIDS[fn] if op.fn != "any" else 0.0

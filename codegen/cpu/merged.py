@@ -128,14 +128,14 @@ class _Merger:
         op = made.get(update.name)
         if isinstance(op, Map) and op.fn == "+" and state in op.args:
             op = made.get(op.args[1 - op.args.index(state)].name)
-            return op if isinstance(op, Reduce) and op.fn == "sum" and op.rank == self.mine.rank else None
+            return op if isinstance(op, Reduce) and op.reducer.sums and op.rank == self.mine.rank else None
         return op if isinstance(op, Dot) and op.acc == state and op.rank == self.mine.rank else None
 
     def _local(self, op: Op) -> bool:
         """Whether an operation of the rows says the same with the roles of tile and fold exchanged."""
         if isinstance(op, Store) or (isinstance(op, Size) and "." in op.name):
             return False
-        if isinstance(op, Reduce) and op.fn == "any" and op.rank == self.rows.order[0]:
+        if isinstance(op, Reduce) and op.out.dtype == "bool" and op.rank == self.rows.order[0]:
             return op.out.name in self.conditions  # which points exist for any row: any of those at hand will do
         return not (isinstance(op, Reduce | Dot) and op.rank in (self.rows.order[0], self.mine.rank))
 

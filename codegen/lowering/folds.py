@@ -10,7 +10,7 @@ from einfuse.codegen.lowering.expressions import Expressions
 from einfuse.codegen.lowering.statements import einsum
 from einfuse.codegen.lowering.states import Block, finite, reference, referring, updated
 from einfuse.codegen.plan import Value
-from einfuse.ir import MONOIDS, Fold, State, call, conjunction
+from einfuse.ir import Fold, State, call, conjunction
 from einfuse.ir import index as coordinate
 from einfuse.ir import size as size_of
 from einfuse.ir.expr import indices
@@ -39,7 +39,7 @@ def fold(e: Expressions, f: Fold) -> kp.Fold:
     return kp.Fold(
         rank=f.rank,
         step=f.step,
-        states=tuple(kp.State(olds[y.target], MONOIDS[y.red]) for y in states),
+        states=tuple(kp.State(olds[y.target], y.reducer.identity) for y in states),
         bounds=tuple(bounds.ops),
         phases=tuple(phases),
         tabulated=f.tabulated,

@@ -24,7 +24,7 @@ def _reduced(e: Expressions, x: Einsum) -> Value:
     rank = x.over[-1]
     if len(x.over) > 1:
         raise SpecError(f"{x.target} reduces over {len(x.over)} feature ranks at once", x.loc, "reduce over one at a time")
-    return _sum(e, x, rank) if x.red == "sum" else e.blocks.reduce(x.red, e.value(x.map), rank, x.target)
+    return _sum(e, x, rank) if x.reducer.sums else e.blocks.reduce(x.red, e.value(x.map), rank, x.target)
 
 
 def _sum(e: Expressions, x: Einsum, rank: str) -> Value:

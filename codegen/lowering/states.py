@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from einfuse.codegen.lowering.expressions import Expressions
 from einfuse.codegen.lowering.statements import signed
 from einfuse.codegen.plan import Value
-from einfuse.ir import MONOIDS, Einsum, Expr, Fold, State, call, conjunction, size
+from einfuse.ir import Einsum, Expr, Fold, State, call, conjunction, size
 from einfuse.ir import index as coordinate
-from einfuse.ir.derivation import ORDER
 from einfuse.ir.expr import LEAVES, TRUE, indices, names, reads, substitute, walk
 from einfuse.ir.projection import diagonal, projection
 from einfuse.ir.references import floored, reviving, vanishes
@@ -35,13 +34,13 @@ class Block:
 def updated(e: Expressions, y: State, at: Block) -> Value:
     """The next value of a state."""
     old = _carried(e, y, at)
-    if y.red == "sum":
+    if y.reducer.sums:
         return _accumulated(e, y, old, at)
     share, rank = e.value(y.map), at.fold.rank
     if rank in share.dims or at.mask is not None:
-        share = e.blocks.masked(e.blocks.as_float(share), at.mask, MONOIDS[y.red])
+        share = e.blocks.masked(e.blocks.as_float(share), at.mask, y.reducer.identity)
         share = e.blocks.reduce(y.red, share, rank, f"{y.target}_block")
-    return e.blocks.map({"max": "max", "min": "min", "any": "max", "prod": "*"}[y.red], old, share, name=f"{y.target}_new")
+    return e.blocks.map(y.reducer.combine, old, share, name=f"{y.target}_new")
 
 
 # -- references ------------------------------------------------------------------------------------------------------------------
@@ -49,7 +48,7 @@ def updated(e: Expressions, y: State, at: Block) -> Value:
 
 def reference(e: Expressions, y: State, value: Value) -> Value:
     """The value of a state as differences from it are taken: a largest value of nothing, or of nothing but minus infinity, counts as 0."""
-    return e.blocks.unlike(value, MONOIDS[y.red]) if y.red in ORDER else value
+    return e.blocks.unlike(value, y.reducer.identity) if y.reducer.extreme else value
 
 
 def finite(e: Expressions, f: Fold, x: Expr, value: Value) -> Value:
@@ -60,7 +59,7 @@ def finite(e: Expressions, f: Fold, x: Expr, value: Value) -> Value:
 def referring(e: Expressions, f: Fold, x: Expr, raw: Mapping[str, Value], op: str = "load") -> Expr:
     """``x`` with its largest parts that are of a row alone, such as ``max(m, 0)``, as references: of the largest value as it is, and 0
     where that may be no number. ``raw`` tells statements as they are, whose values ``x`` reads by ``op``."""
-    states = {y.target for y in f.body if isinstance(y, State) and y.red in ORDER}
+    states = {y.target for y in f.body if isinstance(y, State) and y.reducer.extreme}
     columns = {y.target for y in f.body if isinstance(y, Einsum) and f.rank in y.ranks}
     other = {"load": "new", "new": "load"}[op]
 
@@ -180,7 +179,7 @@ def _before(e: Expressions, carry: Expr, at: Block) -> dict[str, Value]:
 def _still(e: Expressions, y: State, dead: Sequence[State], moved: Value, at: Block) -> Value:
     """Where there is nothing to move: a statistic was infinite, and what was added up then is 0, or no correction leads from there."""
     blocks = e.blocks
-    here = [blocks.map("==", at.olds[z.target], blocks.const(MONOIDS[z.red])) for z in dead]
+    here = [blocks.map("==", at.olds[z.target], blocks.const(z.reducer.identity)) for z in dead]
     infinite = functools.reduce(lambda a, b: blocks.map("or", a, b), here)
     if vanishes(at.fold, y, dead):
         return infinite

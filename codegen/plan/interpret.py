@@ -16,7 +16,7 @@ from torch import Tensor
 from einfuse.codegen.plan import nodes as kp
 from einfuse.codegen.plan.text import shown
 from einfuse.ir import DType, Scalar
-from einfuse.ir.meaning import REDUCE, TORCH
+from einfuse.ir.meaning import TORCH
 
 _ROUNDED = {"bf16": torch.bfloat16, "f16": torch.float16}
 
@@ -128,10 +128,11 @@ class _Program:
                 return self.load(op)
             case kp.Map(out=out, fn=fn, args=args):
                 return self.typed(self.applied(fn, [self.env[a.name] for a in args]), out.dtype)
-            case kp.Reduce(out=out, fn=fn, arg=arg, rank=rank):
+            case kp.Reduce(out=out, reducer=reducer, arg=arg, rank=rank):
+                assert reducer.tensors is not None, "a monoid"
                 axis = self.plan.order.index(rank)
                 block = self.env[arg.name].expand(self.shape(arg))
-                return self.typed(REDUCE[fn](block.movedim(axis, -1), [block.ndim - 1]).unsqueeze(axis), out.dtype)
+                return self.typed(reducer.tensors(block.movedim(axis, -1), [block.ndim - 1]).unsqueeze(axis), out.dtype)
             case kp.Dot():
                 return self.product(op)
         raise AssertionError(f"{shown(op)} gives no value")

@@ -112,7 +112,7 @@ class Map:
 
 @dataclass(frozen=True, slots=True)
 class Reduce:
-    """``sum``, ``max``, ``min`` (or ``any``, ``prod``) of a block over one of its ranks.
+    """A block reduced over one of its ranks, by a reducer of the IR that is a monoid.
 
     An ``any`` may be taken to be ``instead``, a bool value over the ranks of ``out``, in a launch where ``enough`` holds: two sizes of which
     the first is no smaller than the second. A machine that knows sizes before it runs leaves the block alone.
@@ -124,6 +124,10 @@ class Reduce:
     rank: str
     instead: Value | None = None
     enough: tuple[int | str, int | str] = (0, 0)
+
+    @property
+    def reducer(self) -> ir.Reducer:
+        return ir.REDUCERS[self.fn]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 
 from einfuse.codegen.plan import nodes as kp
 from einfuse.codegen.plan.text import shown
+from einfuse.ir import REDUCERS
 
 ARITIES = {name: (f.arity,) for name, f in kp.FUNCTIONS.items()} | {"exp_difference": (2, 3)}
 """How many operands a function of a map has: those of plans, and ``exp_difference(y, m, c)`` = exp(c * y - m)."""
-REDUCERS = frozenset({"sum", "max", "min", "prod", "any"})
 
 
 def verify(plan: kp.KernelPlan) -> None:
@@ -113,7 +113,9 @@ class _Checked:
                 self.ensure(set().union(*(a.dims for a in args)) <= set(out.dims), "a map spans the ranks of its operands", op)
                 self.ensure(len(args) in ARITIES[fn], f"{fn} takes {' or '.join(map(str, ARITIES[fn]))} operands", op)
             case kp.Reduce(out=out, fn=fn, arg=arg, rank=rank, instead=instead):
-                self.ensure(fn in REDUCERS and rank in arg.dims, "a reduction is over a rank of its operand", op)
+                self.ensure(
+                    fn in REDUCERS and REDUCERS[fn].monoid and rank in arg.dims, "a reduction is over a rank of its operand", op
+                )
                 self.ensure(out.dims == tuple(r for r in arg.dims if r != rank), "a reduction drops its rank alone", op)
                 like = instead is None or (fn == "any" and instead.dtype == "bool" and set(instead.dims) <= set(out.dims))
                 self.ensure(like, "what an any may be taken to be is a bool over its ranks", op)

@@ -126,9 +126,9 @@ class _Sharing:
                 return op, "slice" if self.rank in op.out.dims else "whole"
             case kp.Map():
                 return self._map(op)
-            case kp.Reduce(fn=fn, arg=arg, rank=rank):
+            case kp.Reduce(reducer=reducer, arg=arg, rank=rank):
                 kind = self.kinds[arg.name]
-                if fn != "sum" and (kind == "partial" or rank == self.rank):
+                if not reducer.sums and (kind == "partial" or rank == self.rank):
                     raise _NotLinearError
                 return op, "partial" if rank == self.rank else kind
             case kp.Dot(a=a, b=b, rank=rank):

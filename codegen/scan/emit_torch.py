@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from einfuse.codegen.plan import Const, Coordinate, Dot, Load, Map, Param, Reduce, Size, Store, Value
 from einfuse.codegen.scan.plan import Op, Prefix, Relabel, ScanPlan, Solve, reads
-from einfuse.codegen.torch.functions import form, random
+from einfuse.codegen.torch.functions import REDUCTIONS, form, random
 from einfuse.codegen.torch.printer import Printer, kind, number
 
 _HELPERS = '''
@@ -266,9 +266,8 @@ class _Printer(Printer):
                 return self.load(op)
             case Map(out=out, fn=fn, args=args):
                 return form(fn, [(self.ref(a), a.dtype) for a in args], out.dtype)
-            case Reduce(fn=fn, arg=arg, rank=rank):
-                call = {"sum": "sum", "max": "amax", "min": "amin", "prod": "prod", "any": "amax"}[fn]
-                return f"{self.ref(arg)}.{call}({self.axis(rank)}, keepdim=True)"
+            case Reduce(reducer=reducer, arg=arg, rank=rank):
+                return f"{self.ref(arg)}.{REDUCTIONS[reducer.combine]}({self.axis(rank)}, keepdim=True)"
             case Dot(out=out, a=a, b=b, rank=rank):
                 x, y = out.dims
                 a, b = (a, b) if x in a.dims else (b, a)

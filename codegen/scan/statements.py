@@ -5,7 +5,7 @@ from __future__ import annotations
 from einfuse.codegen.lowering.statements import signed
 from einfuse.codegen.plan import Value
 from einfuse.codegen.scan.points import PairExpressions
-from einfuse.ir import MONOIDS, Einsum, Expr, State
+from einfuse.ir import Einsum, Expr, State
 from einfuse.ir import index as coordinate
 from einfuse.ir.expr import indices, load
 from einfuse.ir.statements import equation
@@ -14,9 +14,9 @@ from einfuse.ir.statements import equation
 def statement(e: PairExpressions, x: Einsum) -> Value:
     """The value of a statement; beyond its condition 0, or what its reducer starts from."""
     blocks = e.blocks
-    if x.red == "solve":
+    if x.reducer.solves:
         return _solved(e, x)
-    if x.red == "sum" and x.mask is not None:
+    if x.reducer.sums and x.mask is not None:
         found = _prefix(e, x, x.over[0], x.mask)
         if found is not None:
             return found
@@ -25,9 +25,9 @@ def statement(e: PairExpressions, x: Einsum) -> Value:
         value = e.value(x.map, x.target)
         return value if mask is None else blocks.map("select", mask, blocks.as_float(value), blocks.const(0.0), name=x.target)
     (rank,) = x.over
-    if x.red == "sum":
+    if x.reducer.sums:
         return _sum(e, x, rank, mask)
-    value = blocks.masked(blocks.as_float(e.value(x.map)), mask, MONOIDS[x.red])
+    value = blocks.masked(blocks.as_float(e.value(x.map)), mask, x.reducer.identity)
     return blocks.reduce(x.red, value, rank, x.target)
 
 

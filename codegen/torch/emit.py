@@ -26,7 +26,7 @@ from einfuse.codegen.plan import (
     Value,
     reads,
 )
-from einfuse.codegen.torch.functions import form, random
+from einfuse.codegen.torch.functions import REDUCTIONS, form, random
 from einfuse.codegen.torch.printer import Printer, kind, number
 
 _HELPERS = '''
@@ -173,9 +173,8 @@ class _Printer(Printer):
                 return self.load(op)
             case Map(out=out, fn=fn, args=args):
                 return form(fn, [(self.ref(a), a.dtype) for a in args], out.dtype)
-            case Reduce(fn=fn, arg=arg, rank=rank):
-                call = {"sum": "sum", "max": "amax", "min": "amin", "prod": "prod", "any": "amax"}[fn]
-                return f"{self.ref(arg)}.{call}({self.axis(rank)}, keepdim=True)"
+            case Reduce(reducer=reducer, arg=arg, rank=rank):
+                return f"{self.ref(arg)}.{REDUCTIONS[reducer.combine]}({self.axis(rank)}, keepdim=True)"
             case Dot(out=out, a=a, b=b, rank=rank, acc=acc, where=where):
                 x, y = out.dims
                 left, right = self.ref(a), self.ref(b)

@@ -60,6 +60,8 @@ def stirred(x):
 
 def hashed(key, counter):  # 31 bits made of the low 32 bits of two ints
     return stirred((stirred((key ^ 0x9E3779B9) & 0xFFFFFFFF) ^ counter) & 0xFFFFFFFF) & 0x7FFFFFFF"""
+REDUCTIONS = {"+": "sum", "*": "prod", "max": "amax", "min": "amin"}
+"""The method of a tensor that reduces it by a function."""
 assert FORMS.keys() == FUNCTIONS.keys(), "every function of plans has a torch form"
 KINDS: dict[DType, str] = {"float": "real", "int": "torch.int64", "bool": "torch.bool"}
 

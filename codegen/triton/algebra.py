@@ -146,7 +146,7 @@ class _Writer:
         return out
 
     def rewritten(self, op: Op) -> Op:
-        if isinstance(op, Reduce) and op.fn in ("max", "min"):
+        if isinstance(op, Reduce) and op.reducer.extreme:
             return self.extremum(op)
         if isinstance(op, Map) and op.fn == "select":
             return self.selected(op)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 from einfuse.codegen.plan import FUNCTIONS, Dot, Map, Reduce
 from einfuse.codegen.triton.body import Body, Ref, number
-from einfuse.codegen.triton.functions import FORMS, Operand, Target
+from einfuse.codegen.triton.functions import FORMS, REDUCTIONS, Operand, Target
 from einfuse.codegen.triton.memory import stored
 from einfuse.codegen.triton.simplify import EXP_DIFFERENCE
-from einfuse.ir import MONOIDS
 
 INLINE = 90
 """The longest expression that is written inside another one."""
@@ -81,7 +79,7 @@ def print_reduce(body: Body, op: Reduce) -> None:
     if ref.dims != dims:
         ref = replace(ref, text=body.block(ref, dims, ref.dtype), dims=dims, literal=None, clean=frozenset())
     axis = dims.index(op.rank)
-    if op.fn == "any":
+    if ref.dtype == "bool":
         found = f"tl.max(tl.cast({body.filled(ref, op.rank, 'False', dims)}, tl.int32), axis={axis}) > 0"
         if op.instead is None:
             body.bind(op.out, found)
@@ -90,16 +88,12 @@ def print_reduce(body: Body, op: Reduce) -> None:
         body.line(f"if not {body.env[f'enough {op.enough}'].text}:")
         body.line(f"    {body.ref(op.out).text} = {found}")
         return
-    identity: float | int = MONOIDS[op.fn]
-    if ref.dtype != "float" and math.isinf(identity):
-        identity = 2**31 - 1 if identity > 0 else -(2**31)
-    untouched = op.fn == "sum" and op.rank in ref.clean
-    text = body.view(ref, dims) if untouched else body.filled(ref, op.rank, number(identity, ref.dtype), dims)
-    if op.fn == "prod":
-        body.helpers.add("_product")
-        text = f"tl.reduce({text}, {axis}, _product)"
-    else:
-        text = f"tl.{op.fn}({text}, axis={axis})"
+    untouched = op.reducer.sums and op.rank in ref.clean
+    start = number(op.reducer.start(ref.dtype), ref.dtype)
+    text = REDUCTIONS[op.reducer.combine].format(
+        body.view(ref, dims) if untouched else body.filled(ref, op.rank, start, dims), axis
+    )
+    body.helpers |= {"_product"} if "_product" in text else set()
     body.bind(op.out, text)
 
 

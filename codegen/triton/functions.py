@@ -176,4 +176,11 @@ FORMS: dict[str, Form] = {
     "select": _select,
     "copy": _copy,
 }
+REDUCTIONS = {
+    "+": "tl.sum({0}, axis={1})",
+    "*": "tl.reduce({0}, {1}, _product)",
+    "max": "tl.max({0}, axis={1})",
+    "min": "tl.min({0}, axis={1})",
+}
+"""The reduction of a block along an axis by the function that it repeats."""
 assert FORMS.keys() == FUNCTIONS.keys(), "every function of plans has a Triton form"

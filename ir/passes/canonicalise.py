@@ -25,6 +25,7 @@ from einfuse.ir.definitions import Definitions
 from einfuse.ir.errors import SpecError
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Statement
 from einfuse.ir.passes import infer_space
+from einfuse.ir.reducers import Reducer
 from einfuse.ir.rewrite import fresh, prune
 
 
@@ -96,14 +97,14 @@ def _nested(cascade: Cascade, features: set[str]) -> Cascade:
     for x in cascade.body:
         assert isinstance(x, Einsum), "canonicalise runs before folds exist"
         e, over = x.map, [r for r in x.over if r in features]
-        for rank in over[:-1] if x.red not in (None, "solve") else ():
-            parts = list(ex.factors(e)) if x.red == "sum" else [e]
+        for rank in over[:-1] if x.red and not x.reducer.solves else ():
+            parts = list(ex.factors(e)) if x.reducer.sums else [e]
             mine = [p for p in parts if rank in ex.indices(p)] or parts
             inner = ex.product(*mine)
             ranks = tuple(r for r in own if r in ex.indices(inner) and r != rank)
             name = fresh(f"{x.target}_{rank}", taken)
             body.append(Einsum(name, ranks, x.red, (rank,), inner, None, x.loc))
-            e = ex.product(ex.at(name, ranks), *(p for p in parts if p not in mine)) if x.red == "sum" else ex.at(name, ranks)
+            e = ex.product(ex.at(name, ranks), *(p for p in parts if p not in mine)) if x.reducer.sums else ex.at(name, ranks)
         body.append(replace(x, map=e, over=tuple(r for r in x.over if r not in over[:-1])) if len(over) > 1 else x)
     return replace(cascade, body=tuple(body))
 
@@ -115,29 +116,29 @@ def _unmasked(x: Statement, features: set[str], pairs: set[str], folded: set[str
     of_features = [p for p in ex.conjuncts(x.mask) if ex.indices(p) & features] if x.red else []
     of_pairs = [p for p in ex.conjuncts(x.mask) if ex.reads(p) & pairs]
     inside = not folded & set(x.over) and x.target not in outs
-    if x.red == "solve" or not (of_features or of_pairs):
+    if x.reducer.solves or not (of_features or of_pairs):
         return x
     mask = ex.conjunction(*(p for p in ex.conjuncts(x.mask) if p not in (*of_features, *of_pairs)))
     e = x.map
     for p in dict.fromkeys((*of_features, *(() if inside else of_pairs))):
         mine = ex.indices(p) & features
-        alike = [bool(ex.indices(f) & mine if mine else ex.reads(f) & pairs) for f in _parts(e, x.red)]
-        e = _chosen(p, e, alike if mine else _first(alike), x.red)
+        alike = [bool(ex.indices(f) & mine if mine else ex.reads(f) & pairs) for f in _parts(e, x.reducer)]
+        e = _chosen(p, e, alike if mine else _first(alike), x.reducer)
     return replace(x, map=e, mask=mask)
 
 
-def _parts(e: Expr, red: str | None) -> tuple[Expr, ...]:
-    return ex.factors(e) if red == "sum" else (e,)
+def _parts(e: Expr, reducer: Reducer) -> tuple[Expr, ...]:
+    return ex.factors(e) if reducer.sums else (e,)
 
 
 def _first(these: list[bool]) -> list[bool]:
     return [x and not any(these[:n]) for n, x in enumerate(these)]
 
 
-def _chosen(p: Expr, e: Expr, these: list[bool], red: str | None) -> Expr:
-    """``e`` where ``p`` holds, else what the reducer ignores (0 without one: so are points stored that do not exist); of a product ``these``
+def _chosen(p: Expr, e: Expr, these: list[bool], reducer: Reducer) -> Expr:
+    """``e`` where ``p`` holds, else what the reducer ignores; of a product ``these``
     factors, or the first one, the rest stay. Where a row has no point, any of them may be infinite or no number."""
-    parts, ignored = list(_parts(e, red)), ex.const(ex.MONOIDS[red] if red else 0.0)
+    parts, ignored = list(_parts(e, reducer)), ex.const(reducer.identity)
     for n, f in enumerate(parts):
         done = f.op == "select" and (f.args[0], f.args[2]) == (p, ignored)
         if not done and (these[n] or (n == 0 and not any(these))):

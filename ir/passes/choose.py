@@ -105,7 +105,7 @@ class Chosen:
 
 def chooses(c: Cascade) -> bool:
     """Are some coordinates of the cascade data that it makes, or looks into?"""
-    return any(x.red in ex.CHOICES for x in statements(c) if isinstance(x, Einsum)) or bool(lists(c))
+    return any(x.reducer.chooses for x in statements(c) if isinstance(x, Einsum)) or bool(lists(c))
 
 
 def run(cascade: Cascade) -> Chosen | None:
@@ -133,8 +133,8 @@ class _Cut:
         looked_into = lists(self.c)
         for x in self.c.body:
             assert isinstance(x, Einsum), "a scan was refused"
-            if x.red in ex.CHOICES:
-                self._list(x, x.ranks[:-1] if x.red == "topk" else x.ranks, x.over)
+            if x.reducer.chooses:
+                self._list(x, x.ranks[:-1] if x.reducer.slots else x.ranks, x.over)
             elif x.target in looked_into:
                 self._list(x, x.ranks, ())
         values = tuple(n for n in self.c.outs if n not in self.made)
@@ -161,7 +161,7 @@ class _Cut:
             )
             more.append(exists)
         whole = ex.scalar_type(x.map, self.types.__getitem__) == "int"
-        slots = ex.size(self.c.rank(x.ranks[-1]).size) if x.red == "topk" else None
+        slots = ex.size(self.c.rank(x.ranks[-1]).size) if x.reducer.slots else None
         part = self._part(more, tuple(y.target for y in more), f"{self.c.name}_{x.target}")
         name = exists.target if exists is not None else None
         self.steps.append(Scores(part, x.target, value.target, name, len(over), slots, whole))
@@ -170,7 +170,7 @@ class _Cut:
     def _part(self, more: Sequence[Einsum], outs: tuple[str, ...], name: str) -> Cascade:
         """What outputs need of the cascade and of ``more`` statements, with lists and tables as inputs."""
         kept: list[Statement] = [
-            x for x in self.c.body if isinstance(x, Einsum) and (x.red not in ex.CHOICES or x.target in self.made)
+            x for x in self.c.body if isinstance(x, Einsum) and (not x.reducer.chooses or x.target in self.made)
         ]
         c = reading(replace(self.c, body=(*kept, *more)), self.made, outs, name)
         c = map_expressions(c, lambda e: ex.substitute(e, lambda y: self._looked_up(y, c)))

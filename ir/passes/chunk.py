@@ -147,7 +147,7 @@ def _statement(reads: Reads, y: Einsum, done: set[str]) -> None:
         return
     if ex.reads(y.mask):
         raise NotLinearError(f"{y.target} reads a state under a condition")
-    if y.red != "sum" or y.mask is not None:
+    if not y.reducer.sums or y.mask is not None:
         block.body.append(replace(y, map=_materialised(reads, y.map, done)))
         return
     total: Expr | None = None

@@ -150,9 +150,9 @@ class _Reverse:
             return
         if x.red is None:
             self._pointwise(x.map, bar, set(x.ranks), x.mask, x)
-        elif x.red == "sum":
+        elif x.reducer.sums:
             self._pointwise(x.map, bar, {*x.ranks, *x.over}, x.mask, x)
-        elif x.red == "solve":
+        elif x.reducer.solves:
             self._solve(x, bar)
         elif any(self._matters(n) for n in ex.reads(x.map)):
             raise SpecError(f"the gradient through `{x.red}` inside a scan is not available", x.loc)

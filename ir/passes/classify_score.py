@@ -127,7 +127,7 @@ class _Classifier:
         e = self._written_out(x.map)
         parts = [f for side in ex.quotient(e) for f in side]
         free = [ex.indices(f) - self.over for f in parts]
-        if x.red == "sum" and len(x.over) == 1 and operands(free, x.over[0]) is not None:
+        if x.reducer.sums and len(x.over) == 1 and operands(free, x.over[0]) is not None:
             return "bilinear"
         meets = {y.op for y in _outside_reads(e) if self._meets(y)}
         return "distance" if meets == {"-"} else "additive" if meets == {"+"} else "general"

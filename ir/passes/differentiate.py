@@ -49,7 +49,7 @@ def invariant(cascade: Cascade) -> frozenset[str]:
     floats = tuple(t.name for t in cascade.inputs if t.dtype == "float" and not t.param)
     reverse = _Reverse(cascade, floats)
     reverse.run()
-    return frozenset(n for n, x in reverse.einsums.items() if x.red in ("max", "min") and reverse.parts.get(n) == [])
+    return frozenset(n for n, x in reverse.einsums.items() if x.reducer.extreme and reverse.parts.get(n) == [])
 
 
 @dataclass(slots=True)
@@ -140,9 +140,9 @@ class _Reverse:
     def _slope(self, x: Einsum, read: Expr) -> Expr:
         """d map / d read, for a sum or a pointwise statement; for a maximum, the share of each point that attains it."""
         slope = derivative(x.map, read)
-        if x.red in (None, "sum"):
+        if x.reducer.linear:
             return slope
-        if x.red not in ("max", "min"):
+        if not x.reducer.extreme:
             if ex.is_const(slope, 0):
                 return slope
             raise SpecError(f"{x.red} has no derivative", x.loc, "use a sum or a maximum")
@@ -155,7 +155,7 @@ class _Reverse:
     def _to_statement(self, x: Einsum, target: Einsum, read: Expr, bar: Expr, mask: Expr | None) -> None:
         mask = ex.conjunction(*ex.conjuncts(x.mask), *ex.conjuncts(mask))
         points = {*x.ranks, *x.over}
-        free = self._free_rule(x, read, bar, mask) if x.red == "sum" else None
+        free = self._free_rule(x, read, bar, mask) if x.reducer.sums else None
         if free is not None:
             gone = points - set(target.ranks)
             self._add(target, free, ex.conjunction(*(p for p in ex.conjuncts(mask) if not self._free(p) & gone)))
@@ -215,7 +215,7 @@ class _Reverse:
 
     def _add(self, target: Einsum, e: Expr, mask: Expr | None) -> None:
         """One more contribution to the adjoint of ``target``; contributions on one space are summed."""
-        if target.red in ("max", "min") and self._vanishes([*self._row_parts(target), e]):
+        if target.reducer.extreme and self._vanishes([*self._row_parts(target), e]):
             self.parts[target.target] = []
             return
         for part in self.parts.setdefault(target.target, []):
@@ -351,7 +351,8 @@ def attained(x: Einsum) -> Expr:
     """The condition: is a point the one that a maximum (or minimum) took, up to the rounding of computing it again in another order?"""
     extreme = ex.at(x.target, x.ranks)
     slack = call("*", ex.const(TIE), call("max", ex.const(1.0), call("abs", extreme)))
-    return call(">=", x.map, call("-", extreme, slack)) if x.red == "max" else call("<=", x.map, call("+", extreme, slack))
+    assert x.reducer.extreme is not None, f"{x.target} is not one of what it is made of"
+    return call(x.reducer.extreme, x.map, call("-" if x.reducer.extreme == ">=" else "+", extreme, slack))
 
 
 def _guarded(weight: Expr, rate: Expr) -> Expr:

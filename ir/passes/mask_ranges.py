@@ -47,7 +47,7 @@ def run(cascade: Cascade) -> Cascade:
 
 
 def _with_ranges(cascade: Cascade, fold: Fold) -> Fold:
-    ordered = bool(fold.aligned) or any(isinstance(y, State) and y.red == "set" for y in fold.body)
+    ordered = bool(fold.aligned) or any(isinstance(y, State) and y.reducer.replaces for y in fold.body)
     ranges = None if ordered else closed_form(cascade, fold)
     if ranges is None and (ordered or _tile(cascade, fold) is None or _of_data(cascade, fold)):
         ranges = (_whole(cascade, fold),) if ordered else _bounded(cascade, fold)

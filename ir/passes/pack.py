@@ -159,7 +159,7 @@ class _Packer:
     # -- statements ----------------------------------------------------------------------------------------------------------
 
     def statement(self, x: Einsum) -> Einsum:
-        if x.red in ex.CHOICES and any(r in self.sizes for r in x.over):
+        if x.reducer.chooses and any(r in self.sizes for r in x.over):
             self.refuse(f"{x.target} chooses among positions, which every sequence numbers for itself", x.loc)
         here = [r for r in (*x.ranks, *x.over) if self.sizes.get(r) in self.group]
         if here and here[0] in x.over:

@@ -105,8 +105,8 @@ class _Quantiser:
         mask = None if x.mask is None else self._scaled(x.mask)
         outside: list[Expr] = []
         parts: list[Expr] = []
-        for part in ex.factors(x.map) if x.red == "sum" else (x.map,):
-            alone = x.red == "sum" and part.op == "load" and part.name in self.scales
+        for part in ex.factors(x.map) if x.reducer.sums else (x.map,):
+            alone = x.reducer.sums and part.op == "load" and part.name in self.scales
             if alone and not ex.indices(self._scale(part)) & set(x.over):
                 outside.append(self._scale(part))
                 parts.append(part)

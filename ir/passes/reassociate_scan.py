@@ -128,7 +128,7 @@ class Scan(Builder):
         pairs = {frozenset((a, ex.rename(b, there))): terms for (a, b), terms in self.flat.items()}
         body: list[Einsum | State] = []
         for y in fold.body:
-            terms = pairs.get(frozenset(ex.factors(y.map))) if isinstance(y, Einsum) and y.red == "sum" else None
+            terms = pairs.get(frozenset(ex.factors(y.map))) if isinstance(y, Einsum) and y.reducer.sums else None
             if terms is None:
                 body.append(y)
                 continue

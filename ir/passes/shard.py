@@ -76,7 +76,7 @@ def by_columns(c: Cascade, ranks: Collection[str]) -> tuple[Stage, ...]:
     if found is not None:
         return (found,)
     reason = _first_obstacle(c, ranks)
-    if c.places or any(isinstance(x, Fold) or x.red in ex.CHOICES for x in c.body):
+    if c.places or any(isinstance(x, Fold) or x.reducer.chooses for x in c.body):
         raise reason
     try:
         cut = stages.run(c)
@@ -124,7 +124,7 @@ def obstacle(c: Cascade, rank: str, scanned: bool = False) -> tuple[str, Span | 
             return f"the points of `{rank}` come in order, each from the states of the one before", f.loc
     for x in statements(c):
         if isinstance(x, Einsum) and rank in x.over:
-            return f"{x.target} {'solves along' if x.red == 'solve' else 'reduces over'} `{rank}`", x.loc
+            return f"{x.target} {'solves along' if x.reducer.solves else 'reduces over'} `{rank}`", x.loc
         for e in (y for z in expressions(x) for y in ex.walk(z) if y.op in ("load", "in", "new") and y.name in own):
             args = e.args if e.op != "in" else e.args[1:]
             away = [a for r, a in zip(own[e.name], args, strict=False) if r == rank and a != ex.index(rank)]
@@ -154,7 +154,7 @@ def needed(c: Cascade, rows: str, columns: str) -> Expr | None:
     found: list[Expr] = []
     body = [x for x in infer_space.run(c).body if isinstance(x, Einsum)]
     for x in body:
-        if (x.red in (*ex.CHOICES, "solve") and columns in (*x.over, *x.ranks)) or _away(x, own, columns):
+        if ((x.reducer.chooses or x.reducer.solves) and columns in (*x.over, *x.ranks)) or _away(x, own, columns):
             return None
         if columns in x.over:
             known = {rows, columns, *c.over}

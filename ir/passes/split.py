@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.derivation import ORDER
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, Scalar, State, Statement, Tensor
@@ -56,7 +55,7 @@ def run(cascade: Cascade) -> Split:
     """
     if not all(isinstance(x, Einsum) for x in cascade.body):
         raise SpecError(f"{cascade.name} cannot be split: it is a scan, whose points come in order", cascade.loc)
-    choice = next((x for x in cascade.body if isinstance(x, Einsum) and x.red in ex.CHOICES), None)
+    choice = next((x for x in cascade.body if isinstance(x, Einsum) and x.reducer.chooses), None)
     if choice is not None:
         raise SpecError(f"{cascade.name} cannot be split: {choice.target} is chosen among all keys", choice.loc)
     if len(stages.run(cascade)) > 1:
@@ -143,13 +142,13 @@ class _Splitter:
         """A part's state at the references of the whole, and the condition that it has any: from an infinite one no difference can be taken."""
         own = self._of_part(ex.at(y.target, y.ranks))
         if y.carry is None:
-            return own, call("!=", own, ex.const(ex.MONOIDS[y.red])) if y.red in ORDER else None
+            return own, call("!=", own, ex.const(y.reducer.identity)) if y.reducer.extreme else None
         dead = reviving(self.fold, y)
-        held = [(self._of_part(ex.at(z.target, z.ranks)), ex.const(ex.MONOIDS[z.red])) for z in dead]
+        held = [(self._of_part(ex.at(z.target, z.ranks)), ex.const(z.reducer.identity)) for z in dead]
         moved = self._of_part(y.carry)
         if not dead or vanishes(self.fold, y, dead):
             return moved, ex.conjunction(*(call("!=", m, infinite) for m, infinite in held))
-        if y.red != "sum" or not all(how == "*" for how in _corrections(y)):
+        if not y.reducer.sums or not all(how == "*" for how in _corrections(y)):
             raise SpecError(
                 f"{self.c.name} cannot be split: {y.target} may hold something while {dead[0].target} is infinite", y.loc
             )

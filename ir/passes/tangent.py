@@ -76,8 +76,8 @@ class _Forward:
         total = self._linear(x)
         if ex.is_const(total, 0):
             return
-        if x.red not in (None, "sum"):
-            if x.red not in ("max", "min"):
+        if not x.reducer.linear:
+            if not x.reducer.extreme:
                 raise SpecError(f"{x.red} has no derivative", x.loc, "use a sum or a maximum")
             total = self._shared(x, total)
         self.names[x.target] = fresh(tangent(x.target), self.taken)

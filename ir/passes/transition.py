@@ -117,7 +117,7 @@ class _Linear:
     names: set[str]
 
     def statement(self, y: Einsum | State) -> Einsum | State:
-        if isinstance(y, Einsum) and ((y.red not in (None, "sum")) or (y.mask is not None and self._depends(y.mask))):
+        if isinstance(y, Einsum) and ((not y.reducer.linear) or (y.mask is not None and self._depends(y.mask))):
             raise SpecError(f"{self.cascade}: {y.target} is not linear in the state", y.loc)
         part = self(y.map, y)
         return replace(y, map=ex.ZERO if part is None else part)

@@ -59,7 +59,7 @@ def pair(cascade: Cascade) -> Pair | None:
     columns = reduced.pop()
     rows = next(r for r in free if r != columns)
     ranks = {x.target: x.ranks for x in body}
-    if any(x.red == "solve" or not _own(x, ranks) for x in body):
+    if any(x.reducer.solves or not _own(x, ranks) for x in body):
         return None
     if not all(rows in ranks[n] and columns not in ranks[n] for n in cascade.outs):
         return None

@@ -7,7 +7,7 @@ import torch
 from plans import Code
 
 from einfuse.codegen.plan import Arg, Block, Fold, KernelPlan, Map, Phase, State, Value
-from einfuse.ir import FUNCTIONS, MONOIDS
+from einfuse.ir import FUNCTIONS, REDUCERS
 from einfuse.ir.meaning import TORCH
 
 pytestmark = pytest.mark.slow
@@ -136,10 +136,13 @@ def test_reductions(red: str, run) -> None:
     x = c.load("x_i", "x", b, i, d)
     c.store("rows", b, i, value=c.reduce("row", red, x, "d"))
     first = c.region
-    states = (State(Value("a", ("i",), "float"), MONOIDS[red]), State(Value("z", ("d",), "float"), MONOIDS[red]))
+    states = (
+        State(Value("a", ("i",), "float"), REDUCERS[red].identity),
+        State(Value("z", ("d",), "float"), REDUCERS[red].identity),
+    )
     c = Code(ORDER)
     j = c.coordinate("j")
-    live, identity = c.map("live", "<", j, c.size("M")), c.const("identity", MONOIDS[red])
+    live, identity = c.map("live", "<", j, c.size("M")), c.const("identity", REDUCERS[red].identity)
     p = c.load("p_ij", "p", b, i, j)
     a = c.reduce("a_block", red, c.map("p_live", "select", live, p, identity), "j")
     y = c.load("y_j", "y", b, j, d)

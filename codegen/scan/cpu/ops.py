@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from einfuse.codegen.cpu.functions import REDUCTIONS
 from einfuse.codegen.plan import Const, Coordinate, Dot, Load, Map, Param, Reduce, Size, Store
 from einfuse.codegen.scan.cpu.body import Body, own
-from einfuse.codegen.scan.cpu.forms import TYPES, identifier
+from einfuse.codegen.scan.cpu.forms import TYPES, identifier, number
 from einfuse.codegen.scan.cpu.products import print_dot, print_solve
 from einfuse.codegen.scan.plan import Op, Prefix, Region, Relabel, Solve
 
@@ -90,13 +91,10 @@ def _map(body: Body, op: Map) -> None:
         body.local(v, body.at(v, {}))
 
 
-_STARTS = {"sum": "(T)0", "prod": "(T)1", "max": "-(T)INFINITY", "min": "(T)INFINITY", "any": "false"}
-_STEPS = {"sum": "{0} + {1}", "prod": "{0} * {1}", "max": "std::max({0}, {1})", "min": "std::min({0}, {1})", "any": "{0} | {1}"}
-
-
 def _reduce(body: Body, op: Reduce) -> None:
     """Along the last rank in a number, along another one row by row in the buffer of the result."""
-    v, rank, start, step = op.out, op.rank, _STARTS[op.fn], _STEPS[op.fn]
+    v, rank = op.out, op.rank
+    start, step = number(op.reducer.start(v.dtype)), REDUCTIONS[op.reducer.step(v.dtype)].number
     text = body.at(op.arg, own(op.arg.dims))
     body.places[v.name] = body.buffer(v) if v.dims else ""
     if op.arg.dims[-1] != rank and v.dims:
@@ -108,9 +106,9 @@ def _reduce(body: Body, op: Reduce) -> None:
     for k, r in enumerate(v.dims):
         body.line(f"{'  ' * k}{body.loop(r)} {{")
     pad = "  " * len(v.dims)
-    kind = "double" if op.fn == "sum" and not v.dims else TYPES[v.dtype]  # a sum of a whole block is cheap to keep exact
+    kind = "double" if op.reducer.sums and not v.dims else TYPES[v.dtype]  # a sum of a whole block is cheap to keep exact
     body.line(f"{pad}{kind} {total} = {start};")
-    if op.fn == "sum":
+    if op.reducer.sums:
         body.lines.append(f"#pragma omp simd reduction(+ : {total})")
     body.line(f"{pad}{body.loop(rank)} {total} = {step.format(total, text)};")
     if v.dims:

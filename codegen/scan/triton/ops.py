@@ -7,12 +7,9 @@ import re
 from einfuse.codegen.plan import FUNCTIONS, Const, Coordinate, Dot, Load, Map, Param, Reduce, Size, Store, Value
 from einfuse.codegen.scan.plan import Op, Prefix, Region, Relabel, Solve
 from einfuse.codegen.scan.triton.body import Body, literal
-from einfuse.codegen.triton.functions import FORMS, Operand, Target
+from einfuse.codegen.triton.functions import FORMS, REDUCTIONS, Operand, Target
 from einfuse.codegen.triton.layout import MATRIX
 from einfuse.codegen.triton.names import identifier
-
-_IDENTITY = {"sum": "0.0", "max": 'float("-inf")', "min": 'float("inf")', "any": "0"}
-_REDUCE = {"sum": "tl.sum", "max": "tl.max", "min": "tl.min", "any": "tl.max"}
 
 
 def print_region(body: Body, region: Region) -> None:
@@ -47,8 +44,11 @@ def _expression(body: Body, op: Op) -> str:
             return _load(body, op)
         case Map():
             return _map(body, op)
-        case Reduce(fn=fn, arg=arg, rank=rank):
-            return f"{_REDUCE[fn]}({body.clean(arg, (rank,), _IDENTITY[fn])}, {arg.dims.index(rank)})"
+        case Reduce(reducer=reducer, arg=arg, rank=rank):
+            kept = body.clean(arg, (rank,), literal(reducer.start(arg.dtype)))
+            text = REDUCTIONS[reducer.combine].format(kept, arg.dims.index(rank))
+            body.helpers |= {"_product"} if "_product" in text else set()
+            return text
         case Prefix(arg=arg, rank=rank, reverse=reverse, exclusive=exclusive):
             kept = body.clean(arg, (rank,))
             text = f"tl.cumsum({kept}, {arg.dims.index(rank)}, reverse={reverse})"
