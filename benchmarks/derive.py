@@ -13,8 +13,7 @@ import sys
 import time
 
 import einfuse
-from einfuse.ir import pipeline
-from einfuse.ir.passes import canonicalise, differentiate
+from einfuse.ir.passes import canonicalise, differentiate, pipeline
 from einfuse.runtime.scan import ScanProgram
 
 LIMIT = 0.3

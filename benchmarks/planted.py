@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import torch
 
-from einfuse.ir import Cascade, Einsum, Expr, Fold, SpecError, State, interpret, pipeline
+from einfuse.ir import Cascade, Einsum, Expr, Fold, SpecError, State, interpret
 from einfuse.ir import expr as ex
-from einfuse.ir.backward import adjoint
 from einfuse.ir.evaluate import Block, Span
 from einfuse.ir.interpreter import Interpreter
-from einfuse.ir.passes import canonicalise, differentiate, stages
+from einfuse.ir.passes import canonicalise, differentiate, pipeline, stages
+from einfuse.ir.passes.backward import adjoint
 from einfuse.ir.rewrite import statements
 from einfuse.ir.spaces import inferred
 from einfuse.runtime.bound import Results, Trial

@@ -2,6 +2,6 @@
 
 from einfuse.codegen.both import both as both
 from einfuse.codegen.held import hold as hold
-from einfuse.codegen.lower import lower as lower
+from einfuse.codegen.lowering.lower import lower as lower
 from einfuse.codegen.plan import KernelPlan as KernelPlan
 from einfuse.codegen.plan import Storage as Storage

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from einfuse.codegen.plan import BYTES, FUNCTIONS, Dot, Fold, KernelPlan, Load, Map, Op, Reduce, Region
-from einfuse.codegen.scan.plan import Prefix, Relabel, ScanPlan, Solve
+from einfuse.codegen.plan.scan import Prefix, Relabel, ScanPlan, Solve
 
 Resource = Literal["matrix products", "arithmetic", "special functions", "memory"]
 

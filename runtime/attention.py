@@ -11,8 +11,8 @@ import torch
 
 from einfuse.codegen import KernelPlan, Storage
 from einfuse.codegen.scan import ScanPlan
-from einfuse.ir import Cascade, Einsum, Scalar, SpecError, interpret, pipeline
-from einfuse.ir.passes import choose, classify_score, pack
+from einfuse.ir import Cascade, Einsum, Scalar, SpecError, interpret
+from einfuse.ir.passes import choose, classify_score, pack, pipeline
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, inside, ops, packed, parts, prefix, prepared, shown, stream, transforms
@@ -320,7 +320,7 @@ class Attention:
     # -- looking inside ----------------------------------------------------------------------------------------------------------
 
     def ir(self, after: str = "build", block: int = 64, step: int = 64) -> str:
-        """The cascade as text after the pass of that name (see `einfuse.ir.pipeline`); of one that takes several kernels, that of each."""
+        """The cascade as text after the pass of that name (`einfuse.ir.passes.pipeline`), or those of all its kernels."""
         if self.kernels != (self,) and after not in ("build", "infer_space"):
             return "\n\n".join(kernel.ir(after, block, step) for kernel in self.kernels)
         return show(pipeline.run(self.cascade, block, step, self.strict, after))

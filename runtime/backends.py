@@ -36,7 +36,7 @@ class Backend(Protocol):
 
     ``merge`` makes one plan of two (prepared) ones that walk the same pairs, the first by rows, where it can; ``merges`` says whether
     that pays for so many ambient points. ``workers`` says how many tiles run at once. ``identity`` is all of it that texts depend on.
-    ``row_values``: what the kernels of a backward need of one row alone is made by a kernel before them (`ir.row_values`). Calls of at
+    ``row_values``: what the kernels of a backward need of one row alone is made by a kernel before them (`ir.passes.row_values`). Calls of at
     most ``narrow`` rows take the tiling of such a tile with the longest step, if there is one.
 
     ``pieces`` are the kernels of a scan, for so many threads a point of the ambient ranks as ``crew`` gives (``long``: there is work for

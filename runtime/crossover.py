@@ -2,7 +2,7 @@
 
     time(form) = kernels * launch(kind) + work(form) / rate(kind)
 
-Work is counted on the kernels' own plans (`codegen.cost`). A *kind* is how a form runs: ``quadratic``, or what `ir.factorisation` calls
+Work is counted on the kernels' own plans (`codegen.cost`). A *kind* is how a form runs: ``quadratic``, or what `ir.passes.factorisation` calls
 the linear one (``flat sums``). Its speed depends on the device, the dtype and the width of a feature, and on whether gradients follow.
 It is measured with a small and a large call the first time that two forms are near each other, and kept in the cache folder; until then
 `LAUNCH` and `RATES` stand in.

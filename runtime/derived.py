@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from einfuse.ir import Cascade, derivation, pipeline
-from einfuse.ir.passes import online_fuse
+from einfuse.ir import Cascade, derivation
+from einfuse.ir.passes import online_fuse, pipeline
 from einfuse.runtime import cache
 
 

@@ -16,8 +16,8 @@ import torch
 
 from einfuse.ir import Cascade, SpecError
 from einfuse.ir.cut import NotFactorableError
-from einfuse.ir.factorisation import Factorisation, find
 from einfuse.ir.passes import reassociate
+from einfuse.ir.passes.factorisation import Factorisation, find
 from einfuse.ir.text import parse
 from einfuse.runtime import crossover
 from einfuse.runtime.apart import apart

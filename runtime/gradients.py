@@ -13,9 +13,9 @@ import torch
 
 from einfuse.ir import Cascade
 from einfuse.ir import index as coordinate
-from einfuse.ir.backward import Gradient, Step
 from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes import tail
+from einfuse.ir.passes.backward import Gradient, Step
 from einfuse.runtime.backends import Backend
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given

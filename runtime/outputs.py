@@ -10,8 +10,8 @@ from types import MappingProxyType
 import torch
 
 from einfuse.ir import Cascade
-from einfuse.ir.backward import Gradient
 from einfuse.ir.nodes import DType, Einsum, Fold
+from einfuse.ir.passes.backward import Gradient
 from einfuse.ir.rewrite import types_of
 from einfuse.runtime.binding import extent_of, precision_of
 from einfuse.runtime.given import Given

@@ -19,10 +19,10 @@ import torch
 
 from einfuse.ir import Cascade, call, const
 from einfuse.ir import expr as ex
-from einfuse.ir.backward import Gradient
 from einfuse.ir.nodes import Einsum
 from einfuse.ir.offsets import of_difference
 from einfuse.ir.passes import window as windowing
+from einfuse.ir.passes.backward import Gradient
 from einfuse.ir.passes.canonicalise import fold_ranks
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from einfuse.ir import Cascade, derivation
-from einfuse.ir.kernels import kernels
 from einfuse.ir.passes import canonicalise, chunk
+from einfuse.ir.passes.kernels import kernels
 from einfuse.runtime import derived
 
 

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from einfuse.ir import Cascade, Expr, Fold, classify
 from einfuse.ir.expr import reads
-from einfuse.ir.kernels import kernels
+from einfuse.ir.passes.kernels import kernels
 from einfuse.ir.tiles import TileMap
 from einfuse.runtime import derived
 from einfuse.runtime.sizes import Shape, example_sizes

@@ -10,10 +10,10 @@ from types import MappingProxyType
 import torch
 
 from einfuse.ir import Cascade
-from einfuse.ir import row_values as derive
-from einfuse.ir.backward import Backward, Step, adjoint
 from einfuse.ir.expr import reads
 from einfuse.ir.passes import canonicalise, differentiate
+from einfuse.ir.passes import row_values as derive
+from einfuse.ir.passes.backward import Backward, Step, adjoint
 from einfuse.ir.rewrite import expressions, statements
 from einfuse.runtime import cache, heads, split
 from einfuse.runtime.backends import Backend

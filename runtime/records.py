@@ -15,12 +15,12 @@ from typing import Any
 
 MODULES = (
     "codegen.plan.nodes",
+    "codegen.plan.scan",
     "codegen.scan.ladder",
-    "codegen.scan.plan",
     "codegen.scan.team",
-    "ir.backward",
     "ir.derivation",
     "ir.nodes",
+    "ir.passes.backward",
     "ir.passes.chunk_backward",
     "ir.passes.split",
     "ir.span",

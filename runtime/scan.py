@@ -12,8 +12,8 @@ import torch
 from einfuse.codegen import Storage, scan
 from einfuse.codegen.scan import Piece
 from einfuse.ir import Cascade, Fold
-from einfuse.ir.backward import Backward, Step, adjoint
 from einfuse.ir.passes import chunk, chunk_backward, infer_space
+from einfuse.ir.passes.backward import Backward, Step, adjoint
 from einfuse.ir.passes.chunk_backward import ScanBackward
 from einfuse.runtime import cache
 from einfuse.runtime.backends import Backend

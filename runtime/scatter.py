@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from einfuse.ir import Cascade, Expr
-from einfuse.ir.backward import Gradient
 from einfuse.ir.expr import indices, reads
 from einfuse.ir.interpreter import evaluate_indices
+from einfuse.ir.passes.backward import Gradient
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Host, Tensors
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from einfuse.ir import Cascade
-from einfuse.ir.backward import adjoint
 from einfuse.ir.passes import choose, chunk, stages
+from einfuse.ir.passes.backward import adjoint
 from einfuse.ir.rewrite import statements
 from einfuse.runtime import through
 from einfuse.runtime.backends import Backend

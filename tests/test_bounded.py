@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import einfuse
 from einfuse.dsl import compile_text
-from einfuse.ir import Expr, Fold, SpecError, interpret, pipeline
-from einfuse.ir.passes import canonicalise, classify_score, differentiate, stages
+from einfuse.ir import Expr, Fold, SpecError, interpret
+from einfuse.ir.passes import canonicalise, classify_score, differentiate, pipeline, stages
 from einfuse.runtime import ranges
 
 MOST = 300_000

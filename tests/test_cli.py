@@ -14,7 +14,7 @@ import pytest
 
 import einfuse
 from einfuse.cli import main
-from einfuse.ir.pipeline import PASSES
+from einfuse.ir.passes.pipeline import PASSES
 
 GOOD = """
 attention mine(window: int = 4) over b, h {

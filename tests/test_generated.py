@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, assume, given, note, seed, settings
 
 import einfuse
 from einfuse.dsl import compile_text
-from einfuse.ir import Cascade, Scalar, SpecError, interpret, pipeline
-from einfuse.ir.backward import adjoint
-from einfuse.ir.passes import canonicalise, differentiate, stages
+from einfuse.ir import Cascade, Scalar, SpecError, interpret
+from einfuse.ir.passes import canonicalise, differentiate, pipeline, stages
+from einfuse.ir.passes.backward import adjoint
 from einfuse.ir.passes.choose import Scores
 from einfuse.runtime import binding
 from einfuse.runtime.backends import BackendName

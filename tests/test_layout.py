@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import importlib.util
+import os
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,3 +75,64 @@ def test_no_code_asks_for_the_name_of_a_back_end() -> None:
     files = [p for name in ("codegen", "dsl", "ir", "runtime") for p in (ROOT / name).rglob("*.py")]
     found = [f"{p.relative_to(ROOT)}: {x}" for p in files for x in p.read_text().splitlines() if asked.search(x)]
     assert found == []
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """The modules of the package at ``root`` by name, through the links to its folders."""
+    files = [
+        Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names if name.endswith(".py")
+    ]
+    parts = {p: p.relative_to(root.parent).with_suffix("").parts for p in files}
+    return {".".join(n[:-1] if n[-1] == "__init__" else n): p for p, n in parts.items()}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """What is imported anywhere in a file, functions included, but for the types of a type checker."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{a.name}" for a in node.names)
+        elif not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+            yield from imports(node)
+
+
+def cycle_of_packages(files: dict[str, Path]) -> list[str]:
+    """Packages that import one another in a circle; empty where there is none.
+
+    An ``__init__`` stands for itself (what it hands on is not what the package is made of), and so does a module at the root.
+    """
+    root = next(iter(files)).partition(".")[0]
+    inside = {m: m if p.name == "__init__.py" or m.count(".") == 1 else f"{m.rpartition('.')[0]}.*" for m, p in files.items()}
+    graph: dict[str, set[str]] = {package: set() for package in inside.values()}
+    for module, path in files.items():
+        for name in imports(ast.parse(path.read_text())):
+            while name not in files and "." in name:
+                name = name.rpartition(".")[0]
+            other, own = inside.get(name), inside[module]
+            if other not in (None, own, root, own.removesuffix(".*")):
+                graph[own].add(other)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_packages_import_one_another() -> None:
+    assert cycle_of_packages(modules(ROOT / "src" / "einfuse")) == []
+
+
+def test_a_circle_of_packages_is_seen(tmp_path: Path) -> None:
+    for name, text in {
+        "a/__init__.py": "",
+        "a/x.py": "def f():\n    from top.a.b.z import g\n",
+        "a/b/__init__.py": "",
+        "a/b/z.py": "from top.a import y\n",
+        "a/y.py": "",
+    }.items():
+        (tmp_path / "top" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "top" / name).write_text(text)
+    assert set(cycle_of_packages(modules(tmp_path / "top"))) == {"top.a.*", "top.a.b.*"}
+    (tmp_path / "top/a/x.py").write_text("if TYPE_CHECKING:\n    from top.a.b.z import g\n")
+    assert cycle_of_packages(modules(tmp_path / "top")) == []

@@ -43,8 +43,8 @@ from einfuse import dsl
 from einfuse.codegen import cpu, hold, lower, scan, triton
 from einfuse.codegen.plan import plain
 from einfuse.codegen.scan import ladder, team
-from einfuse.ir import pipeline
-from einfuse.ir.kernels import kernels
+from einfuse.ir.passes import pipeline
+from einfuse.ir.passes.kernels import kernels
 from einfuse.ir.passes.chunk import scan_of
 from einfuse.runtime.specs import library
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import einfuse
-from einfuse.ir import pipeline
+from einfuse.ir.passes import pipeline
 from einfuse.runtime.live import forward_tiles
 
 OWN = """attention own(area: int = 49) over b, w, h {

@@ -1,1 +1,1 @@
-"""The parts of `codegen.lower`: block operations, the expressions and statements made of them, folds and their states, and arguments."""
+"""From a scheduled cascade to a kernel plan: `lower`, and its parts from there down."""

@@ -12,7 +12,7 @@ from typing import Literal
 
 from einfuse.codegen import plan as kp
 from einfuse.codegen.plan import Value
-from einfuse.codegen.scan.plan import Op, Partial, Prefix, Relabel, ScanPlan, Solve, fresh_names
+from einfuse.codegen.plan.scan import Op, Partial, Prefix, Relabel, ScanPlan, Solve, fresh_names
 from einfuse.ir.rewrite import fresh
 
 Kind = Literal["whole", "slice", "partial"]

@@ -14,8 +14,8 @@ from dataclasses import replace
 
 from einfuse.codegen import plan as kp
 from einfuse.codegen.plan import Value
+from einfuse.codegen.plan.scan import Op, Partial, Region, ScanPlan, Solve, State, needed, reads
 from einfuse.codegen.scan.handing import Handing
-from einfuse.codegen.scan.plan import Op, Partial, Region, ScanPlan, Solve, State, needed, reads
 from einfuse.ir.rewrite import fresh
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from einfuse.codegen import plan as kp
+from einfuse.codegen.plan.scan import Op, Region, ScanPlan, Solve, needed, reads
 from einfuse.codegen.scan.handing import Handing
-from einfuse.codegen.scan.plan import Op, Region, ScanPlan, Solve, needed, reads
 
 
 def divide(plan: ScanPlan) -> tuple[ScanPlan, ...]:

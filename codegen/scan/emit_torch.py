@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from einfuse.codegen.plan import Const, Coordinate, Dot, Load, Map, Param, Reduce, Size, Store, Value
-from einfuse.codegen.scan.plan import Op, Prefix, Relabel, ScanPlan, Solve, reads
+from einfuse.codegen.plan.scan import Op, Prefix, Relabel, ScanPlan, Solve, reads
 from einfuse.codegen.torch.functions import REDUCTIONS, form, random
 from einfuse.codegen.torch.printer import Printer, kind, number
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from einfuse.codegen import plan as kp
 from einfuse.codegen.plan import Value
-from einfuse.codegen.scan.plan import Op, Region, ScanPlan, Scratch, fresh_names, needed, reads
+from einfuse.codegen.plan.scan import Op, Region, ScanPlan, Scratch, fresh_names, needed, reads
 from einfuse.ir.rewrite import fresh
 
 

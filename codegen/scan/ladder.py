@@ -7,10 +7,10 @@ import math
 from dataclasses import dataclass, field
 
 from einfuse.codegen import plan as kp
+from einfuse.codegen.plan.scan import Relabel, ScanPlan, reads
 from einfuse.codegen.scan.columns import share, shareable
 from einfuse.codegen.scan.cut import cut
 from einfuse.codegen.scan.divide import divide
-from einfuse.codegen.scan.plan import Relabel, ScanPlan, reads
 from einfuse.codegen.scan.triton import emit
 from einfuse.codegen.scan.triton.layout import Layout
 from einfuse.codegen.triton.layout import MATRIX

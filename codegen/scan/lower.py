@@ -13,7 +13,7 @@ from einfuse.codegen.lowering.arguments import arguments
 from einfuse.codegen.lowering.blocks import Scope
 from einfuse.codegen.lowering.sizes import Sizes
 from einfuse.codegen.plan import Value
-from einfuse.codegen.scan.plan import Op, Region, ScanPlan, State, needed, reads
+from einfuse.codegen.plan.scan import Op, Region, ScanPlan, State, needed, reads
 from einfuse.codegen.scan.points import PairExpressions, ScanBlocks
 from einfuse.codegen.scan.statements import shaped, statement
 from einfuse.ir import Cascade, Fold

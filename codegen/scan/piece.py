@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from einfuse.codegen.scan.plan import ScanPlan
+from einfuse.codegen.plan.scan import ScanPlan
 
 
 class Piece(Protocol):

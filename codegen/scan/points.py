@@ -13,7 +13,7 @@ from einfuse.codegen.lowering.blocks import Blocks
 from einfuse.codegen.lowering.expressions import Expressions
 from einfuse.codegen.lowering.sizes import Sizes
 from einfuse.codegen.plan import Value
-from einfuse.codegen.scan.plan import Prefix, Relabel, Solve
+from einfuse.codegen.plan.scan import Prefix, Relabel, Solve
 from einfuse.ir import Cascade, Expr, Fold
 from einfuse.ir import index as coordinate
 from einfuse.ir.expr import indices, rename

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from einfuse.codegen.plan.scan import ScanPlan
 from einfuse.codegen.scan.columns import share, shareable
 from einfuse.codegen.scan.cut import cut
 from einfuse.codegen.scan.divide import divide
-from einfuse.codegen.scan.plan import ScanPlan
 
 LANES = 16
 """The least columns a thread takes: a vector of fp32."""

@@ -17,11 +17,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.backward import Gradient, adjoint
 from einfuse.ir.derivative import derivative
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, State, Tensor
+from einfuse.ir.passes.backward import Gradient, adjoint
 from einfuse.ir.rewrite import fresh, prune
 from einfuse.ir.spread import spread
 from einfuse.ir.statements import equation, own_rank

@@ -23,14 +23,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from einfuse.ir import expr as ex
-from einfuse.ir import seen
-from einfuse.ir.backward import Backward, Gradient, Kernels, adjoint
 from einfuse.ir.definitions import Definitions
 from einfuse.ir.derivative import derivative, log_derivative
 from einfuse.ir.errors import SpecError, TooLargeError
 from einfuse.ir.expr import call
 from einfuse.ir.functions import FUNCTIONS
 from einfuse.ir.nodes import Cascade, Einsum, Expr
+from einfuse.ir.passes import seen
+from einfuse.ir.passes.backward import Backward, Gradient, Kernels, adjoint
 from einfuse.ir.passes.canonicalise import fold_ranks
 from einfuse.ir.rewrite import fresh, taken
 from einfuse.ir.sampling import sample

@@ -20,9 +20,9 @@ from dataclasses import replace
 
 from einfuse.ir import expr as ex
 from einfuse.ir.expr import call
-from einfuse.ir.factorisation import Sum, find
-from einfuse.ir.features import Builder, placed
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Rank, Statement
+from einfuse.ir.passes.factorisation import Sum, find
+from einfuse.ir.passes.features import Builder, placed
 from einfuse.ir.passes.reassociate_scan import Scan
 from einfuse.ir.rewrite import fresh, prune
 

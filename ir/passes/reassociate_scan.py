@@ -16,10 +16,10 @@ from dataclasses import replace
 from einfuse.ir import expr as ex
 from einfuse.ir.cut import Term
 from einfuse.ir.expr import call
-from einfuse.ir.factorisation import Factorisation, Sum, copies
-from einfuse.ir.features import Builder, placed
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, State, Statement
 from einfuse.ir.passes import chunk, infer_space
+from einfuse.ir.passes.factorisation import Factorisation, Sum, copies
+from einfuse.ir.passes.features import Builder, placed
 from einfuse.ir.rewrite import fresh, prune
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from einfuse.ir import EinfuseError, SpecError
-from einfuse.ir.pipeline import PASSES
+from einfuse.ir.passes.pipeline import PASSES
 
 BACKENDS = ("cpu", "triton", "torch", "loops")
 DTYPES = ("float64", "float32", "bfloat16", "float16")

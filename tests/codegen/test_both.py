@@ -8,7 +8,7 @@ import einfuse
 from einfuse.codegen import KernelPlan, both, hold, lower
 from einfuse.codegen.plan import Dot, Map, operations
 from einfuse.codegen.torch import emit
-from einfuse.ir import pipeline
+from einfuse.ir.passes import pipeline
 
 SPEC = """attention windows(area: int = 16) over b, h {
   rank i: query = area; rank j: key = area; rank d, e: feature

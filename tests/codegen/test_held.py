@@ -11,7 +11,8 @@ from einfuse.codegen.plan import Dot, Fold, Load, Map, operations
 from einfuse.codegen.steady import steady
 from einfuse.codegen.triton.build import MODULES
 from einfuse.codegen.triton.points import points
-from einfuse.ir import Cascade, pipeline
+from einfuse.ir import Cascade
+from einfuse.ir.passes import pipeline
 
 WINDOW = """attention window(area: int = 19) over b, w, h {
   rank i: query = area; rank j: key = area; rank d, e: feature

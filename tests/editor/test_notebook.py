@@ -9,7 +9,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 import einfuse
-from einfuse.ir.kernels import kernels
+from einfuse.ir.passes.kernels import kernels
 from einfuse.runtime.picture import COLOURS, picture
 
 CELL = """attention near(window: int = 64) over b, h {

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from einfuse import dsl
-from einfuse.ir import Cascade, Scalar, SpecError, interpret, pipeline
-from einfuse.ir.passes import canonicalise, differentiate
+from einfuse.ir import Cascade, Scalar, SpecError, interpret
+from einfuse.ir.passes import canonicalise, differentiate, pipeline
 from einfuse.ir.text import parse, show
 from einfuse.runtime.given import Given
 from einfuse.runtime.scatter import accumulate

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from einfuse.ir import opt, text
+from einfuse.ir import text
+from einfuse.ir.passes import opt
 from einfuse.ir.passes.registry import TRANSFORMS
 from einfuse.ir.passes.sequence import PIPELINE
 from einfuse.ir.verify import verify

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import einfuse
-from einfuse.ir import Cascade, Fold, SpecError, derivation, interpret, pipeline
+from einfuse.ir import Cascade, Fold, SpecError, derivation, interpret
 from einfuse.ir.merging import merge_law
-from einfuse.ir.passes import canonicalise, online_fuse, split
+from einfuse.ir.passes import canonicalise, online_fuse, pipeline, split
 from einfuse.ir.text import parse, show
 
 NAMES = list(corpus.BODIES)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from einfuse import dsl
-from einfuse.ir import Cascade, Einsum, Fold, factorisation, interpret
+from einfuse.ir import Cascade, Einsum, Fold, interpret
 from einfuse.ir.cut import NotFactorableError
-from einfuse.ir.passes import reassociate
+from einfuse.ir.passes import factorisation, reassociate
 from einfuse.ir.text import parse, show
 from einfuse.ir.verify import verify
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes

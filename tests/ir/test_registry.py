@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import einfuse
-from einfuse.ir import EinfuseError, SpecError, debug, opt, pipeline
-from einfuse.ir.passes import registry
+from einfuse.ir import EinfuseError, SpecError, debug
+from einfuse.ir.passes import opt, pipeline, registry
 from einfuse.ir.passes.sequence import PIPELINE
 
 DOC = Path(__file__).parents[2] / "docs" / "architecture.md"

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import einfuse
-from einfuse.ir import Cascade, Einsum, interpret, row_values
-from einfuse.ir.backward import Backward, adjoint
+from einfuse.ir import Cascade, Einsum, interpret
 from einfuse.ir.expr import walk
-from einfuse.ir.passes import differentiate
+from einfuse.ir.passes import differentiate, row_values
+from einfuse.ir.passes.backward import Backward, adjoint
 from einfuse.ir.text import parse, show
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes
 

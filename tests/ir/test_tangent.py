@@ -4,8 +4,8 @@ import corpus
 import pytest
 import torch
 
-from einfuse.ir import SpecError, interpret, pipeline
-from einfuse.ir.passes import canonicalise, differentiate, tangent
+from einfuse.ir import SpecError, interpret
+from einfuse.ir.passes import canonicalise, differentiate, pipeline, tangent
 
 
 @pytest.mark.parametrize("name", corpus.BODIES)

@@ -8,8 +8,7 @@ import pytest
 
 import einfuse
 from einfuse.dsl import compile_text
-from einfuse.ir import pipeline
-from einfuse.ir.passes import canonicalise, online_fuse
+from einfuse.ir.passes import canonicalise, online_fuse, pipeline
 from einfuse.runtime import derived
 
 TEXT = """attention remembered over b, h {

@@ -7,7 +7,7 @@ import torch
 
 import einfuse
 from einfuse.ir import expr as ex
-from einfuse.ir.backward import Gradient
+from einfuse.ir.passes.backward import Gradient
 from einfuse.runtime.given import Given
 from einfuse.runtime.scatter import accumulate
 

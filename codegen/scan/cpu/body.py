@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from einfuse.codegen.cpu.functions import FORMS
 from einfuse.codegen.plan import Const, Coordinate, Load, Map, Value
+from einfuse.codegen.plan.scan import Op, Relabel, ScanPlan
 from einfuse.codegen.scan.cpu.forms import TYPES, identifier, number
 from einfuse.codegen.scan.cpu.layout import Layout
-from einfuse.codegen.scan.plan import Op, Relabel, ScanPlan
 from einfuse.ir.rewrite import fresh
 
 Index = Mapping[str, str]

@@ -13,11 +13,11 @@ from pathlib import Path
 from einfuse.codegen.cpu.access import ELEMENTS
 from einfuse.codegen.cpu.names import HEADERS
 from einfuse.codegen.plan import Const, Coordinate, Dot, Load, Map
+from einfuse.codegen.plan.scan import Relabel, ScanPlan, Solve, reads
 from einfuse.codegen.scan.cpu.body import Body, own
 from einfuse.codegen.scan.cpu.forms import TYPES, identifier
 from einfuse.codegen.scan.cpu.layout import Layout, extent
 from einfuse.codegen.scan.cpu.ops import print_region
-from einfuse.codegen.scan.plan import Relabel, ScanPlan, Solve, reads
 
 _SIGNATURE = "int einfuse_kernel(void** ptrs, const int64_t* strides, const int64_t* sizes, const double* params, int threads)"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from einfuse.codegen.plan import Value
+from einfuse.codegen.plan.scan import ScanPlan
 from einfuse.codegen.scan.cpu.forms import identifier
-from einfuse.codegen.scan.plan import ScanPlan
 
 LANES = 16
 """Numbers of a vector, at most."""

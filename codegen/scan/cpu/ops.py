@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from einfuse.codegen.cpu.functions import REDUCTIONS
 from einfuse.codegen.plan import Const, Coordinate, Dot, Load, Map, Param, Reduce, Size, Store
+from einfuse.codegen.plan.scan import Op, Prefix, Region, Relabel, Solve
 from einfuse.codegen.scan.cpu.body import Body, own
 from einfuse.codegen.scan.cpu.forms import TYPES, identifier, number
 from einfuse.codegen.scan.cpu.products import print_dot, print_solve
-from einfuse.codegen.scan.plan import Op, Prefix, Region, Relabel, Solve
 
 
 def print_region(body: Body, region: Region) -> None:

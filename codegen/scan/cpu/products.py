@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from einfuse.codegen.plan import Dot, Value
+from einfuse.codegen.plan.scan import Relabel, Solve
 from einfuse.codegen.scan.cpu.body import Body
-from einfuse.codegen.scan.plan import Relabel, Solve
 
 
 def print_dot(body: Body, op: Dot) -> None:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 
 from einfuse.codegen.plan import Value
-from einfuse.codegen.scan.plan import ScanPlan
+from einfuse.codegen.plan.scan import ScanPlan
 from einfuse.codegen.scan.triton.layout import Layout
 from einfuse.codegen.triton.body import STORAGE
 from einfuse.codegen.triton.names import identifier

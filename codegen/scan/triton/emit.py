@@ -6,7 +6,7 @@ they do not depend on each other.
 
 from __future__ import annotations
 
-from einfuse.codegen.scan.plan import ScanPlan
+from einfuse.codegen.plan.scan import ScanPlan
 from einfuse.codegen.scan.triton.body import Body
 from einfuse.codegen.scan.triton.layout import Layout
 from einfuse.codegen.scan.triton.ops import print_region

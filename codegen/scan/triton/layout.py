@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from einfuse.codegen.scan.plan import ScanPlan
+from einfuse.codegen.plan.scan import ScanPlan
 from einfuse.codegen.triton.layout import MATRIX, power_of_two
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from einfuse.codegen.plan import FUNCTIONS, Const, Coordinate, Dot, Load, Map, Param, Reduce, Size, Store, Value
-from einfuse.codegen.scan.plan import Op, Prefix, Region, Relabel, Solve
+from einfuse.codegen.plan.scan import Op, Prefix, Region, Relabel, Solve
 from einfuse.codegen.scan.triton.body import Body, literal
 from einfuse.codegen.triton.functions import FORMS, REDUCTIONS, Operand, Target
 from einfuse.codegen.triton.layout import MATRIX

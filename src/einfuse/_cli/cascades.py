@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 
 from einfuse._cli import inputs, plain, screen
-from einfuse.ir import Cascade, EinfuseError, factorisation, pipeline
+from einfuse.ir import Cascade, EinfuseError
 from einfuse.ir.cut import NotFactorableError
-from einfuse.ir.factorisation import Factorisation
-from einfuse.ir.kernels import kernels
+from einfuse.ir.passes import factorisation, pipeline
+from einfuse.ir.passes.factorisation import Factorisation
+from einfuse.ir.passes.kernels import kernels
 from einfuse.ir.text import show
 from einfuse.runtime import passes as passes_of
 from einfuse.runtime.passes import PassReport

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from einfuse import dsl
 from einfuse._cli import inputs, screen
-from einfuse.ir import Cascade, opt, text
+from einfuse.ir import Cascade, text
+from einfuse.ir.passes import opt
 from einfuse.ir.verify import verify
 
 

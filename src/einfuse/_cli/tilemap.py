@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 import einfuse
-from einfuse.ir import EinfuseError, Expr, Fold, Scalar, TileMap, classify, const, pipeline
+from einfuse.ir import EinfuseError, Expr, Fold, Scalar, TileMap, classify, const
 from einfuse.ir import expr as ex
 from einfuse.ir.nodes import Range
+from einfuse.ir.passes import pipeline
 from einfuse.ir.text import show_expr
 from einfuse.runtime import binding
 from einfuse.runtime.given import Given

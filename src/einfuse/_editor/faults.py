@@ -8,8 +8,8 @@ from pathlib import Path
 from einfuse import dsl
 from einfuse.dsl import ast
 from einfuse.ir import Scalar, SpecError
-from einfuse.ir.kernels import kernels
 from einfuse.ir.nodes import Cascade
+from einfuse.ir.passes.kernels import kernels
 
 Params = Mapping[str, Scalar | str]
 

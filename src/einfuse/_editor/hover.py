@@ -13,7 +13,7 @@ from einfuse.dsl import ast
 from einfuse.dsl.names import Held, Source
 from einfuse.ir import Cascade, SpecError
 from einfuse.ir.derivation import Decision
-from einfuse.ir.kernels import kernels
+from einfuse.ir.passes.kernels import kernels
 from einfuse.ir.rewrite import statements
 from einfuse.ir.text import show
 from einfuse.runtime import derived, passes

@@ -6,9 +6,12 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
+
+NAMES: dict[str, Literal["refuse", "fallback"]] = {}
+"""The names under which transformers knows einfuse, and what is done with models that cannot take it (`transformers.register` adds them)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +81,6 @@ def _verdict(module: nn.Module) -> tuple[bool, str] | None:
 
 
 def _of_transformers(module: nn.Module) -> tuple[bool, str]:
-    from einfuse.integrations.transformers.models import NAMES
-
     config: Any = getattr(module, "config", None)
     chosen = getattr(config, "_attn_implementation", None)
     if chosen in NAMES:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import functools
 
+from einfuse.integrations.reports import NAMES
 from einfuse.integrations.transformers import functions, masks
 from einfuse.integrations.transformers.attention import Setting, Unsupported, attend
 from einfuse.integrations.transformers.continuous import continuous as continuous
-from einfuse.integrations.transformers.models import NAMES, check_models
+from einfuse.integrations.transformers.models import check_models
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import BackendName
 from einfuse.runtime.compile import compile as compile_spec

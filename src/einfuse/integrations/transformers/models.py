@@ -5,11 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from einfuse.integrations.reports import NAMES
 from einfuse.integrations.transformers import masks
-from einfuse.integrations.transformers.attention import Unsupported, warn_once
-
-NAMES: dict[str, Unsupported] = {}
-"""What was registered, and what is done with models that cannot take it."""
+from einfuse.integrations.transformers.attention import warn_once
 
 
 def check_models() -> None:

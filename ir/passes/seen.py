@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from einfuse.ir import expr as ex
-from einfuse.ir.backward import adjoint
 from einfuse.ir.nodes import Cascade, Einsum, Expr
+from einfuse.ir.passes.backward import adjoint
 
 Named = Callable[[str, tuple[str, ...], str | None, tuple[str, ...], Expr, Expr | None], Expr]
 """Makes a statement of a name, ranks, reducer, reduced ranks, map and mask, and reads it."""

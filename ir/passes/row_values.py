@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.backward import Backward
 from einfuse.ir.dear import is_dear
 from einfuse.ir.nodes import Cascade, Einsum, Expr
+from einfuse.ir.passes.backward import Backward
 from einfuse.ir.rewrite import fresh, reading, taken, with_used_ranks
 
 

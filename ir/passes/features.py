@@ -14,8 +14,8 @@ from einfuse.ir.affine import simplified
 from einfuse.ir.cut import Term
 from einfuse.ir.definitions import Definitions
 from einfuse.ir.expr import call
-from einfuse.ir.factorisation import Factorisation, Sum, extent, symmetric, width
 from einfuse.ir.nodes import Einsum, Expr, Rank
+from einfuse.ir.passes.factorisation import Factorisation, Sum, extent, symmetric, width
 from einfuse.ir.rewrite import fresh
 
 
