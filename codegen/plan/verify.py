@@ -17,9 +17,6 @@ from einfuse.codegen.plan import nodes as kp
 from einfuse.codegen.plan.text import shown
 from einfuse.ir import REDUCERS
 
-ARITIES = {name: (f.arity,) for name, f in kp.FUNCTIONS.items()} | {"exp_difference": (2, 3)}
-"""How many operands a function of a map has: those of plans, and ``exp_difference(y, m, c)`` = exp(c * y - m)."""
-
 
 def verify(plan: kp.KernelPlan) -> None:
     """Raises AssertionError where the plan breaks one of the rules above."""
@@ -109,9 +106,10 @@ class _Checked:
             case kp.Load() | kp.Store():
                 self.access(op)
             case kp.Map(out=out, fn=fn, args=args):
-                self.ensure(fn in ARITIES, "a map is a function of the IR", op)
+                counts = (2, 3) if fn == "exp_difference" else (kp.FUNCTIONS[fn].arity,) if fn in kp.FUNCTIONS else ()
+                self.ensure(bool(counts), "a map is a function of plans, or exp_difference(y, m, c) = exp(c * y - m)", op)
                 self.ensure(set().union(*(a.dims for a in args)) <= set(out.dims), "a map spans the ranks of its operands", op)
-                self.ensure(len(args) in ARITIES[fn], f"{fn} takes {' or '.join(map(str, ARITIES[fn]))} operands", op)
+                self.ensure(len(args) in counts, f"{fn} takes {' or '.join(map(str, counts))} operands", op)
             case kp.Reduce(out=out, fn=fn, arg=arg, rank=rank, instead=instead):
                 self.ensure(
                     fn in REDUCERS and REDUCERS[fn].monoid and rank in arg.dims, "a reduction is over a rank of its operand", op
