@@ -92,7 +92,9 @@ class Pairs:
             views = {n: x.narrow(axis[n], lo, hi - lo) if n in axis else x for n, x in whole.items()}
             views |= {b.statement: b.view(b.base.described(), hi - lo) for b in buffers}
             written = {n: Output(tuple(views[n].shape), views[n].dtype, strides=views[n].stride()) for n in c.outs}
-            window = Given(views, {**mine.numbers, w.first: lo}, {**mine.sizes, w.rows: hi - lo}, known.device)
+            window = Given(
+                views, {**mine.numbers, **({w.at: lo} if w.places else {})}, {**mine.sizes, w.rows: hi - lo}, known.device
+            )
             nodes.append(_rows({n: axis[n] for n in names if n in axis}, buffers, lo, hi))
             nodes.append(kernel(w.cascade, window, outs=written, names=names, placed=True))
             nodes.append(_summed(buffers, known, lo, hi, extent[w.rank]))

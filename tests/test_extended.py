@@ -97,6 +97,6 @@ def test_a_pass_is_a_function_and_a_line(monkeypatch: pytest.MonkeyPatch) -> Non
 
     toy = Pass("rename", renamed, does="another name", takes="any")
     monkeypatch.setattr(registry, "TRANSFORMS", (*registry.TRANSFORMS, toy))
-    built = einfuse.compile(SPEC.replace("cube", "tanh")).cascade
+    built = einfuse.compile(SPEC.replace("cube(", "tanh(")).cascade
     assert [c.name for c in opt.apply(opt.parse("canonicalise,rename"), built)] == ["cubes_again"]
     assert "| `rename` | another name |" in registry.table()

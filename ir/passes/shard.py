@@ -12,31 +12,23 @@ own the rows of a rank that nothing reduces over and nothing reads at other rows
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, State, Tensor
-from einfuse.ir.passes import infer_space, stages
-from einfuse.ir.rewrite import expressions, fresh, map_expressions, statements
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, State, Tensor
+from einfuse.ir.passes import infer_space, stages, window
+from einfuse.ir.passes.window import Window
+from einfuse.ir.rewrite import expressions, fresh, statements
 from einfuse.ir.span import Span
 
 
 @dataclass(frozen=True, slots=True)
-class Local:
-    """A cascade over some coordinates of ``rank``, ``rows`` of them: those from the number ``at`` on, or those in the list ``at``.
+class Local(Window):
+    """The window of a rank that one device holds. ``witnesses`` are inputs that nothing reads, with the size that each has: one of the whole
+    that no other input has any more."""
 
-    ``cut`` are the inputs that come with those coordinates only, and along which axis. ``witnesses`` are inputs that nothing reads: their
-    one axis tells a size of the whole that no other input tells any more.
-    """
-
-    cascade: Cascade
-    rank: str
-    rows: str
-    at: str
-    listed: bool
-    cut: tuple[tuple[str, int], ...]
     witnesses: tuple[tuple[str, str], ...]
 
 
@@ -175,106 +167,12 @@ def _away(x: Einsum, own: Mapping[str, tuple[str, ...]], rank: str) -> bool:
 
 
 def run(c: Cascade, rank: str, listed: bool = False, given: Mapping[str, int] | None = None, grouped: bool = False) -> Local:
-    """The cascade over some coordinates of ``rank``; inputs come cut along the axes ``given`` (default: all that can).
-
-    ``listed``: any coordinates, in a list; else those from a number on. ``grouped``: that number is a multiple of what the rank is divided by
-    where an input is read, as heads that share keys are. Requires that statements read each other at their own coordinate of the rank.
-    """
-    names = {x.target for x in statements(c)} | {t.name for t in c.inputs} | {r.name for r in c.ranks} | _sizes(c)
-    rows, at = fresh(f"{rank}_rows", names), fresh(f"{rank}_at" if listed else f"{rank}_first", names)
-    place = ex.load(at, ex.index(rank)) if listed else ex.call("+", ex.index(rank), ex.load(at))
-    plain = _Plain(c.rank(rank), grouped)
-    cut = {n: a for n, a in _cut(c, plain).items() if given is None or given.get(n) == a}
-    move = _Move(rank, place, cut, {x.target: x.ranks for x in statements(c)})
-    moved = map_expressions(c, move)
-    inputs = [t if t.name not in cut else _shorter(t, cut[t.name], plain.size, rows) for t in c.inputs]
-    if listed:
-        inputs.append(Tensor(at, (ex.size(rows),), "int"))
-    elif any(e.name == at for e in _loads(moved)):
-        inputs.append(Tensor(at, (), "int", param=True))
-    moved = replace(
-        moved,
-        name=f"{c.name}_{rank}_local",
-        ranks=tuple(replace(r, size=rows, extent=None) if r.name == rank else r for r in c.ranks),
-        inputs=tuple(inputs),
-    )
-    told = {a.name for t in moved.inputs for a in t.given[0] if a.op == "size"}
-    missing = sorted((_sizes(moved) - told) & {str(c.rank(rank).size), rows})
+    """The cascade over some coordinates of ``rank`` (`window.run`), and inputs that tell the sizes of the whole."""
+    w = window.run(c, rank, listed, given, grouped)
+    told = {a.name for t in w.cascade.inputs for a in t.given[0] if a.op == "size"}
+    missing = sorted((window.sizes(w.cascade) - told) & {str(c.rank(rank).size), w.rows})
+    names = window.names(w.cascade)
     witnesses = tuple((fresh(f"{n}_whole", names), n) for n in missing)
-    told_by = [Tensor(w, (ex.size(n),), "bool") for w, n in witnesses]
-    moved = replace(moved, inputs=(*moved.inputs, *told_by))
-    return Local(moved, rank, rows, at, listed, tuple(cut.items()), witnesses)
-
-
-def _sizes(c: Cascade) -> set[str]:
-    """Every size that is mentioned."""
-    found = [e for x in statements(c) for e in expressions(x)] + [a for t in c.inputs for a in t.given[0]]
-    found += [r.extent for r in c.ranks if r.extent is not None]
-    return {r.size for r in c.ranks if isinstance(r.size, str)}.union(*map(ex.sizes, found))
-
-
-def _shorter(t: Tensor, axis: int, whole: Expr, rows: str) -> Tensor:
-    def one(e: Expr) -> Expr | None:
-        return ex.size(rows) if e == whole else None
-
-    return replace(t, axes=tuple(ex.substitute(a, one) if n == axis else a for n, a in enumerate(t.axes)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Plain:
-    """Tells whether an index goes along an axis with the rank, or with groups of it."""
-
-    rank: Rank
-    grouped: bool
-
-    @property
-    def size(self) -> Expr:
-        return ex.size(self.rank.size)
-
-    def __call__(self, index: Expr, axis: Expr) -> bool:
-        if index == ex.index(self.rank.name):
-            return axis == self.size
-        shared = self.grouped and index.op == axis.op == "//" and index.args[1] == axis.args[1]
-        return shared and index.args[0] == ex.index(self.rank.name) and axis.args[0] == self.size
-
-
-def _loads(c: Cascade) -> Iterator[Expr]:
-    return (e for x in statements(c) for y in expressions(x) for e in ex.walk(y) if e.op == "load")
-
-
-def _cut(c: Cascade, plain: _Plain) -> dict[str, int]:
-    """The inputs that are read along one axis at the coordinate of the rank, every time, and that axis."""
-    axes = {t.name: t.axes for t in c.inputs if t.listed is None}
-    found: dict[str, set[int]] = {}
-    for e in _loads(c):
-        if e.name in axes:
-            here = {n for n, a in enumerate(e.args) if plain(a, axes[e.name][n])}
-            found[e.name] = found.get(e.name, here) & here
-    looked = {e.name for x in statements(c) for y in expressions(x) for e in ex.walk(y) if e.op == "in"}
-    return {n: min(a) for n, a in found.items() if len(a) == 1 and n not in looked}
-
-
-@dataclass(frozen=True, slots=True)
-class _Move:
-    """Expressions in coordinates of the whole rank to those of a device: statements are read at their own coordinates as before."""
-
-    rank: str
-    place: Expr
-    cut: Mapping[str, int]
-    own: Mapping[str, tuple[str, ...]]
-
-    def __call__(self, e: Expr) -> Expr:
-        return ex.substitute(e, self._one)
-
-    def _one(self, e: Expr) -> Expr | None:
-        if e.op == "index":
-            return self.place if e.name == self.rank else None
-        if e.op not in ("load", "new", "in"):
-            return None
-        first = 1 if e.op == "in" else 0
-        ranks = self.own.get(e.name, ())
-        kept = {n + first for n, r in enumerate(ranks) if r == self.rank} | (
-            {self.cut[e.name]} if e.name in self.cut else set()
-        )
-        args = tuple(a if n in kept else self(a) for n, a in enumerate(e.args))
-        return e if args == e.args else replace(e, args=args)
+    told_by = [Tensor(name, (ex.size(n),), "bool") for name, n in witnesses]
+    local = replace(w.cascade, name=f"{c.name}_{rank}_local", inputs=(*w.cascade.inputs, *told_by))
+    return Local(local, rank, w.rows, w.at, listed, w.cut, witnesses)

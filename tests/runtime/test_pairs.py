@@ -123,7 +123,7 @@ def test_the_pass_means_the_same_row_by_row() -> None:
     whole = interpret(c, {**x, "width": 3}, sizes)["o"]
     for lo, hi in ((0, 7), (2, 5), (6, 7)):
         rows = {n: t.narrow(dict(w.cut)[n], lo, hi - lo) if n in dict(w.cut) else t for n, t in x.items()}
-        part = interpret(w.cascade, {**rows, "width": 3, w.first: lo}, {**sizes, w.rows: hi - lo})["o"]
+        part = interpret(w.cascade, {**rows, "width": 3, w.at: lo}, {**sizes, w.rows: hi - lo})["o"]
         torch.testing.assert_close(part, whole[:, lo:hi])
 
 
