@@ -366,6 +366,17 @@ def test_every_mask_of_the_library_is_here() -> None:
     assert named == {n.split()[0] for n in CASES}
 
 
+def test_frames_that_are_far_apart() -> None:
+    """Of 1,024 frames of one place, the last row: distances up to 1,023, past each power of two."""
+    n = 1024
+    q, k, v = torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, n, 2), torch.eye(n)[None, None]
+    seen = compiled("radial").reference(q.expand(1, 1, n, 2), k, v, pixels=1)[0, 0, -1] > 0
+    apart = torch.arange(n - 1, -1, -1).clamp(min=1)
+    exact = apart % 2 ** apart.log2().floor().long() == 0
+    exact[0] = True
+    assert seen.equal(exact)
+
+
 @pytest.mark.parametrize("n", [1, 7, 127, 129])
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_tiles(name: str, n: int) -> None:

@@ -77,15 +77,15 @@ def partial_rope(x: X) -> Tensor:
     return attend(score({n: torch.cat([turned(x[n][..., :4], angle), x[n][..., 4:]], -1) for n in "qk"}), x["v"])
 
 
-def cope(x: X) -> Tensor:
-    """As in the paper's listing: reversed running sums of gates, and two entries of the table."""
+def cope(x: X, by: float = 1) -> Tensor:
+    """As in the paper's listing: reversed running sums of gates, and two entries of the table; the authors' code divides by the root of the width."""
     s = score(x)
     gates = s.sigmoid() * LOW
     far = gates.flip(-1).cumsum(-1).flip(-1).clamp(max=x["table"].shape[0] - 1)
     z = x["q"] @ x["table"].mT
     high, low = far.ceil().long(), far.floor().long()
     part = far - far.floor()
-    return attend(s + z.gather(-1, high) * part + z.gather(-1, low) * (1 - part), x["v"])
+    return attend(s + (z.gather(-1, high) * part + z.gather(-1, low) * (1 - part)) / by, x["v"])
 
 
 def kerple(x: X) -> Tensor:
@@ -111,6 +111,7 @@ CASES: dict[str, Formula] = {
     "partial_rope": partial_rope,
     "nope_temperature": lambda x: attend(score(x) * (1 + 0.1 * torch.log(1.0 + (ROW + 1) // 3)), x["v"]),
     "cope": cope,
+    "cope divided": lambda x: cope(x, math.sqrt(WIDTH)),
     "kerple": kerple,
     "fire": fire,
 }
@@ -118,11 +119,12 @@ CASES: dict[str, Formula] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_spec_and_tiles_against_the_formula(name: str) -> None:
-    x = drawn(name, SHAPE)
+    spec = name.split()[0]
+    x = drawn(spec, SHAPE)
     if name == "longrope":
         x["slow"] = 1 + x["slow"].abs()
-    params = {"period": 3} if name == "nope_temperature" else {}
-    check(name, CASES[name], x, **params)
+    params = {"nope_temperature": {"period": 3}, "cope divided": {"divided": True}}.get(name, {})
+    check(spec, CASES[name], x, **params)
 
 
 def test_llama_3_is_a_setting() -> None:
