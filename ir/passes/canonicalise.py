@@ -23,10 +23,11 @@ from dataclasses import replace
 from einfuse.ir import expr as ex
 from einfuse.ir.definitions import Definitions
 from einfuse.ir.errors import SpecError
+from einfuse.ir.nested import nested
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Statement
 from einfuse.ir.passes import infer_space
 from einfuse.ir.reducers import Reducer
-from einfuse.ir.rewrite import fresh, prune
+from einfuse.ir.rewrite import prune
 
 
 def fold_ranks(cascade: Cascade) -> tuple[str, ...]:
@@ -61,7 +62,8 @@ def run(cascade: Cascade) -> Cascade:
     features = {r.name for r in cascade.ranks if not r.is_sequence} - set(cascade.over)
     pairs = {x.target for x in body if isinstance(x, Einsum) and folded & set(x.ranks)}
     body = [_unmasked(x, features, pairs, folded, cascade.outs) for x in body]
-    out = prune(_nested(replace(cascade, body=tuple(body)), features))
+    taken = {t.name for t in cascade.inputs} | {x.target for x in cascade.body if isinstance(x, Einsum)}
+    out = prune(replace(cascade, body=tuple(y for x in body if isinstance(x, Einsum) for y in nested(cascade, x, taken))))
     _held(out)
     return cascade if out == cascade else out
 
@@ -87,26 +89,6 @@ def _held(cascade: Cascade) -> None:
                 x.loc,
                 f"reduce one of {pair} first, or have one held whole (short sequences): rank {last.name}: feature = {last.size}",
             )
-
-
-def _nested(cascade: Cascade, features: set[str]) -> Cascade:
-    """Reductions over one feature at a time: of a sum of products, only the factors that have the feature are summed over it first."""
-    taken = {t.name for t in cascade.inputs} | {x.target for x in cascade.body if isinstance(x, Einsum)}
-    own = [r.name for r in cascade.ranks if r.name not in cascade.over]
-    body: list[Statement] = []
-    for x in cascade.body:
-        assert isinstance(x, Einsum), "canonicalise runs before folds exist"
-        e, over = x.map, [r for r in x.over if r in features]
-        for rank in over[:-1] if x.red and not x.reducer.solves else ():
-            parts = list(ex.factors(e)) if x.reducer.sums else [e]
-            mine = [p for p in parts if rank in ex.indices(p)] or parts
-            inner = ex.product(*mine)
-            ranks = tuple(r for r in own if r in ex.indices(inner) and r != rank)
-            name = fresh(f"{x.target}_{rank}", taken)
-            body.append(Einsum(name, ranks, x.red, (rank,), inner, None, x.loc))
-            e = ex.product(ex.at(name, ranks), *(p for p in parts if p not in mine)) if x.reducer.sums else ex.at(name, ranks)
-        body.append(replace(x, map=e, over=tuple(r for r in x.over if r not in over[:-1])) if len(over) > 1 else x)
-    return replace(cascade, body=tuple(body))
 
 
 def _unmasked(x: Statement, features: set[str], pairs: set[str], folded: set[str], outs: tuple[str, ...]) -> Statement:

@@ -25,6 +25,7 @@ from einfuse.ir.chunks.demand import guarded
 from einfuse.ir.chunks.reads import Read, Reads
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
+from einfuse.ir.nested import nested
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, State
 from einfuse.ir.recurrence import NotLinearError, Update, clean, expand, inline, log_decay, update
 from einfuse.ir.rewrite import prune
@@ -87,7 +88,11 @@ def _whole(cascade: Cascade, scan: Fold) -> Cascade:
                 f"{x.target} needs the final state, and no kernel runs after the scan", x.loc, "compute it from the output"
             )
     before, after = cascade.body[:at], cascade.body[at + 1 :]
-    body = replace(scan, body=(*before, *scan.body, *after))  # type: ignore[arg-type]  # the scan is the only fold
+    taken = {t.name for t in cascade.inputs} | {x.target for x in (*before, *scan.body, *after) if not isinstance(x, Fold)}
+    inside: list[Einsum | State] = []
+    for y in (*before, *scan.body, *after):
+        inside += nested(cascade, y, taken, scan.rank) if isinstance(y, Einsum) else [y]  # type: ignore[list-item]  # the scan is the only fold
+    body = replace(scan, body=tuple(inside))
     whole = replace(cascade, body=(body,))
     return prune(replace(whole, body=(guarded(whole, body),)))
 

@@ -75,7 +75,8 @@ def test_the_backward_is_autograd(path: Path) -> None:
         assert parse(show(stage)) == stage
     (fold,) = found.backward.body
     assert isinstance(fold, Fold)
-    counted = {**sizes, "n_blocks": -(-sizes["N"] // fold.step)}
+    assert fold.count is not None
+    counted = {**sizes, str(found.backward.rank(fold.count).size): -(-sizes["N"] // fold.step)}
     env = {n: v.detach() for n, v in leaves.items()}
     env |= {n: v for n, v in interpret(found.forward, env, counted).items() if n in found.saved}
     env |= {f"d_{n}{end}": d for n, d in directions.items() for end in ("", "_last")}

@@ -330,6 +330,26 @@ def test_what_cannot_be_scanned_says_so() -> None:
         einfuse.compile(head + scan + "o = sum[i](x) z = s out o, s }")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "state S[d, e] = 0.9 * S + k * v; size = sum[d, e](S * S); o = sum[d](q * S) / sqrt(1 + size)",
+        "size = sum[d, e](S * S where d <= e); state S[d, e] = S / sqrt(1 + size) + k * v; o = sum[d](q * S)",
+        "state S[d, e] = 0.9 * S + k * v; o = sum[d, e](q * S * v)",
+    ],
+)
+def test_a_reduction_over_two_features_at_once(body: str) -> None:
+    """Of a state that was updated, inside an update that is not linear, and of a product with the state."""
+    ranks = "rank i: query = N; rank d, e: feature; in q[b, i, d]; in k[b, i, d]; in v[b, i, e]"
+    attention = einfuse.compile(f"attention f over b {{ {ranks}; scan i {{ {body} }}; out o }}", backend="torch")
+    x = [torch.randn(2, 9, n, dtype=torch.float64, requires_grad=True) for n in (4, 4, 3)]
+    found, exact = attention(*x), attention.reference(*x)
+    assert isinstance(found, torch.Tensor)
+    assert isinstance(exact, torch.Tensor)
+    torch.testing.assert_close(found, exact)
+    torch.testing.assert_close(torch.autograd.grad(found.sin().sum(), x), torch.autograd.grad(exact.sin().sum(), x))
+
+
 @pytest.mark.parametrize("backend", ["torch", "cpu", "triton"])
 def test_a_state_that_is_overwritten_keeps_its_last_write_alone(backend: BackendName) -> None:
     """And random numbers are the same bits inside a scan as outside."""
