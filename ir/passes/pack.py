@@ -95,7 +95,9 @@ class _Packer:
     def __post_init__(self) -> None:
         self.batch = batch_of(self.c)
         self.group = {size: n for n, group in enumerate(self.groups) for size in group}
-        self.sizes = {r.name: r.size for r in self.c.ranks if isinstance(r.size, str) and r.kind in ("query", "key")}
+        positions = [r for r in self.c.ranks if r.kind in ("query", "key") or r.size in self.group]
+        self.sizes = {r.name: r.size for r in positions if isinstance(r.size, str)}
+        self.held = {r.name for r in self.c.ranks if not r.is_sequence}
         self.packed = {name: at for name, (at, size) in axes(self.c).items() if size in self.group}
         self.taken = {t.name for t in self.c.inputs} | {x.target for x in self.c.body if isinstance(x, Einsum)}
         self.ranks: dict[str, tuple[str, ...]] = {}
@@ -161,7 +163,10 @@ class _Packer:
     def statement(self, x: Einsum) -> Einsum:
         if x.reducer.chooses and any(r in self.sizes for r in x.over):
             self.refuse(f"{x.target} chooses among positions, which every sequence numbers for itself", x.loc)
-        here = [r for r in (*x.ranks, *x.over) if self.sizes.get(r) in self.group]
+        rows = sorted(
+            x.ranks, key=self.held.__contains__
+        )  # tables are read along a rank that loops go along, where there is one
+        here = [r for r in (*rows, *x.over) if self.sizes.get(r) in self.group]
         if here and here[0] in x.over:
             self.refuse(
                 f"{x.target} is one value for all positions of a sequence, and no position is left to tell sequences apart",

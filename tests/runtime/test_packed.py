@@ -129,6 +129,20 @@ def jagged(cu: Tensor, *shape: int) -> Tensor:
     return torch.nested.nested_tensor_from_jagged(tokens(cu, *shape).detach(), cu).requires_grad_()
 
 
+@pytest.mark.parametrize("name", ["cope", "selective"])
+def test_positions_that_are_held_whole_are_those_of_the_sequence(name: str) -> None:
+    """Ranks of features as long as a sequence: nothing of another sequence is read, and nothing behind the last one."""
+    cu, attention = torch.tensor([0, 4, 9, 9, 12]), einfuse.compile(name, backend="torch")
+    q, k, v, table = tokens(cu, 2, 4), tokens(cu, 2, 4), tokens(cu, 2, 3), torch.randn(5, 4)
+    given = {"table": table} if name == "cope" else {}
+    found = einfuse.varlen(attention, q, k, v, cu_seqlens_q=cu, **given)
+    wanted = one_by_one(attention, cu, cu, q, k, v, **{n: lambda b: table for n in given})
+    assert isinstance(found, Tensor)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad(o.sin().sum(), (q, k, v)) for o in (found, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
 def test_jagged_tensors_in_and_out() -> None:
     """As `scaled_dot_product_attention` takes them: made as [B, N*, H, D] and transposed. Gradients are jagged too."""
     cu = torch.tensor([0, 3, 153, 154, 300])
