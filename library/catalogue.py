@@ -15,36 +15,23 @@ from einfuse.library.mechanisms import mechanisms
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "catalogue.md"
 SECTIONS = {"A": ("Attention", 183), "B": ("Other ways to mix tokens", 24), "C": ("Executing attention", 19)}
 REST = """
-A44  SparseFormer | later | `deformable` samples its regions; the mixing by generated weights is not written
-A62  FMViT | later | the block is not published in enough detail; `HiLoAttention` and `InceptionMixer` are its kind
 A64  Residual attention network | out   | a convolutional hourglass gives the mask, the gate is one product: `place_gate` has its form
 A72  X-ray benchmark | out   | gates of convolutions across a pyramid
-A75  CAMixerSR | later | predicted offsets are what `deformable` reads; the choice of windows is not written
 A78  Triplet attention | out   | gates of convolutions: `TripletAttention` is plain torch
-A86  Select and pack | later | a threshold on scores, and `document` over what is packed; the layer is not written
 A110 MEDUSA | out   | gates of convolutions at several scales
-A111 FlexAttention (vision-language) | later | a threshold on the last token's weights chooses; `two_sources`, which reads, has no mask yet
-A118 Attention Swin U-Net | later | `CrossBranchAttention` with means for class tokens; the layer is not written
-A122 FaViT | later | every query reads the means of equal slots of all windows: `cross` on pooled keys; the layer is not written
 A135 DAS | out   | a deformable convolution and a gate
-A137 Socialformer | later | groups drawn by three importances, which `graph` and `document` read; the layer is not written
-A138 ACLA | later | `deformable` across layers with keys that a Gumbel mask keeps; the layer is not written
-A156 Geometric temporal dynamics | later | cross-attention between two networks, whose details were not found
 B1   TSMixer | out   | networks across patches and channels; `token_mlp` mixes tokens
-B2   ATLAS | later | Newton-Schulz steps read a statement of a scan at other features, which kernels cannot; `titans` is near
 B5   Scattering transform | out   | a wavelet transform
 B7   ConvFormer | out   | large convolutions
-B8   QMambaBSR | later | `mamba` fed with steps and input matrices of the base frame; the layer is not written
 B11  Activator | out   | gated linear maps of one token
 B12  SpectFormer | out   | a Fourier transform; its later blocks are `full`
 B15  Multi-dimensional Hyena | out   | long convolutions by a Fourier transform
 B16  SPANet | out   | a Fourier transform
 B17  Pervasive attention | out   | a convolutional network on all pairs
-B18  LaMamba | later | windows and a scan in both directions: `swin` and `mamba`; the layer is not written
 B19  Focal modulation | out   | depthwise convolutions and gates
 B22  MambaOut | out   | convolutions and gates
 B24  Shallow networks for attention | out   | a network that imitates attention
-C1   Unified view | later | parts of one head on several devices: `split` makes partial states, nothing sends them
+C1   Unified view | works | parts of one head on several devices, whose states go through the derived merge (`states`): docs/distributed.md
 C2   Pre-RMSNorm | out   | a rewrite of the layers around attention
 C3   Lean attention | works | long rows of keys in parts, merged by an associative operation that `split` derives: docs/architecture.md
 C4   LRP-QViT | out   | quantisation
@@ -55,14 +42,14 @@ C8   Relaxed recursive transformers | out   | shares layers
 C9   Blockwise compression | out   | quantisation
 C10  MemoryFormer | out   | linear maps as lookups
 C11  Q-HyViT | out   | quantisation
-C12  BurstAttention | later | a ring of devices: `split` makes and merges the partial states, nothing sends them
+C12  BurstAttention | later | `shard` has all columns of other devices arrive before the kernel starts: no ring that computes while it sends
 C13  SpargeAttn | works | `alike_blocks` chooses its blocks; a tile whose weights are small is not skipped while it runs
 C14  FlexAttention | works | scores and masks as functions, and any normaliser: docs/flex.md
 C15  Flash window attention | works | rows that fit into one block become straight-line code: docs/architecture.md
 C16  Packing | works | `einfuse.varlen`, jagged tensors, and `document`: docs/masks.md
 C17  FuseMax | works | passes counted as written and after fusing: `einfuse passes`
 C18  Sparsity in graph transformers | out   | learned masks of weights, heads and layers
-C19  Unified sequence parallelism | later | heads and sequences shared out over devices; nothing sends them
+C19  Unified sequence parallelism | works | heads along one axis of a mesh and positions along another: `shard` in docs/distributed.md
 """
 HEAD = """# The catalogue
 

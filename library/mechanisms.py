@@ -55,6 +55,7 @@ A40  IA-RED^2                    | padding                     | PolicyDropping
 A41  Inception Transformer           | full                        | InceptionMixer
 A42  BatchFormer                     | full                        | BatchAttention
 A43  FIT                             | full causal graph cross     | InterleavedAttention
+A44  SparseFormer                | adaptive_mixing full        | RegionSampling
 A45  TiC (its convolution)       | padded_window               |
 A46  FiTv2                           | rope_2d                     |
 A47  DeFTAN-II                       | efficient                   |
@@ -72,6 +73,7 @@ A58  OneFormer                       | live_or_all                 | MaskedCross
 A59  Power-Softmax                   | power                       | PowerSoftmaxAttention
 A60  All in One                      | full                        | RollingTokenAttention
 A61  MossFormer                      | gated_groups                |
+A62  FMViT (a reading)           | cross                       | FrequencyMixer
 A63  Attention in attention          | scale_gate                  | BranchMix
 A65  ResNeSt                         | split_gate                  | SplitAttention
 A66  GAT                             | gat                         | GraphAttention
@@ -82,6 +84,7 @@ A70  RIN                             | interface full                  | SharedR
 A71  Dual aggregation                | rectangles channel_cosine   | DualAggregation
 A73  Sparsifiner                 | low_rank_mask               |
 A74  TransNeXt                       | aggregated                  |
+A75  CAMixerSR                   | hard_windows                | ContentAwareMixer
 A76  Coarse-to-fine attention        | coarse_to_fine              |
 A77  Routing Transformer         | clusters                    |
 A79  Input combination (flat)        | two_sources                 |
@@ -91,6 +94,7 @@ A82  Pixel attention                 | place_gate                  | PixelAttent
 A83  Decoupled head sizes            | full                        |
 A84  Medusa                          | scale_gate                  | ScaleAttention
 A85  Astroformer                     | relative_grid               | RelativeGridAttention
+A86  Select and pack             | document                    | SelectAndPack
 A87  FormNet                         | rich                        |
 A88  ParaFormer                      | self_and_cross              | ParallelAttention
 A89  Pay better attention            | full                        | EfficientAttention SuperAttention
@@ -114,15 +118,18 @@ A106 PEPSI++                         | contextual                  |
 A107 EViT                            | one_row                     | TokenPruningAttention
 A108 BAM (balanced)                  | channel_gate                | ConvolutionalBlockAttention
 A109 SinkLoRA, LongLoRA              | shifted_groups              | ShiftedGroupAttention
+A111 FlexAttention (vision-language) | two_sources             | HighResolutionReading
 A112 NesT                            | full                        | NestedAttention
 A113 Show, attend and read           | additive                    | NeighbourAdditiveAttention
 A114 CBAM                            | channel_gate                | ConvolutionalBlockAttention
 A115 MoH                             | mixture_of_heads full       | MixtureOfHeadAttention
 A116 Audio super-resolution          | full                        | PooledTokenGate
 A117 cosFormer                       | cosine_weighted             |
+A118 Attention Swin U-Net        | full propagated_weights     | CrossContextSkip PropagatedAttention
 A119 UFC                             | two_values                  | FeatureCostAttention
 A120 MaxViT                          | grid swin_window                 | MaxViTAttention
 A121 Robust token attention          | diversity                   | DiverseAttention
+A122 FaViT                       | cross full                  | FactorisedWindowAttention
 A123 GlyphDraw2                      | cross                       | SummedCrossAttention
 A124 Inf-DiT                         | block_causal                | BlockCausalAttention
 A125 Token-level masking             | token_masking               | TokenMaskingAttention
@@ -136,6 +143,8 @@ A132 Uniform attention               | uniform                     | UniformMixi
 A133 SEMICON (its channels)      | channel_root                |
 A134 SANA                            | relu_linear                 |
 A136 Latent alignment (exact)        | latent_alignment            |
+A137 Socialformer                | padding full                | SocialAttention
+A138 ACLA                        | deformable                  | AcrossLayerAttention
 A139 CrossMAE                        | cross                       |
 A140 BAM (experts)                   | causal                      | MixtureOfAttentionExperts
 A141 Learned aggregation             | full                        | ClassQueryPooling
@@ -153,6 +162,7 @@ A152 Bottleneck transformers         | halo_relative               |
 A153 NAP                             | nap                         | NormalizedAttentionPooling
 A154 CoaT                            | factorised                  |
 A155 GATv2                           | gatv2                       | GraphAttentionV2
+A156 Geometric temporal dynamics (a reading) | cross           | TwoNetworkAttention
 A157 LSSAR                           | lssar                       | SoftplusAttention
 A158 DaViT                           | channel                     | ChannelAttention
 A159 CLEAR                           | circle                      | CircleAttention
@@ -180,13 +190,16 @@ A180 CoCA                            | coca                        | CollinearAt
 A181 HeadRouter                  | full                        | RoutedHeads
 A182 U-DiT                           | rope_2d                     | CosetAttention
 A183 CAN                             | additive_map                | CoverageAttention
+B2   ATLAS                       | atlas                       |
 B3   MetaFormer (PoolFormer)         | pooling                     |
 B4   LMUFormer (its memory)          | lmu                         |
 B6   Delta rule                      | delta gated_delta           | DeltaNetAttention
+B8   QMambaBSR (a reading)       | mamba channel_gate          | QueryStateSpace
 B9   Paraformer (its firing)     | integrate_and_fire          |
 B10  MetaFormer baselines            | constant_map                |
 B13  Mamba                           | mamba                       |
 B14  Extractors (a reading)          | position_sum                |
+B18  LaMamba                     | mamba swin_window           | LaMambaBlock SerpentineScan
 B20  MLP-Mixer                       | token_mlp                   |
 B21  NiNformer                   | token_mlp                   | GatedTokenMixer
 B23  Aaren                           | prefix_query                | AarenAttention

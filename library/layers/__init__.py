@@ -15,6 +15,10 @@ from einfuse.library.layers.choosing import ShiftedGroupAttention as ShiftedGrou
 from einfuse.library.layers.choosing import VideoHeadsAttention as VideoHeadsAttention
 from einfuse.library.layers.common import Attending as Attending
 from einfuse.library.layers.convolving import MixedAttention as MixedAttention
+from einfuse.library.layers.crossing import CrossContextSkip as CrossContextSkip
+from einfuse.library.layers.crossing import HighResolutionReading as HighResolutionReading
+from einfuse.library.layers.crossing import PropagatedAttention as PropagatedAttention
+from einfuse.library.layers.crossing import TwoNetworkAttention as TwoNetworkAttention
 from einfuse.library.layers.dropping import AllToKeyAttention as AllToKeyAttention
 from einfuse.library.layers.dropping import GatedTokenMixer as GatedTokenMixer
 from einfuse.library.layers.dropping import ImportanceMerging as ImportanceMerging
@@ -39,6 +43,7 @@ from einfuse.library.layers.graph import RelationalGraphAttention as RelationalG
 from einfuse.library.layers.language import AlibiAttention as AlibiAttention
 from einfuse.library.layers.language import BertAttention as BertAttention
 from einfuse.library.layers.language import CollinearAttention as CollinearAttention
+from einfuse.library.layers.language import CrossLayerAttention as CrossLayerAttention
 from einfuse.library.layers.language import DisentangledAttention as DisentangledAttention
 from einfuse.library.layers.language import EfficientAttention as EfficientAttention
 from einfuse.library.layers.language import HeadSpanAttention as HeadSpanAttention
@@ -63,6 +68,8 @@ from einfuse.library.layers.normalisers import SigmoidAttention as SigmoidAttent
 from einfuse.library.layers.normalisers import SinkAttention as SinkAttention
 from einfuse.library.layers.normalisers import SoftplusAttention as SoftplusAttention
 from einfuse.library.layers.normalisers import TaylorShiftAttention as TaylorShiftAttention
+from einfuse.library.layers.packing import SelectAndPack as SelectAndPack
+from einfuse.library.layers.packing import SocialAttention as SocialAttention
 from einfuse.library.layers.reading import ConditionedPooling as ConditionedPooling
 from einfuse.library.layers.reading import CoverageAttention as CoverageAttention
 from einfuse.library.layers.reading import LayerAttention as LayerAttention
@@ -99,11 +106,19 @@ from einfuse.library.layers.routing import MixtureOfHeadAttention as MixtureOfHe
 from einfuse.library.layers.routing import RandomKeyAttention as RandomKeyAttention
 from einfuse.library.layers.routing import TokenMaskingAttention as TokenMaskingAttention
 from einfuse.library.layers.routing import TokenPruningAttention as TokenPruningAttention
+from einfuse.library.layers.sampling import AcrossLayerAttention as AcrossLayerAttention
+from einfuse.library.layers.sampling import ContentAwareMixer as ContentAwareMixer
+from einfuse.library.layers.sampling import RegionSampling as RegionSampling
+from einfuse.library.layers.scanning import LaMambaBlock as LaMambaBlock
+from einfuse.library.layers.scanning import QueryStateSpace as QueryStateSpace
+from einfuse.library.layers.scanning import SerpentineScan as SerpentineScan
 from einfuse.library.layers.series import AdditiveAttention as AdditiveAttention
 from einfuse.library.layers.series import BatchAttention as BatchAttention
 from einfuse.library.layers.series import MultiSourceAttention as MultiSourceAttention
 from einfuse.library.layers.series import VariateAttention as VariateAttention
+from einfuse.library.layers.vision_coarse import FactorisedWindowAttention as FactorisedWindowAttention
 from einfuse.library.layers.vision_coarse import FocalAttention as FocalAttention
+from einfuse.library.layers.vision_coarse import FrequencyMixer as FrequencyMixer
 from einfuse.library.layers.vision_coarse import TokensToToken as TokensToToken
 from einfuse.library.layers.vision_global import CarrierTokenAttention as CarrierTokenAttention
 from einfuse.library.layers.vision_global import ChannelAttention as ChannelAttention

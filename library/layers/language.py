@@ -159,6 +159,42 @@ class ValueResidualAttention(Attending):
         return self.out(merge(single(self.attention(q, k, v)))), v
 
 
+class CrossLayerAttention(nn.Module):
+    """Causal attention of which several layers share keys and values (CLA, Brandon et al., NeurIPS 2024; the second half of YOCO, Sun et al.,
+    NeurIPS 2024).
+
+    forward(x) makes keys and values, forward(x, kv) reads those of an earlier layer: both -> (out, kv). A layer that ``makes`` none has no
+    projections for them. ``window``: of tokens that are seen, as in YOCO's first half.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int | None = None,
+        *,
+        makes: bool = True,
+        window: int | None = None,
+        backend: BackendName | None = None,
+    ):
+        super().__init__()
+        self.heads, self.kv_heads = heads, kv_heads or heads
+        narrow = divided(width, heads) * self.kv_heads
+        divided(heads, self.kv_heads)
+        self.query, self.out = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        self.key, self.value = (nn.Linear(width, narrow, bias=False) if makes else None for _ in range(2))
+        self.attention = compiled("sliding_window", backend, window=window) if window else compiled("causal", backend)
+
+    def forward(
+        self, x: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        if kv is None:
+            if self.key is None or self.value is None:
+                raise ValueError("a layer that makes no keys and values has to be given those of an earlier one, found none")
+            kv = split(self.key(x), self.kv_heads), split(self.value(x), self.kv_heads)
+        return self.out(merge(single(self.attention(split(self.query(x), self.heads), *kv)))), kv
+
+
 class MixedSpanAttention(nn.Module):
     """Causal attention layers, few of which see everything (MASFormer, Zhang et al., 2023): the others see ``span`` tokens.
 

@@ -184,6 +184,35 @@ def test_value_residual(shared: bool) -> None:
     agree(Twice(), eager, torch.randn(X))
 
 
+def test_keys_and_values_of_an_earlier_layer() -> None:
+    """Two layers as in CLA; the first one under a window as in YOCO, two heads of queries to one of keys."""
+    first, second = (
+        language.CrossLayerAttention(8, 2, 1, makes=m, window=w, backend="torch") for m, w in ((True, 3), (False, None))
+    )
+
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = first, second
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y, kv = self.first(x)
+            return x + self.second(x + y, kv)[0]  # type: ignore[no-any-return]
+
+    def eager(x: torch.Tensor) -> torch.Tensor:
+        assert first.key is not None
+        assert first.value is not None
+        k, v = first.key(x)[:, None], first.value(x)[:, None]
+        near = torch.ones(X[1], X[1], dtype=torch.bool).tril().triu(-2)
+        s = (heads(first.query(x), 2) @ k.mT / 2).masked_fill(~near, -math.inf)
+        y = x + first.out(joined(s.softmax(-1) @ v))
+        return x + second.out(joined(softmax(heads(second.query(y), 2) @ k.mT / 2) @ v))
+
+    agree(Both(), eager, torch.randn(X))
+    with pytest.raises(ValueError, match="has to be given those of an earlier one, found none"):
+        second(torch.randn(X))
+
+
 def test_mixed_spans() -> None:
     layer = language.MixedSpanAttention(8, 2, 3, {1}, 2, backend="torch")
 

@@ -104,7 +104,28 @@ def path(x: X) -> Tensor:
     return attend(s, x["v"])
 
 
+def selective(x: X) -> Tensor:
+    """Running sums along the queries of what the first head says."""
+    s = score(x)
+    said = (s[:, :1].relu() * (LOW & ~torch.eye(N, dtype=torch.bool))).clone()
+    said[..., 0] = 0
+    return attend(s - F.pad(said.cumsum(-2), (0, 0, 1, -1)), x["v"])
+
+
+def with_sink(w: Tensor, sink: Tensor, v: Tensor, eps: float) -> Tensor:
+    """The sink is a key without a value: the column before all others."""
+    first = sink[:, None, None].expand(*w.shape[:-1], 1)
+    all_of = torch.cat([first, w * LOW], -1)
+    return (all_of.relu() / (all_of.abs().sum(-1, keepdim=True) + eps))[..., 1:] @ v
+
+
 CASES: dict[str, Formula] = {
+    "selective": selective,
+    "softpick_sink": lambda x: with_sink(score(x).exp() - 1, x["sink"].exp() - 1, x["v"], 0),
+    "relu2_sink": lambda x: with_sink(score(x).relu() ** 2, x["sink"].relu() ** 2, x["v"], 1e-6),
+    "value_residual": lambda x: (
+        x["own"][:, None, None] * attend(score(x), x["v"]) + attend(score(x), x["early"][:, None, None] * x["first"])
+    ),
     "forgetting": lambda x: attend(score(x) + decay(x["f"]), x["v"]),
     "multi_token": multi_token,
     "scalable": lambda x: attend(score(x) * x["gain"][:, None, None] * torch.log(ROW + 1.0), x["v"]),

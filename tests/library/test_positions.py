@@ -78,7 +78,7 @@ def partial_rope(x: X) -> Tensor:
 
 
 def cope(x: X, by: float = 1) -> Tensor:
-    """As in the paper's listing: reversed running sums of gates, and two entries of the table; the authors' code divides by the root of the width."""
+    """The paper's listing: reversed running sums of gates, and two entries of the table; the authors' code divides by the root of the width."""
     s = score(x)
     gates = s.sigmoid() * LOW
     far = gates.flip(-1).cumsum(-1).flip(-1).clamp(max=x["table"].shape[0] - 1)
