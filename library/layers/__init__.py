@@ -111,6 +111,7 @@ from einfuse.library.layers.sampling import ContentAwareMixer as ContentAwareMix
 from einfuse.library.layers.sampling import RegionSampling as RegionSampling
 from einfuse.library.layers.scanning import LaMambaBlock as LaMambaBlock
 from einfuse.library.layers.scanning import QueryStateSpace as QueryStateSpace
+from einfuse.library.layers.scanning import SelectiveScan as SelectiveScan
 from einfuse.library.layers.scanning import SerpentineScan as SerpentineScan
 from einfuse.library.layers.series import AdditiveAttention as AdditiveAttention
 from einfuse.library.layers.series import BatchAttention as BatchAttention

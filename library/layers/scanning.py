@@ -12,8 +12,8 @@ from einfuse.library.layers.grids import convolve
 from einfuse.library.layers.vision_windows import SwinAttention
 
 
-class _Scan(nn.Module):
-    """One selective scan of Mamba: decays and skip of its own, steps, input and output vectors from what a call gives."""
+class SelectiveScan(nn.Module):
+    """The selective scan of Mamba (Gu and Dao, COLM 2024), with steps, input and output vectors that other tokens may say; x: [B, N, C]."""
 
     def __init__(self, width: int, state: int, source: int, rank: int | None = None, *, backend: BackendName | None = None):
         super().__init__()
@@ -67,7 +67,7 @@ class QueryStateSpace(nn.Module):
         every = frames * width
         self.join = nn.Sequential(nn.Linear(width + every, width), nn.GELU(), nn.Linear(width, width))
         self.enter = nn.Linear(every, width)
-        self.scans = nn.ModuleList(_Scan(width, state, width, backend=backend) for _ in range(4))
+        self.scans = nn.ModuleList(SelectiveScan(width, state, width, backend=backend) for _ in range(4))
         self.gate = SqueezeGate(width, 4, backend=backend)
 
     def forward(self, base: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,7 @@ class SerpentineScan(nn.Module):
         self.enter, self.out = nn.Linear(width, 2 * inner, bias=False), nn.Linear(inner, width, bias=False)
         self.local, self.norm = nn.Conv2d(inner, inner, 3, padding=1, groups=inner), nn.LayerNorm(inner)
         rank = -(-width // 16)
-        self.scans = nn.ModuleList(_Scan(inner, state, inner, rank, backend=backend) for _ in range(4))
+        self.scans = nn.ModuleList(SelectiveScan(inner, state, inner, rank, backend=backend) for _ in range(4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         u, gate = self.enter(x).chunk(2, -1)

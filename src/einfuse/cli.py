@@ -98,6 +98,8 @@ def _text_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     listed.add_argument(
         "query", nargs="?", default="", metavar="QUERY", help="only those with this in name, family, paper or formula"
     )
+    models = _add(commands, "models", "texts:list_models", "models by name, and what their layers attend with", report=True)
+    models.add_argument("query", nargs="?", default="", metavar="QUERY", help="only those with this in name, specs or paper")
 
 
 def _inside_commands(commands: Commands[argparse.ArgumentParser]) -> None:

@@ -146,7 +146,7 @@ def test_means_of_the_slots_of_all_windows() -> None:
     agree(layer, eager, torch.randn(2, 6, 6, 16))
 
 
-def scan(layer: scanning._Scan, x: Tensor, source: Tensor, reader: Tensor) -> Tensor:
+def scan(layer: scanning.SelectiveScan, x: Tensor, source: Tensor, reader: Tensor) -> Tensor:
     """Token by token, as Mamba's paper."""
     step, b, c = F.softplus(layer.step(source)), layer.enter(source), layer.read(reader)
     state, rows = torch.zeros(len(x), x.shape[-1], b.shape[-1], dtype=x.dtype), []
@@ -177,7 +177,7 @@ def test_a_burst_that_the_base_frame_asks() -> None:
         for path, s in zip(
             ([0, 1, 2, 3, 4, 5], [0, 3, 1, 4, 2, 5], [5, 4, 3, 2, 1, 0], [5, 2, 4, 1, 3, 0]), layer.scans, strict=True
         ):
-            assert isinstance(s, scanning._Scan)
+            assert isinstance(s, scanning.SelectiveScan)
             out[:, path] += scan(s, x[:, path], query[:, path], x[:, path])
         gate = torch.sigmoid(F.relu(out.mean(1) @ layer.gate.down.mT) @ layer.gate.up)
         return (out * gate[:, None]).view(base.shape)
@@ -193,7 +193,7 @@ def test_windows_and_a_serpentine() -> None:
         near = F.conv2d(u.permute(0, 3, 1, 2), part.local.weight, part.local.bias, padding=1, groups=16)
         u, out = F.silu(near).flatten(2).mT, 0.0
         for path, s in zip(scanning.serpentine(2, 4), part.scans, strict=True):
-            assert isinstance(s, scanning._Scan)
+            assert isinstance(s, scanning.SelectiveScan)
             out = out + scan(s, u[:, path], u[:, path], u[:, path])[:, path.argsort()]
         assert isinstance(out, Tensor)
         return part.out(part.norm(out).view(z.shape) * F.silu(z))  # type: ignore[no-any-return]

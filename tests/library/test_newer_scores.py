@@ -123,6 +123,13 @@ CASES: dict[str, Formula] = {
     "selective": selective,
     "softpick_sink": lambda x: with_sink(score(x).exp() - 1, x["sink"].exp() - 1, x["v"], 0),
     "relu2_sink": lambda x: with_sink(score(x).relu() ** 2, x["sink"].relu() ** 2, x["v"], 1e-6),
+    "softcap_window": lambda x: attend(50 * (score(x) / 50).tanh(), x["v"], LOW & (ROW - COLUMN < 3)),
+    "sink_window": lambda x: (
+        torch.cat(
+            [x["sink"][:, None, None].expand(2, 2, N, 1), score(x).masked_fill(~LOW | (ROW - COLUMN >= 3), -math.inf)], -1
+        ).softmax(-1)[..., 1:]
+        @ x["v"]
+    ),
     "value_residual": lambda x: (
         x["own"][:, None, None] * attend(score(x), x["v"]) + attend(score(x), x["early"][:, None, None] * x["first"])
     ),
@@ -144,5 +151,5 @@ CASES: dict[str, Formula] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_spec_and_tiles_against_the_formula(name: str) -> None:
-    params = {"window": 4} if name == "qk_norm" else {}
+    params = {"qk_norm": {"window": 4}, "softcap_window": {"window": 3}, "sink_window": {"window": 3}}.get(name, {})
     check(name, CASES[name], drawn(name), **params)

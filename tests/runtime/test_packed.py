@@ -27,9 +27,9 @@ REFUSED = {
     "linformer": "is one value for all positions",
     "sparse_tokens": "chooses among positions",
     "routed_regions": "no position that would tell which",
-    "swin_window": "found b, w",
+    "swin_window": "found b, [nw]",
     "neighborhood": "no input with an axis for the batch and one for positions",
-    "residual_scores": "the output s has more than one axis of positions",
+    "residual_scores": "the output [sp] has more than one axis of positions",
     "additive_map": "the output w has more than one axis of positions",
 }
 

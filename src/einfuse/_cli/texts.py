@@ -76,3 +76,20 @@ def list_specs(args: argparse.Namespace) -> int:
         shown.add_row(s.name, s.family, s.paper)
     screen.out().print(shown if found else f"no spec of the library has {args.query!r} in its name, family, paper or formula")
     return 0
+
+
+def list_models(args: argparse.Namespace) -> int:
+    from einfuse.library.models import named
+
+    rows = [r for r in named.described(list(named.MODELS.values())) if args.query.lower() in " ".join(r).lower()]
+    keys = ("name", "attention", "parameters", "paper")
+    if args.json:
+        plain.report({"models": [dict(zip(keys, r, strict=True)) for r in rows]})
+        return 0
+    from einfuse._cli import screen
+
+    shown = screen.table(*keys)
+    for r in rows:
+        shown.add_row(*r)
+    screen.out().print(shown if rows else f"no model has {args.query!r} in its name, its specs or its paper")
+    return 0
