@@ -117,9 +117,11 @@ def built_on() -> dict[str, set[str]]:
 
 def _constants(node: ast.AST) -> set[str]:
     """The strings within the arguments of a call; torch's `GELU(approximate="tanh")` names no spec."""
-    calls = (n for n in ast.walk(node) if isinstance(n, ast.Call))
-    given = [a for call in calls for a in (*call.args, *(k.value for k in call.keywords if k.arg != "approximate"))]
-    return {a.value for g in given for a in ast.walk(g) if isinstance(a, ast.Constant) and isinstance(a.value, str)}
+    calls = [n for n in ast.walk(node) if isinstance(n, ast.Call)]
+    given = [a for call in calls for a in (*call.args, *(k.value for k in call.keywords))]
+    ways = {id(k.value) for call in calls for k in call.keywords if k.arg == "approximate"}
+    found = (a for g in given for a in ast.walk(g) if isinstance(a, ast.Constant) and id(a) not in ways)
+    return {a.value for a in found if isinstance(a.value, str)}
 
 
 def main() -> int:
