@@ -159,7 +159,7 @@ class NestPrinter:
         """
         n = next((n for n, a in enumerate(args) if a.name in self.factors), None)
         if fn not in ("+", "-") or n is None or refs[1 - n].dtype != "float" or args[0] == args[1]:
-            return None  # x - x is 0 unless x is infinite or NaN, which is what it is written for
+            return None  # x - x is 0
         (a, b), c = map(spread, self.factors[args[n].name]), spread(refs[1 - n])
         if fn == "-":
             a, c = (a, f"-{c}") if n == 0 else (f"-{a}", c)

@@ -6,6 +6,7 @@ not change in a loop leaves it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -158,8 +159,15 @@ class Blocks:
 
     def finite(self, v: Value) -> Value:
         """The value, or 0 where it is no number that a difference can be taken from."""
-        zero = self.map("-", v, v)
-        return self.map("select", self.map("==", zero, self.const(0.0)), v, self.const(0.0))
+        return self.map("select", self.is_finite(v), v, self.const(0.0))
+
+    def is_finite(self, v: Value) -> Value:
+        """Whether the value is neither infinite nor NaN.
+
+        v - v == 0 would say the same of a v that is rounded. A compiler that fuses a product with the sum that reads it does not round it:
+        a * b - a * b is then the error of the rounding.
+        """
+        return self.map("<", self.map("abs", v), self.const(math.inf))
 
     def unlike(self, v: Value, identity: float) -> Value:
         """The value, or 0 where it is the identity."""

@@ -183,5 +183,4 @@ def _still(e: Expressions, y: State, dead: Sequence[State], moved: Value, at: Bl
     infinite = functools.reduce(lambda a, b: blocks.map("or", a, b), here)
     if vanishes(at.fold, y, dead):
         return infinite
-    finite = blocks.map("==", blocks.map("-", moved, moved), blocks.const(0.0))
-    return blocks.map("and", infinite, blocks.map("not", finite))
+    return blocks.map("and", infinite, blocks.map("not", blocks.is_finite(moved)))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from einfuse.codegen.plan import FUNCTIONS, Dot, Map, Reduce
 from einfuse.codegen.triton.body import Body, Ref, number
-from einfuse.codegen.triton.functions import FORMS, REDUCTIONS, Operand, Target
+from einfuse.codegen.triton.functions import FORMS, Operand, Target, reduction
 from einfuse.codegen.triton.memory import stored
 from einfuse.codegen.triton.simplify import EXP_DIFFERENCE
 
@@ -90,11 +90,8 @@ def print_reduce(body: Body, op: Reduce) -> None:
         return
     untouched = op.reducer.sums and op.rank in ref.clean
     start = number(op.reducer.start(ref.dtype), ref.dtype)
-    text = REDUCTIONS[op.reducer.combine].format(
-        body.view(ref, dims) if untouched else body.filled(ref, op.rank, start, dims), axis
-    )
-    body.helpers |= {"_product"} if "_product" in text else set()
-    body.bind(op.out, text)
+    block = body.view(ref, dims) if untouched else body.filled(ref, op.rank, start, dims)
+    body.bind(op.out, reduction(op.reducer.combine, block, axis, len(dims), body.helpers))
 
 
 def print_dot(body: Body, op: Dot) -> None:
@@ -159,4 +156,4 @@ def sum_of_products(body: Body, op: Dot, a: Ref, b: Ref) -> str:
     x, y = (body.spread(factor(body, op, r, o, False), r.dims, dims) for r, o in ((a, b), (b, a)))
     if op.narrow and body.plan.narrow in ("bf16", "f16"):
         x, y = (f"tl.cast({t}, tl.float32)" for t in (x, y))
-    return f"tl.sum({x} * {y}, axis={dims.index(op.rank)})"
+    return reduction("+", f"{x} * {y}", dims.index(op.rank), len(dims), body.helpers)

@@ -183,4 +183,13 @@ REDUCTIONS = {
     "min": "tl.min({0}, axis={1})",
 }
 """The reduction of a block along an axis by the function that it repeats."""
+
+
+def reduction(combine: str, block: str, axis: int, axes: int, helpers: set[str]) -> str:
+    """The reduction of a block of so many ``axes`` along one of them; see `_middle_sum` of the helpers."""
+    text = "_middle_sum({0})" if (combine, axis, axes) == ("+", 1, 3) else REDUCTIONS[combine]
+    helpers |= {x for x in ("_middle_sum", "_product") if x in text}
+    return text.format(block, axis)
+
+
 assert FORMS.keys() == FUNCTIONS.keys(), "every function of plans has a Triton form"

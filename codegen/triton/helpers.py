@@ -205,7 +205,16 @@ def _row_dot(a, b, precision: tl.constexpr):
     return tl.sum(tl.where(row[:, None] == row[None, :], product, 0.0), axis=1)
 '''
 
+_MIDDLE_SUM = '''
+@triton.jit
+def _middle_sum(x):
+    """The sums of x along the middle one of three axes, as sums along the last: Triton makes a matrix product of its own of
+    a[:, :, None] * b[None, :, :] summed along the middle one, in tf32, and a wrong one where there are few points."""
+    return tl.sum(tl.permute(x, (0, 2, 1)), axis=2)
+'''
+
 _F32 = {
+    "_middle_sum": _MIDDLE_SUM,
     "_interpreted": _INTERPRETED,
     "_bf16": _BF16,
     "_dot": _DOT,

@@ -7,7 +7,7 @@ import re
 from einfuse.codegen.plan import FUNCTIONS, Const, Coordinate, Dot, Load, Map, Param, Reduce, Size, Store, Value
 from einfuse.codegen.plan.scan import Op, Prefix, Region, Relabel, Solve
 from einfuse.codegen.scan.triton.body import Body, literal
-from einfuse.codegen.triton.functions import FORMS, REDUCTIONS, Operand, Target
+from einfuse.codegen.triton.functions import FORMS, Operand, Target, reduction
 from einfuse.codegen.triton.layout import MATRIX
 from einfuse.codegen.triton.names import identifier
 
@@ -46,9 +46,7 @@ def _expression(body: Body, op: Op) -> str:
             return _map(body, op)
         case Reduce(reducer=reducer, arg=arg, rank=rank):
             kept = body.clean(arg, (rank,), literal(reducer.start(arg.dtype)))
-            text = REDUCTIONS[reducer.combine].format(kept, arg.dims.index(rank))
-            body.helpers |= {"_product"} if "_product" in text else set()
-            return text
+            return reduction(reducer.combine, kept, arg.dims.index(rank), len(arg.dims), body.helpers)
         case Prefix(arg=arg, rank=rank, reverse=reverse, exclusive=exclusive):
             kept = body.clean(arg, (rank,))
             text = f"tl.cumsum({kept}, {arg.dims.index(rank)}, reverse={reverse})"
@@ -126,7 +124,7 @@ def _dot(body: Body, op: Dot) -> str:
     if b.dims != (op.rank, y):
         right = f"tl.trans({right})"
     if min(body.layout.width(r) for r in (x, y, op.rank)) < MATRIX:  # a scan point by point: no matrix is large enough
-        return f"tl.sum(({left})[:, :, None] * ({right})[None, :, :], 1)"
+        return reduction("+", f"({left})[:, :, None] * ({right})[None, :, :]", 1, 3, body.helpers)
     narrow = body.plan.narrow
     if narrow in ("bf16", "f16"):
         product = "_dot" if narrow == "bf16" else "tl.dot"

@@ -183,3 +183,17 @@ def test_scores_that_no_product_makes_take_registers_too(name: str) -> None:
     (found,) = einfuse.compile(name).candidates("triton", torch.bfloat16, False, {}, "sm_90")
     assert isinstance(found.plan, KernelPlan)
     assert launch_options(found.plan)["num_warps"] == 8
+
+
+@pytest.mark.parametrize("name", ["nap", "softmax_standardised"])
+def test_no_number_is_told_from_infinity_by_what_it_is_less_itself(name: str) -> None:
+    """A compiler makes a * b - a * b one operation, and the error of the product of it: 0 was then taken for the mean of every row."""
+    for c in einfuse.compile(name).candidates("triton", torch.bfloat16, True, {}, "sm_90"):
+        assert not re.search(r"= (\w+) - \1\b", c.source), c.plan.name
+
+
+def test_no_product_is_summed_along_the_middle_of_three_axes() -> None:
+    """Triton makes a matrix product of that: in tf32, and of single points."""
+    for c in einfuse.compile("delta_product").candidates("triton", torch.bfloat16, True, {"D": 24, "E": 40}, "sm_90"):
+        assert "_middle_sum(" in c.source
+        assert not re.search(r"\[None, :, :\], (axis=)?1\)", c.source)
