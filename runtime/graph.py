@@ -162,9 +162,20 @@ class Graph:
     def run(self, tensors: Tensors, call: Given | None = None) -> list[torch.Tensor]:
         """The outputs for a call's tensors, among which all that nodes make is put.
 
-        ``call`` has the sizes and numbers of the call; without it, they are those that the graph was made for.
+        ``call`` has the sizes and numbers of the call; without it, they are those that the graph was made for. Where kernels ask for
+        smaller ones, all runs again with these before anything is given out: what kernels that spill wrote was seen to be wrong on a
+        GPU, and a call that is repeated gives the same bits.
         """
         call = call or self._given
+        given = dict(tensors)
+        while self._ran(tensors, call):
+            self._plan()
+            tensors.clear()
+            tensors |= given
+        return [tensors[n] for n in self.outs]
+
+    def _ran(self, tensors: Tensors, call: Given) -> bool:
+        """Runs every node. Whether any kernel asked for a smaller one."""
         device, sizes, smaller = self.device, call.sizes, False
         for run, makes, frees in self._steps:
             for name, out in makes:
@@ -172,9 +183,7 @@ class Graph:
             smaller |= run(tensors, call)
             for name in frees:
                 del tensors[name]
-        if smaller:
-            self._plan()
-        return [tensors[n] for n in self.outs]
+        return smaller
 
     def record(self, tensors: Tensors) -> tuple[list[Recorded], list[torch.Tensor]]:
         """What it would launch on these tensors, and outputs that no kernel wrote; no kernel is built."""

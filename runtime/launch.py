@@ -90,7 +90,7 @@ class Launch:
         self._last: tuple[object, Unchanged | None] = (None, None)
 
     def __call__(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar], sizes: Mapping[str, int]) -> bool:
-        """Runs it. True where it spilled registers, which is right but slow, and there is a smaller one to take from now on."""
+        """Runs it. True where it spilled registers and there is a smaller one to take from now on."""
         if debug.enabled("launch"):
             debug.show(
                 f"launch {self.built.plan.name} {', '.join(f'{n} = {x}' for n, x in (*sizes.items(), *numbers.items()))}"

@@ -19,7 +19,7 @@ from einfuse.runtime.outputs import Output
 
 @dataclass(slots=True)
 class Pieces:
-    """Kernels of one back end, built when they first run. One that spills registers is right but slow: smaller ones take its place."""
+    """Kernels of one back end, built when they first run. Smaller ones take the place of one that spills registers."""
 
     pieces: tuple[Piece, ...]
     backend: Backend

@@ -176,7 +176,7 @@ class Program:
         )
 
     def _launch(self, choice: Choice) -> Launch:
-        """The launch of a kernel that is built once. One that spills is right but slow: there and then a smaller one is built."""
+        """The launch of a kernel that is built once. A smaller one is built where it spills."""
         kernel, variant = choice.kernel, choice.variant
 
         def smaller(printed: Printed) -> bool:
