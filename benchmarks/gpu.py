@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import re
 import sys
 import time
@@ -22,7 +23,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
 NEEDED = ("torch", "triton", "jinja2", "lark", "numpy", "platformdirs", "rich", "sympy")
-CHECKING = 0.55  # the part of the budget after which nothing more is checked, so that something is timed
+CAPTURED = ("full", "causal", "alibi", "sliding_window", "gqa", "document", "sigmoid", "rope", "retention", "gla")
+CHECKING, TIMING = 0.44, 0.88  # the parts of the budget after which no more is checked, and no more timed beside peers
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +50,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--budget", type=float, default=480.0, help="seconds for everything; %(default)s unless given")
     made.add_argument("--specs", nargs="+", metavar="NAME", help="all of the library unless given")
-    made.add_argument("--workers", type=int, default=8, help="processes that check; %(default)s unless given")
+    made.add_argument("--workers", type=int, default=os.cpu_count() or 8, help="processes that check; %(default)s unless given")
     made.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the result")
     made.add_argument("--no-timing", action="store_true")
     return made.parse_args(argv)
@@ -56,15 +58,25 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace, start: float) -> dict[str, Any]:
     import gpu_check
+    import gpu_search
     import gpu_time
+    import gpu_workers
     import torch
     import triton
 
     import einfuse
 
     names = args.specs or [s.name for s in einfuse.list_specs()]
-    rows, failures, unchecked = gpu_check.check_all(names, args.workers, start + args.budget * CHECKING, note)
-    timed, untimed = ([], []) if args.no_timing else gpu_time.time_all(names, start + args.budget, note)
+    deadline, checked_by = start + args.budget, start + args.budget * (1.0 if args.no_timing else CHECKING)
+    (first,) = gpu_workers.run([gpu_workers.Task("gpu_check:smoke")], 1, deadline)
+    note(f"a first kernel: {first.value or first.error}")
+    if first.error:
+        raise SystemExit(f"the first kernel failed, and nothing else was begun: {first.error}")
+    warm = [] if args.no_timing else [*gpu_time.tasks(names, warm=True), *gpu_search.tasks(warm=True)]
+    replays = [gpu_workers.Task("gpu_check:captured", (n, "bfloat16")) for n in CAPTURED if n in names]
+    rows, failures, unchecked = gpu_check.check_all(names, args.workers, checked_by, note, before=[*replays, *warm])
+    timed, untimed = ([], []) if args.no_timing else gpu_time.time_all(names, start + args.budget * TIMING, note)
+    found = [] if args.no_timing else gpu_workers.run(gpu_search.tasks(), 1, deadline, lambda a: note(f"tried {a.error}"))
     return {
         "device": torch.cuda.get_device_name(),
         "capability": list(torch.cuda.get_device_capability()),
@@ -72,17 +84,19 @@ def run(args: argparse.Namespace, start: float) -> dict[str, Any]:
         "triton": triton.__version__,
         "einfuse": einfuse.__version__,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "first": first.value,
         "ok": all(r.ok for r in rows) and not failures,
         "checks": [asdict(r) for r in rows],
         "failures": failures,
         "times": [asdict(t) for t in timed],
+        "tilings": [a.value or {"task": list(a.task.arguments), "error": a.error} for a in found if a.reached],
         "not_reached": {"checks": unchecked, "times": untimed},
     }
 
 
 def note(text: str) -> None:
     """Progress, on stderr: on a GPU machine output is often a log."""
-    print(text, file=sys.stderr, flush=True)
+    print(datetime.now(UTC).strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
 
 
 def write(result: dict[str, Any], folder: Path) -> Path:
@@ -113,10 +127,10 @@ def summary(result: dict[str, Any]) -> None:
     for r in wrong[:20]:
         print(f"  WRONG {r['name']} {r['dtype']} {r['what']}: error {r['error']:.2g}, allowed {r['allowed']:.2g}")
     for f in result["failures"][:20]:
-        print(f"  FAILED {f['name']} {f['dtype']}: {f['error']}")
+        print(f"  FAILED {f['name']}: {f['error']}")
     for t in result["times"]:
         who = f"{t['variant']} {t['direction']} {t['dtype']} {t['shape']} beside {t['peer']}"
-        print(f"  {who}: {t['tflops']:.0f} TFLOP/s, ratio {t['ratio']:.2f} (+-{t['spread'] / 2:.2f}){t['remark']}")
+        print(f"  {who}: {t['rate']:.3g} {t['unit']}, ratio {t['ratio']:.2f} (+-{t['spread'] / 2:.2f}){t['remark']}")
     for what, left in result["not_reached"].items():
         if left:
             print(f"not reached within the budget, {what}: {', '.join(left)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +92,8 @@ def peers(variant: Variant, x: Inputs, compiled: bool = True) -> dict[str, Run]:
     found: dict[str, Run] = {}
     if variant.plain:
         causal = variant.plain == "causal"
-        for name, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cuDNN", SDPBackend.CUDNN_ATTENTION)):
+        half = (("flash", SDPBackend.FLASH_ATTENTION), ("cuDNN", SDPBackend.CUDNN_ATTENTION))
+        for name, backend in half if q.dtype.itemsize == 2 else (("efficient", SDPBackend.EFFICIENT_ATTENTION),):
             found[f"sdpa {name}"] = _sdpa(q, k, v, causal, backend)
     mask = None
     if variant.mask is not None:
@@ -103,12 +105,68 @@ def peers(variant: Variant, x: Inputs, compiled: bool = True) -> dict[str, Run]:
     return found
 
 
-def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, backend: SDPBackend) -> Run:
+def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, backend: SDPBackend, grouped: bool = False) -> Run:
     def run() -> torch.Tensor:
         with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
 
     return run
+
+
+def decoders(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, Run]:
+    """What torch has for a query on many keys, heads of which may be shared."""
+    grouped = q.shape[1] != k.shape[1]
+    run = torch.compile(flex_attention)
+    return {
+        "sdpa flash": _sdpa(q, k, v, False, SDPBackend.FLASH_ATTENTION, grouped),
+        "flex_attention": lambda: run(q, k, v, enable_gqa=grouped),
+    }
+
+
+def scanned(name: str, b: int, h: int, n: int, d: int) -> dict[str, torch.Tensor]:
+    """Arguments of a recurrence of the library on the device in bf16, laid out as flash-linear-attention has them: [batch, token, head,
+    feature]."""
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("q", "k", "v"), (b, n, h, d))
+    shapes |= {
+        "gla": {"g": (b, n, h, d)},
+        "delta": {"beta": (b, n, h)},
+        "gated_delta": {"g": (b, n, h), "beta": (b, n, h)},
+    }.get(name, {})
+    made = {x: torch.randn(s, device="cuda", dtype=torch.bfloat16).requires_grad_() for x, s in shapes.items()}
+    return made | ({"slope": 2.0 ** (-5.0 - torch.arange(h, device="cuda"))} if name == "retention" else {})
+
+
+def turned(x: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors as views [batch, head, token, feature]."""
+    return {n: t.transpose(1, 2) if t.dim() > 1 else t for n, t in x.items()}
+
+
+def has_fla() -> bool:
+    """Whether flash-linear-attention is installed."""
+    return importlib.util.find_spec("fla") is not None
+
+
+def fla(name: str, x: Mapping[str, torch.Tensor]) -> Run:
+    """The same recurrence by flash-linear-attention's chunked kernels, the gates' functions included."""
+    q, k, v = (x[n] for n in "qkv")
+    if name == "retention":
+        from fla.ops.simple_gla import chunk_simple_gla
+
+        return lambda: chunk_simple_gla(q, k, v, g_gamma=-x["slope"])[0]
+    if name == "gla":
+        from fla.ops.gla import chunk_gla
+
+        return lambda: chunk_gla(q, k, v, F.logsigmoid(x["g"]) / 16)[0]
+    scale = q.shape[-1] ** -0.5
+    if name == "delta":
+        from fla.ops.delta_rule import chunk_delta_rule
+
+        return lambda: chunk_delta_rule(q, F.normalize(k, dim=-1), v, x["beta"].sigmoid(), scale=scale)[0]
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+    return lambda: chunk_gated_delta_rule(
+        q, F.normalize(k, dim=-1), v, F.logsigmoid(x["g"].float()), x["beta"].sigmoid(), scale=scale
+    )[0]
 
 
 def live_pairs(variant: Variant, x: Inputs) -> int:
