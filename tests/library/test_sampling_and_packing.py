@@ -161,7 +161,7 @@ def test_tokens_of_several_images_in_rows() -> None:
         layer.judge.weight.zero_()
         layer.judge.bias.fill_(-1)
     x = torch.randn(1, 3, 8).double()
-    assert layer(x)[0].equal(x), "nothing is chosen"
+    assert layer(x)[0].equal(x), "where no token is chosen, x comes back"
 
 
 def test_groups_of_friends() -> None:
