@@ -15,6 +15,8 @@ _HIDDEN = -(2**63)
 _SMALL = 2**31
 _WINDOW = 2**20
 """Candidates that are looked at together: few enough for a cache."""
+_LINE = 64
+"""Truth values of a line of a cache."""
 _FEW = 4
 """Candidates for every slot from which on most rows are told by their values alone."""
 
@@ -28,7 +30,7 @@ def best(values: Tensor, exists: Tensor | None, slots: int) -> Tensor:
     values = values.detach()
     if not _fits(values):
         at = _by_sorting(values, exists, found)
-    elif _in_memory(values) and _FEW * found < values.shape[-1]:
+    elif ordinary(values) and values.is_cpu and _FEW * found < values.shape[-1]:
         rows = values.reshape(-1, values.shape[-1])
         lives = None if exists is None else exists.expand(values.shape).reshape(rows.shape)
         step = max(1, _WINDOW // rows.shape[-1])
@@ -49,9 +51,9 @@ def _fits(values: Tensor) -> bool:
     return values.dtype in (torch.float32, torch.bfloat16, torch.float16) and values.shape[-1] < _SMALL
 
 
-def _in_memory(values: Tensor) -> bool:
-    """Are these values of the host that may be looked at, and not those of a graph that is captured, or of a transform?"""
-    if torch.compiler.is_compiling() or type(values) is not Tensor or not values.is_cpu:
+def ordinary(values: Tensor) -> bool:
+    """Are these values that may be looked at, and not those of a graph that is captured, or of a transform?"""
+    if torch.compiler.is_compiling() or type(values) is not Tensor or values.is_meta:
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(values)
 
@@ -103,5 +105,7 @@ def _by_sorting(values: Tensor, exists: Tensor | None, slots: int) -> Tensor:
 def members(entries: Tensor, span: int) -> Tensor:
     """Truth values [.., span] for lists of ints [.., n]: which of the numbers below ``span`` a list holds. Entries outside are none of them."""
     inside = torch.where((entries >= 0) & (entries < span), entries, span).long()  # others go to a place that is cut off
-    has = torch.zeros((*entries.shape[:-1], span + 1), dtype=torch.bool, device=entries.device)
-    return has.scatter(-1, inside, True)[..., :span].contiguous()
+    wide = (span // (2 * _LINE) * 2 + 1) * _LINE  # an odd number of lines, so that rows that are read together do not collide
+    wide = wide if wide > span else wide + 2 * _LINE
+    has = torch.zeros((*entries.shape[:-1], wide), dtype=torch.bool, device=entries.device)
+    return has.scatter_(-1, inside, True)[..., :span]

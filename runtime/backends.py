@@ -16,7 +16,7 @@ import torch
 from einfuse.codegen import KernelPlan, Storage, both, hold
 from einfuse.codegen.plan import plain
 from einfuse.codegen.scan import Piece, ScanPlan
-from einfuse.ir import EinfuseError, Scalar
+from einfuse.ir import EinfuseError, Scalar, ranking
 
 Kernel = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], int | None]
 """Runs one plan: tensors (outputs included), host numbers and sizes, all by name. Gives the number of values that spilled, if known."""
@@ -41,6 +41,8 @@ class Backend(Protocol):
 
     ``pieces`` are the kernels of a scan, for so many threads a point of the ambient ranks as ``crew`` gives (``long``: there is work for
     several), ``build_piece`` one of them. ``short_blocks``: products of 32 bits, or beside wide states, are registers' work.
+
+    ``best`` is the choice of coordinates, as `ir.ranking` says it, of values in memory.
     """
 
     @property
@@ -65,6 +67,7 @@ class Backend(Protocol):
     def crew(self, points: int, long: bool) -> int: ...
     def pieces(self, plan: ScanPlan, crew: int) -> tuple[Piece, ...]: ...
     def build_piece(self, piece: Piece, folder: Path) -> Kernel: ...
+    def best(self, values: torch.Tensor, exists: torch.Tensor | None, slots: int, folder: Path) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,9 @@ class Usual:
         from einfuse.codegen.torch import build
 
         return build(piece.plan, piece.source, folder)  # type: ignore[arg-type]  # it reads the name alone
+
+    def best(self, values: torch.Tensor, exists: torch.Tensor | None, slots: int, folder: Path) -> torch.Tensor:
+        return ranking.best(values, exists, slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +169,16 @@ class CpuBackend(Usual):
         from einfuse.codegen import cpu
 
         return cpu.build(piece.plan, piece.source, folder, ("-O2",))  # type: ignore[arg-type]  # it reads what both plans have
+
+    def best(self, values: torch.Tensor, exists: torch.Tensor | None, slots: int, folder: Path) -> torch.Tensor:
+        from einfuse.codegen import cpu
+
+        if values.dtype == torch.float32 and values.numel() and slots:
+            try:
+                return cpu.best(values, exists, slots, folder)
+            except cpu.BuildError as error:
+                _warn_of_torch(str(error))
+        return ranking.best(values, exists, slots)
 
 
 @dataclass(frozen=True, slots=True)

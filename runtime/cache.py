@@ -150,7 +150,7 @@ def _texts(path: str) -> Iterator[str]:
     for x in os.scandir(path):
         if x.is_dir():
             yield from _texts(x.path)
-        elif x.name.endswith((".py", ".h", ".j2", ".lark", ".attn")):
+        elif x.name.endswith((".py", ".h", ".cpp", ".j2", ".lark", ".attn")):
             yield x.path
 
 

@@ -7,7 +7,7 @@ goes through it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,12 @@ from einfuse.ir import Cascade, Scalar, SpecError, interpret
 from einfuse.ir.interpreter import evaluate_indices
 from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes.choose import Chosen, Scores, Step, Table
-from einfuse.ir.ranking import best, members
+from einfuse.ir.ranking import best, members, ordinary
 from einfuse.ir.reducers import MISSING
-from einfuse.runtime import binding
+from einfuse.runtime import backends, binding, cache
 from einfuse.runtime.given import Given
 from einfuse.runtime.recent import Recent
+from einfuse.runtime.scoring import Windows
 from einfuse.runtime.through import ListedProgram
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 REMEMBERED = 8
 """Sizes of calls for which it is kept which points exist."""
 Known = dict[str, "torch.Tensor | Scalar"]
+Best = Callable[["torch.Tensor", "torch.Tensor | None", int], "torch.Tensor"]
+"""A choice, as `ir.ranking.best`."""
 
 
 @dataclass(eq=False)
@@ -46,6 +49,8 @@ class Selection:
     """The rest that takes lists in place of tables; None where it cannot."""
     interpreted: set[str] = field(default_factory=set)
     """The lists whose scores no kernel computes: they are interpreted."""
+    windows: Recent[str, Windows | None] = field(default_factory=Recent)
+    """How the scores of a list are computed for some rows at a time."""
     existing: Recent[tuple[object, ...], torch.Tensor] = field(default_factory=lambda: Recent(REMEMBERED))
     """Which points of a list's scores exist, where the sizes and numbers of a call tell."""
 
@@ -144,7 +149,37 @@ class Selection:
 
     def _list(self, step: Scores, known: Known, sizes: Mapping[str, int]) -> torch.Tensor:
         slots = 1 if step.slots is None else int(binding.evaluate(step.slots, sizes))
-        return listed(step, self.scores(step, known), slots)
+        found = self._by_windows(step, known, sizes, slots)
+        return listed(step, self.scores(step, known), slots, self._best) if found is None else found
+
+    def _by_windows(self, step: Scores, known: Known, sizes: Mapping[str, int], slots: int) -> torch.Tensor | None:
+        """The list made for some rows after the other; None where their scores are few, or none can do without others."""
+        scorer = self.scorers[step.target]
+        if scorer is None or step.target in self.interpreted or torch.compiler.is_compiling():
+            return None
+        windows = self.windows.made(step.target, lambda: Windows.of(step, scorer))
+        mine = self.ranked(step, known)
+        tensors = [x for x in mine.values() if isinstance(x, torch.Tensor)]
+        if windows is None or not all(map(ordinary, tensors)):
+            return None
+        rows, few = windows.rows(step, sizes, tensors[0].device.type)
+        if rows <= 2 * few:
+            return None
+        exists = {} if step.where is None else self._existing(step, mine)
+        axis, lists = windows.axis, []
+        try:
+            for lo, n, found in windows(mine, rows, few):
+                here = {k: x.narrow(axis, lo, n) if x.shape[axis] > 1 else x for k, x in exists.items()}
+                lists.append(listed(step, found | here, slots, self._best))
+        except SpecError:
+            return None
+        return torch.cat(lists, axis)
+
+    def _best(self, values: torch.Tensor, exists: torch.Tensor | None, slots: int) -> torch.Tensor:
+        if not ordinary(values):
+            return best(values, exists, slots)
+        backend = backends.choose(values.device, self.rest.backend)
+        return backend.best(values, exists, slots, cache.folder() / backend.name)
 
     def ranked(self, step: Scores, known: Mapping[str, torch.Tensor | Scalar]) -> Known:
         """The arguments of what scores: floats of at least 32 bits."""
@@ -183,7 +218,9 @@ class Selection:
 
 def scored(step: Scores, found: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What a step ranks, along one last axis, and where it exists (None: everywhere)."""
-    value, exists = found[step.value], None if step.exists is None else found[step.exists] > 0.5
+    value, exists = found[step.value], None if step.exists is None else found[step.exists]
+    if exists is not None and exists.dtype != torch.bool:
+        exists = exists > 0.5
     if not step.ranked:
         return value, exists
     first = value.ndim - step.ranked
@@ -192,13 +229,13 @@ def scored(step: Scores, found: Mapping[str, torch.Tensor]) -> tuple[torch.Tenso
     return value.flatten(first), exists
 
 
-def listed(step: Scores, found: Mapping[str, torch.Tensor], slots: int) -> torch.Tensor:
+def listed(step: Scores, found: Mapping[str, torch.Tensor], slots: int, choose: Best = best) -> torch.Tensor:
     """The list that a step makes of its scores: int64, with one axis for the slots where it has slots."""
     value, exists = scored(step, found)
     if not step.ranked:
         entries = value.long()
         return entries if exists is None else torch.where(exists, entries, MISSING)
-    at = best(value, exists, slots)
+    at = choose(value, exists, slots)
     return at if step.slots is not None else at[..., 0]
 
 

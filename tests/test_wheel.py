@@ -47,7 +47,9 @@ def test_a_wheel_holds_one_package_and_all_its_data(wheel: Path) -> None:
     assert {n.split("/")[0] for n in names} == {"einfuse", f"einfuse-{version()}.dist-info"}
     tracked = [p for f in ("codegen", "dsl", "ir", "library", "runtime") for p in (ROOT / f).rglob("*")]
     wanted = {
-        f"einfuse/{p.relative_to(ROOT).as_posix()}" for p in tracked if p.suffix in (".py", ".attn", ".lark", ".j2", ".h")
+        f"einfuse/{p.relative_to(ROOT).as_posix()}"
+        for p in tracked
+        if p.suffix in (".py", ".attn", ".lark", ".j2", ".h", ".cpp")
     }
     wanted |= {"einfuse/py.typed", "einfuse/_editor/server.py", "einfuse/_cli/templates/spec.attn.j2"}
     assert wanted <= names

@@ -106,32 +106,36 @@ class CpuKernel:
         held = array("q", words + strides + counts)
         numbers = array("d", [params[n] for n, _ in plan.params])
         at = held.buffer_info()[0]
-        code = _call(self.function, at, at + first, at + first + 8 * self._axes, numbers.buffer_info()[0], self._threads())
+        code = call(self.function, at, at + first, at + first + 8 * self._axes, numbers.buffer_info()[0], self._threads())
         if code:
             raise MemoryError(f"not enough memory for the scratch buffers of the kernel {plan.name}")
 
 
 def build(plan: KernelPlan, source: str, folder: Path, flags: Sequence[str] = (), keeps: bool = False) -> CpuKernel:
-    """The kernel of a text that `emit` made, with scores kept where it ``keeps`` them.
+    """The kernel of a text that `emit` made, with scores kept where it ``keeps`` them. Raises BuildError."""
+    path, function = library(plan.name, source, folder, flags)
+    return CpuKernel(plan, path, function, tuple(flags), keeps)
 
-    ``flags``, and then those of ``$CXXFLAGS``, are given to the compiler after `FLAGS`.
 
-    The compiled file is an entry of ``folder``, which machines with different processors may share. Raises BuildError.
+def library(name: str, source: str, folder: Path, flags: Sequence[str] = ()) -> tuple[Path, Any]:
+    """The function ``einfuse_kernel`` of a text, and the entry of ``folder`` that holds it, which machines with different processors may share.
+
+    ``flags``, and then those of ``$CXXFLAGS``, are given to the compiler after `FLAGS`. Raises BuildError.
     """
     compiler = find_compiler()
     options = [*FLAGS, *flags, *own_flags()]
     runtime = openmp.loaded()
     key = "\n".join([source, *options, _version(compiler), processor(), runtime.name if runtime else ""])
-    path = folder / f"{files.stem(identifier(plan.name), key)}.so"
+    path = folder / f"{files.stem(identifier(name), key)}.so"
     with _one_builder(path):
         kept = files.read(path)
         if kept is not None:
             with contextlib.suppress(BuildError):  # whole, but for another system, as where containers share a home folder
-                return CpuKernel(plan, path, _function(kept, path), tuple(flags), keeps)
+                return path, _function(kept, path)
         made = _compiled(compiler, options, source, path.stem)
-        kernel = CpuKernel(plan, path, _function(made, path), tuple(flags), keeps)
+        function = _function(made, path)
         files.keep(path, made)
-        return kernel
+        return path, function
 
 
 @contextlib.contextmanager
@@ -160,7 +164,7 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _call(function: Any, *args: Any) -> int:
+def call(function: Any, *args: Any) -> int:
     """The function's answer. In a forked process GNU OpenMP would wait for threads that only the parent has: a new thread starts anew."""
     return int(_forked.submit(function, *args).result() if _forked else function(*args))
 

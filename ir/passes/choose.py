@@ -64,7 +64,8 @@ class Table:
     """A table of truth values: which of the numbers 0 .. ``span`` - 1 the last axis of the list ``source`` holds.
 
     The span is an expression of sizes, or the name of one that the largest entry tells. A list has so many ``slots``.
-    ``most`` is an expression of sizes that the span is not above, where there is one.
+    ``most`` is an expression of sizes that the span is not above, where there is one. ``paired``: it has an entry for every pair of a row and a
+    column, so that a look for dead tiles would take as long as to read it.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Table:
     span: Expr | str
     most: Expr | None
     slots: Expr
+    paired: bool
 
 
 Step = Scores | Table
@@ -189,8 +191,14 @@ class _Cut:
         key = (e.name, span)
         if key not in self.tables:
             size = fresh(f"{e.name}_span", self.taken) if span is None else span
+            sequences = {ex.index(r.name) for r in self.c.ranks if r.is_sequence}
             self.tables[key] = Table(
-                fresh(f"{e.name}_has", self.taken), e.name, size, most_of(element, self.c), self._slots(e.name)
+                fresh(f"{e.name}_has", self.taken),
+                e.name,
+                size,
+                most_of(element, self.c),
+                self._slots(e.name),
+                element in sequences and not sequences.isdisjoint(prefix),
             )
             self.steps.append(self.tables[key])
         table = self.tables[key]
@@ -209,10 +217,10 @@ class _Cut:
     def _tensor(self, table: Table) -> Tensor:
         last = ex.size(table.span) if isinstance(table.span, str) else table.span
         if table.source not in self.made:
-            return Tensor(table.name, (*self.c.input(table.source).axes[:-1], last), "bool")
+            return Tensor(table.name, (*self.c.input(table.source).axes[:-1], last), "bool", made=table.paired)
         x = next(x for x in self.c.body if isinstance(x, Einsum) and x.target == table.source)
         axes = (ex.size(self.c.rank(r).size) for r in (*self.c.over, *x.ranks[:-1]))
-        return Tensor(table.name, (*axes, last), "bool")
+        return Tensor(table.name, (*axes, last), "bool", made=table.paired)
 
 
 def _filled_in(c: Cascade, types: Mapping[str, DType]) -> Cascade:
