@@ -35,7 +35,8 @@ class Backend(Protocol):
     ``small`` says of sizes that are known at launch only how large they are at most.
 
     ``merge`` makes one plan of two (prepared) ones that walk the same pairs, the first by rows, where it can; ``merges`` says whether
-    that pays for so many ambient points. ``workers`` says how many tiles run at once. ``identity`` is all of it that texts depend on.
+    that pays for so many ambient points. ``workers`` says how many tiles run at once,
+    ``beside`` how many of `narrow` rows a worker holds. ``identity`` is all of it that texts depend on.
     ``row_values``: what the kernels of a backward need of one row alone is made by a kernel before them (`ir.passes.row_values`). Calls of at
     most ``narrow`` rows take the tiling of such a tile with the longest step, if there is one.
 
@@ -53,6 +54,8 @@ class Backend(Protocol):
     def row_values(self) -> bool: ...
     @property
     def narrow(self) -> int: ...
+    @property
+    def beside(self) -> int: ...
     @property
     def short_blocks(self) -> bool: ...
 
@@ -76,6 +79,7 @@ class Usual:
 
     row_values: bool = False
     narrow: int = 0
+    beside: int = 1
     short_blocks: bool = False
 
     def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
@@ -190,6 +194,7 @@ class TritonBackend(Usual):
     processors: int | None = None  # multiprocessors of a GPU that is not at hand
     row_values: bool = True
     narrow: int = 16
+    beside: int = 3
     short_blocks: bool = True
 
     @property

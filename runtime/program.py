@@ -221,7 +221,7 @@ class Program:
         stacked = other.taken(given) if other else None
         if other and stacked:
             return other.program.nodes(other.program.cascade, stacked, backend, outs)
-        count = split.planned(self, given.sizes, backend.workers(given.device))
+        count = split.planned(self, given.sizes, backend.workers(given.device) * backend.beside)
         inparts = split.nodes(self, count, given, backend, outs) if count > 1 else None
         return inparts or (self.kernel(cascade, given, backend, outs),)
 

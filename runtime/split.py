@@ -5,7 +5,6 @@ One query over 16k keys of 2 heads is 2 tiles; on 8 cores that is 8 parts of 4k 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -89,9 +88,8 @@ def nodes(
     name, device = first.inputs[-1].name, given.device
 
     def bounds(tensors: Tensors, call: Given) -> None:
-        keys = extent_of(program.cascade, both.split.rank, call.sizes)
-        ends = [keys * n // count for n in range(count + 1)]
-        tensors[name] = torch.tensor(list(itertools.pairwise(ends)), device=device)
+        ends = extent_of(program.cascade, both.split.rank, call.sizes) * torch.arange(count + 1, device=device) // count
+        tensors[name] = ends.unfold(0, 2, 1)  # made on the device: a copy from the host would wait for all it has to do
 
     cut = Host("bounds of the parts", (), (name,), bounds)
     known = given.more({name: torch.empty((count, 2), dtype=torch.int64, device="meta")}, {splitting.PARTS: count})

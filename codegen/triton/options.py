@@ -48,12 +48,8 @@ def block_sizes(storage: str, width: int, gradients: int = 0, target: GpuTarget 
     column = 0 if width <= 64 else 1 if width <= 128 else 2 if width <= 256 else 3
     if storage not in ("bf16", "f16"):
         return ((32, 32), (16 if gradients else 32, 16), (16, 16), (16, 16))[column]
-    if target == "sm_90":
-        return (
-            ((128, 64), (128, 64), (64, 32), (16, 16))[column]
-            if gradients > 1
-            else ((128, 128), (128, 128), (64, 32), (32, 16))[column]
-        )
+    if target == "sm_90":  # programs of four warps and 64 rows overlap, one of eight and 128 does not, however lean its loop
+        return (((64, 64), (64, 64), (64, 32), (16, 16)) if gradients else ((64, 128), (128, 128), (64, 32), (32, 16)))[column]
     return ((64, 32), (64, 32), (32, 16), (16, 16))[column] if gradients else ((128, 64), (128, 32), (64, 32), (32, 16))[column]
 
 
@@ -106,8 +102,10 @@ def launch_options(plan: KernelPlan, target: GpuTarget = "sm_90", precision: Pre
         warps = min(
             warps, max(4, layout.blocks[plan.tile.rank] // 16)
         )  # a wgmma is 64 rows of four warps: others would do them again
-    room = SHARED[target] - 24 * 1024 - _resident(plan, layout)
-    return {"num_warps": warps, "num_stages": max(1, min(3, room // max(1, _streamed(plan, layout))))}
+    held, streamed = _resident(plan, layout), max(1, _streamed(plan, layout))
+    stages = max(1, min(3, (SHARED[target] - 24 * 1024 - held) // streamed))
+    shared = (SHARED[target] // 2 - 2048 - held) // streamed  # as many as leave room for a second program
+    return {"num_warps": warps, "num_stages": shared if warps == 4 and 2 <= shared < stages else stages}
 
 
 def _power(n: int) -> int:

@@ -24,7 +24,7 @@ def tile(queries: int, spec: str = "full", groups: int = 16) -> int:
 
 
 def test_one_row_takes_a_narrow_tile_and_many_a_wide_one() -> None:
-    assert (tile(1), tile(16), tile(17)) == (16, 16, 128)
+    assert (tile(1), tile(16), tile(17)) == (16, 16, 64)
     assert tile(1, "gqa", groups=4) == 16  # four heads as rows
 
 

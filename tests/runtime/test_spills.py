@@ -22,7 +22,7 @@ def test_a_kernel_that_spills_gets_smaller_tiles(monkeypatch: pytest.MonkeyPatch
         def tilings(self, storage: str, width: int, backward: bool) -> backends.Tilings:
             return ((64, 64), (32, 64), (32, 32))
 
-        row_values, narrow = False, 0
+        row_values, narrow, beside = False, 0, 1
 
         def prepared(self, plan: einfuse.codegen.KernelPlan, small: Mapping) -> einfuse.codegen.KernelPlan:
             return plan

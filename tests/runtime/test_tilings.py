@@ -36,5 +36,5 @@ def test_a_value_per_pair_and_feature_starts_at_a_tile_that_registers_hold() -> 
     assert additive[0].plan.tile.block < 64
     product = ladder(ADDITIVE.replace("w * tanh(q + k)", "w * q * k"))
     assert product[0].plan.tile is not None
-    assert product[0].plan.tile.block == 128
+    assert product[0].plan.tile.block == 64
     assert all(a.source != b.source for a, b in pairwise(product))

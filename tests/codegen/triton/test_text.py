@@ -180,7 +180,7 @@ def test_offsets_of_a_loop_begin_at_its_first_block() -> None:
 @pytest.mark.parametrize("name", ["constant_map", "decoupled"])
 def test_scores_that_no_product_makes_take_registers_too(name: str) -> None:
     """128 x 128 scores on 128 threads are 128 registers of each, beside the sums that they are added to."""
-    (found,) = einfuse.compile(name).candidates("triton", torch.bfloat16, False, {}, "sm_90")
+    (found,) = einfuse.compile(name).candidates("triton", torch.bfloat16, False, {"D": 128, "E": 128}, "sm_90")
     assert isinstance(found.plan, KernelPlan)
     assert launch_options(found.plan)["num_warps"] == 8
 
