@@ -111,7 +111,7 @@ CASES: dict[str, Formula] = {
     "partial_rope": partial_rope,
     "nope_temperature": lambda x: attend(score(x) * (1 + 0.1 * torch.log(1.0 + (ROW + 1) // 3)), x["v"]),
     "cope": cope,
-    "cope divided": lambda x: cope(x, math.sqrt(WIDTH)),
+    "cope divided": lambda x: cope(x, math.sqrt(x["q"].shape[-1])),
     "kerple": kerple,
     "fire": fire,
 }
