@@ -11,7 +11,7 @@ import torch
 
 from einfuse.ir import Cascade
 from einfuse.ir.expr import reads
-from einfuse.ir.passes import canonicalise, differentiate
+from einfuse.ir.passes import canonicalise, differentiate, exact_extremes
 from einfuse.ir.passes import row_values as derive
 from einfuse.ir.passes.backward import Backward, Step, adjoint
 from einfuse.ir.rewrite import expressions, statements
@@ -55,7 +55,8 @@ class Program:
         self.guard(given)
 
     def canonical(self) -> Cascade:
-        return canonicalise.run(self.cascade)
+        """The cascade that a backward is derived from, and that saves what it reads."""
+        return canonicalise.run(exact_extremes.run(self.cascade))
 
     @functools.cached_property
     def read(self) -> frozenset[str]:
