@@ -38,7 +38,7 @@ def test_parts_give_the_whole(name: str, backend: BackendName, monkeypatch: pyte
     real = split.nodes
     monkeypatch.setattr(split, "nodes", lambda program, count, *rest: asked.append(count) or real(program, count, *rest))
     out = attn(q, k, v, **extra)
-    assert asked == [4]
+    assert asked == [9 if backend == "triton" else 4]  # three programs a multiprocessor, as far as there are keys
     torch.testing.assert_close(out, attn.reference(q, k, v, **extra).float(), rtol=2e-5, atol=2e-6)
 
 
