@@ -6,6 +6,7 @@ The interpreter works on tensors and is imported when it is asked for: nothing e
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from einfuse.ir.errors import DoesNotFitError as DoesNotFitError
 from einfuse.ir.errors import EinfuseError as EinfuseError
 from einfuse.ir.errors import SpecError as SpecError
 from einfuse.ir.errors import TooLargeError as TooLargeError

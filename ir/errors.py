@@ -9,6 +9,10 @@ class EinfuseError(Exception):
     """Base of every error einfuse raises on purpose."""
 
 
+class DoesNotFitError(EinfuseError):
+    """A kernel that asks a device for more than it has; nothing was written."""
+
+
 class SpecError(EinfuseError):
     """A fault in a spec: where it is, what was expected, what was found, and what to do next.
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from einfuse.ir import Scalar
+from einfuse.ir import DoesNotFitError, Scalar
 from einfuse.runtime.given import Given
 from einfuse.runtime.outputs import Output
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, torch.Tensor]
 Launched = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], bool]
-"""A kernel made ready: writes the outputs among the tensors, given numbers and sizes. True: one that holds less should take its place."""
+"""A kernel made ready: writes the outputs among the tensors, given numbers and sizes. True: one that holds less should take its place.
+Raises `Replaced` where one that holds less has its place already, and nothing was written."""
 
 
 @dataclass(slots=True, eq=False)
@@ -136,6 +137,23 @@ class Recorded:
     choice: Choice | None = None
 
 
+class Replaced(Exception):  # noqa: N818  # no error: the graph begins again
+    """A kernel did not run: a smaller one has its place."""
+
+
+def tried(run: Callable[[], object], smaller: Callable[[], bool]) -> bool:
+    """Runs a kernel. True where it spilled registers and ``smaller`` found one to take from now on.
+
+    Raises Replaced where it does not fit the device and there is one, DoesNotFitError where there is none.
+    """
+    try:
+        return bool(run()) and smaller()
+    except DoesNotFitError:
+        if smaller():
+            raise Replaced from None
+        raise
+
+
 class Graph:
     """The nodes of a call in the order they run, and the tensors ``outs`` that it gives out."""
 
@@ -168,11 +186,18 @@ class Graph:
         """
         call = call or self._given
         given = dict(tensors)
-        while self._ran(tensors, call):
+        while self._asks(tensors, call):
             self._plan()
             tensors.clear()
             tensors |= given
         return [tensors[n] for n in self.outs]
+
+    def _asks(self, tensors: Tensors, call: Given) -> bool:
+        """Whether a kernel asked for a smaller one, after it ran or instead."""
+        try:
+            return self._ran(tensors, call)
+        except Replaced:
+            return True
 
     def _ran(self, tensors: Tensors, call: Given) -> bool:
         """Runs every node. Whether any kernel asked for a smaller one."""

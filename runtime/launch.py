@@ -19,6 +19,7 @@ from einfuse.runtime import cache
 from einfuse.runtime.backends import Backend, Kernel
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
+from einfuse.runtime.graph import tried
 from einfuse.runtime.recent import Recent
 from einfuse.runtime.specialise import Printed, Specialisation
 from einfuse.runtime.tiles import Variant
@@ -97,7 +98,7 @@ class Launch:
             )
         if self._folds:
             tensors = {**tensors, **self._tables(Given(tensors, numbers, sizes))}
-        return bool(self.built.kernel(tensors, numbers, sizes)) and self._smaller(self.built.printed)
+        return tried(lambda: self.built.kernel(tensors, numbers, sizes), lambda: self._smaller(self.built.printed))
 
     def _tables(self, given: Given) -> dict[str, torch.Tensor]:
         """The tables for a launch: made once for the values that its masks read; of every tile where it is short and they are new."""

@@ -12,7 +12,7 @@ from einfuse.codegen.scan import Piece, ScanPlan
 from einfuse.runtime import cache
 from einfuse.runtime.backends import Backend, Kernel
 from einfuse.runtime.given import Given
-from einfuse.runtime.graph import Host, Launched, Node, Tensors
+from einfuse.runtime.graph import Host, Launched, Node, Tensors, tried
 from einfuse.runtime.graph import Kernel as Launch
 from einfuse.runtime.outputs import Output
 
@@ -55,7 +55,7 @@ class Pieces:
         if piece.source not in self.built:
             self.built[piece.source] = self.backend.build_piece(piece, cache.folder() / self.backend.name)
         kernel = self.built[piece.source]
-        return lambda tensors, numbers, sizes: bool(kernel(tensors, numbers, sizes)) and self._smaller(piece)
+        return lambda tensors, numbers, sizes: tried(lambda: kernel(tensors, numbers, sizes), lambda: self._smaller(piece))
 
     def _smaller(self, piece: Piece) -> bool:
         """Whether smaller kernels take the place of one from now on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from weakref import WeakValueDictionary
 from einfuse import _files as files
 from einfuse.codegen.plan import KernelPlan
 from einfuse.codegen.triton.names import identifier
-from einfuse.ir import EinfuseError
+from einfuse.ir import DoesNotFitError, EinfuseError
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,8 @@ class TritonKernel:
     ) -> int:
         """Runs it, and says how many values the compiler could not keep in registers (0 inside the interpreter).
 
-        Raises EinfuseError for tensors on the CPU outside the interpreter.
+        Raises EinfuseError for tensors on the CPU outside the interpreter, DoesNotFitError where the device has not the memory that a
+        program shares.
         """
         first = next(iter(tensors.values()), None)
         if first is not None and first.device.type == "cpu" and not _interprets():
@@ -50,8 +52,17 @@ class TritonKernel:
                 "set TRITON_INTERPRET=1 before triton is imported to run kernels in Triton's interpreter"
             )
         with _device(tensors), _quiet():
-            compiled = self.module.launch(tensors, params, sizes, **options)
+            try:
+                compiled = self.module.launch(tensors, params, sizes, **options)
+            except _out_of_resources() as error:
+                raise DoesNotFitError(f"{self.plan.name} does not fit the device: {error}") from error
         return getattr(compiled, "n_spills", None) or 0
+
+
+@functools.cache
+def _out_of_resources() -> type[Exception]:
+    found: type[Exception] = importlib.import_module("triton.runtime.errors").OutOfResources
+    return found
 
 
 def _device(tensors: Mapping[str, torch.Tensor]) -> AbstractContextManager[object]:

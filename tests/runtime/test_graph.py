@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import types
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +15,11 @@ import torch
 
 import einfuse
 from einfuse.cli import main
+from einfuse.codegen.triton.build import TritonKernel
+from einfuse.ir import DoesNotFitError
 from einfuse.runtime.drawing import lines
 from einfuse.runtime.given import Given
-from einfuse.runtime.graph import Graph, Host, Kernel, Node, Part, Tensors
+from einfuse.runtime.graph import Graph, Host, Kernel, Node, Part, Tensors, tried
 from einfuse.runtime.outputs import Output
 from einfuse.runtime.verify import Shape, example_inputs
 
@@ -139,3 +143,50 @@ def test_stages_are_nodes_of_one_graph(name: str) -> None:
     assert forward
     for graph in forward:
         assert sum(isinstance(x, Part) for x in graph.nodes) == len(attention.stages) > 1
+
+
+def test_a_kernel_that_does_not_fit_gives_way_before_anything_reads_what_it_did_not_write() -> None:
+    sizes, ran = [3, 2, 1], list[str]()
+
+    def nodes(given: Given) -> list[Node]:
+        size = sizes[0]
+
+        def smaller() -> bool:
+            return len(sizes) > 1 and bool(sizes.pop(0))
+
+        def launch(*call: object) -> bool:
+            def run() -> None:
+                ran.append(f"first {size}")
+                if size > 1:
+                    raise DoesNotFitError("too much")
+
+            return tried(run, smaller)
+
+        def after(*call: object) -> bool:
+            ran.append("second")
+            return False
+
+        made = {n: Output((1,), torch.float32) for n in ("o", "p")}
+        return [kernel("x", {"o": made["o"]}, launch), kernel("o", {"p": made["p"]}, after)]
+
+    graph = Graph(nodes, GIVEN, ("p",))
+    graph.run(dict(GIVEN.tensors))
+    assert ran == ["first 3", "first 2", "first 1", "second"]
+    with pytest.raises(DoesNotFitError, match="too much"):
+        tried(functools.partial(_raise, DoesNotFitError("too much")), lambda: False)
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_what_triton_says_of_shared_memory_is_that_a_kernel_does_not_fit() -> None:
+    triton = pytest.importorskip("triton.runtime.errors")
+
+    def launch(*call: object, **options: int) -> None:
+        raise triton.OutOfResources(102400, 101376, "shared memory")
+
+    plan = types.SimpleNamespace(name="wide")
+    found = TritonKernel(plan, types.SimpleNamespace(launch=launch))  # type: ignore[arg-type]
+    with pytest.raises(DoesNotFitError, match=r"wide does not fit the device: .*102400.*101376"):
+        found({}, {}, {})
