@@ -41,6 +41,7 @@ EXECUTED = {
     ("docs/editor.md", "toml"): "editor/test_doc.py::test_settings_start_the_server",
     ("docs/editor.md", "ipython"): "editor/test_doc.py::test_the_cells_run",
     ("docs/distributed.md", "python"): "distributed/test_processes.py::test_the_page_runs",
+    ("docs/walkthrough.md", "console"): "test_walkthrough.py::test_a_command_prints_what_the_walkthrough_shows",
     ("docs/flex.md", "python"): "flex/test_doc.py::test_the_examples",
     ("docs/layers.md", "python"): "test_client_docs.py::test_examples_run",
     ("docs/testing.md", "python"): "test_client_docs.py::test_examples_run",
@@ -112,11 +113,15 @@ def test_every_command_is_accepted_and_run_by_a_test(where: str, command: str) -
             assert 'if __name__ == "__main__":' in source
             folder = "library/models/" if ".models." in argv[1] else ""
             spoken = [] if folder else [f"test_{argv[1].split('.')[-1]}"]
+        case "python" if argv[0] == "-c":
+            assert (where, "console") in EXECUTED
+            spoken = []
         case "python":
             spoken = options(ROOT / argv[0], argv[1:])
         case "pytest":
             source = (ROOT / "tests/conftest.py").read_text(encoding="utf-8")
-            known = [o.replace("--hypothesis-profile=", "register_profile ").split()[-1] for o in argv]
+            named = [o for o in argv if not (ROOT / o).is_file()]
+            known = [o.replace("--hypothesis-profile=", "register_profile ").split()[-1] for o in named]
             assert [o for o in known if f'addoption("{o}"' not in source and f'register_profile("{o}"' not in source] == []
             spoken = []
         case _:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 import torch
 
+from einfuse.cli import main
 from einfuse.library import models
 from einfuse.library.models import named
 from einfuse.library.models.text_llama import predict
@@ -24,6 +26,15 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma_3_1b": ("Gemma3Text", {"sliding_window": 5, "query_pre_attn_scalar": 16, "hidden_activation": "gelu_pytorch_tanh"}),
 }
 CLASSES = {"Gemma3Text": "Gemma3ForCausalLM"}
+
+
+def test_the_command_lists_what_a_query_finds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "gemma_2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["models"]
+    assert {m["name"] for m in found} >= {"gemma_2_27b"}
+    assert all("gemma_2" in " ".join(m.values()) for m in found)
+    assert main(["models", "of no kind"]) == 0
+    assert "no model has" in capsys.readouterr().out
 
 
 def test_models_are_listed_and_found() -> None:

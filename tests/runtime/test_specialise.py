@@ -145,5 +145,5 @@ def test_reporting_builds_nothing_and_changes_no_later_call() -> None:
     while less := kernels[-1].smaller():
         kernels += less
     assert launch_.choice is not None
-    assert len(kernels) == len(launch_.choice.kernel.tilings) > 2
+    assert len(kernels) == len(launch_.choice.kernel.tilings) - launch_.choice.variant.start > 2
     assert not attention.program.built

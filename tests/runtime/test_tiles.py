@@ -49,7 +49,7 @@ def test_the_work_of_a_row_is_what_its_tiles_visit() -> None:
 def test_fewer_pairs_are_visited() -> None:
     """What the tiles of a call cover, of the back end that has the tiles of a GPU."""
     attention = einfuse.compile("sliding_window", backend="triton")
-    given = {x: torch.zeros(1, 1, 2048, 64, dtype=torch.bfloat16) for x in "qkv"}
+    given = {x: torch.zeros(1, 1, 2048, 128, dtype=torch.bfloat16) for x in "qkv"}
 
     def visited(window: int) -> tuple[int, int]:
         ((fold, found),) = forward_tiles(attention, {**given, "window": window})
