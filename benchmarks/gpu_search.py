@@ -96,10 +96,10 @@ def timed(place: int, width: int, warm: bool, name: str = "causal") -> dict[str,
     x = {n: torch.randn(4, 16, 4096, width, device="cuda", dtype=torch.bfloat16).requires_grad_() for n in "qkv"}
     found: dict[str, Any] = {"width": width, "ways": {k: w._asdict() for k, w in ways._asdict().items()}}
     for direction, leaves in (("forward", []), ("backward", [*x.values()])):
-        run = gpu_time._prepared(lambda: ours(**x), leaves)
+        run = gpu_time.prepared(lambda: ours(**x), leaves)
         run()
         if not warm:
             run()
-            found[direction] = gpu_time._kernels(run)
+            found[direction] = gpu_time.kernels_of(run)
     torch.cuda.synchronize()
     return found

@@ -22,17 +22,10 @@ from einfuse.codegen.triton.build import TritonKernel
 Shape = tuple[int, int, int, int]
 Run = Callable[[], Any]
 SHAPES: tuple[Shape, ...] = ((4, 16, 4096, 64), (4, 16, 4096, 128), (1, 16, 16384, 128))
-FIRST = (
-    "causal",
-    "full",
-    "alibi",
-    "sliding_window",
-    "softcap",
-    "document",
-)  # those that other shapes than the first are timed of
+FIRST = ("causal", "full", "alibi", "sliding_window", "softcap", "document")
+"""The variants that are timed at every shape."""
 DECODES = ((16, 16384), (4, 16384))
 SCANS = ("retention", "gla", "delta", "gated_delta")
-SCAN_SHAPES: tuple[Shape, ...] = ((4, 16, 4096, 64), (4, 16, 4096, 128))
 CHOSEN = (8192, 16384, 32768)
 REPEATS = 15
 SECONDS = 100.0  # for one measurement, compilers included
@@ -251,7 +244,7 @@ def beside(
     alone: bool = True,
 ) -> list[dict[str, Any]]:
     """The time of ours in turns with theirs, of the backward alone where there are leaves; with ``alone``, also of each kernel of ours."""
-    runs = [_prepared(fn, leaves) for fn in (ours, theirs) if fn is not None]
+    runs = [prepared(fn, leaves) for fn in (ours, theirs) if fn is not None]
     for run in runs:
         for _ in range(3):
             run()
@@ -263,7 +256,7 @@ def beside(
         for run, into in zip(runs, found, strict=True):
             into.append(_milliseconds(run))
     mine = statistics.median(found[0])
-    kernels = _kernels(runs[0]) if alone else None
+    kernels = kernels_of(runs[0]) if alone else None
     if theirs is None:
         return [asdict(Time(*what, mine, work / mine, NONE, NONE, NONE, remark, unit, kernels))]
     ratios = [t / o for o, t in zip(*found, strict=True)]
@@ -273,7 +266,8 @@ def beside(
     return [asdict(Time(*what, *numbers, remark, unit, kernels))]
 
 
-def _prepared(fn: Run, leaves: Sequence[torch.Tensor]) -> Run:
+def prepared(fn: Run, leaves: Sequence[torch.Tensor]) -> Run:
+    """What is timed: the call, or with leaves its backward alone."""
     if not leaves:
         return torch.no_grad()(fn)
     o = fn()
@@ -298,7 +292,7 @@ def _milliseconds(run: Run) -> float:
     return start.elapsed_time(end)
 
 
-def _kernels(run: Run) -> dict[str, float] | None:
+def kernels_of(run: Run) -> dict[str, float] | None:
     """The medians of each kernel's own time over a few runs, by name."""
     if not torch.cuda.is_available():
         return None
