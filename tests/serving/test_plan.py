@@ -131,6 +131,18 @@ def test_a_run_is_the_same_launches_for_all_values(monkeypatch: pytest.MonkeyPat
     assert torch.equal(plan.run(q)[:5], bits[0])  # type: ignore[index]  # the same bits, whoever else is there
 
 
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_a_run_takes_the_rows_that_there_are(backend: BackendName) -> None:
+    case, plan, starts, own = planned(einfuse.compile("causal", backend=backend), (3, 1), tiles=(1, 4))
+    (q,) = own.values()
+    found = plan.run(q[:4].clone())
+    assert isinstance(found, torch.Tensor)
+    assert found.shape[0] == 4
+    agree(case, found, starts, (3, 1))
+    with pytest.raises(ValueError, match=r"q is \(7, 4, 4\) .* in this plan, or of 4 to 7 rows, found \(3, 4, 4\)"):
+        plan.run(q[:3])
+
+
 def _rows(case: Case, b: int, n: int) -> torch.Tensor:
     q = case.given["q"]
     assert isinstance(q, torch.Tensor)
@@ -156,6 +168,8 @@ def test_tokens_are_appended_to_their_pages() -> None:
         assert torch.equal(whole[[7, 2, 2], [2, 0, 1]], new[:3])  # tokens 2, 3 and 4, of the pages 7 and 2
         assert torch.equal(whole[1, 2], new[3])
         assert whole[:8].count_nonzero() == new[:4].numel()  # what belongs to none is in the last page
+    kept.copy(2, 4)
+    assert torch.equal(whole[4], whole[2])
     with pytest.raises(TypeError, match="causal: tokens bring k, v; found k"):
         serving.Cache.empty(attention, pages=9, width=P, table=TABLE, batch=BATCH, k=(2, 4))
 

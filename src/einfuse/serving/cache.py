@@ -83,10 +83,22 @@ class Cache:
         Sequence b brings the rows ``starts[b] .. starts[b + 1] - 1``. Reads nothing back; rows behind the last start are written to
         the first place of the last page, which should be no sequence's.
         """
-        total = next(iter(token.values())).shape[0]
+        self.write(self.places(starts, next(iter(token.values())).shape[0]), **token)
+
+    def places(self, starts: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The pages of so many rows, and where in them the rows are: the same for the caches of all layers, which share ``page``."""
         at = torch.arange(total, device=self.page.device)
         b = torch.searchsorted(starts, at, right=True).sub_(1).clamp_(0, len(self.length) - 1)
         place = self.length[b] - starts[b + 1] + at
         page = torch.where(at < starts[-1], self.page[b, (place // self.width).clamp_(0, self.page.shape[1] - 1)], -1).long()
+        return page, place % self.width
+
+    def write(self, places: tuple[torch.Tensor, torch.Tensor], **token: torch.Tensor) -> None:
+        """Writes tokens ``k`` [T, heads, D] where `places` says."""
         for n, x in token.items():
-            self.tensors[n][page, place % self.width] = x
+            self.tensors[n][places] = x
+
+    def copy(self, page: int, to: int) -> None:
+        """Copies a page, which sequences shared until one of them writes to it."""
+        for x in self.tensors.values():
+            x[to] = x[page]

@@ -95,9 +95,17 @@ class Plan:
     given: Tensors = field(repr=False)
     """The tensors that a run reads where it is given no others."""
     _kept: tuple[torch.Tensor, ...] = field(init=False, repr=False)
+    _least: int = field(init=False, repr=False)
+    """How many rows a run has at least: those of the last update, where they were on the host, or all."""
 
     def __post_init__(self) -> None:
         self._kept = tuple(x[:-1] for x in self.out)
+        self._least = self.most
+
+    @property
+    def most(self) -> int:
+        """How many rows a run has at most."""
+        return self.given[self.rows[0]].shape[0]
 
     @property
     def launches(self) -> int:
@@ -126,6 +134,7 @@ class Plan:
         if starts.is_cpu and length.is_cpu:
             ends, length = starts.numpy(), length.numpy()
             self._check(ends, length)
+            self._least = int(ends[-1])
         for tile in self.tiles:
             tile.update(ends, length)
 
@@ -139,9 +148,10 @@ class Plan:
                 f"rows are the last tokens, of which there is room for {self.cache.room}"
             )
         first, last = int(starts[0]), int(starts[-1])
-        total = self.given[self.rows[0]].shape[0]
-        if first or last > total:
-            raise ValueError(f"{self.attention.name}: starts begin at 0 and end at {total} at most, found {first} and {last}")
+        if first or last > self.most:
+            raise ValueError(
+                f"{self.attention.name}: starts begin at 0 and end at {self.most} at most, found {first} and {last}"
+            )
 
     def run(
         self,
@@ -152,16 +162,21 @@ class Plan:
         """The attention of the rows: ``run(q)``, with keys of another layer ``run(q, k=..., v=...)``.
 
         Writes into ``out`` and returns it, [T + 1, ...] with a last row for what belongs to none; without it into `Plan.out`, and
-        returns its T rows. Rows behind the last start are left as they are. Tensors have the shapes and dtypes of the plan; what is left
-        out is as it was given there.
+        returns its T rows. Rows behind the last start are left as they are. Tensors have the shapes and dtypes of the plan, or fewer rows
+        where an update on the host saw that there are no more; what is left out is as it was given there.
         """
         given = dict(zip(self.rows, rows, strict=False)) | other if rows or other else {}
         for n, x in given.items():
             known = self.given.get(n)
-            if known is None or x.shape != known.shape or x.dtype != known.dtype:
+            if known is None or not self._fits(n, x, known):
                 found = f"{tuple(x.shape)} {x.dtype}"
                 wanted = "no input" if known is None else f"{tuple(known.shape)} {known.dtype}"
-                raise ValueError(f"{self.attention.name}: {n} is {wanted} in this plan, found {found}")
+                fewer = (
+                    f", or of {self._least} to {self.most} rows"
+                    if known is not None and n in self.rows and x.dtype == known.dtype
+                    else ""
+                )
+                raise ValueError(f"{self.attention.name}: {n} is {wanted} in this plan{fewer}, found {found}")
         outs = self.out if out is None else (out,) if isinstance(out, torch.Tensor) else tuple(out)
         named = dict(zip(self.attention.cascade.outs, outs, strict=True))
         for tile in self.tiles:
@@ -170,7 +185,15 @@ class Plan:
                 node.run(tensors, tile.call)
         if out is not None:
             return out if isinstance(out, torch.Tensor) else outs
-        return self._kept[0] if len(outs) == 1 else self._kept
+        count = min((x.shape[0] for n, x in given.items() if n in self.rows), default=self.most)
+        kept = self._kept if count == self.most else tuple(x[:count] for x in self._kept)
+        return kept[0] if len(outs) == 1 else kept
+
+    def _fits(self, name: str, x: torch.Tensor, known: torch.Tensor) -> bool:
+        """Whether a tensor is like the one that the plan was made with."""
+        if x.dtype != known.dtype or x.shape == known.shape:
+            return x.dtype == known.dtype
+        return name in self.rows and x.shape[1:] == known.shape[1:] and self._least <= x.shape[0] < self.most
 
 
 def plan(
