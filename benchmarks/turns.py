@@ -13,14 +13,14 @@ Row = Mapping[str, Callable[[], object]]
 """What is called in one run, by name."""
 
 
-def medians(row: Row, repeats: int) -> dict[str, float]:
-    """The median processor time of every call, in microseconds; in turns, of which the first five do not count."""
+def medians(row: Row, repeats: int, skipped: int = 5) -> dict[str, float]:
+    """The median processor time of every call, in microseconds; in turns, of which the first few do not count."""
     times: dict[str, list[float]] = {n: [] for n in row}
-    for turn in range(repeats + 5):
+    for turn in range(repeats + skipped):
         for name, run in row.items():
             begin = time.process_time()
             run()
-            if turn >= 5:
+            if turn >= skipped:
                 times[name].append(time.process_time() - begin)
     return {n: median(t) * 1e6 for n, t in times.items()}
 
