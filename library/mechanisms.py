@@ -1,6 +1,7 @@
 """Which mechanisms of the catalogue work, and what holds them. `python -m einfuse.library.mechanisms` checks and counts them.
 
-A line is the catalogue's number, a name, the specs, and the layers around them where the mechanism is more than its attention.
+A line is the catalogue's number, a name, the specs, and the layers around them where the mechanism is more than its attention. `-` for
+specs: convolutions, transforms and gates, in which no token meets another through a score; the layer is torch's alone.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ A60  All in One                      | full                        | RollingToke
 A61  MossFormer                      | gated_groups                |
 A62  FMViT (a reading)           | cross                       | FrequencyMixer
 A63  Attention in attention          | scale_gate                  | BranchMix
+A64  Residual attention network  | -                           | ResidualMask
 A65  ResNeSt                         | split_gate                  | SplitAttention
 A66  GAT                             | gat                         | GraphAttention
 A67  CoAtNet                         | relative_grid               | RelativeGridAttention
@@ -87,6 +89,7 @@ A74  TransNeXt                       | aggregated                  |
 A75  CAMixerSR                   | hard_windows                | ContentAwareMixer
 A76  Coarse-to-fine attention        | coarse_to_fine              |
 A77  Routing Transformer         | clusters                    |
+A78  Triplet attention           | -                           | TripletAttention
 A79  Input combination (flat)        | two_sources                 |
 A80  ULSAM                           | map_gate                    | SubspaceAttention
 A81  Sliding-window convolutions     | neighborhood                |
@@ -118,6 +121,7 @@ A106 PEPSI++                         | contextual                  |
 A107 EViT                            | one_row                     | TokenPruningAttention
 A108 BAM (balanced)                  | channel_gate                | ConvolutionalBlockAttention
 A109 SinkLoRA, LongLoRA              | shifted_groups              | ShiftedGroupAttention
+A110 MEDUSA (a reading)          | -                           | PyramidGate
 A111 FlexAttention (vision-language) | two_sources             | HighResolutionReading
 A112 NesT                            | full                        | NestedAttention
 A113 Show, attend and read           | additive                    | NeighbourAdditiveAttention
@@ -142,6 +146,7 @@ A131 MRA                         | multi_resolution            |
 A132 Uniform attention               | uniform                     | UniformMixing
 A133 SEMICON (its channels)      | channel_root                |
 A134 SANA                            | relu_linear                 |
+A135 DAS                         | -                           | DeformableGate
 A136 Latent alignment (exact)        | latent_alignment            |
 A137 Socialformer                | padding full                | SocialAttention
 A138 ACLA                        | deformable                  | AcrossLayerAttention
@@ -190,18 +195,28 @@ A180 CoCA                            | coca                        | CollinearAt
 A181 HeadRouter                  | full                        | RoutedHeads
 A182 U-DiT                           | rope_2d                     | CosetAttention
 A183 CAN                             | additive_map                | CoverageAttention
+B1   TSMixer                     | -                           | PatchMixer
 B2   ATLAS                       | atlas                       |
 B3   MetaFormer (PoolFormer)         | pooling                     |
 B4   LMUFormer (its memory)          | lmu                         |
+B5   Scattering transform        | -                           | ScatteringMixer
 B6   Delta rule                      | delta gated_delta           | DeltaNetAttention
+B7   ConvFormer (its mixer)      | -                           | ConvolutionalModulation
 B8   QMambaBSR (a reading)       | mamba channel_gate          | QueryStateSpace
 B9   Paraformer (its firing)     | integrate_and_fire          |
 B10  MetaFormer baselines            | constant_map                |
+B11  Activator                   | -                           | GatedUnits
+B12  SpectFormer                 | full                        | SpectralBlock
 B13  Mamba                           | mamba                       |
 B14  Extractors (a reading)          | position_sum                |
+B15  Multi-dimensional Hyena     | -                           | LongConvolution
+B16  SPANet                      | -                           | SpectralPooling
+B17  Pervasive attention         | context_pool                | PervasiveAttention
 B18  LaMamba                     | mamba swin_window           | LaMambaBlock SerpentineScan
+B19  Focal modulation            | -                           | FocalModulation
 B20  MLP-Mixer                       | token_mlp                   |
 B21  NiNformer                   | token_mlp                   | GatedTokenMixer
+B22  MambaOut                    | -                           | GatedConvolution
 B23  Aaren                           | prefix_query                | AarenAttention
 """
 
@@ -218,14 +233,19 @@ class Mechanism:
 
 def mechanisms() -> list[Mechanism]:
     """All of them, in the catalogue's order. Raises ValueError for a spec or layer that does not exist."""
+    return parsed(TEXT)
+
+
+def parsed(text: str) -> list[Mechanism]:
+    """A mechanism a line. Raises ValueError for a spec or layer that does not exist."""
     known = {s.name for s in einfuse.list_specs()}
     out = []
-    for line in TEXT.strip().splitlines():
+    for line in text.strip().splitlines():
         title, specs, classes = (part.strip() for part in line.split("|"))
         number, _, name = title.partition(" ")
-        found = Mechanism(number, name.strip(), tuple(specs.split()), tuple(classes.split()))
+        found = Mechanism(number, name.strip(), tuple(specs.removeprefix("-").split()), tuple(classes.split()))
         missing = [s for s in found.specs if s not in known] + [c for c in found.layers if not hasattr(layers, c)]
-        if missing or not found.specs:
+        if missing or not (found.specs or found.layers):
             raise ValueError(f"{number} {found.name}: there is no {', '.join(missing) or 'spec'}")
         out.append(found)
     return out
@@ -234,7 +254,10 @@ def mechanisms() -> list[Mechanism]:
 def section() -> str:
     """The mechanisms as a part of library/README.md."""
     every = mechanisms()
-    rows = [f"| {m.number} | {m.name} | {', '.join(m.specs)} | {', '.join(m.layers) or 'none needed'} |\n" for m in every]
+    rows = [
+        f"| {m.number} | {m.name} | {', '.join(m.specs) or 'torch alone'} | {', '.join(m.layers) or 'none needed'} |\n"
+        for m in every
+    ]
     count = f"{len(every)} work; the numbers are the catalogue's. `python -m einfuse.library.mechanisms` counts them."
     head = f"## Mechanisms of the catalogue\n\n{count}\n\n"
     return head + "| number | mechanism | specs | layers |\n|---|---|---|---|\n" + "".join(rows)

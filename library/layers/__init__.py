@@ -55,6 +55,15 @@ from einfuse.library.layers.language import SuperAttention as SuperAttention
 from einfuse.library.layers.language import T5Attention as T5Attention
 from einfuse.library.layers.language import UrpeAttention as UrpeAttention
 from einfuse.library.layers.language import ValueResidualAttention as ValueResidualAttention
+from einfuse.library.layers.modulating import ConvolutionalModulation as ConvolutionalModulation
+from einfuse.library.layers.modulating import DeformableGate as DeformableGate
+from einfuse.library.layers.modulating import FocalModulation as FocalModulation
+from einfuse.library.layers.modulating import GatedConvolution as GatedConvolution
+from einfuse.library.layers.modulating import GatedUnits as GatedUnits
+from einfuse.library.layers.modulating import PatchMixer as PatchMixer
+from einfuse.library.layers.modulating import PervasiveAttention as PervasiveAttention
+from einfuse.library.layers.modulating import PyramidGate as PyramidGate
+from einfuse.library.layers.modulating import ResidualMask as ResidualMask
 from einfuse.library.layers.normalisers import CogAttention as CogAttention
 from einfuse.library.layers.normalisers import InfinitePrefixAttention as InfinitePrefixAttention
 from einfuse.library.layers.normalisers import LengthScaledAttention as LengthScaledAttention
@@ -117,6 +126,10 @@ from einfuse.library.layers.series import AdditiveAttention as AdditiveAttention
 from einfuse.library.layers.series import BatchAttention as BatchAttention
 from einfuse.library.layers.series import MultiSourceAttention as MultiSourceAttention
 from einfuse.library.layers.series import VariateAttention as VariateAttention
+from einfuse.library.layers.spectral import LongConvolution as LongConvolution
+from einfuse.library.layers.spectral import ScatteringMixer as ScatteringMixer
+from einfuse.library.layers.spectral import SpectralBlock as SpectralBlock
+from einfuse.library.layers.spectral import SpectralPooling as SpectralPooling
 from einfuse.library.layers.vision_coarse import FactorisedWindowAttention as FactorisedWindowAttention
 from einfuse.library.layers.vision_coarse import FocalAttention as FocalAttention
 from einfuse.library.layers.vision_coarse import FrequencyMixer as FrequencyMixer

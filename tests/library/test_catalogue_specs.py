@@ -278,6 +278,7 @@ FORMULAS: dict[str, Callable[[X], Tensor | tuple[Tensor, ...]]] = {
     "channel_gate": channel_gate,
     "split_gate": split_gate,
     "context_pool": lambda x: attend((x["w"][:, None] @ x["x"].mT) / math.sqrt(x["x"].shape[-1]), x["x"])[:, :, 0],
+    "log2_weights": lambda x: 2 ** (-(-2 * score(x).softmax(-1).log2()).round().clamp(max=15) / 2) @ x["v"],
     "map_gate": lambda x: x["x"] * (1 + x["a"].softmax(-1)[..., None]),
     "scale_gate": lambda x: (x["a"].softmax(1)[..., None] * x["x"]).sum(1),
     "place_gate": lambda x: x["x"] * (x["x"] @ x["w"] + x["bias"]).sigmoid(),
