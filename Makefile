@@ -16,10 +16,10 @@ STAMP := .venv/installed
 DEV := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lanes lesser replay size check lint types format colours docs vsix gpu wheel clean
+.PHONY: help setup demo test quick lanes lesser replay size check lint types format colours docs playground vsix gpu wheel clean
 
 help:  ## these lines
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 setup: $(STAMP)  ## build .venv: torch, einfuse (editable) and the development tools
 
@@ -88,6 +88,10 @@ docs: $(STAMP)  ## dist/site: the documentation with a page for every spec; ever
 	$(BIN)/python -m einfuse.library.gallery build/pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
+playground: $(STAMP)  ## dist/playground, a page that works without a network (needs node and npm)
+	npm ci --prefix playground --no-audit --no-fund --silent
+	$(BIN)/python playground/build.py dist/playground
+
 vsix: $(STAMP)  ## dist/einfuse.vsix, the extension for VS Code (needs npm)
 	npm ci --prefix editor/vscode --omit=dev --no-audit --no-fund --silent
 	$(BIN)/python editor/vscode/package.py dist/einfuse.vsix
@@ -99,4 +103,4 @@ wheel: $(STAMP)  ## dist/einfuse-*.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
 
 clean:  ## everything that can be built again
-	rm -rf .venv build dist editor/vscode/node_modules src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist editor/vscode/node_modules playground/node_modules playground/build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from einfuse.ir import FUNCTIONS, Cascade, Scalar, Tensor, interpret
-from einfuse.ir import expr as ex
-from einfuse.ir.rewrite import expressions, statements
+from einfuse.ir import Cascade, Scalar, interpret
 from einfuse.runtime import binding, ranges
 from einfuse.runtime.given import Given
 from einfuse.runtime.sizes import Shape as Shape
 from einfuse.runtime.sizes import example_sizes as example_sizes
+from einfuse.runtime.small import restricted
 
 Arguments = dict[str, torch.Tensor | Scalar]
 Map = Callable[[torch.Tensor], torch.Tensor]
@@ -76,10 +75,6 @@ def _drawn(
     return out
 
 
-_ROOTS = frozenset(name for name, f in FUNCTIONS.items() if f.pole is not None)
-_DIVISIONS = frozenset({"//", "%"})
-
-
 def _as_drawn(x: torch.Tensor) -> torch.Tensor:
     return x
 
@@ -96,7 +91,7 @@ def _domain(cascade: Cascade) -> Mapping[str, Map]:
     """What to do to inputs so that results are numbers: greedily, by what leaves the fewest that are not, in a few small draws."""
     sizes = example_sizes(cascade, Shape(1, 4, 5, 7, (12, 20), 2))
     found: dict[str, Map] = {}
-    tried = [(t.name, fn) for t in _restricted(cascade) for fn in _MAPS[t.dtype]]
+    tried = [(t.name, fn) for t in cascade.inputs if t.name in restricted(cascade) for fn in _MAPS[t.dtype]]
     least = _undefined(cascade, sizes, found) if tried else 0
     while least:
         counts = [_undefined(cascade, sizes, {**found, name: fn}) for name, fn in tried]
@@ -116,14 +111,3 @@ def _undefined(cascade: Cascade, sizes: Mapping[str, int], domain: Mapping[str, 
             raise
         return sys.maxsize
     return sum(int(x.isnan().sum()) for outs in draws for x in outs.values())
-
-
-def _restricted(cascade: Cascade) -> list[Tensor]:
-    """The inputs that are read where a function is not defined for all numbers: in a logarithm, a root, the divisor of whole numbers."""
-    made = {t.name: {t.name} for t in cascade.inputs if not t.param}
-    found: set[str] = set()
-    for x in statements(cascade):
-        made[x.target] = made.get(x.target, set()).union(*(made.get(n, set()) for n in ex.reads(x.map)))
-        for e in (e for whole in expressions(x) for e in ex.walk(whole) if e.op in _ROOTS | _DIVISIONS):
-            found.update(*(made.get(n, set()) for n in ex.reads(e.args[1] if e.op in _DIVISIONS else e)))
-    return [t for t in cascade.inputs if t.name in found and t.dtype != "bool"]

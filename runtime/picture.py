@@ -63,8 +63,10 @@ def _runs(row: list[int]) -> Iterator[tuple[int, int, int]]:
         x += n
 
 
-def picture(cascade: Cascade, length: int = LENGTH, tile: tuple[int, int] = (64, 64)) -> Picture | None:
-    """The tiles of a loop that has a mask, for so many queries and keys; None where none has, and of a scan.
+def picture(
+    cascade: Cascade, length: int = LENGTH, tile: tuple[int, int] = (64, 64), keys: int | None = None
+) -> Picture | None:
+    """The tiles of a loop that has a mask, for so many queries and keys (as many unless told); None where none has, and of a scan.
 
     It is the first one of the last kernel that has such: of an attention that chooses, of what reads the lists.
     """
@@ -73,7 +75,7 @@ def picture(cascade: Cascade, length: int = LENGTH, tile: tuple[int, int] = (64,
         fold = next((x for x in scheduled.body if isinstance(x, Fold) and x.mask is not None), None)
         if fold is None or fold.mask is None or not scheduled.tile:
             continue
-        sizes = example_sizes(scheduled, Shape(1, 1, length, length, (64, 64), 1))
+        sizes = example_sizes(scheduled, Shape(1, 1, length, keys or length, (64, 64), 1))
         values = {t.name: t.default for t in kernel.inputs if t.param and t.default is not None}
         extents = {r.name: r.size if isinstance(r.size, int) else sizes[r.size] for r in scheduled.ranks}
         ((rows, block),) = scheduled.tile

@@ -39,6 +39,7 @@ EXECUTED = {
     ("docs/serving.md", "attn"): "serving/test_doc.py::test_the_specs_are_read_from_a_cache",
     ("docs/editor.md", "lua"): "editor/test_doc.py::test_settings_start_the_server",
     ("docs/editor.md", "toml"): "editor/test_doc.py::test_settings_start_the_server",
+    ("docs/editor.md", "json"): "editor/test_doc.py::test_tasks_are_commands_that_there_are",
     ("docs/editor.md", "ipython"): "editor/test_doc.py::test_the_cells_run",
     ("docs/distributed.md", "python"): "distributed/test_processes.py::test_the_page_runs",
     ("docs/walkthrough.md", "console"): "test_walkthrough.py::test_a_command_prints_what_the_walkthrough_shows",

@@ -172,6 +172,10 @@ def _measuring_commands(commands: Commands[argparse.ArgumentParser]) -> None:
 def _machine_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     lsp = _add(commands, "lsp", "lsp:lsp", "serve an editor on stdin and stdout (docs/editor.md)")
     lsp.add_argument("--stdio", action="store_true", help="what editors may add; there is no other way")
+    page = _add(commands, "playground", "playground:playground", "open the playground, served to this machine (docs/editor.md)")
+    page.add_argument("--port", type=int, default=8080, metavar="N", help="%(default)s unless given; 0 takes a free one")
+    page.add_argument("--no-open", action="store_true", help="open no browser")
+    page.add_argument("--folder", type=Path, metavar="FOLDER", help="the built page; that of this checkout unless given")
     _add(commands, "doctor", "doctor:doctor", "what einfuse finds on this machine, and what to do about the rest", report=True)
     kept = _add(commands, "cache", "cache:cache", "what is kept on disk: look at it, check it, remove it", report=True)
     kept.add_argument("action", choices=("info", "verify", "clear"), help="count entries; find damaged ones; remove all")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -34,3 +35,10 @@ def test_the_cells_run(shell: InteractiveShell) -> None:
     for cell in blocks("ipython"):
         shell.run_cell(cell).raise_error()
     assert shell.user_ns["near"].cascade.inputs[-1].default == 32
+
+
+def test_tasks_are_commands_that_there_are() -> None:
+    (tasks,) = map(json.loads, blocks("json"))
+    for task in tasks:
+        assert task["command"] == "einfuse"
+        assert parser().parse_args(task["args"]).run in ("texts:check", "texts:fmt")
