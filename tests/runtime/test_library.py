@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from pathlib import Path
 from zlib import crc32
 
@@ -60,11 +61,21 @@ def test_odd_shapes(name: str, shape: Shape) -> None:
     assert certificate.ok, [r for r in certificate.rows if not r.ok]
 
 
+def lines(text: str) -> int:
+    """How many lines of code a spec has."""
+    code = re.sub(r'"""(?:.|\n)*?"""|#[^\n]*', "", text)
+    return sum(bool(line.strip()) for line in code.splitlines())
+
+
+def test_half_of_all_specs_have_twelve_lines_or_fewer() -> None:
+    assert lines('"""A doc\nstring."""\n\nattention a over b {  # a comment\n  in x[b]\n  out x\n}\n') == 4
+    assert statistics.median(lines(p.read_text(encoding="utf-8")) for p in SPECS.values()) <= 12
+
+
 @pytest.mark.parametrize("path", SPECS.values(), ids=lambda p: p.stem)
 def test_a_spec_is_short_and_says_where_it_comes_from(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    code = re.sub(r'"""(?:.|\n)*?"""|#[^\n]*', "", text)
-    assert sum(bool(line.strip()) for line in code.splitlines()) <= 30
+    assert lines(text) <= 30
     doc = einfuse.dsl.signature(einfuse.dsl.parse(text)).doc
     assert re.search(r"\(.*\b(19|20)\d\d\b.*\)|no paper", doc, re.DOTALL), "the docstring names the paper and the year"
 
