@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import einfuse
 from einfuse.cli import main
@@ -55,6 +56,36 @@ def reported(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> A
 
 def test_check_accepts_a_good_file(capsys: pytest.CaptureFixture[str], good: str) -> None:
     assert reported(capsys, "check", good) == {"ok": True, "errors": []}
+
+
+def test_check_notes_a_condition_that_leaves_out_more_than_it_seems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is right, and means that what reads `g` has no first two keys either; about the rank that is summed it restricts the sum."""
+    text = """attention mine over b, h {
+  rank i: query; rank j: key; rank d, e: feature
+  in q[b, h, i, d]; in k[b, h, j, d]; in v[b, h, j, e]
+  g[j] = sum[d](k where CONDITION)
+  s = sum[d](q * k) + g where j <= i
+  o[i, e] = sum[j](softmax[j](s) * v)
+  out o
+}
+"""
+    path, x = tmp_path / "mine.attn", torch.randn(1, 1, 4, 4)
+    outs = []
+    for condition, noted in (("j > 1", True), ("d < 2", False), ("k > 0 and j > 1", False)):
+        path.write_text(text.replace("CONDITION", condition))
+        found = reported(capsys, "check", str(path))
+        assert found["ok"]
+        assert [(h["line"], h["column"]) for h in found.get("hints", [])] == ([(4, 25)] if noted else [])
+        outs.append(einfuse.compile(path.read_text(), backend="torch").reference(x, x, x))
+    plain = text.replace("g[j] = sum[d](k where CONDITION)", "g[j] = sum[d](k)").replace("j <= i", "1 < j and j <= i")
+    torch.testing.assert_close(outs[0], einfuse.compile(plain, backend="torch").reference(x, x, x))
+    assert main(["check", str(path)]) == 0
+    path.write_text(text.replace("CONDITION", "j > 1"))
+    assert main(["check", str(path)]) == 0
+    said = capsys.readouterr()
+    assert "note" in said.err
+    assert "the condition says nothing about `d`: where it fails, `sum` does not exist" in said.err
+    assert said.out.endswith("1 file good\n")
 
 
 def test_check_names_place_message_and_hint(capsys: pytest.CaptureFixture[str], bad: str) -> None:

@@ -31,11 +31,11 @@ def say(text: str) -> None:
     err().print(text, soft_wrap=True)
 
 
-def fault(error: SpecError) -> None:
+def fault(error: SpecError, kind: str = "error") -> None:
     """A SpecError as it shows itself: place, line, caret, hint. Colour where there is a terminal."""
     first, *rest = str(error).split("\n")
     console = err()
-    console.print(Text.assemble(("error ", "bold red"), first), soft_wrap=True)
+    console.print(Text.assemble((f"{kind} ", "bold red" if kind == "error" else "bold yellow"), first), soft_wrap=True)
     for line in rest:
         style = "green" if line.lstrip().startswith("hint:") else "red" if set(line.strip()) == {"^"} else ""
         console.print(Text(line, style), soft_wrap=True)

@@ -9,23 +9,29 @@ from pathlib import Path
 import einfuse
 from einfuse import dsl
 from einfuse._cli import inputs, plain
-from einfuse._editor import faults
+from einfuse._editor import faults, hints
 from einfuse._files import write_atomic
 from einfuse.ir import SpecError
 
 
 def check(args: argparse.Namespace) -> int:
-    """Reads, elaborates and fuses every attention of every file, without its optional inputs and with all of them."""
+    """Reads, elaborates and fuses every attention of every file, without its optional inputs and with all of them.
+
+    Of files that are good it says what may be meant otherwise.
+    """
     params = inputs.params(args)
     found = [(file, error) for file in args.files for error in _faults(Path(file), params)]
+    meant = [] if found else [(f, x) for f in args.files for x in hints.hints(dsl.parse(dsl.read_spec(Path(f)), f))]
     if args.json:
-        plain.report({"ok": not found, "errors": [_as_json(f, e, len(args.files) > 1) for f, e in found]})
-    elif found:
+        errors, notes = ([_as_json(f, e, len(args.files) > 1) for f, e in of] for of in (found, meant))
+        plain.report({"ok": not found, "errors": errors, **({"hints": notes} if notes else {})})
+        return 1 if found else 0
+    if found or meant:
         from einfuse._cli import screen
 
-        for _, error in found:
-            screen.fault(error)
-    else:
+        for _, error in found or meant:
+            screen.fault(error, "error" if found else "note")
+    if not found:
         print(f"{len(args.files)} file{'s' * (len(args.files) > 1)} good")
     return 1 if found else 0
 
