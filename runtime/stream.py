@@ -50,9 +50,26 @@ def advance(
 
 
 def _positionless(cascade: Cascade, rank: str) -> None:
-    """Raises SpecError where the coordinate of ``rank`` is used but to read a tensor at it, or its size."""
+    """Raises SpecError where the coordinate of ``rank`` is used but to read a tensor at it, or its size.
+
+    What is read at it lies along its size, and what does is read nowhere else: the part of a step has other points at the same places.
+    """
 
     extent = size(cascade.rank(rank).size)
+    axes = {t.name: t.axes for t in cascade.inputs}
+
+    def apart(e: Expr) -> str | None:
+        """How an input is read at the coordinate on another axis, or on its axis at another coordinate."""
+        for x in walk(e):
+            for a, axis in zip(x.args, axes.get(str(x.name), ()), strict=False) if x.op == "load" else ():
+                mine = a.op == "index" and a.name == rank
+                if mine != (axis == extent):
+                    return (
+                        f"reads {x.name} by the position along `{rank}`"
+                        if mine
+                        else f"reads other points of {x.name} than `{rank}`"
+                    )
+        return None
 
     def uses(e: Expr, plain: bool = False) -> bool:
         if e.op == "index":
@@ -73,6 +90,8 @@ def _positionless(cascade: Cascade, rank: str) -> None:
                     y.loc,
                     "give positions as an input, or use a spec without them",
                 )
+            if how := next((n for e in expressions(y) if (n := apart(e))), None):
+                raise SpecError(f"{cascade.name} {how}, which a step does not know", y.loc)
 
 
 # -- scans -----------------------------------------------------------------------------------------------------------------------

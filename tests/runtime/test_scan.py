@@ -305,6 +305,10 @@ def test_steps_refuse_what_depends_on_positions() -> None:
     a = einfuse.compile("packed_linear")
     with pytest.raises(einfuse.SpecError, match="depends on the position along `i`"):
         a.step(None, **inputs(a, 3))
+    with pytest.raises(einfuse.SpecError, match="any_order reads turn by the position along `j`, which a step does not know"):
+        einfuse.compile("any_order").step(None, q, k, k, torch.arange(3)[None])
+    with pytest.raises(einfuse.SpecError, match="hard_windows reads other points of q than `j`, which a step does not know"):
+        einfuse.compile("hard_windows").step(None, k, k, k, k[..., 0], torch.ones(1, 1, dtype=torch.bool))
 
 
 @pytest.mark.slow
