@@ -12,7 +12,7 @@ import torch
 from einfuse.library import models
 from einfuse.library.models import training
 
-SHARED = {"__init__", "training", "data", "parts", "decoder", "named"}
+SHARED = {"__init__", "training", "data", "parts", "decoder", "named", "rewrites"}
 NAMES = sorted(p.stem for p in Path(models.__file__).resolve().parent.glob("*.py") if p.stem not in SHARED)
 
 if importlib.util.find_spec("sklearn") is None:
