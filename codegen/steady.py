@@ -34,8 +34,8 @@ class Steady:
 
 
 def steady(plan: KernelPlan) -> Steady | None:
-    """What follows what in a plan without tile and folds, None for another."""
-    if plan.tile is not None or any(isinstance(s, Fold) for s in plan.steps):
+    """What follows what in a plan without tile and folds, whose points may run in any order; None for another."""
+    if plan.tile is not None or any(isinstance(s, Fold) for s in plan.steps) or any(b.turns for b in plan.ambient):
         return None
     return _Analysis(plan, {b.rank: b.block for b in plan.features}).found()
 

@@ -22,7 +22,7 @@ from einfuse.ir.errors import TooLargeError
 from einfuse.ir.reducers import POINTWISE, REDUCERS, Reducer
 from einfuse.ir.span import Span
 
-RankKind = Literal["batch", "head", "query", "key", "feature", "state"]
+RankKind = Literal["batch", "head", "query", "key", "feature", "state", "turn"]
 RANK_KINDS: tuple[RankKind, ...] = ("batch", "head", "query", "key", "feature", "state")
 
 DType = Literal["float", "int", "bool"]
@@ -108,6 +108,7 @@ def _place(e: Expr) -> Span | None:
 class Rank:
     """A named axis of the iteration space; ``size`` is a number or the name of a size known at launch.
 
+    The points of an ambient rank of the kind ``turn``, which no spec has, run one after the other: each may read what earlier ones wrote.
     ``extent`` tells a size that is no axis of a tensor, in sizes that are.
     """
 

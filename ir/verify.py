@@ -69,7 +69,7 @@ class _Verifier:
         seen: set[str] = set()
         for r in c.ranks:
             _require(r.name not in seen, "V1", f"rank {r.name} is declared twice", r.loc)
-            _require(r.kind in RANK_KINDS, "V1", f"rank {r.name} has the unknown kind {r.kind}", r.loc)
+            _require(r.kind in (*RANK_KINDS, "turn"), "V1", f"rank {r.name} has the unknown kind {r.kind}", r.loc)
             seen.add(r.name)
         _require(set(c.over) <= self.ranks, "V1", "an ambient rank is not declared", c.loc)
         for x in c.body:

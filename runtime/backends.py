@@ -23,6 +23,7 @@ Kernel = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str
 
 BackendName = Literal["cpu", "triton", "torch", "loops"]
 Tilings = tuple[tuple[int, int], ...]
+Sorted = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Target = Literal["sm_80", "sm_90", "gfx942"]
 
 
@@ -43,7 +44,8 @@ class Backend(Protocol):
     ``pieces`` are the kernels of a scan, for so many threads a point of the ambient ranks as ``crew`` gives (``long``: there is work for
     several), ``build_piece`` one of them. ``short_blocks``: products of 32 bits, or beside wide states, are registers' work.
 
-    ``best`` is the choice of coordinates, as `ir.ranking` says it, of values in memory.
+    ``best`` is the choice of coordinates, as `ir.ranking` says it, of values in memory; ``by_block`` sorts rows by the blocks that they
+    list, as `lists` says. ``in_turns``: points may run one after the other, so that what lists of blocks drive keeps its states in a cache.
     """
 
     @property
@@ -58,6 +60,8 @@ class Backend(Protocol):
     def beside(self) -> int: ...
     @property
     def short_blocks(self) -> bool: ...
+    @property
+    def in_turns(self) -> bool: ...
 
     def tilings(self, storage: Storage, width: int, gradients: int) -> Tilings: ...
     def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan: ...
@@ -71,6 +75,7 @@ class Backend(Protocol):
     def pieces(self, plan: ScanPlan, crew: int) -> tuple[Piece, ...]: ...
     def build_piece(self, piece: Piece, folder: Path) -> Kernel: ...
     def best(self, values: torch.Tensor, exists: torch.Tensor | None, slots: int, folder: Path) -> torch.Tensor: ...
+    def by_block(self, lists: torch.Tensor, index: torch.Tensor, span: int, tile: int, room: int, folder: Path) -> Sorted: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,7 @@ class Usual:
     narrow: int = 0
     beside: int = 1
     short_blocks: bool = False
+    in_turns: bool = False
 
     def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
         return hold(plan, small)
@@ -113,6 +119,11 @@ class Usual:
     def best(self, values: torch.Tensor, exists: torch.Tensor | None, slots: int, folder: Path) -> torch.Tensor:
         return ranking.best(values, exists, slots)
 
+    def by_block(self, lists: torch.Tensor, index: torch.Tensor, span: int, tile: int, room: int, folder: Path) -> Sorted:
+        from einfuse.runtime.lists import by_block
+
+        return by_block(lists, index, span, tile, room)
+
 
 @dataclass(frozen=True, slots=True)
 class CpuBackend(Usual):
@@ -120,6 +131,7 @@ class CpuBackend(Usual):
 
     name: BackendName = "cpu"
     identity: str = "cpu"
+    in_turns: bool = True
 
     def tilings(self, storage: Storage, width: int, gradients: int) -> Tilings:
         from einfuse.codegen import cpu
@@ -127,10 +139,10 @@ class CpuBackend(Usual):
         return cpu.narrower(cpu.tile(storage, width, gradients > 0, cpu.caches()))
 
     def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
-        """A loop lets the tiles of a point share what is packed for it; where there is one tile, there is nothing to share."""
+        """A loop lets tiles share what is packed for them: those of a point, and points that take turns. Where there is one, none does."""
         plan = plain(plan)
         whole = hold(plan, small)
-        return whole if whole.tile is None else plan
+        return whole if whole.tile is None and not any(b.turns for b in plan.ambient) else plan
 
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import cpu
@@ -183,6 +195,15 @@ class CpuBackend(Usual):
             except cpu.BuildError as error:
                 _warn_of_torch(str(error))
         return ranking.best(values, exists, slots)
+
+    def by_block(self, lists: torch.Tensor, index: torch.Tensor, span: int, tile: int, room: int, folder: Path) -> Sorted:
+        from einfuse.codegen import cpu
+
+        try:
+            return cpu.by_block(lists, index, span, tile, room, folder)
+        except cpu.BuildError as error:
+            _warn_of_torch(str(error))
+            return Usual.by_block(self, lists, index, span, tile, room, folder)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,12 @@ TILE = 128
 """Rows of a group."""
 CHUNK = 64
 """Rows whose parts are put together by one program."""
+TURN = 48
+"""Rows of a turn: those of a tile of the back ends that take turns."""
+LANE = 1 << 22
+"""Bytes of the rows of a lane, which half of a second cache holds."""
+Sort = Callable[["torch.Tensor", "torch.Tensor", int, int, int], tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]]
+"""What sorts rows by the blocks that they list, as `by_block`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +89,9 @@ class Lists:
             for lo, hi in itertools.pairwise(ends):
                 yield Window(first, min(points, self.points - first), lo, hi - lo)
 
-    def entries(self, tensors: Tensors, w: Window) -> torch.Tensor:
-        """The lists [points, rows, slots] of a window, with ``span`` in place of what is no entry or stands twice."""
-        found = tensors[self.table].reshape(-1, self.slots)[self.index[w.first : w.first + w.points, w.lo : w.lo + w.rows]]
-        inside = torch.where((found >= 0) & (found < self.span), found, self.span).sort(-1).values
-        again = inside[..., 1:] == inside[..., :-1]
-        inside[..., 1:].masked_fill_(again, self.span)
-        return inside
+    def flat(self, tensors: Tensors) -> torch.Tensor:
+        """The lists [.., slots] that ``index`` counts."""
+        return tensors[self.table].reshape(-1, self.slots)
 
     def ambient(self, w: Window, repeated: int) -> dict[str, torch.Tensor]:
         """The coordinates of the points of a window, each so many times."""
@@ -108,7 +111,8 @@ class Lists:
         column = next(r for r in made.at if r not in (*self.over, self.lister))
 
         def do(tensors: Tensors, call: Given) -> None:
-            rows, block, place = _by_block(self.entries(tensors, w), self.span, groups)
+            here = self.index[w.first : w.first + w.points, w.lo : w.lo + w.rows]
+            rows, block, place = _grouped(_entries(self.flat(tensors), here, self.span), self.span, groups)
             at = self.ambient(w, groups) | {column: block.flatten(), self.lister: (rows + w.lo).flatten(0, 1)}
             of = self.ambient(w, chunks) | {self.lister: (inner + w.lo).int().repeat(w.points, 1)}
             tensors |= {names[made.at[r]]: x for r, x in at.items()} | {names[made.of[r]]: x for r, x in of.items()}
@@ -123,24 +127,86 @@ class Lists:
         shapes[made.place] = (chunks, CHUNK, self.slots)
         return {n: torch.empty(s, dtype=torch.int32, device="meta") for n, s in shapes.items()}
 
+    # -- blocks by turns ---------------------------------------------------------------------------------------------------------------
+
+    def lanes(self, width: int, workers: int) -> int:
+        """Into how many lanes the rows of an ambient point go, of which each has ``width`` bytes: some for every worker."""
+        wanted = max(self.rows * width / LANE, 2 * workers / max(1, self.points))
+        return max(1, min(math.ceil(wanted), self.rows // (2 * TURN)))
+
+    def turns(self, rows: int) -> int:
+        """The turns that so many rows need at most: a block's last one may have room."""
+        return -(-rows * self.slots // TURN) + self.span
+
+    def in_turns(self, lanes: int, made: through.Turns, sort: Sort) -> Host:
+        """Makes the lists of a cascade in turns, for so many lanes of each point."""
+        length, none = -(-self.rows // lanes), torch.arange(self.rows, self.rows + lanes, dtype=torch.int32)
+        count = self.points * lanes
+        padded = torch.nn.functional.pad(self.index, (0, lanes * length - self.rows), value=-1).view(count, length)
+        first = torch.arange(lanes, dtype=torch.int32).mul(length).repeat(self.points)[:, None]
+        none = none.repeat(self.points)[:, None]
+        whole = Window(0, self.points, 0, self.rows)
+        column = next(r for r in made.at if r not in (*self.over, self.lister))
+        turns = self.turns(length)
+
+        def do(tensors: Tensors, call: Given) -> None:
+            rows, start, _ = sort(self.flat(tensors), padded, self.span, TURN, turns * TURN)
+            ends = torch.arange(0, turns * TURN, TURN, dtype=torch.int32).expand(count, -1)
+            block = torch.searchsorted(start.contiguous(), ends.contiguous(), right=True, out_int32=True) - 1
+            tensors |= {made.at[r]: x for r, x in self.ambient(whole, lanes).items()}
+            tensors[made.at[column]] = block
+            tensors[made.at[self.lister]] = torch.where(rows < 0, none, rows + first).view(count, turns, TURN)
+
+        return Host("rows by turns", (self.table,), tuple(made.at.values()), do)
+
     # -- blocks with the rows that chose them ----------------------------------------------------------------------------------------
 
-    def inverted(self, made: through.Blocks) -> Host:
+    def inverted(self, made: through.Blocks, sort: Sort) -> Host:
         """Makes the lists of blocks."""
         w = Window(0, self.points, 0, self.rows)
         blocked = next(r for r in made.at if r not in self.over)
 
         def do(tensors: Tensors, call: Given) -> None:
-            entries = self.entries(tensors, w).flatten(1)
-            order, count, start = _ordered(entries, self.span)
-            base = torch.arange(self.points, device=count.device)[:, None] * entries.shape[1]
+            places = self.rows * self.slots
+            columns, start, count = sort(self.flat(tensors), self.index, self.span, 1, places)
+            base = torch.arange(0, self.points * places, places, dtype=torch.int32, device=start.device)
             tensors |= {made.at[r]: x for r, x in self.ambient(w, self.span).items()}
-            tensors[made.at[blocked]] = torch.arange(self.span, dtype=torch.int32, device=count.device).repeat(self.points)
-            tensors[made.first] = (start + base)[:, : self.span].int().flatten()
-            tensors[made.count] = count[:, : self.span].int().flatten()
-            tensors[made.columns] = (order // self.slots).int().flatten()
+            tensors[made.at[blocked]] = torch.arange(self.span, dtype=torch.int32, device=start.device).repeat(self.points)
+            tensors[made.first] = (start + base[:, None]).flatten()
+            tensors[made.count] = count.flatten()
+            tensors[made.columns] = columns.flatten()
 
         return Host("list rows", (self.table,), (*made.at.values(), made.first, made.count, made.columns), do)
+
+
+def by_block(
+    lists: torch.Tensor, index: torch.Tensor, span: int, tile: int, room: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows in the order of the blocks that they list: of each lane the rows [lanes, room], and where those of a block begin and how many
+    there are [lanes, span], all int32.
+
+    ``index`` [lanes, rows] says which of the ``lists`` [.., slots] a row of a lane has, -1 where there is no row. The rows of a block
+    begin at a multiple of ``tile``; what is between is -1. An entry that stands twice in a list counts once, one outside the span never.
+    """
+    flat = _entries(lists, index, span).flatten(1)
+    order, count, start = _ordered(flat, span)
+    whole = (count + tile - 1) // tile * tile
+    first = whole.cumsum(-1) - whole
+    value = flat.gather(-1, order)
+    at = (first - start).gather(-1, value) + torch.arange(flat.shape[1], device=flat.device)
+    at = torch.where(value < span, at, room)  # a place that is cut off
+    rows = torch.full((len(index), room + 1), -1, dtype=torch.int32, device=flat.device)
+    rows.scatter_(-1, at, (order // lists.shape[-1]).int())
+    return rows[:, :room].contiguous(), first[:, :span].int(), count[:, :span].int()
+
+
+def _entries(lists: torch.Tensor, index: torch.Tensor, span: int) -> torch.Tensor:
+    """The lists [lanes, rows, slots], with ``span`` in place of what is no entry or stands twice."""
+    found = lists[index.clamp_min(0)].masked_fill(index[..., None] < 0, -1)
+    inside = torch.where((found >= 0) & (found < span), found, span).long().sort(-1).values
+    again = inside[..., 1:] == inside[..., :-1]
+    inside[..., 1:].masked_fill_(again, span)
+    return inside
 
 
 def _ordered(entries: torch.Tensor, span: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -158,7 +224,7 @@ def _argsort(entries: torch.Tensor, span: int) -> torch.Tensor:
     return entries.argsort(dim=-1, stable=True)
 
 
-def _by_block(entries: torch.Tensor, span: int, groups: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _grouped(entries: torch.Tensor, span: int, groups: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Groups of `TILE` rows that have one block: the rows [points, groups, TILE], the blocks [points, groups], and for every entry [points,
     rows, slots] its place among all rows of all groups, -1 where it is none.
 

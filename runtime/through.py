@@ -1,14 +1,18 @@
 """Programs whose loops lists drive (`ir.passes.through`): a block of keys is read by the queries that list it, and by no others.
 
-    list  ->  [group rows]  ->  i_at, j_at, place  ->  [listed]  ->  parts  ->  [merged]  ->  o          for a window of rows
-    list  ->  [list rows]   ->  rows of each block ->  [listed]  ->  d_k, d_v
+    list  ->  [rows by turns]  ->  i_at, j_at         ->  [listed]  ->  states of rows  ->  [finalise]  ->  o
+    list  ->  [group rows]     ->  i_at, j_at, place  ->  [listed]  ->  parts           ->  [merged]    ->  o          for a window of rows
+    list  ->  [list rows]      ->  rows of each block ->  [listed]  ->  d_k, d_v
 
+Where a back end lets points take turns, a lane of rows goes from block to block, and the rows that list a block bring their states on by it:
+states stay in a cache, and nothing is put together afterwards. Elsewhere all pairs of a row and a block are computed at once, as parts.
 The shapes of all lists follow from those of the arguments: rows are as many as slots allow, and a group of rows is padded. So a graph
 serves every call of its shapes, and no size is read back from a device.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,13 +24,14 @@ from einfuse.ir.expr import index, reads
 from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes import split, through
 from einfuse.ir.ranking import members
+from einfuse.runtime import cache
 from einfuse.runtime.backends import Backend
 from einfuse.runtime.binding import evaluate, extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Graph, Host, Node, Part, Tensors, room
 from einfuse.runtime.kinds import Key, exactly
-from einfuse.runtime.lists import CHUNK, TILE, Lists
-from einfuse.runtime.outputs import Output
+from einfuse.runtime.lists import CHUNK, TILE, TURN, Lists
+from einfuse.runtime.outputs import Output, accumulation
 from einfuse.runtime.program import Program
 from einfuse.runtime.recent import Recent
 
@@ -138,6 +143,7 @@ class Driving(Program):
 
     table: str = ""
     made: dict[tuple[object, ...], tuple[through.Parts, Program, Program]] = field(default_factory=dict)
+    turned: dict[tuple[object, ...], tuple[through.Turns, Program, Program] | None] = field(default_factory=dict)
 
     @property
     def merges_steps(self) -> bool:
@@ -174,7 +180,10 @@ class Driving(Program):
         found = self.found(cascade, given)
         assert found is not None, "it was seen to fit"
         lists = Lists.of(found, given, self.table)
-        by = self._by_blocks if found.blocked == found.rows else self._by_parts
+        if found.blocked == found.rows:
+            by = self._by_blocks
+        else:
+            by = self._in_turns if backend.in_turns and self._turns(found, lists) else self._by_parts
         return list(by(found, lists, given, backend, outs))
 
     # -- rows that read listed blocks --------------------------------------------------------------------------------------------
@@ -211,13 +220,65 @@ class Driving(Program):
         lists = {n: torch.empty(groups, dtype=torch.int32, device="meta") for n in made.at.values()}
         return first.outputs(made.partial, {**given.tensors, **lists}, {**given.sizes, made.groups: groups})
 
+    # -- rows that go from block to block in turns ---------------------------------------------------------------------------------
+
+    def _turns(self, found: through.Listed, lists: Lists) -> tuple[through.Turns, Program, Program] | None:
+        """The programs of a cascade in turns; None where some state belongs to no row."""
+        key = (found.cascade.digest, found.width, lists.short)
+        if key not in self.turned:
+            try:
+                made = through.turns(found, TURN, lists.short)
+            except SpecError:
+                self.turned[key] = None
+            else:
+                first, second = (
+                    Program(c, self.strict, wide) for c, wide in ((made.cascade, True), (made.finalise, self.wide))
+                )
+                self.turned[key] = made, first, second
+        return self.turned[key]
+
+    def _in_turns(
+        self, found: through.Listed, lists: Lists, given: Given, backend: Backend, outs: Mapping[str, Output]
+    ) -> Iterator[Node]:
+        turning = self._turns(found, lists)
+        assert turning is not None, "it was asked"
+        made, first, second = turning
+        wide = accumulation(given.tensors.values())
+        axes = {y: first.cascade.input(made.held[y]).axes for y in made.gives}
+        rest = [math.prod(int(evaluate(a, given.sizes)) for a in x[len(lists.over) + 1 :]) for x in axes.values()]
+        lanes = lists.lanes(2 * sum(rest) * wide.itemsize, backend.workers(given.device))
+        count, turns, rows = lists.points * lanes, lists.turns(-(-lists.rows // lanes)), lists.rows + lanes
+        yield lists.in_turns(lanes, made, functools.partial(backend.by_block, folder=cache.folder() / backend.name))
+        sizes = {**given.sizes, made.lanes: count, made.turns: turns, made.room: rows}
+        shapes = {y: tuple(int(evaluate(a, sizes)) for a in x) for y, x in axes.items()}
+        states = {y: f"state {y}" for y in shapes}
+
+        def begin(tensors: Tensors, call: Given) -> None:
+            tensors |= {states[y]: torch.full(shape, made.start[y], dtype=wide) for y, shape in shapes.items()}
+
+        yield Host("states of rows", (), tuple(states.values()), begin)
+        lister, *ambient = (found.rows, *lists.over)
+        tables: dict[str, tuple[int, ...]] = {made.at[r]: (count,) for r in ambient}
+        tables |= {made.at[found.columns]: (count, turns), made.at[lister]: (count, turns, TURN)}
+        more = {n: torch.empty(s, dtype=torch.int32, device="meta") for n, s in tables.items()}
+        more |= {made.held[y]: torch.empty(s, dtype=wide, device="meta") for y, s in shapes.items()}
+        next_ = {made.gives[y]: Output(s, wide) for y, s in shapes.items()}
+        names = {made.gives[y]: n for y, n in states.items()} | {made.held[y]: n for y, n in states.items()}
+        yield first.kernel(made.cascade, given.more(more, sizes), backend, next_, names, placed=True)
+        flat = {y: f"{y} of rows" for y in shapes}
+        yield _of_rows({states[y]: n for y, n in flat.items()}, len(lists.over), lists.rows)
+        held = {made.held[y]: more[made.held[y]].narrow(len(lists.over), 0, lists.rows) for y in shapes}
+        numbers = {**given.numbers, **split.constants(made.sizes, given.sizes)}
+        finishing = replace(given.more(held), numbers=numbers)
+        yield second.kernel(made.finalise, finishing, backend, outs, {made.held[y]: n for y, n in flat.items()})
+
     # -- blocks of rows that are listed -------------------------------------------------------------------------------------------
 
     def _by_blocks(
         self, found: through.Listed, lists: Lists, given: Given, backend: Backend, outs: Mapping[str, Output]
     ) -> Iterator[Node]:
         made = through.blocks(found, lists.short)
-        yield lists.inverted(made)
+        yield lists.inverted(made, functools.partial(backend.by_block, folder=cache.folder() / backend.name))
         groups, pairs = lists.points * lists.span, lists.points * lists.rows * lists.slots
         ints = dict.fromkeys((*made.at.values(), made.first, made.count), (groups,)) | {made.columns: (pairs,)}
         tables = {n: torch.empty(s, dtype=torch.int32, device="meta") for n, s in ints.items()}
@@ -240,6 +301,15 @@ def _unblocked(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], 
             tensors[n] = tensors[blocks].view(*shape[:over], -1, *shape[over + 1 :]).narrow(over, 0, shape[over])
 
     return Host("rows of blocks", tuple(names.values()), tuple(names), do)
+
+
+def _of_rows(names: Mapping[str, str], over: int, rows: int) -> Host:
+    """States [.., room, ..] as those of the rows [.., rows, ..] alone."""
+
+    def do(tensors: Tensors, call: Given) -> None:
+        tensors |= {mine: tensors[n].narrow(over, 0, rows) for n, mine in names.items()}
+
+    return Host("rows of states", tuple(names), tuple(names.values()), do)
 
 
 def _flattened(names: Mapping[str, str]) -> Host:

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 from einfuse.codegen.cost import row_work
 from einfuse.codegen.cpu.access import ELEMENTS
+from einfuse.codegen.cpu.asking import ask
 from einfuse.codegen.cpu.buffers import assign
 from einfuse.codegen.cpu.folds import FoldPrinter
 from einfuse.codegen.cpu.functions import Ref
@@ -49,9 +50,9 @@ class KernelPrinter:
         lines += ["#pragma omp parallel num_threads(n_threads)", "  {", "    Scratch scratch;"]
         lines += [f"    {b}" for b in body.buffers]
         if sequential(self.plan):
-            lines += ["    long point, past;  // its tiles run in order: each adds to what those before it wrote"]
-            lines += ["    while (scratch.ok && queue.next(point, past)) for (; point < past; ++point)"]
-            lines += ["    for (long item = point * tiles; item < (point + 1) * tiles; ++item) {"]
+            lines += ["    long run, past;  // its tiles run in order: each adds to what those before it wrote"]
+            lines += ["    while (scratch.ok && queue.next(run, past)) for (; run < past; ++run)"]
+            lines += ["    for (long item = run * run_items; item < (run + 1) * run_items; ++item) {"]
         else:
             lines += ["    long item, last;", "    while (scratch.ok && queue.next(item, last)) for (; item < last; ++item) {"]
         lines += body.lines
@@ -116,12 +117,16 @@ class KernelPrinter:
         """How many items there are, and how many threads share them."""
         plan = self.plan
         tile = plan.tile
-        points = " * ".join(self.extent(b.size) for b in plan.ambient) or "1"
+        extents = [self.extent(b.size) for b in plan.ambient]
+        points = " * ".join(extents) or "1"
+        turn = next((n for n, b in enumerate(plan.ambient) if b.turns), len(extents))
         lines = [f"const long tiles = {f'ceil_div({self.extent(tile.size)}, {tile.block})' if tile else '1'};"]
         lines.append(f"const long points = {points};")
         lines.append("if (points <= 0 || tiles <= 0) return 0;")
-        lines.append("const bool shared_tiles = tiles > 1;")
-        whole = "points" if sequential(plan) else "points * tiles"
+        if sequential(plan):
+            lines.append(f"const long run_items = {' * '.join(['tiles', *extents[turn:]])};")
+        lines.append(f"const bool shared_tiles = {'true' if extents[turn:] else 'tiles > 1'};")
+        whole = "points * tiles / run_items" if sequential(plan) else "points * tiles"
         lines.append(f"const double work = points * {self.work()};  // operations at most: no mask is looked at")
         lines.append(f"const long most_threads = (long)minimum((T)1e6, (T)(1 + work / {THREAD:.0e}));")
         lines.append(f"const long n_threads = maximum(1L, minimum(minimum((long)threads, most_threads), {whole}));")
@@ -172,6 +177,8 @@ class KernelPrinter:
         for n, step in enumerate(plan.steps):
             text.line()
             if isinstance(step, Fold):
+                if n == 1:
+                    ask(text, scope, plan)
                 text.line(f"// fold over {step.rank} in blocks of {step.step}")
                 self.region(step.bounds, read_by(step) | self.read_after(n))
                 FoldPrinter(text, scope, plan, step, self.dependence, self.tensors).printed()

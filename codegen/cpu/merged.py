@@ -49,7 +49,9 @@ def merge(rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None:
 
 
 def sequential(plan: KernelPlan) -> bool:
-    """Whether the tiles of an ambient point must run in order: one reads what another wrote."""
+    """Whether the tiles of an ambient point must run in order: one reads what another wrote. So must those of points that take turns."""
+    if any(b.turns for b in plan.ambient):
+        return True
     written = {op.tensor for op in operations(plan) if isinstance(op, Store)} & {t.name for t in plan.tensors}
     return any(isinstance(op, Load) and op.tensor in written for op in operations(plan))
 

@@ -11,7 +11,8 @@ _KEYWORDS = """alignas alignof and asm auto bool break case catch char class con
 else enum explicit export extern false float for friend goto if inline int long mutable namespace new not nullptr operator or
 private protected public register return short signed sizeof static struct switch template this throw true try typedef typeid
 union unsigned using virtual void volatile while xor std INF NOT_A_NUMBER MOST_BUFFERS T I V VI W l from n item last point past queue scratch
-ptrs strides sizes params threads tiles points shared_tiles n_threads most_threads work einfuse_kernel main errno NULL""".split()
+ptrs strides sizes params threads tiles points shared_tiles run_items run past n_threads most_threads work einfuse_kernel
+main errno NULL""".split()
 HEADERS = {p.stem: p for p in sorted(Path(__file__).parent.glob("*.h"))}
 
 

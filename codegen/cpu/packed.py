@@ -192,27 +192,28 @@ class PackPrinter:
 
     def ask(self, gathers: list[Load], scope: Scope, lo: str, count: str) -> None:
         """Asks the machine for the rows that are gathered, all before the first is read: it cannot guess where the next one lies."""
-        rows: list[str] = []
+        rows, r = [], self.text.fresh("row")
         for op in gathers:
             tensor = scope.scalars[f"tensor {op.tensor}"].text
-            index = [self.row_index(scope, i, f"({lo} + r)") for i in op.index]
+            index = [self.row_index(scope, i, f"({lo} + {r})", r) for i in op.index]
             if None in index:
                 continue
             terms = [(n, scalar_index(Ref(x, "int"), tensor, n, op.clamp)) for n, x in enumerate(index) if x]
             rows.append(f"ahead({offset(tensor, terms)}, 0, {scope.extents[op.out.dims[1]].count}).ask(0);")
         if rows:
-            with self.text.block(f"for (long r = 0; r < {count}; ++r)"):
+            with self.text.block(f"for (long {r} = 0; {r} < {count}; ++{r})"):
                 for line in rows:
                     self.text.line(line)
 
-    def row_index(self, scope: Scope, i: Value, here: str) -> str | None:
-        """An index of the row at ``here``: a number of all rows, one held of each; "" along the row, None where it would be computed again."""
+    def row_index(self, scope: Scope, i: Value, here: str, r: str) -> str | None:
+        """An index of the row at ``here``, the ``r``-th of the block: a number of all rows, one held of each; "" along the row, None where
+        it would be computed again."""
         if not i.dims:
             return scope.scalars[i.name].text if i.name in scope.scalars else None
         if isinstance(self.recipes.get(i.name), Coordinate):
             return here if i.dims == (self.fold.rank,) else ""
         return (
-            f"(long)*({scope.places[i.name].pointer} + r)" if i.dims == (self.fold.rank,) and i.name in scope.places else None
+            f"(long)*({scope.places[i.name].pointer} + {r})" if i.dims == (self.fold.rank,) and i.name in scope.places else None
         )
 
     def place(self, scope: Scope, v: Value, form: Form, at: str) -> Place:

@@ -113,8 +113,11 @@ struct Choice {
       bound = most[slots - 1];
     } else {
       count_larger(most, groups, above);
-      bound = INFINITY;
-      for (long c = 0; c < groups; ++c) bound = above[c] < slots && most[c] < bound ? most[c] : bound;
+      float least = INFINITY;  // of those that few are above
+      const float few = (float)slots;
+#pragma omp simd reduction(min : least)
+      for (long c = 0; c < groups; ++c) least = std::min(least, above[c] < few ? most[c] : INFINITY);
+      bound = least;
     }
     bounded = bound > -INFINITY;
   }
@@ -126,6 +129,13 @@ struct Choice {
     } else {
 #pragma omp simd reduction(| : held)
       for (int c = 0; c < (int)STEP; ++c) held |= (unsigned)(values[first + c] >= bound) << c;
+      if (held && row.exists && row.step == 1) {
+        const uint8_t* const exists = row.exists + first;
+        unsigned there = 0;
+#pragma omp simd reduction(| : there)
+        for (int c = 0; c < (int)STEP; ++c) there |= (unsigned)(exists[c] != 0) << c;
+        held &= there;
+      }
     }
     for (; held; held &= held - 1) {
       const long c = first + __builtin_ctz(held);

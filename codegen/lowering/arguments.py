@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from einfuse.codegen import plan as kp
 from einfuse.codegen.lowering.expressions import Expressions
@@ -35,7 +35,7 @@ def arguments(e: Expressions, storage: Mapping[str, kp.Storage], loaded: Iterabl
         e.sizes.of(r) for r in (*c.over, *e.blocks.order)
     ]  # a program reads these sizes, whether or not an expression does
     return Arguments(
-        ambient=tuple(e.sizes.block(r, 1) for r in c.over),
+        ambient=tuple(replace(e.sizes.block(r, 1), turns=c.rank(r).kind == "turn") for r in c.over),
         features=tuple(e.sizes.block(r, e.sizes.feature(r)) for r in e.sizes.features),
         tensors=tuple(tensors),
         params=tuple(sorted(e.params.items())),

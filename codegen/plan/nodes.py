@@ -219,11 +219,15 @@ class Arg:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A rank of the plan: its size (a number or the name of a launch size) and how many coordinates a block holds."""
+    """A rank of the plan: its size (a number or the name of a launch size) and how many coordinates a block holds.
+
+    ``turns``: the points of this ambient rank, and of those behind it, run one after the other for each point of the ranks before it.
+    """
 
     rank: str
     size: int | str
     block: int
+    turns: bool = False
 
 
 @dataclass(frozen=True, slots=True)

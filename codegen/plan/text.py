@@ -39,7 +39,7 @@ _VALUE = rf"(?P<out>{_NAME}) : (?P<type>float|int|bool)(?:\[(?P<dims>{_LIST})\])
 _LINE = {
     "kernel": rf"kernel (?P<name>{_NAME}) compute (?P<compute>\w+) narrow (?P<narrow>\w+)",
     "comment": r"\|(?: (?P<text>.*))?",
-    "block": rf"(?P<kind>ambient|tile|feature) (?P<rank>{_NAME}) = (?P<size>{_NAME}) by (?P<block>\d+)",
+    "block": rf"(?P<kind>ambient|tile|feature) (?P<rank>{_NAME}) = (?P<size>{_NAME}) by (?P<block>\d+)(?P<turns> in turn)?",
     "tensor": rf"tensor (?P<name>{_NAME})\[(?P<axes>\d+)\] : (?P<storage>\w+)(?P<written> out)?",
     "kept": rf"kept (?P<name>{_NAME}) of (?P<rank>{_NAME}) by (?P<size>{_NAME})",
     "param": rf"param (?P<name>{_NAME}) : (?P<type>float|int|bool)",
@@ -74,7 +74,7 @@ def show(plan: kp.KernelPlan) -> str:
         + [("tile", b) for b in (plan.tile,) if b]
         + [("feature", b) for b in plan.features]
     )
-    lines += [f"  {kind} {b.rank} = {b.size} by {b.block}" for kind, b in blocks]
+    lines += [f"  {kind} {b.rank} = {b.size} by {b.block}{' in turn' * b.turns}" for kind, b in blocks]
     lines += [f"  tensor {t.name}[{t.axes}] : {t.storage}{' out' * t.out}" for t in plan.tensors]
     lines += [f"  kept {k.tensor} of {k.tile} by {k.size}" for k in plan.kept]
     lines += [f"  param {name} : {dtype}" for name, dtype in plan.params]
@@ -186,7 +186,7 @@ class _Reader:
                 case "comment", x:
                     comments.append(x["text"] or "")
                 case "block", x:
-                    blocks[x["kind"]].append(kp.Block(x["rank"], _size(x["size"]), int(x["block"])))
+                    blocks[x["kind"]].append(kp.Block(x["rank"], _size(x["size"]), int(x["block"]), bool(x["turns"])))
                 case "tensor", x:
                     tensors.append(kp.Arg(x["name"], int(x["axes"]), x["storage"], bool(x["written"])))  # type: ignore[arg-type]  # a Storage
                 case "kept", x:

@@ -129,10 +129,10 @@ class _Printer(Printer):
         self.local[f"coordinate {tile.rank}"] = f"along({self.axis(tile.rank)}, {lo}, {hi})"
 
     def looped(self) -> set[str]:
-        """The ambient ranks that bounds of loops depend on."""
+        """The ambient ranks that bounds of loops depend on, or whose points take turns."""
         ambient = {b.rank for b in self.plan.ambient}
         depends: dict[str, set[str]] = {}
-        out: set[str] = set()
+        out = {b.rank for b in self.plan.ambient if b.turns}
         for step in self.plan.steps:
             for op in step.bounds if isinstance(step, Fold) else step:
                 if isinstance(op, Coordinate):

@@ -11,6 +11,10 @@
     m[i] = max[part] m_part[place[chunk, i, part]] where place[chunk, i, part] >= 0
     o[i, e] = ..                                          out o[B, H, Nq, E] at [b_at[chunk], h_at[chunk], i_at[chunk, i], e]
 
+    over lane, turn                                       or a row brings its states on by one block after the other
+    m_next[i] = max(m_held[.., i_at[lane, turn, i]], max[j] s[i, j])
+    out m_next at [.., i_at[lane, turn, i]]               which is where m_held is: the points of `turn` run in order
+
 What is computed does not change, but in its order. The work is that of the pairs that are listed, in whole tiles: rows that chose a block are
 gathered, so that it is one product of matrices for each tile. Sums over the rows of a block (gradients of keys and values) need no parts:
 
@@ -27,6 +31,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from einfuse.ir import expr as ex
+from einfuse.ir.errors import SpecError
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Place, Rank, Tensor
 from einfuse.ir.passes import split, walk
 from einfuse.ir.rewrite import expressions, fresh, statements, taken
@@ -101,6 +106,27 @@ class Parts:
     groups: str
     chunks: str
     pairs: str
+    sizes: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """A cascade that brings the states of rows on by one block of columns after the other, and what finishes them.
+
+    ``at`` are its lists by rank: the coordinate of each ambient rank [lanes], the rows [lanes, turns, tile], and the block [lanes, turns].
+    ``held`` says what a state is called as an input, [.., room, ..]: what the cascade gives for it (``gives``) is written in its place. A row
+    that is none has a number of its own from the number of rows on. ``sizes`` as in `split.Split`.
+    """
+
+    cascade: Cascade
+    finalise: Cascade
+    held: Mapping[str, str]
+    gives: Mapping[str, str]
+    start: Mapping[str, float]
+    at: Mapping[str, str]
+    lanes: str
+    turns: str
+    room: str
     sizes: dict[str, str]
 
 
@@ -208,6 +234,89 @@ def _merged(
         body=tuple(body),
         places=tuple(_place(c, n, own[n], lists) for n in merged.outs),
     )
+
+
+def turns(found: Listed, tile: int, short: bool) -> Turns:
+    """Turns of ``tile`` rows; ``short``: the last block may be. Requires that the blocks are of columns.
+
+    Raises SpecError where the sums of a row have no merge, or some state is not of a row.
+    """
+    c = found.cascade
+    cut = split.run(c)
+    names = taken(c) | taken(cut.partial) | taken(cut.merge)
+    lane, lanes, turn, count, room = (fresh(n, names) for n in ("lane", "Lanes", "turn", "Turns", "Room"))
+    at = {r: fresh(f"{r}_at", names) for r in (*c.over, found.rows, found.columns)}
+    here = (ex.index(lane), ex.index(turn))
+    row = ex.load(at[found.rows], *here, ex.index(found.rows))
+    column = _of_block(ex.load(at[found.columns], *here), found.columns, found.width)
+    lists = {r: ex.load(at[r], ex.index(lane)) for r in c.over} | {found.rows: row, found.columns: column}
+    size, bounds = ex.size(c.rank(found.rows).size), cut.partial.inputs[-1].name
+    inside = ex.conjunction(
+        ex.call("<", row, size), ex.call("<", column, ex.size(c.rank(found.columns).size)) if short else None
+    )
+    body = _body(cut.partial, lists, {found.atom: inside}, lambda e: bounds in ex.reads(e))
+    ranks = {x.target: x.ranks for x in body if x.target in cut.states}
+    if any(found.rows not in r for r in ranks.values()):
+        raise SpecError(f"{c.name} has a state that no row has", c.loc)
+    gives = {y: fresh(f"{y}_next", names) for y in cut.states}
+    joined = _joined(cut, lists, gives, names)
+    tables = [Tensor(at[r], (ex.size(lanes),), "int", made=True) for r in c.over]
+    tables += [Tensor(at[found.columns], (ex.size(lanes), ex.size(count)), "int", made=True)]
+    tables += [Tensor(at[found.rows], (ex.size(lanes), ex.size(count), ex.const(tile)), "int", made=True)]
+    whole = {t.name: t for t in cut.finalise.inputs}
+    held = {
+        y: replace(whole[n], axes=tuple(ex.size(room) if a == size else a for a in whole[n].axes)) for y, n in cut.held.items()
+    }
+    kept = tuple(t for t in cut.partial.inputs if t.name not in (bounds, found.atom.name))
+    moved = replace(
+        cut.partial,
+        name=f"{c.name}_listed",
+        over=(lane, turn),
+        ranks=(
+            Rank(lane, "batch", lanes),
+            *_ranks(cut.partial, Rank(turn, "turn", count), {found.rows: tile, found.columns: found.width}),
+        ),
+        inputs=(*kept, *held.values(), *tables),
+        body=(*body, *joined),
+        outs=tuple(gives.values()),
+        places=tuple(
+            Place(gives[y], held[y].axes, tuple(lists.get(r, ex.index(r)) for r in (*c.over, *ranks[y]))) for y in cut.states
+        ),
+    )
+    start = {x.target: x.reducer.identity for x in body if x.target in cut.states}
+    return Turns(moved, cut.finalise, cut.held, gives, start, at, lanes, count, room, cut.sizes)
+
+
+def _joined(cut: split.Split, lists: Mapping[str, Expr], gives: Mapping[str, str], names: set[str]) -> list[Einsum]:
+    """The merge of what a row has had and of what a block brings, as statements."""
+    merge, held = cut.merge, {n: y for y, n in cut.held.items()}
+    told = {n: ex.size(size) for size, n in cut.sizes.items()}
+    new = {x.target: gives.get(x.target) or fresh(x.target, names) for x in merge.body if isinstance(x, Einsum)}
+    ambient = len(merge.over)
+
+    def one(e: Expr, old: bool) -> Expr:
+        def here(x: Expr) -> Expr | None:
+            if x.op == "load" and x.name in held:
+                own = (*x.args[:ambient], *x.args[ambient + 1 :])
+                return ex.load(x.name, *(lists.get(a.name, a) for a in own)) if old else ex.load(held[x.name], *own[ambient:])
+            if x.op == "load" and x.name in new:
+                return replace(x, value=new[x.name])
+            if x.op == "load" and x.name in told:
+                return told[x.name]
+            return lists.get(x.name) if x.op == "index" else None
+
+        return ex.substitute(e, here)
+
+    def term(x: Einsum, old: bool) -> Expr:
+        value = one(x.map, old)
+        return value if x.mask is None else ex.call("select", one(x.mask, old), value, ex.const(x.reducer.identity))
+
+    out = []
+    for x in merge.body:
+        assert isinstance(x, Einsum), "a merge has no folds"
+        value = ex.call(x.reducer.combine, term(x, True), term(x, False)) if x.over else one(x.map, False)
+        out.append(Einsum(new[x.target], x.ranks, None, (), value))
+    return out
 
 
 def blocks(found: Listed, short: bool) -> Blocks:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 import einfuse
+from einfuse.codegen.plan import text as plan_text
 from einfuse.ir.passes import through as transform
 from einfuse.ir.text import parse, show
-from einfuse.runtime import through
+from einfuse.runtime import backends, cache, lists, through
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import BackendName
 from einfuse.runtime.graph import Kernel
@@ -97,7 +98,7 @@ def test_rows_may_share_a_list() -> None:
 
 def test_windows_of_rows_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     x = {n: y.float() if y.is_floating_point() else y for n, y in drawn(3).items()}
-    whole = by_lists(GIVEN, "cpu")
+    whole = by_lists(GIVEN, "torch")
     names = [t.name for t in whole.cascade.inputs]
     given = [x.get(n, x["sel"]) for n in names]
     once = whole(*given)
@@ -110,6 +111,42 @@ def test_windows_of_rows_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> 
     windows = [y for y in graph.nodes if y.label == "group rows"]
     assert len(windows) == 2 * 2 * 2, "every head of every batch, in two windows"
     assert torch.equal(once, again)
+
+
+def test_lanes_of_rows_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows go from block to block in the same order, however many lanes they are dealt out to."""
+    x = {n: y.float() if y.is_floating_point() else y for n, y in drawn(3, rows=300).items()}
+    x |= {n: torch.cat([y, y], 2) for n, y in x.items() if n != "sel"}
+    attention = by_lists(GIVEN, "cpu")
+    given = [
+        x.get(t.name, x["sel"]).requires_grad_(x.get(t.name, x["sel"]).is_floating_point()) for t in attention.cascade.inputs
+    ]
+    lanes, found = [], []
+    for most in (lists.LANE, 300):
+        monkeypatch.setattr(lists, "LANE", most)
+        attention._calls.known.clear()
+        attention.program.graphs = type(attention.program.graphs)()
+        out = attention(*given)
+        assert isinstance(out, Tensor)
+        found.append([out, *torch.autograd.grad(out.square().sum(), [y for y in given if y.requires_grad])])
+        sizes = [dict(y.sizes) for _, g in attention.program.graphs.items() for y in g.nodes if isinstance(y, Kernel)]
+        lanes.append(max(s.get("Lanes", 0) for s in sizes))
+    assert lanes[0] < lanes[1] == 12, "three lanes of each head and batch"
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("tile", [1, 4])
+def test_rows_are_sorted_by_block_as_torch_sorts_them(tile: int) -> None:
+    g = torch.Generator().manual_seed(tile)
+    given = torch.randint(-2, 9, (30, 5), generator=g)  # some stand twice, some are no block
+    index = torch.randint(-1, 30, (3, 11), generator=g)
+    room = 55 if tile == 1 else 55 + 3 * 8
+    mine = backends.named("cpu").by_block(given, index, 8, tile, room, cache.folder() / "cpu")
+    torch.testing.assert_close(mine, lists.by_block(given, index, 8, tile, room), rtol=0, atol=0)
+    rows, start, count = mine
+    for lane, b in ((lane, b) for lane in range(3) for b in range(8)):
+        own = rows[lane, start[lane, b] : start[lane, b] + count[lane, b]]
+        assert own.tolist() == [r for r in range(11) if index[lane, r] >= 0 and b in given[index[lane, r]].tolist()]
 
 
 def test_threads_and_repeats_give_the_same_bits() -> None:
@@ -161,7 +198,7 @@ def test_what_is_explained_is_what_runs() -> None:
     moba = einfuse.compile("moba", best=2, block=16, backend="cpu")
     q, k, v = torch.randn(1, 2, 300, 8), torch.randn(1, 1, 300, 8), torch.randn(1, 1, 300, 8)
     (graph,) = graphs(moba, {"q": q, "k": k, "v": v}, {})
-    assert [x.label for x in graph.nodes][-4:] == ["group rows", "moba_listed", "parts of pairs", "moba_merged"]
+    assert [x.label for x in graph.nodes][-4:] == ["states of rows", "moba_listed", "rows of states", "moba_finalise"]
 
 
 def test_a_spec_whose_table_is_read_otherwise_makes_the_table() -> None:
@@ -216,3 +253,15 @@ def test_graphs_and_transforms_of_a_choice() -> None:
     module = type("Module", (torch.nn.Module,), {"forward": lambda self, *given: call(*given)})()
     exported = torch.export.export(module, x)
     torch.testing.assert_close(exported.module()(*x), call(*x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_cascade_in_turns_is_a_text_and_so_is_its_plan() -> None:
+    attention = by_lists(GIVEN, "cpu")
+    x = {n: y.float() if y.is_floating_point() else y for n, y in drawn(6).items()}
+    attention(*(x.get(t.name, x["sel"]) for t in attention.cascade.inputs))
+    nodes = (y for _, g in attention.program.graphs.items() for y in g.nodes)
+    kernel = next(y for y in nodes if isinstance(y, Kernel) and y.label == "given_listed")
+    printed = kernel.printed()
+    assert show(parse(show(printed.cascade))) == show(printed.cascade)
+    assert [b.turns for b in printed.plan.ambient] == [False, True]
+    assert plan_text.read(plan_text.show(printed.plan)) == printed.plan
