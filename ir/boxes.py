@@ -16,7 +16,7 @@ import numpy.typing as npt
 from einfuse.ir import expr as ex
 from einfuse.ir.affine import Affine, affine
 from einfuse.ir.implications import solvable
-from einfuse.ir.intervals import LIMIT, TRANSFER, Interval, by_shape, weighted_sum
+from einfuse.ir.intervals import LIMIT, TRANSFER, Interval, by_shape, square, weighted_sum
 from einfuse.ir.nodes import DType, Expr
 from einfuse.ir.predicates import All, Any, Ge, Predicate, Unknown, predicate
 from einfuse.ir.tables import Table
@@ -49,6 +49,10 @@ class Box:
             return self._select(*e.args)
         if e.op == "int":
             return self._int(e.args[0])
+        if e.op == "*" and e.args[0] == e.args[1]:
+            side = self.form(affine(e.args[0]))
+            out = None if side is None else square(side)
+            return out if out is None or out.bound < LIMIT else None
         rule = TRANSFER.get(e.op)
         args = [self.form(affine(a)) for a in e.args] if rule else []
         known = [a for a in args if a is not None]

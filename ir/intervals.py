@@ -102,6 +102,12 @@ def _absolute(a: Interval) -> Interval:
     return Interval(np.where((a.lo <= 0) & (a.hi >= 0), 0, np.minimum(low, high)), np.maximum(low, high), a.bound)
 
 
+def square(a: Interval) -> Interval | None:
+    """Of a product with itself, whose factors are never of two signs."""
+    size = _absolute(a)
+    return _times(size, size)
+
+
 def _extreme(op: Callable[[Ints, Ints], Ints], a: Interval, b: Interval) -> Interval:
     lo = op(a.lo, b.lo)
     return Interval(lo, lo if a.exact and b.exact else op(a.hi, b.hi), max(a.bound, b.bound))

@@ -57,6 +57,7 @@ MASKS = {
     "dilated": "(i - j) % 4 == 0 and j <= i",
     "strided": "j <= i and (i - j < 32 or (i - j) % 32 == 0)",
     "2-D neighbourhood": "abs(i // 48 - j // 48) <= 3 and abs(i % 48 - j % 48) <= 3",
+    "disc": "(i // 48 - j // 48) * (i // 48 - j // 48) + (i % 48 - j % 48) * (i % 48 - j % 48) <= 9",
     "2-D causal": "j // 48 < i // 48 or (i // 48 == j // 48 and j % 48 <= i % 48)",
     "not causal window": "not (j <= i and i - j < 70)",
     "contradiction": "j <= i and j > i",
@@ -71,7 +72,7 @@ MASKS = {
     "any parameter": "select(flag[], j <= i, j >= i)",
     "region": "i * j < 9000",
 }
-INEXACT = {"groups": 0.99, "strided": 0.99, "causal layout": 0.98}
+INEXACT = {"disc": 0.99, "groups": 0.99, "strided": 0.99, "causal layout": 0.98}
 """Masks of which only this share of the tiles without a mixture is asked for."""
 
 
