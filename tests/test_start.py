@@ -98,7 +98,11 @@ def test_looking_at_cascades_imports_no_torch(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "order", ["einfuse, torch", "torch, einfuse", "einfuse.runtime.kinds, torch, wave", "einfuse.runtime.backends, wave, torch"]
+    "order",
+    [
+        *("einfuse, torch", "torch, einfuse", "einfuse.runtime.kinds, torch, wave", "einfuse.runtime.backends, wave, torch"),
+        *("einfuse.runtime.ops, torch", "einfuse.runtime.backends, einfuse.runtime.ops, torch"),
+    ],
 )
 def test_torch_knows_the_operators_in_a_process_that_imports_both(order: str) -> None:
     """Also where a module of ours imports torch first: the operators import that module."""

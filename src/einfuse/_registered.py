@@ -30,7 +30,8 @@ class _Awaited(MetaPathFinder):
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != "torch":
-            self.settle()
+            if name.partition(".")[0] != "einfuse":  # one of ours may be what is registered: it would be loaded twice
+                self.settle()
             return None
         if self.looking:
             return None
