@@ -42,6 +42,11 @@ EXECUTED = {
     ("docs/editor.md", "json"): "editor/test_doc.py::test_tasks_are_commands_that_there_are",
     ("docs/editor.md", "ipython"): "editor/test_doc.py::test_the_cells_run",
     ("docs/distributed.md", "python"): "distributed/test_processes.py::test_the_page_runs",
+    ("docs/porting.md", "python"): "test_porting.py::test_the_examples_run",
+    **{
+        ("docs/tutorial.md", kind): "test_tutorial.py::test_the_tutorial_can_be_followed"
+        for kind in ("attn", "console", "python")
+    },
     ("docs/walkthrough.md", "console"): "test_walkthrough.py::test_a_command_prints_what_the_walkthrough_shows",
     ("docs/flex.md", "python"): "flex/test_doc.py::test_the_examples",
     ("docs/layers.md", "python"): "test_client_docs.py::test_examples_run",

@@ -130,8 +130,8 @@ print(numpy.__file__, file=sys.stderr)
 
 @pytest.mark.slow
 def test_the_arrays_of_the_page_decide_as_numpy_does(tmp_path: Path) -> None:
-    """Masks with divisions and choices; a normaliser whose proof samples."""
-    names = ("chunked", "moba", "neighbourhood_2d", "softpick_sink")
+    """A mask with divisions; a normaliser whose proof samples."""
+    names = ("neighbourhood_2d", "softpick_sink")
     found = []
     for number, path in enumerate(([], [str(ARRAYS)])):
         paths = os.pathsep.join([*path, os.environ.get("PYTHONPATH", ""), str(ROOT / "src")])
