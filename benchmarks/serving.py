@@ -1,8 +1,9 @@
 """What a step of serving costs: `update` and `run` on the host, decoding from pages beside contiguous keys, other specs beside causal, drafts.
 
-    python benchmarks/serving.py [--batch 64] [--tokens 512] [--threads 1] [--dtype float32] [--json FILE]
+    python benchmarks/serving.py [--batch 64] [--tokens 512] [--width 64] [--threads 1] [--dtype float32] [--json FILE]
 
-Medians of processor time in turns, in microseconds. ``host``: with kernels that return at once. Heads: 8 on 2, of width 64, pages of 16.
+Medians of processor time in turns, in microseconds. ``host``: with kernels that return at once. Heads: 8 on 2, pages of 16. ``paged``: one row
+of each sequence over keys with heads before tokens and tokens before heads, as pages have them, and over pages in order and in none.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from turns import Row, medians, no_kernels  # noqa: E402
 import einfuse  # noqa: E402
 from einfuse import serving  # noqa: E402
 
-HEADS, SHARED, WIDTH, PAGE = 8, 2, 64, 16
+HEADS, SHARED, PAGE = 8, 2, 16
 SPECS: dict[str, dict[str, object]] = {
     "causal": {},
     "alibi": {"slope": torch.rand(HEADS)},
@@ -34,18 +35,18 @@ SPECS: dict[str, dict[str, object]] = {
 
 
 def planned(
-    name: str, batch: int, tokens: int, dtype: torch.dtype, rows: int = 1
+    name: str, batch: int, tokens: int, width: int, dtype: torch.dtype, rows: int = 1
 ) -> tuple[serving.Plan, torch.Tensor, torch.Tensor]:
     """A plan over a full cache whose pages lie in no order, the starts of a step, and its queries."""
     table = -(-(tokens + rows) // PAGE)
     attn = einfuse.compile(name, backend="cpu")
-    token = {"k": (SHARED, WIDTH), "v": (SHARED, WIDTH)}
+    token = {"k": (SHARED, width), "v": (SHARED, width)}
     cache = serving.Cache.empty(attn, pages=batch * table + 1, width=PAGE, table=table, batch=batch, dtype=dtype, **token)
     for x in cache.tensors.values():
         x.normal_()
     cache.page.copy_(torch.randperm(batch * table).view(batch, table))
     cache.length.fill_(tokens)
-    q = torch.randn(batch * rows, HEADS, WIDTH, dtype=dtype)
+    q = torch.randn(batch * rows, HEADS, width, dtype=dtype)
     extra = {n: x.to(dtype) if isinstance(x, torch.Tensor) else x for n, x in SPECS[name].items()}
     plan = serving.plan(attn, cache, tiles=(rows,), q=q, **extra)  # type: ignore[arg-type]  # tensors and numbers
     starts = torch.arange(batch + 1, dtype=torch.int32) * rows
@@ -53,30 +54,35 @@ def planned(
     return plan, starts, q
 
 
-def measured(batch: int, tokens: int, dtype: torch.dtype, repeats: int) -> dict[str, dict[str, float]]:
+def measured(batch: int, tokens: int, width: int, dtype: torch.dtype, repeats: int) -> dict[str, dict[str, float]]:
     """All groups."""
-    plan, starts, q = planned("causal", batch, tokens, dtype)
+    plan, starts, q = planned("causal", batch, tokens, width, dtype)
     with no_kernels():
         host = medians({"update": lambda: plan.update(starts), "run": lambda: plan.run(q)}, repeats)
     found = {"host": host}
 
-    causal = einfuse.compile("causal", backend="cpu")
     full = einfuse.compile("full", backend="cpu")
-    k, v = torch.randn(2, batch, SHARED, tokens, WIDTH, dtype=dtype)
-    whole = functools.partial(full, q[:, :, None], k, v)
-    paged = {"contiguous": whole, "paged": lambda: plan.run(q)}
+    heads = torch.randn(2, batch, SHARED, tokens, width, dtype=dtype)
+    flat = torch.randn(2, batch, tokens, SHARED, width, dtype=dtype).transpose(2, 3)
+    ordered, _, rows = planned("causal", batch, tokens, width, dtype)
+    ordered.cache.page.copy_(torch.arange(ordered.cache.page.numel()).view_as(ordered.cache.page))
+    paged = {
+        "heads first": functools.partial(full, q[:, :, None], *heads),
+        "tokens first": functools.partial(full, q[:, :, None], *flat),
+        "in order": lambda: ordered.run(rows),
+        "paged": lambda: plan.run(q),
+    }
     found["paged"] = medians(paged, repeats)
 
-    assert causal.name == "causal"
     specs: Row = {}
     for name in SPECS:
-        one, _, rows = planned(name, batch, tokens, dtype)
+        one, _, rows = planned(name, batch, tokens, width, dtype)
         specs[name] = functools.partial(one.run, rows)
     found["specs"] = medians(specs, repeats)
 
     drafts: Row = {}
     for n in (1, 4, 8):
-        one, _, rows = planned("causal", batch, tokens, dtype, n)
+        one, _, rows = planned("causal", batch, tokens, width, dtype, n)
         drafts[f"{n} rows"] = functools.partial(one.run, rows)
     found["drafts"] = medians(drafts, repeats)
     return found
@@ -86,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--batch", type=int, default=64)
     made.add_argument("--tokens", type=int, default=512)
+    made.add_argument("--width", type=int, default=64)
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--repeats", type=int, default=30)
     made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -93,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     args = made.parse_args(argv)
     torch.set_num_threads(args.threads)
     with torch.no_grad():
-        found = measured(args.batch, args.tokens, getattr(torch, args.dtype), args.repeats)
+        found = measured(args.batch, args.tokens, args.width, getattr(torch, args.dtype), args.repeats)
     for group, row in found.items():
         print(f"{group}: " + ", ".join(f"{n} {t:.0f}" for n, t in row.items()))
     if args.json is not None:

@@ -15,7 +15,8 @@ from einfuse.codegen.cpu.pack import Dependence, Packing, shared
 from einfuse.codegen.cpu.packed import PackPrinter
 from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
 from einfuse.codegen.cpu.schedule import Nest, Node, Product, arrange, kept, node_reads, settle
-from einfuse.codegen.cpu.text import Extent, Place, Scope, Streamed, Text
+from einfuse.codegen.cpu.streamed import Streams
+from einfuse.codegen.cpu.text import Extent, Place, Scope, Text
 from einfuse.codegen.plan import Arg, Const, Coordinate, Dot, Fold, KernelPlan, Load, Map, Op, Phase, Region, Store, Value
 from einfuse.ir import Scalar
 
@@ -45,6 +46,7 @@ class FoldPrinter:
         self.packing = Packing(fold.rank)
         self.size = str(fold.size) if isinstance(fold.size, int) else scope.scalars[f"size {fold.size}"].text
         self.packs = PackPrinter(text, scope, plan, fold, self.size, dependence, tensors, self.packing)
+        self.streams = Streams(text, scope, plan, fold, self.size, tensors, self.packing)
 
     def printed(self) -> None:
         text, fold = self.text, self.fold
@@ -58,7 +60,7 @@ class FoldPrinter:
         self.states()
         if self.packing.forms:
             self.packs.printed()
-            self.packs.stream(self.product_operands(bodies.values()))
+            self.streams.printed(self.product_operands(bodies.values()))
         for body in bodies.values():
             self.hoist(body)
         for body in bodies.values():
@@ -185,11 +187,13 @@ class FoldPrinter:
         if not body.packed:
             return
         at = self.text.fresh(f"{self.fold.rank}_place")
-        streamed = self.packs.streamed
+        streamed = self.streams.when
         need = f"{self.packs.need}({lo}, {count})"
         self.text.line(f"const long {at} = {f'{streamed} ? 0 : ' if streamed else ''}{need};")
         if streamed:
-            self.streams(body, scope, lo)
+            right = (operands(node.op)[1].name for node in body.nodes if isinstance(node, Product))
+            order = [n for n in dict.fromkeys(right) if n in body.packed]
+            scope.there |= zip(order, self.streams.operands([body.packed[n] for n in order], lo), strict=True)
         for name, value in body.packed.items():
             for form in FORMS:
                 if (value.name, form) not in self.packs.pointers:
@@ -199,19 +203,6 @@ class FoldPrinter:
                     scope.places[name] = place
                 else:
                     scope.forms[name, form] = place
-
-    def streams(self, body: _Body, scope: Scope, lo: str) -> None:
-        """The operands of a block where the caller holds them: while one is read, the machine is asked for the one that comes next."""
-        right = (operands(node.op)[1].name for node in body.nodes if isinstance(node, Product))
-        order = [n for n in dict.fromkeys(right) if n in body.packed]
-        places = [self.packs.unpacked(body.packed[n], lo) for n in order]
-        widths = [self.packs.width(body.packed[n]) for n in order]
-        for at, name in enumerate(order):
-            after = (at + 1) % len(order)  # behind the last comes the first of the next block
-            there = places[after].pointer + ("" if after else f" + {self.fold.step} * {places[after].row}")
-            scope.there[name] = Streamed(
-                self.packs.streamed, places[at], f"ahead({there}, {places[after].row}, {widths[after]})"
-            )
 
     def places(self, body: _Body, scope: Scope) -> None:
         for node in body.nodes:
@@ -243,7 +234,7 @@ class FoldPrinter:
             self.text.pool[key] = self.text.unique(f"alive_{'_'.join(seen.dims)}")
             most = ", ".join(str(scope.extents[d].most) for d in seen.dims)
             self.text.buffers.append(f"Alive<{most}> {self.text.pool[key]};")
-        scope.alive, scope.streamed = self.text.pool[key], self.packs.streamed
+        scope.alive, scope.streamed = self.text.pool[key], self.streams.when
 
     def pooled(self, key: tuple[object, ...], name: str, element: str, count: str) -> str:
         """The buffer of a key, shared by the bodies of all folds."""

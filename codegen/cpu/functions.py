@@ -103,6 +103,18 @@ def _vector_only(name: str) -> Text:
     return lambda args, vector: f"{name}({', '.join(map(spread, args))})" + ("" if vector else "[0]")
 
 
+def _whole_division(name: str, sign: str, by: Callable[[int], int]) -> Text:
+    """Vectors have no division of whole numbers; one by a power of two, rounded down, is a shift or a mask."""
+
+    def form(args: Sequence[Ref], vector: bool) -> str:
+        n = args[1].literal
+        if vector and isinstance(n, int) and n > 0 and not n & (n - 1):
+            return f"({spread(args[0])} {sign} {by(n)})"
+        return _call(name)(args, vector)
+
+    return form
+
+
 def _select(args: Sequence[Ref], vector: bool) -> str:
     c, a, b = args
     if not vector:
@@ -124,8 +136,8 @@ FORMS: dict[str, Form] = {
     "-": Form(_infix("-"), "({0} - {1})"),
     "*": Form(_infix("*"), "({0} * {1})"),
     "/": Form(_infix("/"), "((T){0} / (T){1})"),
-    "//": Form(_call("floor_div"), "floor_div({0}, {1})"),
-    "%": Form(_call("floor_mod"), "floor_mod({0}, {1})"),
+    "//": Form(_whole_division("floor_div", ">>", lambda n: n.bit_length() - 1), "floor_div({0}, {1})"),
+    "%": Form(_whole_division("floor_mod", "&", lambda n: n - 1), "floor_mod({0}, {1})"),
     "hash": Form(_call("hashed"), "hashed({0}, {1})"),
     "^": Form(_power, "std::pow((T){0}, (T){1})"),
     "neg": Form(lambda args, vector: f"(-{args[0].text})", "(-{0})"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from einfuse.codegen.cpu import forms
-from einfuse.codegen.cpu.access import offset, scalar_index, stride
+from einfuse.codegen.cpu.access import offset, scalar_index
 from einfuse.codegen.cpu.forms import Form
 from einfuse.codegen.cpu.functions import Ref
 from einfuse.codegen.cpu.pack import Dependence, Packing
@@ -14,8 +14,6 @@ from einfuse.codegen.cpu.region import block_size, element_of, local_place, prin
 from einfuse.codegen.cpu.schedule import Nest, arrange, kept, settle
 from einfuse.codegen.cpu.text import Extent, Place, Scope, Text
 from einfuse.codegen.plan import Arg, Coordinate, Fold, KernelPlan, Load, Op, Store, Value
-
-FEW = 16  # rows of a tile for which right operands of products are read in place
 
 
 @dataclass(slots=True)
@@ -33,7 +31,6 @@ class PackPrinter:
     pointers: dict[tuple[str, Form], tuple[str, str]] = field(default_factory=dict)  # packed value, form -> pointer, row
     keep: str = ""
     need: str = ""
-    streamed: str = ""  # the name of a truth value: the right operands of products are read where they lie
 
     def printed(self) -> None:
         """The function that packs one block, and the one that packs what is not yet packed for this ambient point."""
@@ -59,55 +56,9 @@ class PackPrinter:
             text.line(f"{state}.need(from, n, {step}L, {self.size}, {pack});")
             text.line("return from;")
 
-    def stream(self, products_only: set[str]) -> None:
-        """Prints when nothing is packed: few rows, one tile, and rows of the operands that lie together in memory."""
-        loads = {v.name: self.direct(v) for v in self.packing.forms.values() if v.name in products_only}
-        tile = self.plan.tile
-        if tile is None or not all(v.name in loads and loads[v.name] for v in self.packing.forms.values()):
-            return
-        self.streamed = self.text.fresh(f"streamed_{self.fold.rank}")
-        count = self.scope.extents[tile.rank].count
-        inner = [f"{tensor}_s{axis} == 1" for tensor, axis, _ in (self.whole_row(op) for op in loads.values() if op)]
-        unit = " && ".join(dict.fromkeys(inner))
-        self.text.line(f"const bool {self.streamed} = !shared_tiles && {count} <= {FEW} && {unit};")
-
-    def direct(self, v: Value) -> Load | None:
-        """The load that a packed value is, if it is nothing else: whole vectors of neighbours, in the type that products take."""
-        op = next((op for op in self.packing.ops if not isinstance(op, Store) and op.out.name == v.name), None)
-        if (
-            not isinstance(op, Load)
-            or op.where is not None
-            or op.clamp
-            or len(v.dims) != 2
-            or self.scope.extents[v.dims[1]].most % 32
-        ):
-            return None
-        wanted = "bf16" if self.scope.narrow else self.plan.compute
-        axes = [[d for d in v.dims if d in i.dims] for i in op.index]
-        plain = all(isinstance(self.recipes.get(i.name), Coordinate) for i, a in zip(op.index, axes, strict=True) if a)
-        if self.tensors[op.tensor].storage != wanted or not plain or sorted(d for a in axes for d in a) != sorted(v.dims):
-            return None
-        return op
-
     @property
     def recipes(self) -> dict[str, Op]:
         return self.scope.recipes | {op.out.name: op for op in self.packing.ops if not isinstance(op, Store)}
-
-    def whole_row(self, op: Load) -> tuple[str, int, int]:
-        """The tensor of a direct load, its axis of neighbours, and its axis along the folded rank."""
-        tensor = self.scope.scalars[f"tensor {op.tensor}"].text
-        axis = {i.dims[0]: n for n, i in enumerate(op.index) if i.dims}
-        return tensor, axis[op.out.dims[1]], axis[op.out.dims[0]]
-
-    def unpacked(self, v: Value, lo: str) -> Place:
-        """A packed value where the caller holds it, from the point ``lo`` on. Prints its pointer."""
-        op = self.direct(v)
-        assert op is not None, "streamed folds read nothing but direct loads"
-        tensor, _, axis = self.whole_row(op)
-        scalars = [(n, self.scope.scalars[i.name].text) for n, i in enumerate(op.index) if not i.dims]
-        name = self.text.fresh(f"{v.name}_there")
-        self.text.line(f"const auto* const {name} = {offset(tensor, [*scalars, (axis, lo)])};")
-        return Place(name, v.dims, (stride(tensor, axis), "1"))
 
     @property
     def spare(self) -> bool:
@@ -199,7 +150,7 @@ class PackPrinter:
             if None in index:
                 continue
             terms = [(n, scalar_index(Ref(x, "int"), tensor, n, op.clamp)) for n, x in enumerate(index) if x]
-            rows.append(f"ahead({offset(tensor, terms)}, 0, {scope.extents[op.out.dims[1]].count}).ask(0);")
+            rows.append(f"ask({offset(tensor, terms)}, {scope.extents[op.out.dims[1]].count});")
         if rows:
             with self.text.block(f"for (long {r} = 0; {r} < {count}; ++{r})"):
                 for line in rows:

@@ -87,7 +87,7 @@ def product(text: Text, scope: Scope, node: Product) -> None:
         streamed = scope.there[b.name]
         form = f"dots({{}}, {whole}, {{}});" if "turned" in right_form else f"sums({{}}, {terms}, {{}});"
         ahead = streamed.ahead if op.where is None else f"{streamed.ahead}, {where}"
-        stream = form.format(f"{result}, {streamed.place.pointer}, {streamed.place.row}, {m}, {n}", ahead)
+        stream = form.format(f"{result}, {streamed.rows}, {m}, {n}", ahead)
         text.line(f"if ({streamed.when}) {stream}")
         call = f"else {{ {made} {call} }}" if made else f"else {call}"
     elif made:

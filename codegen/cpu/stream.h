@@ -3,14 +3,51 @@
 
 #define APART static __attribute__((noinline)) void
 
+// Rows of an operand where the caller holds it: evenly apart, or at places that were computed.
+template <class B> struct Even {
+  const B* p;
+  long ld;
+  const B* operator[](long r) const { return p + r * ld; }
+  Even right(long columns) const { return {p + columns, ld}; }
+};
+template <class B> struct Listed {
+  const B* p;
+  const long* at;
+  const B* operator[](long r) const { return p + at[r]; }
+  Listed right(long columns) const { return {p + columns, at}; }
+};
+template <class B> INLINE Even<B> even(const B* p, long ld) { return {p, ld}; }
+template <class B> INLINE Listed<B> listed(const B* p, const long* at) { return {p, at}; }
+
+// The lists of a block and of the one behind it, which is asked for while this one is read.
+struct Lists {
+  long of[2] = {-1, -1};
+  // Where the list of the block from ``from`` on begins; that of the next block begins at step minus that.
+  template <class F> long need(long from, long step, long size, F list) {
+    const int here = of[1] == from;
+    make(here, from, step, size, list);
+    if (from + step < size) make(!here, from + step, step, size, list);
+    return here * step;
+  }
+  template <class F> void make(int half, long from, long step, long size, F list) {
+    if (of[half] == from) return;
+    list(from, minimum(step, size - from), half * step);
+    of[half] = from;
+  }
+};
+
+template <class B> INLINE void ask(const B* p, long n) {
+  for (long o = 0; o < n * (long)sizeof(B); o += 64) __builtin_prefetch((const char*)p + o, 0, 2);
+}
 // Rows that are read after those at hand, asked for one by one into the second cache: what the machine reads ahead by itself ends with a
 // page, and every page begins late.
-struct Ahead {
-  const char* at;
-  long row, bytes;
-  void ask(long r) const { for (long o = 0; o < bytes; o += 64) __builtin_prefetch(at + r * row + o, 0, 2); }
+template <class R> struct Ahead {
+  R rows;
+  long first, n;
+  void operator()(long r) const { if (n) ask(rows[first + r], n); }
+  Ahead only_if(bool wanted) const { return {rows, first, wanted ? n : 0}; }
 };
-template <class B> INLINE Ahead ahead(const B* p, long row, long n) { return {(const char*)p, row * (long)sizeof(B), n * (long)sizeof(B)}; }
+template <class R> INLINE Ahead<R> ahead(R rows, long first, long n) { return {rows, first, n}; }
 
 // Which terms exist: all of them, or those that a list of truth values names.
 struct All { constexpr bool operator[](long) const { return true; } };
@@ -35,16 +72,15 @@ INLINE T term(const Pair* a, long r) { bf16 x; __builtin_memcpy(&x, (const char*
 #endif
 
 // c[x][y] = acc[x][y] + sum over r of a[x][r] * b[y][r]; k counts elements E and fills whole vectors.
-template <class E, class B>
-APART dots(T* c, long c_ld, const T* acc, long acc_ld, const E* a, long a_x, const B* b, long b_ld, long m, long n, long k,
-                 const Ahead& next) {
+template <class E, class R, class N>
+APART dots(T* c, long c_ld, const T* acc, long acc_ld, const E* a, long a_x, const R b, long m, long n, long k, const N next) {
   for (long y = 0; y < n; y += W)
     for (long x = 0; x < m; ++x) {
       V lanes_sum[W];
 #pragma GCC unroll 16
       for (int l = 0; l < W; ++l) {  // in the order of memory, which the machine reads ahead
-        const E* const row = terms_of(b + minimum(y + l, n - 1) * b_ld, a);
-        if (x == 0) next.ask(y + l);
+        const E* const row = terms_of(b[minimum(y + l, n - 1)], a);
+        if (x == 0) next(minimum(y + l, n - 1));
         lanes_sum[l] = V{};
         for (long r = 0; r < k; r += W) lanes_sum[l] = fused(lanes_sum[l], load(a + x * a_x + r), load(row + r));
       }
@@ -54,16 +90,15 @@ APART dots(T* c, long c_ld, const T* acc, long acc_ld, const E* a, long a_x, con
 }
 
 // c[x][y] = acc[x][y] + sum over r of a[x][r] * b[r][y] for M rows and N vectors of neighbours, which stay in registers; k counts terms.
-template <int M, int N, class E, class B, class A>
-INLINE void weighted(T* c, long c_ld, const T* acc, long acc_ld, const E* a, long a_x, const B* b, long b_ld, long k, const Ahead& next,
-                     A where) {
+template <int M, int N, class E, class R, class X, class A>
+INLINE void weighted(T* c, long c_ld, const T* acc, long acc_ld, const E* a, long a_x, const R b, long k, const X next, A where) {
   V s[M][N] = {};
   for (long r = 0; r < k; ++r) {
     V row[N];
-    next.ask(r);
+    next(r);
     if (!where[r]) continue;
 #pragma GCC unroll 8
-    for (int v = 0; v < N; ++v) row[v] = neighbours(b + r * b_ld + v * W);
+    for (int v = 0; v < N; ++v) row[v] = neighbours(b[r] + v * W);
 #pragma GCC unroll 8
     for (int x = 0; x < M; ++x) {
       const V w = spread(term(a + x * a_x, r));
@@ -76,23 +111,21 @@ INLINE void weighted(T* c, long c_ld, const T* acc, long acc_ld, const E* a, lon
 #pragma GCC unroll 8
     for (int v = 0; v < N; ++v) store(c + x * c_ld + v * W, acc ? s[x][v] + load(acc + x * acc_ld + v * W) : s[x][v]);
 }
-template <int M, class E, class B, class A>
-static void across(T* c, long c_ld, const T* acc, long acc_ld, const E* a, long a_x, const B* b, long b_ld, long n, long k,
-                   const Ahead& after, A where) {
+template <int M, class E, class R, class X, class A>
+static void across(T* c, long c_ld, const T* acc, long acc_ld, const E* a, long a_x, const R b, long n, long k, const X after, A where) {
   const auto from = [&](long y) { return acc ? acc + y : nullptr; };
-  const auto next = [&](long y) { return y == 0 ? after : Ahead{}; };
+  const auto next = [&](long y) { return after.only_if(y == 0); };
   long y = 0;
   for (; y + COLUMNS * W <= n; y += COLUMNS * W)
-    weighted<M, COLUMNS>(c + y, c_ld, from(y), acc_ld, a, a_x, b + y, b_ld, k, next(y), where);
-  for (; y < n; y += W) weighted<M, 1>(c + y, c_ld, from(y), acc_ld, a, a_x, b + y, b_ld, k, next(y), where);
+    weighted<M, COLUMNS>(c + y, c_ld, from(y), acc_ld, a, a_x, b.right(y), k, next(y), where);
+  for (; y < n; y += W) weighted<M, 1>(c + y, c_ld, from(y), acc_ld, a, a_x, b.right(y), k, next(y), where);
 }
 // The same for m rows and n columns, which fill whole vectors; rows of b that do not exist (see ``where``) are not read.
-template <class E, class B, class A = All>
-APART sums(T* c, long c_ld, const T* acc, long acc_ld, const E* a, long a_x, const B* b, long b_ld, long m, long n, long k,
-                 const Ahead& after, A where = {}) {
+template <class E, class R, class X, class A = All>
+APART sums(T* c, long c_ld, const T* acc, long acc_ld, const E* a, long a_x, const R b, long m, long n, long k, const X after, A where = {}) {
   const auto from = [&](long x) { return acc ? acc + x * acc_ld : nullptr; };
-  const auto next = [&](long x) { return x == 0 ? after : Ahead{}; };
+  const auto next = [&](long x) { return after.only_if(x == 0); };
   long x = 0;
-  for (; x + 4 <= m; x += 4) across<4>(c + x * c_ld, c_ld, from(x), acc_ld, a + x * a_x, a_x, b, b_ld, n, k, next(x), where);
-  for (; x < m; ++x) across<1>(c + x * c_ld, c_ld, from(x), acc_ld, a + x * a_x, a_x, b, b_ld, n, k, next(x), where);
+  for (; x + 4 <= m; x += 4) across<4>(c + x * c_ld, c_ld, from(x), acc_ld, a + x * a_x, a_x, b, n, k, next(x), where);
+  for (; x < m; ++x) across<1>(c + x * c_ld, c_ld, from(x), acc_ld, a + x * a_x, a_x, b, n, k, next(x), where);
 }

@@ -46,7 +46,7 @@ class Streamed:
     """An operand that is read where the caller holds it if ``when`` holds, and the rows that are read after it (C++ text)."""
 
     when: str
-    place: Place
+    rows: str
     ahead: str
 
 
