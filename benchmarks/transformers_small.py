@@ -69,6 +69,7 @@ WHOLE: dict[str, dict[str, Any]] = {
     },
     "gemma4_text": {**_GEMMA, "intermediate_size": 96},
     "esm": {**_TEXT, "intermediate_size": 96, "num_hidden_layers": 2, "mask_token_id": 5, "position_embedding_type": "rotary"},
+    "mpt": {"d_model": 64, "n_heads": 4, "n_layers": 2, "vocab_size": 128, "max_seq_len": 64},
     "swin": {"image_size": 32, "patch_size": 4, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4},
 }
 """Families whose fields are all set here."""

@@ -18,10 +18,8 @@ FAMILIES = {
     "DeepseekV32ForCausalLM": "gives the keys that an indexer chose, where it is run by another name than eager or sdpa",
     "DeepseekV4ForCausalLM": "appends columns to its masks, as floats; sinks",
     "DogeForCausalLM": "makes its mask of values",
-    "GptOssForCausalLM": "sinks and windows",
     "Llama4ForCausalLM": "chunks",
     "MiniMaxForCausalLM": "its cache keeps keys of some layers",
-    "ModernBertForMaskedLM": "windows both ways",
 }
 
 
@@ -36,6 +34,6 @@ def families(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_gives_what_its_stock_attention_gives(name: str, families: Any) -> None:
-    verdict, why = families.judged("masked" if "Masked" in name else "causal", name)
+    verdict, why = families.judged("causal", name)
     assert verdict == "equal", why
     assert int(why.split()[0]) > 5, "few calls say little"
