@@ -91,7 +91,15 @@ def test_checking_a_file_imports_neither_torch_nor_numpy(tmp_path) -> None:
     assert not {"torch", "numpy", "sympy", "rich", "jinja2"} & set(again.split())
 
 
-@pytest.mark.parametrize("command", [["passes", "causal"], ["ir", "causal", "--after", "mask_ranges"], ["list", "sigmoid"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["tiles", "streaming", "--shape", "1,1,256,256"],
+        ["passes", "causal"],
+        ["ir", "causal", "--after", "mask_ranges"],
+        ["list", "sigmoid"],
+    ],
+)
 def test_looking_at_cascades_imports_no_torch(command: list[str]) -> None:
     text = "import sys; from einfuse.cli import main; sys.exit(main(sys.argv[1:]) or 'torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", text, *command], check=True, capture_output=True)

@@ -127,8 +127,9 @@ def explained(
     sizes = example_sizes(attention.cascade, Shape(*shape, (64, 64), 1)) | widths
     plans = [plan for plan, _ in attention.emitted("triton", dtype, backward, sizes)]
     step = next((s for p in plans for s in p.steps if isinstance(s, Fold)), None)
-    masked = step is not None and plans[0].tile is not None
-    live = mapped(attention, shape, (plans[0].tile.block, step.step)).tiles.live_fraction if masked else 1.0  # type: ignore[union-attr]
+    tile, live = plans[0].tile, 1.0
+    if step is not None and tile is not None:
+        live = mapped(attention.cascade, shape, (tile.block, step.step), lambda: attention).tiles.live_fraction
     out = []
     for plan in plans:
         shapes = {t.name: tuple(int(evaluate(a, sizes)) for a in t.axes) for t in attention.cascade.inputs if not t.param}
@@ -141,7 +142,11 @@ def explained(
 def walked(attention: einfuse.Attention, shape: tuple[int, int, int, int], plan: KernelPlan) -> str:
     """The lists that pairs are walked by instead of the tiles of the forward kernel, in words; empty where they are not."""
     step = next((s.step for s in plan.steps if isinstance(s, Fold)), 0)
-    return mapped(attention, shape, (plan.tile.block, step)).walk if step and plan.tile is not None else ""
+    return (
+        mapped(attention.cascade, shape, (plan.tile.block, step), lambda: attention).walk
+        if step and plan.tile is not None
+        else ""
+    )
 
 
 def _like(

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-import einfuse
-from einfuse.ir import EinfuseError, Expr, Fold, Scalar, TileMap, classify, const
+from einfuse.ir import Cascade, EinfuseError, Expr, Fold, Scalar, TileMap, classify, const
 from einfuse.ir import expr as ex
+from einfuse.ir.digits import related
 from einfuse.ir.nodes import Range
-from einfuse.ir.passes import pipeline
+from einfuse.ir.passes import choose, pipeline, walk
 from einfuse.ir.text import show_expr
-from einfuse.runtime import binding
-from einfuse.runtime.given import Given
-from einfuse.runtime.verify import Shape, example_inputs, example_sizes
+from einfuse.ir.tiles import numeric
+from einfuse.runtime.sizes import Shape, example_sizes
+
+if TYPE_CHECKING:
+    from einfuse.runtime.attention import Attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,35 +76,48 @@ class Mapped:
         return value
 
 
-def _sizes(attention: einfuse.Attention, drawn: Mapping[str, torch.Tensor | Scalar]) -> dict[str, int]:
-    return dict(Given.of(attention.cascade, *binding.arguments(attention.cascade, (), drawn)).sizes)
+def mapped(
+    cascade: Cascade, shape: tuple[int, int, int, int], tile: tuple[int, int], attention: Callable[[], Attention]
+) -> Mapped:
+    """The tiles of the first masked loop (or the first loop). Tables that the mask reads are drawn as for `einfuse verify`.
 
-
-def mapped(attention: einfuse.Attention, shape: tuple[int, int, int, int], tile: tuple[int, int]) -> Mapped:
-    """The tiles of the first masked loop (or the first loop). Tables that the mask reads are drawn as for `einfuse verify`."""
-    drawn: dict[str, torch.Tensor | Scalar] = {}
+    Only for these, and for lists that a kernel may walk by, ``attention`` is asked for, and torch imported.
+    """
     batch, heads, queries, keys = shape
     wanted = Shape(batch, heads, queries, keys, (8, 8), 1)
-    if attention.selection is not None:  # the lists of drawn arguments
-        arguments = binding.arguments(attention.cascade, (), example_inputs(attention.cascade, torch.float32, 0, wanted))
-        drawn, attention = attention.selection.read_by_the_rest({**arguments[0], **arguments[1]}), attention.selection.rest
-    scheduled = pipeline.run(attention.cascade, *tile)
+    arguments = None
+    if choose.run(cascade) is not None:  # the lists of drawn arguments
+        from einfuse._cli import drawn
+
+        cascade, arguments = drawn.rest(attention(), wanted)
+    scheduled = pipeline.run(cascade, *tile)
     folds = [x for x in scheduled.body if isinstance(x, Fold)]
     fold = next((f for f in folds if f.mask is not None), folds[0] if folds else None)
     if fold is None or not scheduled.tile:
-        raise EinfuseError(f"{attention.name} has no loop over keys")
-    sizes = _sizes(attention, drawn) if drawn else example_sizes(attention.cascade, wanted)
-    given = drawn or (example_inputs(attention.cascade, torch.float32, 0, wanted) if fold.mask is not None else {})
-    tables = {n: x.numpy() for n, x in given.items() if isinstance(x, torch.Tensor) and n in ex.reads(fold.mask)}
-    values = {t.name: t.default for t in attention.cascade.inputs if t.param and t.default is not None}
-    values |= {n: x for n, x in given.items() if not isinstance(x, torch.Tensor)}
+        raise EinfuseError(f"{cascade.name} has no loop over keys")
+    values = {t.name: t.default for t in cascade.inputs if t.param and t.default is not None}
+    read = ex.reads(fold.mask)
+    if arguments is None and (not read <= values.keys() or _by_digits(cascade, example_sizes(cascade, wanted), values)):
+        from einfuse._cli import drawn
+
+        arguments = drawn.arguments(cascade, wanted)
+    sizes, tables, walked = example_sizes(cascade, wanted), {}, ""
+    if arguments is not None:
+        sizes, tables, walked = dict(arguments.sizes), arguments.tables(read), arguments.walk(cascade, tile)
+        values |= arguments.numbers
     ((rows, _),) = scheduled.tile
     extents = {r.name: r.size if isinstance(r.size, int) else sizes[r.size] for r in scheduled.ranks}
     ambient = {r: extents[r] for r in scheduled.over}
     axes = (rows, extents[rows], tile[0]), (fold.rank, extents[fold.rank], tile[1])
     found = classify(fold.mask, *axes, sizes, values, tables, ambient)
     own = {**sizes, f"N{rows}": extents[rows]}
-    tensors = {n: x for n, x in given.items() if isinstance(x, torch.Tensor)}
-    chosen = attention.program.walks.choose(attention.cascade, Given(tensors, values, sizes), tile) if tensors else None
-    walk = "" if chosen is None else str(chosen)
-    return Mapped(attention.name, fold.mask, rows, fold.rank, tile, own, fold.ranges, found, walk, values, tables)
+    return Mapped(cascade.name, fold.mask, rows, fold.rank, tile, own, fold.ranges, found, walked, values, tables)
+
+
+def _by_digits(cascade: Cascade, sizes: Mapping[str, int], values: Mapping[str, Scalar]) -> bool:
+    """May a kernel walk by lists: does the mask relate digits of rows and columns?"""
+    found = walk.pair(cascade)
+    if found is None:
+        return False
+    extents = [(r, n if isinstance(n := cascade.rank(r).size, int) else sizes[n]) for r in (found.rows, found.columns)]
+    return related([numeric(c, sizes, values) for c in found.conditions], extents[0], extents[1]) is not None

@@ -18,7 +18,8 @@ WIDEST = 64
 
 
 def tiles(args: argparse.Namespace) -> int:
-    found = mapped(inputs.attention(args.spec, args), args.shape, args.tile)
+    cascade = inputs.cascade(args.spec, args)
+    found = mapped(cascade, args.shape, args.tile, lambda: inputs.attention(args.spec, args))
     if args.png is not None:
         picture(found, args.png, args.limit)
     if args.json:
