@@ -2,8 +2,8 @@
 
     python -m einfuse.library.gallery build/pages
 
-A page of a spec shows its text, its passes and the tiles of its mask, as a notebook does. What pages link to is copied beside them, so that the
-site has no link that leads out of it to nowhere.
+A page of a spec shows its text and formulas, its passes and the tiles of its mask, as a notebook does, and what its kernels cost. What pages
+link to is copied beside them, so that the site has no link that leads out of it to nowhere.
 """
 
 from __future__ import annotations
@@ -18,12 +18,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import einfuse
+from einfuse.codegen.cost import DEVICES, Cost, Device
+from einfuse.library.formulas import formulas
 from einfuse.library.table import built_on
+from einfuse.runtime.sizes import Shape
+from einfuse.runtime.texts import costs
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "library/README.md", "docs/*.md")
 LINK = re.compile(r"(?<=\]\()([^)#:\s]+)(?=[)#])")
 SHOWN = ("causal", "sliding_window", "streaming", "chunked", "neighbourhood_2d")
+ARXIV = re.compile(r"arXiv[ :](\d{4}\.\d{4,5})")
+LENGTH = 4096
 DRAWING = re.compile(r"<svg.*?</svg>", re.DOTALL)
 
 
@@ -46,18 +52,46 @@ def page(spec: einfuse.SpecInfo, users: Iterable[str]) -> tuple[str, str]:
     """The page of a spec, and its card for the index."""
     attention = einfuse.compile(spec.name)
     shown = attention._repr_mimebundle_()["text/html"].partition("\n")[2]  # without its title
-    doc = _plain(attention.cascade.doc.strip())
+    doc = ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", _plain(attention.cascade.doc.strip()))
     named = ", ".join(f"`{x}`" for x in users)
     parts = [
         f"# {spec.name}\n\n{doc}\n",
         f"```attn\n{spec.text.rstrip()}\n```\n",
+        f"## Formulas\n\n<div>{formulas(attention.cascade)}</div>\n",
         f"## What becomes of it\n\n{shown}\n",
+        _cost(attention),
         f"## Built on it\n\n{named}\n" if named else "",
         f"`einfuse verify {spec.name}` checks it, `einfuse explain {spec.name}` says what it costs. It is one of the family *{spec.family}*.\n",
     ]
     drawing = DRAWING.search(shown)
     picture = f"[{_small(drawing[0])}]({spec.name}.md)<br>" if drawing else ""
     return "\n".join(x for x in parts if x), f"| {picture}[{spec.name}]({spec.name}.md) | {_plain(spec.paper)} |"
+
+
+def _cost(attention: einfuse.Attention) -> str:
+    """The cost of the forward kernels as a table; empty where there is none, or none is counted."""
+    try:
+        found = costs(attention.cascade, Shape(1, 16, LENGTH, LENGTH, (64, 64), 1))
+    except einfuse.SpecError:
+        return ""
+    counted = [(x.name, x.cost) for x in found if x.cost is not None]
+    if not counted:
+        return ""
+    head = ["kernel", "products", "memory", *(d.name for d in DEVICES.values())]
+    rows = [
+        [f"`{name}`", f"{c.work.products / 1e9:.3g} GF", f"{c.bytes / 1e6:.3g} MB", *(_bound(c, d) for d in DEVICES.values())]
+        for name, c in counted
+    ]
+    lines = ["| " + " | ".join(r) + " |" for r in (head, ["---"] * len(head), *rows)]
+    said = f"""For 16 heads of {LENGTH} queries and keys, 64 wide, in 16 bits: the least time that the named resource allows at its peak
+rate, not a measurement."""
+    return "\n".join(["## Cost\n", said, "", *lines, ""])
+
+
+def _bound(found: Cost, device: Device) -> str:
+    times = found.times(device)
+    worst = max(times, key=lambda r: times[r])
+    return f"{1e6 * times[worst]:.3g} us, {worst}"
 
 
 def index(families: dict[str, list[str]]) -> str:

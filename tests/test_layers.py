@@ -18,7 +18,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": {"codegen", "dsl", "ir"},
     "library": set(),  # only the public face: `import einfuse`
 }
-PAGES = {"library/modes.py": {"ir", "runtime"}}
+PAGES = {
+    "library/modes.py": {"ir", "runtime"},
+    "library/formulas.py": {"ir"},
+    "library/gallery.py": {"codegen", "runtime"},
+}
 """Writers of pages about what passes and the runtime take and refuse."""
 
 

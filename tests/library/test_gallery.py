@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import einfuse
+from einfuse import dsl
+from einfuse.library.formulas import formulas
 from einfuse.library.gallery import page, poster, site
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +33,7 @@ def test_a_page_shows_text_passes_and_tiles() -> None:
     assert f"```attn\n{spec.text.rstrip()}\n```" in text
     assert "<p>over <code>j</code>: 3 passes -&gt; 1</p>" in text
     assert "27 % of tiles live at 1024" in text
+    assert "| `alibi_window` | " in text.partition("## Cost")[2]
     assert "## Built on it\n\n`Layer`" in text
     assert re.match(r'\| \[<svg [^>]*width="72" height="72".*</svg>\]\(alibi_window.md\)<br>\[alibi_window\]', card)
 
@@ -41,6 +44,40 @@ def test_the_picture_of_the_readme_is_drawn_from_the_specs() -> None:
     drawn = ET.parse(file).getroot()
     assert [x.get("aria-label") for x in drawn.iter(f"{SVG}svg")][1] == "53 % of tiles live"
     assert "docs/tiles.svg" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("statement", "shown"),
+    [
+        ("o[i, e] = sum[j](exp(s) * v)", "o_(i,e)=(\u2211)_(j) e^(s_(i,j)) v_(j,e)"),
+        ("o[i, e] = q * (q + 1)", "o_(i,e)=q_(i,e) (q_(i,e)+1)"),
+        ("o[i, e] = sum[j](s - v)", "o_(i,e)=(\u2211)_(j) (s_(i,j)\u2212v_(j,e))"),
+        ("o[i, e] = sqrt(q) / (1 + q)", "o_(i,e)=(\u221a(q_(i,e)))/(1+q_(i,e))"),
+    ],
+)
+def test_formulas_bind_as_statements_do(statement: str, shown: str) -> None:
+    """Ambient ranks are left out; brackets stand where they have to."""
+    ranks = "rank i: query; rank j: key; rank e: feature"
+    reads = "in q[b, i, e]; in s[b, i, j]; in v[b, j, e]"
+    made = formulas(dsl.compile_text(f"attention a over b {{ {ranks}; {reads}; {statement}; out o }}"))
+    assert plain(ET.fromstring(made)) == shown
+
+
+def plain(x: ET.Element) -> str:
+    """A formula on one line."""
+    parts = [plain(child) for child in x]
+    match x.tag:
+        case "msub" | "munder":
+            return f"{parts[0] if x.tag == 'msub' else f'({parts[0]})'}_({parts[1]})"
+        case "msup":
+            return f"{parts[0]}^({parts[1]})"
+        case "mfrac":
+            return f"({parts[0]})/({parts[1]})"
+        case "msqrt":
+            return f"\u221a({''.join(parts)})"
+        case "mspace":
+            return " "
+    return (x.text or "") + "".join(parts)
 
 
 def test_signs_of_formulas_are_no_markdown(pages: Path) -> None:
