@@ -17,6 +17,7 @@ from importlib.metadata import files
 from pathlib import Path
 
 from einfuse._editor.colours import rules
+from einfuse._editor.page import library
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -43,6 +44,7 @@ def build(out: Path) -> None:
     made.mkdir(exist_ok=True)
     (made / "colours.json").write_text(json.dumps([asdict(r) for r in rules()]), encoding="utf-8")
     _bundle(out)
+    (out / "library.json").write_text(json.dumps(library()), encoding="utf-8")  # to pick from, before Python runs
     for name in ("index.html", "page.css"):
         shutil.copyfile(HERE / name, out / name)
     for name in CORE:

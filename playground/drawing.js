@@ -55,7 +55,7 @@ export function drawWeights(panel, found) {
     return x ? `color-mix(in srgb, ${base} ${(100 * Math.abs(x)) / most}%, ${colour("--box")})` : colour("--box");
   };
   const words = `What each of ${found.values.length} queries (rows) takes of each key: the output for values that are unit vectors in place of ${found.of.join(", ")}. `
-    + `The darkest is ${most.toPrecision(3)}. Evaluated as written, of drawn arguments.`;
+    + `The strongest is ${most.toPrecision(3)}. Evaluated as written, of drawn arguments.`;
   grid(panel, found.values.length, found.values[0].length, fill, words);
 }
 

@@ -287,7 +287,7 @@ async function start() {
     write(shared.text);
   }
   onReady(() => { $("#busy").textContent = ""; performance.mark("python"); });
-  state.library = (await ask("library", {})).specs;
+  state.library = (await (await fetch("library.json")).json()).specs;
   $("#specs").replaceChildren(...state.library.map((s) => element("option", { value: s.name }, s.family)));
   if (!shared) write(state.library.find((s) => s.name === FIRST).text);
 }

@@ -5,6 +5,7 @@ Each imports what it needs: the first faults do not wait for what draws and prin
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -212,6 +213,7 @@ def _cascade(text: str, name: str | None, params: Params | None) -> Cascade:
     return dsl.elaborate(module, None if node is None else node.name.text, given, search=_search())
 
 
+@functools.cache
 def _search() -> tuple[Any, ...]:
     """The folders of the library: its specs use definitions that stand beside them."""
     return tuple(sorted({p.parent for p in specs.library().values()}))
