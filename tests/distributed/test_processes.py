@@ -69,7 +69,11 @@ def test_the_page_runs(devices: Pool) -> None:
     found = devices.run(page, text="".join(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)))
     q, k, v = found[0]["whole"]
     expected = einfuse.compile("alibi").reference(q, k, v, slope=torch.full((4,), 0.1))
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).eval()
+    made = layer(q[0]).detach()
     for one in found:
+        torch.testing.assert_close(one["made"], made[:, one["positions"]], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(one["o"].double(), expected, atol=1e-5, rtol=1e-5)
         assert torch.equal(one["slope"], found[0]["slope"])
     assert torch.cat([one["positions"] for one in found]).sort().values.tolist() == list(range(50))

@@ -113,15 +113,18 @@ def page(rank: int, size: int, given: Mapping[str, Any]) -> dict[str, torch.Tens
     import io
 
     names: dict[str, Any] = {}
+    text = given["text"].replace('compile("alibi")', 'compile("alibi", backend="torch")')
+    text = text.replace("replace_sdpa()", 'replace_sdpa("torch")')
     with contextlib.redirect_stdout(io.StringIO()):
         exec(
-            compile(given["text"].replace('compile("alibi")', 'compile("alibi", backend="torch")'), "distributed.md", "exec"),
+            compile(text, "distributed.md", "exec"),
             names,
         )
     return {
         "o": names["o"].detach(),
         "slope": names["slope"].grad,
         "positions": names["positions"],
+        "made": names["made"].detach(),
         "whole": torch.stack(names["whole"]),
     }
 

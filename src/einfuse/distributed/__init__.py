@@ -9,3 +9,4 @@ from einfuse.distributed.errors import ExchangeError as ExchangeError
 from einfuse.distributed.layout import Layout as Layout
 from einfuse.distributed.sharded import Sharded as Sharded
 from einfuse.distributed.sharded import shard as shard
+from einfuse.distributed.use import use as use

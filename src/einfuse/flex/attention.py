@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from einfuse._spread import alone
 from einfuse.flex import assemble
 from einfuse.flex.assemble import Extra
 from einfuse.flex.block_mask import BlockMask
@@ -57,6 +58,7 @@ def flex_attention(
 
     Raises SpecError with the user's line where a function cannot be traced, ValueError for shapes, TypeError for dtypes.
     """
+    alone("flex_attention")
     _check(query, key, value, enable_gqa)
     if return_lse and return_aux is not None:
         raise ValueError("return_lse and return_aux are two ways to ask for the same: give one of them")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from einfuse import _spread
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import BackendName
 from einfuse.runtime.compile import compile
@@ -53,7 +54,9 @@ def general(
     and kdoc[B, Nk] (integers: a query sees the keys of its own document), and seed[B] (integers: weights are dropped with probability
     ``rate``, drawn from them). Masks and biases may be expanded views. A row that sees no key gives 0.
     """
-    if causal and shift >= k.shape[-2] - 1:  # decided here, as torch.compile traces this: every query sees all keys
+    if _spread.spread():
+        check_parts(q, k, optional or {}, shift)
+    elif causal and shift >= k.shape[-2] - 1:  # decided here, as torch.compile traces this: every query sees all keys
         causal = False
     kind = ((causal, window is not None, both, cap is not None), backend)
     _known(kind)
@@ -66,6 +69,21 @@ def general(
         numbers["cap"] = cap
     if rate:
         numbers["rate"] = rate
-    out = _KNOWN[kind](q, k, v, **numbers, **(optional or {}))
+    out = _spread.runner(_KNOWN[kind])(q, k, v, **numbers, **(optional or {}))
     assert isinstance(out, torch.Tensor), "the spec has one output"
     return out
+
+
+def check_parts(q: torch.Tensor, k: torch.Tensor, optional: Mapping[str, torch.Tensor], shift: int) -> None:
+    """Raises ValueError for a call that speaks of positions, where a device knows a part of them (`einfuse.distributed.use`)."""
+    if shift or q.shape[-2] != k.shape[-2]:
+        raise ValueError(
+            f"einfuse.distributed.use: each device has queries and keys of the same tokens, found {q.shape[-2]} queries beside "
+            f"{k.shape[-2]} keys; a cache of keys, or attention to another sequence, is not available over devices"
+        )
+    for name, what in (("mask", "a dense mask"), ("bias", "a dense bias or mask"), ("qdoc", "packed sequences")):
+        if name in optional:
+            raise ValueError(
+                f"einfuse.distributed.use: {what} would be of this device's tokens alone; write it as a spec, and call "
+                "einfuse.distributed.shard"
+            )

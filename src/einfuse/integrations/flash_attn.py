@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from einfuse._spread import alone
 from einfuse.integrations.planned import Plans
 from einfuse.ir import Scalar
 from einfuse.runtime.attention import Attention
@@ -240,6 +241,7 @@ def _one(attention: Attention, out: torch.Tensor | tuple[torch.Tensor, ...]) -> 
 
 def _refuse(function: str, **given: object) -> None:
     """Raises ValueError for what no kernel here does."""
+    alone(function)
     for name, value in given.items():
         if isinstance(value, torch.Tensor) or value:
             found = "a tensor" if isinstance(value, torch.Tensor) else value

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import torch
 
-from einfuse.integrations.compiled import general
+from einfuse import _spread
+from einfuse.integrations.compiled import check_parts, general
 from einfuse.integrations.transformers.functions import Band
 from einfuse.integrations.transformers.masks import MARK, Pattern, to_add
 from einfuse.runtime.attention import Attention
@@ -89,7 +90,7 @@ def attend(
             }
             out = _by_spec(setting.spec, (query, key, value), tensors, numbers)
     except UnsupportedError as error:
-        if setting.unsupported == "refuse":
+        if setting.unsupported == "refuse" or _spread.spread():
             raise
         given = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "softcap": softcap, "s_aux": s_aux}
         given |= {"position_bias": position_bias} | rest
@@ -113,7 +114,7 @@ def _visible(module: torch.nn.Module, mask: torch.Tensor | None, is_causal: bool
     """What a mask stands for. Raises ValueError for one that does not fit the call."""
     if mask is None:  # by the rule of transformers' sdpa: the first query stands beside the first key
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        return _Shown(Band(causal=bool(causal)) if shape[2] > 1 else Band(), 0, {})
+        return _Shown(Band(causal=bool(causal)) if shape[2] > 1 or _spread.spread() else Band(), 0, {})
     pattern = getattr(mask, MARK, None)
     if isinstance(pattern, Pattern) and mask.shape[2:] == shape[2:] and mask.shape[0] in (1, shape[0]):
         return _Shown(pattern.band, pattern.shift, {n: x.expand(shape[0], -1) for n, x in pattern.tensors.items()})
@@ -207,7 +208,9 @@ def _by_spec(
         raise ValueError(f"{spec.name}: the model bends its scores by a softcap, and the spec has no parameter `cap`")
     given: dict[str, Any] = {n: x for n, x in tensors.items() if n in known}
     given |= {n: x for n, x in numbers.items() if n in known and x is not None}
-    out = spec(*qkv, **given)
+    if _spread.spread():
+        check_parts(*qkv[:2], tensors, int(numbers["shift"] or 0))
+    out = _spread.runner(spec)(*qkv, **given)
     if not isinstance(out, torch.Tensor):
         raise ValueError(f"{spec.name} has {len(out)} outputs; a model takes one")
     return out

@@ -1,0 +1,101 @@
+"""A block in which the attentions of models run over the devices of a mesh: each device holds a part of every sequence."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from einfuse import _spread
+from einfuse.distributed.layout import Layout
+from einfuse.distributed.programs import Exchange
+from einfuse.distributed.sharded import Output, Sharded, shard
+from einfuse.ir.passes.shard import held
+from einfuse.runtime.attention import Attention
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+@contextmanager
+def use(
+    mesh: DeviceMesh,
+    *,
+    sequence: str,
+    layout: Layout | None = None,
+    exchange: Exchange | None = None,
+    timeout: float = 60.0,
+) -> Iterator[None]:
+    """Inside, what models call through `einfuse.integrations` attends over all devices of the axis ``sequence`` of a mesh.
+
+    A model is given this device's tokens, [B, N of this device, ...], and their positions: everything but attention is about single tokens.
+    Devices hold them one after the other, or as a ``layout`` says. Gradients of parameters are this device's share of the sum, as those of all
+    layers are: add them up over the axis. It holds for the whole process, backward passes included, until the block ends.
+
+    ``exchange`` and ``timeout`` are those of `shard`. Calls with a cache of keys, with queries and keys of different numbers, with dense
+    masks or biases, and of packed sequences raise ValueError: they speak of positions of the whole, which a device does not know.
+    Compiled models break their graph at each attention.
+    """
+    if sequence not in (mesh.mesh_dim_names or ()):
+        raise ValueError(f"use: the mesh has the axes {', '.join(mesh.mesh_dim_names or ())}, and no {sequence!r}")
+    if mesh[sequence].size() == 1:
+        yield
+        return
+    made: dict[int, tuple[Attention, Sharded]] = {}
+
+    def sharded(attention: Attention) -> Sharded:
+        if id(attention) not in made:
+            over, inputs = attention.cascade.over, attention.cascade.inputs
+            ranks = [
+                r.name
+                for r in attention.cascade.ranks
+                if r.is_sequence and r.name not in over and any(r.size in _names(t) for t in inputs)
+            ]
+            found = shard(attention, mesh, exchange=exchange, timeout=timeout, **dict.fromkeys(ranks, sequence))
+            made[id(attention)] = attention, found if layout is None else found.on(layout)
+        return made[id(attention)][1]
+
+    def called(attention: Attention, *args: torch.Tensor, **kwargs: Any) -> Output:
+        found = sharded(attention)
+        return found(*args, **_shared(found, kwargs))
+
+    untraced = torch.compiler.disable(called, reason="einfuse.distributed.use: an attention over devices is not traced")
+
+    def run(attention: Attention) -> _spread.Run:
+        return functools.partial(untraced, attention)
+
+    _spread.BLOCKS.append(run)
+    try:
+        yield
+    finally:
+        _spread.BLOCKS.remove(run)
+
+
+def _names(tensor: Any) -> set[object]:
+    return {e.name for e in tensor.axes if e.op == "size"}
+
+
+def _shared(found: Sharded, given: dict[str, Any]) -> dict[str, Any]:
+    """What all devices have, with gradients that are a device's share: `Sharded` gives each the sum over all."""
+    attention, _ = found.attention.variant(given) if found.attention.optional else (found.attention, given)
+    (axis,) = found.axes
+    parts = held(attention.cascade, axis.ranks)
+    size = found.transports[axis.name].size
+    every = {n: x for n, x in given.items() if isinstance(x, torch.Tensor) and n not in parts and x.requires_grad}
+    return given | {n: _Share.apply(x, size) for n, x in every.items()}  # type: ignore[no-untyped-call]
+
+
+class _Share(torch.autograd.Function):
+    """The tensor itself, whose gradient is divided by the number of devices."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, size: int) -> torch.Tensor:
+        ctx.size = size
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient / ctx.size, None

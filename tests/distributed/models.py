@@ -1,0 +1,114 @@
+"""Models of other people over devices: what processes are asked to do with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from processes import rows_of
+from torch.nn import functional
+
+import einfuse.distributed
+from einfuse.integrations import replace_sdpa
+
+TOKENS = 23
+
+
+def llama(kind: str) -> torch.nn.Module:
+    """A small random model of two layers: rotary positions, grouped heads; with windows or sinks where its kind has them."""
+    import transformers
+    from transformers import AutoModelForCausalLM
+
+    import einfuse.integrations.transformers as ours
+
+    ours.register("einfuse", backend="torch")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
+    more: dict[str, dict[str, Any]] = {
+        "Llama": {},
+        "Mistral": {"sliding_window": 7},
+        "GptOss": {"sliding_window": 7, "num_local_experts": 2, "num_experts_per_tok": 1},
+    }
+    config = getattr(transformers, f"{kind}Config")(**sizes | more[kind])
+    torch.manual_seed(1)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="einfuse").float()
+
+
+def step(
+    model: torch.nn.Module, tokens: torch.Tensor, real: torch.Tensor, at: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Logits, and the gradients of every parameter by a loss that is a sum over tokens."""
+    logits = model(input_ids=tokens, attention_mask=real, position_ids=at[None].expand(len(tokens), -1), use_cache=False).logits
+    weights = torch.sin(torch.arange(logits.shape[-1]) + at[:, None].float())
+    (logits * weights * real[..., None]).sum().backward()
+    return logits.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and which are real: one row is padded on the right, within the part of the last device."""
+    tokens = torch.randint(50, (2, TOKENS), generator=torch.Generator().manual_seed(3))
+    real = torch.ones(2, TOKENS, dtype=torch.long)
+    real[1, -2:] = 0
+    return tokens, real
+
+
+def over(rank: int, size: int, given: Mapping[str, Any]) -> tuple[torch.Tensor, dict[str, Any]]:
+    """What this device makes of its tokens, which it holds by counts or by a layout; gradients are summed over the devices."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("seq",))
+    plan = None
+    if given["layout"]:
+        causal = einfuse.distributed.shard(einfuse.compile("causal", backend="torch"), mesh, i="seq", j="seq")
+        plan = causal.layout(TOKENS, given["layout"])
+    tokens, real = batch()
+    at = torch.arange(TOKENS)
+    if plan is None:
+        rows = rows_of(TOKENS, given["counts"])[rank]
+        mine = tokens[:, rows], real[:, rows], at[rows]
+    else:
+        mine = plan.scatter(tokens, real, at)
+        rows = mine[2]
+    model = llama(given["kind"])
+    with einfuse.distributed.use(mesh, sequence="seq", layout=plan):
+        logits, gradients = step(model, *mine)
+    for g in gradients.values():
+        dist.all_reduce(g)
+    return rows, {"logits": logits, **gradients}
+
+
+def layered(rank: int, size: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """torch's own function inside of both blocks, and what is refused there; nothing is left of the block after it."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from einfuse.flex import flex_attention
+    from einfuse.integrations import flash_attn
+
+    mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("seq",))
+    q, k, v = torch.randn(3, 1, 2, 9, 4, generator=torch.Generator().manual_seed(0)).unbind()
+    rows = rows_of(9, (4, 1, 4))[rank]
+    mine = [x[:, :, rows].clone().requires_grad_() for x in (q, k, v)]
+    found: dict[str, Any] = {"rows": rows}
+    with replace_sdpa("torch"), einfuse.distributed.use(mesh, sequence="seq"):
+        out = functional.scaled_dot_product_attention(*mine, is_causal=True)
+        found["compiled"] = torch.compile(functional.scaled_dot_product_attention, backend="eager")(
+            *mine, is_causal=True
+        ).detach()
+        found["d"] = torch.autograd.grad((out * torch.cos(rows)[:, None]).sum(), mine)
+        refused = {
+            "mask": lambda: functional.scaled_dot_product_attention(*mine, attn_mask=torch.ones(len(rows), len(rows)).bool()),
+            "cache": lambda: functional.scaled_dot_product_attention(mine[0], q, v),
+            "flex": lambda: flex_attention(*mine),
+            "flash": lambda: flash_attn.flash_attn_func(*(x.transpose(1, 2) for x in mine)),
+        }
+        for name, call in refused.items():
+            try:
+                call()
+            except ValueError as error:
+                found[name] = str(error)
+    found["out"] = out.detach()
+    with replace_sdpa("torch"):
+        found["after"] = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return found
