@@ -57,6 +57,9 @@ def over(rank: int, size: int, given: Mapping[str, Any]) -> tuple[torch.Tensor, 
     """What this device makes of its tokens, which it holds by counts or by a layout; gradients are summed over the devices."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import parallelize_module
+
+    from einfuse.distributed.style import AlongSequence
 
     mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("seq",))
     plan = None
@@ -72,8 +75,12 @@ def over(rank: int, size: int, given: Mapping[str, Any]) -> tuple[torch.Tensor, 
         mine = plan.scatter(tokens, real, at)
         rows = mine[2]
     model = llama(given["kind"])
-    with einfuse.distributed.use(mesh, sequence="seq", layout=plan):
+    if given.get("styled"):
+        parallelize_module(model, mesh, {"model.layers.*.self_attn": AlongSequence(layout=plan)})
         logits, gradients = step(model, *mine)
+    else:
+        with einfuse.distributed.use(mesh, sequence="seq", layout=plan):
+            logits, gradients = step(model, *mine)
     for g in gradients.values():
         dist.all_reduce(g)
     return rows, {"logits": logits, **gradients}

@@ -15,7 +15,13 @@ import einfuse.distributed
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "counts", "layout"),
-    [("Llama", (9, 1, 13), None), ("Llama", None, "zigzag"), ("Mistral", (8, 8, 7), None), ("GptOss", (11, 1, 11), None)],
+    [
+        ("Llama", (9, 1, 13), None),
+        ("Llama", None, "zigzag"),
+        ("Mistral", (8, 8, 7), None),
+        ("Mistral", (8, 8, 7), "styled"),
+        ("GptOss", (11, 1, 11), None),
+    ],
 )
 def test_a_model_over_devices_is_the_model(
     devices: Pool, kind: str, counts: tuple[int, ...] | None, layout: str | None
@@ -24,7 +30,8 @@ def test_a_model_over_devices_is_the_model(
     model = llama(kind)
     tokens, real = batch()
     expected, gradients = step(model, tokens, real, torch.arange(TOKENS))
-    made = devices.run(over, kind=kind, counts=counts, layout=layout)
+    styled = layout == "styled"  # by `parallelize_module`, attention by attention
+    made = devices.run(over, kind=kind, counts=counts, layout=None if styled else layout, styled=styled)
     assert torch.cat([rows for rows, _ in made]).sort().values.tolist() == list(range(TOKENS))
     for rows, found in made:
         live = real[:, rows].bool()

@@ -39,39 +39,54 @@ def use(
     masks or biases, and of packed sequences raise ValueError: they speak of positions of the whole, which a device does not know.
     Compiled models break their graph at each attention.
     """
-    if sequence not in (mesh.mesh_dim_names or ()):
-        raise ValueError(f"use: the mesh has the axes {', '.join(mesh.mesh_dim_names or ())}, and no {sequence!r}")
-    if mesh[sequence].size() == 1:
+    with Devices(mesh, sequence, layout, exchange, timeout).block():
         yield
-        return
-    made: dict[int, tuple[Attention, Sharded]] = {}
 
-    def sharded(attention: Attention) -> Sharded:
-        if id(attention) not in made:
-            over, inputs = attention.cascade.over, attention.cascade.inputs
-            ranks = [
-                r.name
-                for r in attention.cascade.ranks
-                if r.is_sequence and r.name not in over and any(r.size in _names(t) for t in inputs)
-            ]
-            found = shard(attention, mesh, exchange=exchange, timeout=timeout, **dict.fromkeys(ranks, sequence))
-            made[id(attention)] = attention, found if layout is None else found.on(layout)
-        return made[id(attention)][1]
 
-    def called(attention: Attention, *args: torch.Tensor, **kwargs: Any) -> Output:
-        found = sharded(attention)
+class Devices:
+    """The attentions of models over the devices of an axis, each sharded once. Raises ValueError for an axis that the mesh has not."""
+
+    def __init__(
+        self, mesh: DeviceMesh, sequence: str, layout: Layout | None, exchange: Exchange | None, timeout: float
+    ) -> None:
+        if sequence not in (mesh.mesh_dim_names or ()):
+            raise ValueError(f"use: the mesh has the axes {', '.join(mesh.mesh_dim_names or ())}, and no {sequence!r}")
+        self.mesh, self.sequence, self.layout, self.exchange, self.timeout = mesh, sequence, layout, exchange, timeout
+        self.made: dict[int, tuple[Attention, Sharded]] = {}
+        self._untraced = torch.compiler.disable(
+            self._called, reason="einfuse.distributed.use: an attention over devices is not traced"
+        )
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        """Where the attentions of models are these."""
+        if self.mesh[self.sequence].size() == 1:
+            yield
+            return
+        run = self._run
+        _spread.BLOCKS.append(run)
+        try:
+            yield
+        finally:
+            _spread.BLOCKS.remove(run)
+
+    def _run(self, attention: Attention) -> _spread.Run:
+        return functools.partial(self._untraced, attention)
+
+    def _called(self, attention: Attention, *args: torch.Tensor, **kwargs: Any) -> Output:
+        found = self.sharded(attention)
         return found(*args, **_shared(found, kwargs))
 
-    untraced = torch.compiler.disable(called, reason="einfuse.distributed.use: an attention over devices is not traced")
-
-    def run(attention: Attention) -> _spread.Run:
-        return functools.partial(untraced, attention)
-
-    _spread.BLOCKS.append(run)
-    try:
-        yield
-    finally:
-        _spread.BLOCKS.remove(run)
+    def sharded(self, attention: Attention) -> Sharded:
+        """An attention along the axis: with all of its sequences."""
+        if id(attention) not in self.made:
+            c = attention.cascade
+            free = [r for r in c.ranks if r.is_sequence and r.name not in c.over]
+            ranks = [r.name for r in free if any(r.size in _names(t) for t in c.inputs)]
+            along = dict.fromkeys(ranks, self.sequence)
+            found = shard(attention, self.mesh, exchange=self.exchange, timeout=self.timeout, **along)
+            self.made[id(attention)] = attention, found if self.layout is None else found.on(self.layout)
+        return self.made[id(attention)][1]
 
 
 def _names(tensor: Any) -> set[object]:

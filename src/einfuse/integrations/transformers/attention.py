@@ -117,7 +117,7 @@ def _visible(module: torch.nn.Module, mask: torch.Tensor | None, is_causal: bool
         return _Shown(Band(causal=bool(causal)) if shape[2] > 1 or _spread.spread() else Band(), 0, {})
     pattern = getattr(mask, MARK, None)
     if isinstance(pattern, Pattern) and mask.shape[2:] == shape[2:] and mask.shape[0] in (1, shape[0]):
-        return _Shown(pattern.band, pattern.shift, {n: x.expand(shape[0], -1) for n, x in pattern.tensors.items()})
+        return _Shown(pattern.band, pattern.shift, {n: x.expand(shape[0], -1) for n, x in pattern.inputs.items()})
     try:
         whole = mask.expand(shape)  # a mask made for a cache without keys has one column, for all of them
     except RuntimeError:

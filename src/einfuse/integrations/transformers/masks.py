@@ -27,11 +27,20 @@ MARK = "_einfuse_pattern"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pattern:
-    """What a mask stands for: a band whose first query stands beside key ``shift``, and inputs of the spec: pad, qdoc, kdoc."""
+    """What a mask stands for: a band whose first query stands beside key ``shift``, and inputs of the spec: pad, qdoc, kdoc.
+
+    ``pad`` are the real keys where all are: nothing to one device, and what others are told where each has a part of them.
+    """
 
     band: Band
     shift: int
     tensors: Mapping[str, torch.Tensor]
+    pad: torch.Tensor | None = None
+
+    @property
+    def inputs(self) -> Mapping[str, torch.Tensor]:
+        """What a call is given: the same inputs on all devices."""
+        return {"pad": self.pad, **self.tensors} if self.pad is not None and spread() else self.tensors
 
 
 class Unwritten(torch.Tensor):
@@ -140,19 +149,22 @@ def mask(
             return make()
         q_offset = int(q_offset)  # as it is now, whenever the mask is written out: caches count on in place
     tensors: dict[str, torch.Tensor] = {}
+    every: torch.Tensor | None = None
     if attention_mask is not None:
         attention_mask = attention_mask if watched else attention_mask.clone()  # as above
         padding = masking_utils.prepare_padding_mask(attention_mask, kv_length, kv_offset)
         assert padding is not None, "there is a mask to pad"
         real = padding[:, kv_offset : kv_offset + kv_length].bool()
-        if watched or spread() or not bool(real.all()):  # devices give the same inputs
+        if watched or not bool(real.all()):
             tensors["pad"] = real
+        else:
+            every = real
     for name, start, length in (("qdoc", q_offset, q_length), ("kdoc", kv_offset, kv_length)):
         found = what.documents(start, length)
         if found is not None:
             tensors[name] = found
     band, shape = what.band, (batch_size, 1, q_length, kv_length)
-    pattern = Pattern(band, q_offset - kv_offset, tensors)
+    pattern = Pattern(band, q_offset - kv_offset, tensors, every)
     if isinstance(what, Band) and not band.causal and band.window is None:
         real = tensors.get("pad", torch.ones((1, 1), dtype=torch.bool, device=device))
         real = to_add(real, dtype) if added else real
