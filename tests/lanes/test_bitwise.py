@@ -31,7 +31,7 @@ SAME_ON_TWO: list[tuple[str, torch.dtype, Shape, FormName]] = [
     ("swin", F32, SQUARE, "auto"),
     ("bias", F32, SQUARE, "auto"),
     ("t5_bias", F32, SQUARE, "auto"),
-    ("shaw", BF16, SQUARE, "auto"),
+    ("shaw", BF16, WHOLE, "auto"),
     ("paged", F32, WHOLE, "auto"),
     ("random_keys", F32, SQUARE, "auto"),
     ("topk", F32, WHOLE, "auto"),

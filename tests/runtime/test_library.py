@@ -17,8 +17,9 @@ from einfuse.runtime.verify import Shape
 SPECS = library()
 SMALL = Shape(2, 2, 19, 27, (12, 20), 2)
 SHAPES = {
-    "talking_heads": Shape(2, 2, 19, 27, (4, 8), 2)
-}  # heads that are mixed are held whole: a block has two head axes more
+    "talking_heads": Shape(2, 2, 19, 27, (4, 8), 2),  # heads that are mixed are held whole: a block has two head axes more
+    "atlas": Shape(1, 1, 19, 19, (6, 7), 1),  # matrices of a state times matrices of a state, which an interpreter runs
+}
 COMBINATIONS: list[tuple[BackendName, str]] = [(b, d) for b in ("cpu", "triton") for d in ("float32", "bfloat16")]
 EVERYWHERE = ("causal", "alibi_window", "sigmoid", "t5_bias", "document", "rope", "cosine", "sink")
 OTHERS = [(n, COMBINATIONS[crc32(n.encode()) % 4]) for n in sorted(set(SPECS) - set(EVERYWHERE))]

@@ -296,7 +296,7 @@ FAULTS = {
     ),
     "one query a kind with several": (
         "varied",
-        0,
+        3,
         "from dataclasses import replace\nfrom einfuse.runtime.kinds import Kinds\nkey = Kinds.key\n"
         "Kinds.key = lambda self, given, workers: key(self, replace(given, sizes={**given.sizes, **dict.fromkeys(self.growing, 40)}), workers)",
     ),

@@ -171,12 +171,14 @@ def test_scans_do_not_see_tokens_that_a_condition_leaves_out(body: str, backend:
 }""".replace("BODY", body),
         backend=backend,
     )
-    pad = (torch.rand(2, 77) > 0.3) & (torch.arange(77) < 50)
-    inputs = {"q": torch.randn(2, 1, 77, 8), "k": torch.randn(2, 1, 77, 8) / 3, "v": torch.randn(2, 1, 77, 16)}
-    dead = (~pad)[:, None, :].expand(2, 1, 77)
+    batch = 1 if backend == "triton" else 2  # an interpreter runs it
+    pad = (torch.rand(batch, 77) > 0.3) & (torch.arange(77) < 50)
+    inputs = {n: torch.randn(batch, 1, 77, width) for n, width in (("q", 8), ("k", 8), ("v", 16))}
+    inputs["k"] /= 3
+    dead = (~pad)[:, None, :].expand(batch, 1, 77)
     check(
         attention,
-        inputs | {"g": torch.randn(2, 1, 77), "pad": pad},
+        inputs | {"g": torch.randn(batch, 1, 77), "pad": pad},
         {n: dead[..., None].expand_as(inputs[n]) for n in "kv"} | {"g": dead},
     )
 
