@@ -11,6 +11,7 @@ import torch
 
 from einfuse.codegen import KernelPlan, Storage
 from einfuse.codegen.scan import ScanPlan
+from einfuse.codegen.targets import Target
 from einfuse.ir import Cascade, Einsum, Scalar, SpecError, interpret
 from einfuse.ir.passes import choose, classify_score, pack, pipeline
 from einfuse.ir.passes import split as splitting
@@ -18,7 +19,7 @@ from einfuse.ir.text import show
 from einfuse.runtime import binding, cache, inside, ops, packed, parts, prefix, prepared, shown, stream, transforms
 from einfuse.runtime import tangents as tangents_of
 from einfuse.runtime.apart import apart, transformed
-from einfuse.runtime.backends import BackendName, Target
+from einfuse.runtime.backends import BackendName
 from einfuse.runtime.forms import FormName, Forms, known_form
 from einfuse.runtime.given import Given
 from einfuse.runtime.inside import Candidate, PassReport

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -16,6 +16,7 @@ import torch
 from einfuse.codegen import KernelPlan, Storage, both, hold
 from einfuse.codegen.plan import plain
 from einfuse.codegen.scan import Piece, ScanPlan
+from einfuse.codegen.targets import Target, of_amd, of_nvidia
 from einfuse.ir import EinfuseError, Scalar, ranking
 
 Kernel = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], int | None]
@@ -24,7 +25,6 @@ Kernel = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str
 BackendName = Literal["cpu", "triton", "torch", "loops"]
 Tilings = tuple[tuple[int, int], ...]
 Sorted = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-Target = Literal["sm_80", "sm_90", "gfx942"]
 
 
 class Backend(Protocol):
@@ -46,6 +46,7 @@ class Backend(Protocol):
 
     ``best`` is the choice of coordinates, as `ir.ranking` says it, of values in memory; ``by_block`` sorts rows by the blocks that they
     list, as `lists` says. ``in_turns``: points may run one after the other, so that what lists of blocks drive keeps its states in a cache.
+    ``on`` is the back end for tensors of a device.
     """
 
     @property
@@ -76,6 +77,7 @@ class Backend(Protocol):
     def build_piece(self, piece: Piece, folder: Path) -> Kernel: ...
     def best(self, values: torch.Tensor, exists: torch.Tensor | None, slots: int, folder: Path) -> torch.Tensor: ...
     def by_block(self, lists: torch.Tensor, index: torch.Tensor, span: int, tile: int, room: int, folder: Path) -> Sorted: ...
+    def on(self, device: torch.device) -> Backend: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,9 @@ class Usual:
         from einfuse.runtime.lists import by_block
 
         return by_block(lists, index, span, tile, room)
+
+    def on(self, device: torch.device) -> Backend:
+        return self  # type: ignore[return-value]  # whatever has the rest of the protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +213,10 @@ class CpuBackend(Usual):
 
 @dataclass(frozen=True, slots=True)
 class TritonBackend(Usual):
-    """Triton, for GPUs; on CPU tensors under Triton's interpreter."""
+    """Triton, for GPUs; on CPU tensors under Triton's interpreter. ``target`` is the kind of GPU that tiles and options suit."""
 
     name: BackendName = "triton"
-    target: Target | None = None  # of the device at hand, unless named
+    target: Target = "sm_90"
     processors: int | None = None  # multiprocessors of a GPU that is not at hand
     row_values: bool = True
     narrow: int = 16
@@ -220,12 +225,12 @@ class TritonBackend(Usual):
 
     @property
     def identity(self) -> str:
-        return f"{self.name} {self.target or device_target()}"
+        return f"{self.name} {self.target}"
 
     def tilings(self, storage: Storage, width: int, gradients: int) -> Tilings:
         from einfuse.codegen import triton
 
-        return triton.tilings(storage, width, gradients, self.target or device_target())
+        return triton.tilings(storage, width, gradients, self.target)
 
     def holds(self, plan: KernelPlan) -> bool:
         from einfuse.codegen import triton
@@ -235,7 +240,7 @@ class TritonBackend(Usual):
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import triton
 
-        return triton.emit(plan, triton.Options(target=self.target or device_target()))
+        return triton.emit(plan, triton.Options(target=self.target))
 
     def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel:
         from einfuse.codegen import triton
@@ -251,12 +256,16 @@ class TritonBackend(Usual):
     def pieces(self, plan: ScanPlan, crew: int) -> tuple[Piece, ...]:
         from einfuse.codegen.scan import ladder
 
-        return ladder.kernels(plan, self.target or device_target())
+        return ladder.kernels(plan, self.target)
 
     def build_piece(self, piece: Piece, folder: Path) -> Kernel:
         from einfuse.codegen import triton
 
         return triton.build(piece.plan, piece.source, folder)  # type: ignore[arg-type]  # it reads the name alone
+
+    def on(self, device: torch.device) -> Backend:
+        """For the kind of GPU that a device is: a machine may have several."""
+        return replace(self, target=target_of(device)) if device.type == "cuda" else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,13 +335,11 @@ def _warn_of_torch(reason: str) -> None:
 
 
 @functools.cache
-def device_target() -> Target:
-    """The kind of the GPU at hand, as the tables of tile sizes name it; the newest where there is none."""
-    if not torch.cuda.is_available():
-        return "sm_90"
+def target_of(device: torch.device) -> Target:
+    """The kind of a GPU: its own, or the nearest one that asks no more of it."""
     if torch.version.hip:
-        return "gfx942"
-    return "sm_90" if torch.cuda.get_device_capability() >= (9, 0) else "sm_80"
+        return of_amd(torch.cuda.get_device_properties(device).gcnArchName)
+    return of_nvidia(torch.cuda.get_device_capability(device))
 
 
 def interpret_triton() -> None:
@@ -344,9 +351,9 @@ def interpret_triton() -> None:
 def choose(device: torch.device, wanted: BackendName | None = None) -> Backend:
     """The back end for tensors on ``device``; ``wanted`` overrides. Raises EinfuseError for a name that does not exist."""
     if wanted is not None:
-        return named(wanted)
-    if device.type in ("cuda", "xpu"):
-        return BACKENDS["triton"]
+        return named(wanted).on(device)
+    if device.type == "cuda":
+        return BACKENDS["triton"].on(device)
     return BACKENDS["cpu" if device.type == "cpu" and compiler() else "torch"]
 
 
@@ -356,6 +363,12 @@ def named(name: BackendName) -> Backend:
         found = repr(name) if isinstance(name, str) else type(name).__name__
         raise EinfuseError(f"there is no back end {found}; choose from {', '.join(BACKENDS)}")
     return BACKENDS[name]
+
+
+def at_hand(name: BackendName) -> Backend:
+    """The back end of that name as it is for the current GPU, where there is one. Raises EinfuseError for a name that does not exist."""
+    found = named(name)
+    return found.on(torch.device("cuda", torch.cuda.current_device())) if torch.cuda.is_available() else found
 
 
 @functools.cache

@@ -16,13 +16,14 @@ import torch
 from einfuse.codegen import KernelPlan
 from einfuse.codegen.plan import Fold
 from einfuse.codegen.scan import ScanPlan
+from einfuse.codegen.targets import TARGETS, Target
 from einfuse.ir import EinfuseError, Scalar
 from einfuse.runtime import binding, cache, records
 from einfuse.runtime.attention import Attention
-from einfuse.runtime.backends import Target, TritonBackend
+from einfuse.runtime.backends import TritonBackend
 from einfuse.runtime.inside import Candidate, launched
 
-TARGETS: tuple[Target, ...] = ("sm_80", "sm_90", "gfx942")
+USUAL: tuple[Target, ...] = ("sm_80", "sm_90", "gfx942")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ _Try = tuple[Candidate, Target, CompiledKernel | None]
 
 def cross_compile(
     attention: Attention,
-    targets: Sequence[Target] = TARGETS,
+    targets: Sequence[Target] = USUAL,
     dtype: torch.dtype = torch.bfloat16,
     backward: bool = True,
     call: Mapping[str, torch.Tensor | Scalar] | None = None,
@@ -66,8 +67,11 @@ def cross_compile(
 
     Feature widths are 64 unless given by name. With the arguments of a ``call``, the kernels that such a call takes: those of short
     sequences, and those that walk a mask by lists. Runs in a process of its own, where Triton's interpreter is off, and remembers what
-    it found. Raises EinfuseError with the compiler's own words where a kernel does not compile.
+    it found. Raises EinfuseError for a target that is not in `TARGETS`, and with the compiler's own words where a kernel does not compile.
     """
+    for name in targets:
+        if name not in TARGETS:
+            raise EinfuseError(f"there is no target {name!r}; choose from {', '.join(TARGETS)}")
     short = str(dtype).removeprefix("torch.")
     waiting: list[_Try] = [
         (c, t, None)

@@ -10,11 +10,12 @@ import torch
 
 from einfuse.codegen import KernelPlan, Storage
 from einfuse.codegen.scan import Piece, ScanPlan
+from einfuse.codegen.targets import Target
 from einfuse.ir import Cascade, Scalar
 from einfuse.ir.passes import canonicalise, classify_score
 from einfuse.ir.passes.choose import Scores
 from einfuse.runtime import binding, tiles
-from einfuse.runtime.backends import Backend, BackendName, Target, TritonBackend, choose, named
+from einfuse.runtime.backends import Backend, BackendName, TritonBackend, at_hand, choose
 from einfuse.runtime.binding import STORAGE
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Graph, Recorded
@@ -191,7 +192,7 @@ def candidates(
     if attention.kernels != (attention,):
         return [c for kernel in attention.kernels for c in candidates(kernel, backend, dtype, backward, sizes, target)]
     whole = attention.cascade
-    chosen = named(backend) if target is None else TritonBackend(target=target)
+    chosen = at_hand(backend) if target is None else TritonBackend(target=target)
     program = attention.program.suited(chosen, lambda: dtype.itemsize == 2)
     if isinstance(program, ScanProgram):
         tables = [example_storage(whole, c, dtype) for c in program.cascades(backward)]

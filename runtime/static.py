@@ -25,12 +25,13 @@ from einfuse import _files as files
 from einfuse.codegen import KernelPlan
 from einfuse.codegen.plan import Fold
 from einfuse.codegen.scan import ScanPlan
+from einfuse.codegen.targets import TARGETS, Rates, Target
 from einfuse.codegen.triton import issue_model, statistics
 from einfuse.codegen.triton.names import identifier
 from einfuse.ir import EinfuseError, Scalar
 from einfuse.runtime import binding, cache
 from einfuse.runtime.attention import Attention
-from einfuse.runtime.backends import Target, TritonBackend
+from einfuse.runtime.backends import TritonBackend
 from einfuse.runtime.graph import Recorded
 from einfuse.runtime.inside import launched
 from einfuse.runtime.launch import tile_tables
@@ -94,10 +95,10 @@ def static(
 ) -> list[KernelReport]:
     """The kernels that a call with these arguments launches, in their order; with ``backward`` those of its training step.
 
-    Tensors that no mask reads may be on the meta device. The call is taken to run on the GPU of `issue_model.GPUS` for the target.
+    Tensors that no mask reads may be on the meta device. The call is taken to run on the GPU whose rates `TARGETS` has.
     Results are kept on disk. Raises EinfuseError with the compiler's own words where a kernel does not compile.
     """
-    gpu = issue_model.GPUS.get(target)
+    gpu = TARGETS[target].rates
     backend = TritonBackend(target=target, processors=gpu.processors if gpu else None)
     tensors, numbers = binding.arguments(attention.cascade, (), call)
     found = launched(attention, tensors, numbers, backward, backend)
@@ -180,7 +181,7 @@ def _tables(launch: Recorded) -> dict[str, torch.Tensor]:
 
 def _report(launch: Recorded, found: statistics.Statistics, target: Target) -> KernelReport:
     plan = launch.kernel.plan
-    gpu = issue_model.GPUS.get(target)
+    gpu = TARGETS[target].rates
     held = issue_model.resident(found.registers, found.warps, found.shared, gpu) if gpu else 1
     walked = trips(plan, launch.given, _tables(launch)) if isinstance(plan, KernelPlan) else ()
     labels = walked if len(walked) == len(found.loops) else [("", None)] * len(found.loops)
@@ -225,7 +226,7 @@ def _tiling(plan: KernelPlan | ScanPlan) -> tuple[int, ...]:
     return (plan.tile.block if plan.tile else 0, step)
 
 
-def _seconds(found: statistics.Statistics, loops: Sequence[LoopReport], launch: Recorded, gpu: issue_model.Gpu) -> float | None:
+def _seconds(found: statistics.Statistics, loops: Sequence[LoopReport], launch: Recorded, gpu: Rates) -> float | None:
     """The busiest multiprocessor's loops, or what memory takes for every byte once, whichever is more."""
     if any(x.trips is None for x in loops):
         return None

@@ -313,6 +313,20 @@ def test_verify_cross_compiles(capsys: pytest.CaptureFixture[str], good: str) ->
     assert all("wgmma" in r["what"] for r in crossed if r["backend"] == "triton sm_90")
 
 
+def test_verify_compiles_for_the_target_that_is_named(
+    capsys: pytest.CaptureFixture[str], good: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from einfuse.runtime.cross import CompiledKernel
+
+    def compiled(attention: Any, targets: tuple[str, ...], *rest: Any) -> list[CompiledKernel]:
+        return [CompiledKernel("mine", t, "float32", (64, 64), 80, 0, 9000, "mma", True) for t in targets]
+
+    monkeypatch.setattr(einfuse, "cross_compile", compiled)
+    argv = ("verify", good, "--target", "sm_120", "--forward-only", "--backend", "torch", "--dtype", "float32")
+    found = reported(capsys, *argv)
+    assert {r["backend"] for r in found["rows"]} == {"torch", "triton sm_120"}
+
+
 @pytest.mark.slow
 def test_bench(capsys: pytest.CaptureFixture[str], good: str) -> None:
     argv = ("bench", good, "--length", "64", "--heads", "2", "--width", "16", "--repeats", "2")

@@ -13,8 +13,8 @@ from einfuse.codegen.scan.cut import cut
 from einfuse.codegen.scan.divide import divide
 from einfuse.codegen.scan.triton import emit
 from einfuse.codegen.scan.triton.layout import Layout
+from einfuse.codegen.targets import TARGETS, Target
 from einfuse.codegen.triton.layout import MATRIX
-from einfuse.codegen.triton.options import GpuTarget
 
 MOST = 330
 """Values a thread that nothing is compiled for: of all kernels of the library the least that spilled held 258, and none of more fitted."""
@@ -25,7 +25,7 @@ class Rung:
     """One kernel: the whole plan, what is left of it in each program, its text and launch options."""
 
     whole: ScanPlan
-    target: GpuTarget
+    target: Target
     place: int = 0
     plan: ScanPlan = field(init=False)
     options: dict[str, int] = field(init=False)
@@ -46,29 +46,29 @@ class Rung:
         return _divided(self.whole, self.target)
 
 
-def kernels(plan: ScanPlan, target: GpuTarget) -> tuple[Rung, ...]:
+def kernels(plan: ScanPlan, target: Target) -> tuple[Rung, ...]:
     """The kernels of a scan in the order they run, each at the first tile that is worth trying."""
     return tuple(r for p in cut(plan) for r in _tried(p, target))
 
 
-def _tried(plan: ScanPlan, target: GpuTarget) -> tuple[Rung, ...]:
+def _tried(plan: ScanPlan, target: Target) -> tuple[Rung, ...]:
     """The kernel, or those it is divided into where it is hopeless as a whole."""
     found = tiles(plan, target)
-    place = next((n for n, (p, warps) in enumerate(found) if pressure(p) <= MOST * _lanes(target) * warps), None)
+    place = next((n for n, (p, warps) in enumerate(found) if pressure(p) <= MOST * TARGETS[target].lanes * warps), None)
     if place is None:
         return _divided(plan, target) or (Rung(plan, target, len(found) - 1),)
     return (Rung(plan, target, place),)
 
 
-def _divided(plan: ScanPlan, target: GpuTarget) -> tuple[Rung, ...]:
+def _divided(plan: ScanPlan, target: Target) -> tuple[Rung, ...]:
     parts = divide(plan)
     return tuple(r for p in parts for r in _tried(p, target)) if len(parts) > 1 else ()
 
 
 @functools.lru_cache(256)
-def tiles(plan: ScanPlan, target: GpuTarget) -> tuple[tuple[ScanPlan, int], ...]:
+def tiles(plan: ScanPlan, target: Target) -> tuple[tuple[ScanPlan, int], ...]:
     """Plans and warps, the best first; columns are shared out where nothing else is left."""
-    many = 4 if target == "gfx942" else 8
+    many = 4 if TARGETS[target].amd else 8
     found = [(plan, many)] if plan.narrow in ("f32", "f64") else [(plan, 4), (plan, many)]
     rank = shareable(plan) if len(divide(plan)) == 1 else None
     if rank is not None:
@@ -77,11 +77,6 @@ def tiles(plan: ScanPlan, target: GpuTarget) -> tuple[tuple[ScanPlan, int], ...]
         shared = [share(plan, rank, n) for n in (2 * MATRIX, MATRIX) if n < size]
         found += [(p, many) for p in shared if p is not None]
     return tuple(dict.fromkeys(found))
-
-
-def _lanes(target: GpuTarget) -> int:
-    """Threads of a warp that have 255 registers each: a wavefront of AMD's is 64 of 512."""
-    return 128 if target == "gfx942" else 32
 
 
 def pressure(plan: ScanPlan) -> int:

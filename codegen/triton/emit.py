@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from einfuse.codegen.plan import Block, KernelPlan, finished
+from einfuse.codegen.targets import TARGETS
 from einfuse.codegen.triton.helpers import sources
 from einfuse.codegen.triton.kernel import Argument, Kernel, Printed
 from einfuse.codegen.triton.options import Options, launch_options
@@ -22,7 +23,7 @@ def emit(plan: KernelPlan, options: Options = Options()) -> str:  # noqa: B008  
     """The module's text: its equations, the kernel, and ``launch(tensors, params, sizes, **options)``."""
     whole, plan = plan, finished(plan, PASSES)
     kernel = Kernel(plan, replace(options, descriptors=False)).printed()
-    wanted = options.target == "sm_90" if options.descriptors is None else options.descriptors
+    wanted = TARGETS[options.target].copies if options.descriptors is None else options.descriptors
     fast = Kernel(plan, replace(options, descriptors=True)).printed() if wanted else kernel
     described = fast if fast.described else None
     chosen = launch_options(whole, options.target, options.precision)

@@ -17,29 +17,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from einfuse.codegen.targets import Rates
 from einfuse.codegen.triton.statistics import Iteration
 
 LATENCY, WAIT, SUSTAINED = 40.0, 64.0, 0.65
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """What the model knows of a GPU: multiprocessors, clock (Hz), memory (bytes/s), and per multiprocessor shared memory in bytes,
-    ``matrix`` multiply-adds and fp32 operations a cycle."""
-
-    name: str
-    processors: int
-    clock: float
-    memory: float
-    shared: int
-    matrix: int
-    floats: int
-
-
-GPUS = {
-    "sm_80": Gpu("A100 SXM", 108, 1.41e9, 2.0e12, 164 * 1024, 1024, 64),
-    "sm_90": Gpu("H100 SXM", 132, 1.83e9, 3.35e12, 228 * 1024, 2048, 128),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +64,7 @@ class Work:
         return max(matrix, self.arithmetic) + (min(matrix, self.arithmetic) + LATENCY) / resident
 
 
-def work(loop: Iteration, warps: int, gpu: Gpu) -> Work:
+def work(loop: Iteration, warps: int, gpu: Rates) -> Work:
     """The work of an iteration of a program with so many warps."""
     groups, n = warps / 4, loop.counts
     chain = tuple((columns * 1024 / gpu.matrix, count) for columns, _, count in loop.wgmma)
@@ -103,7 +84,7 @@ def work(loop: Iteration, warps: int, gpu: Gpu) -> Work:
     )
 
 
-def resident(registers: int, warps: int, shared: int, gpu: Gpu) -> int:
+def resident(registers: int, warps: int, shared: int, gpu: Rates) -> int:
     """How many programs a multiprocessor holds at once."""
     per_warp = -(-max(registers, 1) // 8) * 8 * 32
     return max(1, min(4 * (16384 // per_warp) // warps, gpu.shared // (shared + 1024), 64 // warps, 32))

@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from einfuse.codegen.plan import BYTES, Dot, Fold, KernelPlan, Load, Op, Region, Store, operations
+from einfuse.codegen.targets import TARGETS, Target
 from einfuse.codegen.triton.layout import MATRIX, Layout
 
-GpuTarget = Literal["sm_80", "sm_90", "gfx942"]
 Precision = Literal["ieee", "tf32x3", "tf32"]
-
-SHARED: dict[str, int] = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
-"""The most shared memory a program may ask for, in bytes."""
 
 MOST_TILINGS = 6
 
@@ -31,10 +28,10 @@ class Options:
 
     ``precision`` is that of fp32 matrix products: "ieee" is exact fp32 (without tensor cores on NVIDIA), "tf32x3" nearly so and
     for NVIDIA alone. ``descending`` starts a row of tiles at its end; ``None`` does so where the last programs are the largest.
-    ``descriptors``: blocks come by Hopper's copy engine where tensors allow it; ``None`` does so on Hopper.
+    ``descriptors``: blocks come by the copy engine where tensors allow it; ``None`` does so on targets that have one.
     """
 
-    target: GpuTarget = "sm_90"
+    target: Target = "sm_90"
     num_warps: int | None = None
     num_stages: int | None = None
     precision: Precision = "ieee"
@@ -42,26 +39,28 @@ class Options:
     descriptors: bool | None = None
 
 
-def block_sizes(storage: str, width: int, gradients: int = 0, target: GpuTarget = "sm_90") -> tuple[int, int]:
+def block_sizes(storage: str, width: int, gradients: int = 0, target: Target = "sm_90") -> tuple[int, int]:
     """A tile and a step for the widest feature rank, in a forward pass (two products a block) or in a kernel of a backward that adds up so many
     ``gradients`` (three products for one, four for two)."""
     column = 0 if width <= 64 else 1 if width <= 128 else 2 if width <= 256 else 3
     if storage not in ("bf16", "f16"):
         return ((32, 32), (16 if gradients else 32, 16), (16, 16), (16, 16))[column]
-    if target == "sm_90":  # programs of four warps and 64 rows overlap, one of eight and 128 does not, however lean its loop
+    if (
+        TARGETS[target].rows == 64
+    ):  # programs of four warps and 64 rows overlap, one of eight and 128 does not, however lean its loop
         return (((64, 64), (64, 64), (64, 32), (16, 16)) if gradients else ((64, 128), (128, 128), (64, 32), (32, 16)))[column]
     return ((64, 32), (64, 32), (32, 16), (16, 16))[column] if gradients else ((128, 64), (128, 32), (64, 32), (32, 16))[column]
 
 
-def tilings(storage: str, width: int, gradients: int = 0, target: GpuTarget = "sm_90") -> tuple[tuple[int, int], ...]:
+def tilings(storage: str, width: int, gradients: int = 0, target: Target = "sm_90") -> tuple[tuple[int, int], ...]:
     """Tiles and steps to try in turn until a kernel keeps its values in registers: those of `block_sizes`, then smaller ones.
 
-    Larger blocks first, and among equals the larger tile: it is loaded once. Hopper's matrix products need tiles of 64. The
+    Larger blocks first, and among equals the larger tile: it is loaded once. Matrix products may need tiles of 64 (`Gpu.rows`). The
     smallest of all come last, with steps below what matrix products take: for kernels that compute over pairs and features at once.
     """
     tile, step = block_sizes(storage, width, gradients, target)
     smaller = [(t, s) for t in _halved(tile) for s in _halved(step)]
-    whole = 64 if target == "sm_90" and storage in ("bf16", "f16") else MATRIX
+    whole = TARGETS[target].rows if storage in ("bf16", "f16") else MATRIX
     ladder = sorted(smaller, key=lambda b: (b[0] < whole, -b[0] * b[1], -b[0]))
     few = (MATRIX, min(64, step))  # for calls of few rows: decoding
     return tuple(dict.fromkeys((*ladder[: MOST_TILINGS - 1], few, ladder[-1], (MATRIX, MATRIX // 2), (MATRIX, MATRIX // 4))))
@@ -79,14 +78,15 @@ def _halved(n: int) -> list[int]:
     return [n >> k for k in range(n.bit_length()) if n >> k >= MATRIX]
 
 
-def launch_options(plan: KernelPlan, target: GpuTarget = "sm_90", precision: Precision = "ieee") -> dict[str, int]:
+def launch_options(plan: KernelPlan, target: Target = "sm_90", precision: Precision = "ieee") -> dict[str, int]:
     """``num_warps`` and ``num_stages`` for the plan's blocks.
 
     NVIDIA: accumulators and score blocks are held in registers, up to 96 a thread beside operands and addresses; a product
     without tensor cores is unrolled, at most 256 multiply-adds a thread. Blocks are loaded up to 3 iterations ahead, as
     shared memory allows. AMD: four wavefronts may use 512 registers each; nothing is loaded ahead.
     """
-    if target == "gfx942":
+    gpu = TARGETS[target]
+    if gpu.amd:
         return {"num_warps": 4, "num_stages": 1}
     layout = Layout(plan)
     unrolled = max(
@@ -98,13 +98,12 @@ def launch_options(plan: KernelPlan, target: GpuTarget = "sm_90", precision: Pre
     warps = max(spread, 4 if _held(plan, layout) <= 96 * 128 else 8)
     if not _folds(plan) and plan.tile:  # rows alone: several blocks at once, of each of which a thread holds 32 numbers at most
         warps = min(16, max(warps, _power(_widest(layout, operations(plan)) // (32 * 32))))
-    if target == "sm_90" and plan.tile and _folds(plan) and spread == 4:
-        warps = min(
-            warps, max(4, layout.blocks[plan.tile.rank] // 16)
-        )  # a wgmma is 64 rows of four warps: others would do them again
+    if gpu.rows == 64 and plan.tile and _folds(plan) and spread == 4:
+        # a matrix instruction is 64 rows of four warps: others would do them again
+        warps = min(warps, max(4, layout.blocks[plan.tile.rank] // 16))
     held, streamed = _resident(plan, layout), max(1, _streamed(plan, layout))
-    stages = max(1, min(3, (SHARED[target] - 24 * 1024 - held) // streamed))
-    shared = (SHARED[target] // 2 - 2048 - held) // streamed  # as many as leave room for a second program
+    stages = max(1, min(3, (gpu.shared - 24 * 1024 - held) // streamed))
+    shared = (gpu.shared // 2 - 2048 - held) // streamed  # as many as leave room for a second program
     return {"num_warps": warps, "num_stages": shared if warps == 4 and 2 <= shared < stages else stages}
 
 

@@ -14,18 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from einfuse.codegen.plan import KernelPlan
+from einfuse.codegen.targets import TARGETS, Target
 from einfuse.codegen.triton.build import build
 from einfuse.codegen.triton.example import example
 from einfuse.codegen.triton.machine_code import Loop, MachineCode
 from einfuse.codegen.triton.names import identifier
-from einfuse.codegen.triton.options import SHARED, GpuTarget, Precision, launch_options
+from einfuse.codegen.triton.options import Precision, launch_options
 from einfuse.codegen.triton.signature import Signature
-
-TARGETS: dict[GpuTarget, tuple[str, int | str, int]] = {
-    "sm_80": ("cuda", 80, 32),
-    "sm_90": ("cuda", 90, 32),
-    "gfx942": ("hip", "gfx942", 64),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +45,11 @@ class Iteration:
 class Statistics:
     """A compiled kernel. ``spills`` counts the instructions (NVIDIA) or vector registers (AMD) that spill to memory,
     ``scalar_spills`` the scalar registers that AMD keeps in lanes of vector ones; ``matrix`` is the kind of matrix instruction
-    found: "wgmma", "mma", "mfma" or "". Of NVIDIA alone: whether the assembler ``serialised`` the wgmma, its ``warnings`` by number, and
-    the ``loops`` with matrix products, in the order of the text.
+    found: "wgmma", "tcgen05", "mma", "mfma" or "". Of NVIDIA alone: whether the assembler ``serialised`` the wgmma, its ``warnings`` by
+    number, and the ``loops`` with matrix products, in the order of the text.
     """
 
-    target: GpuTarget
+    target: Target
     registers: int
     spills: int
     scalar_spills: int
@@ -69,11 +64,11 @@ class Statistics:
 
     @property
     def fits(self) -> bool:
-        return self.shared <= SHARED[self.target]
+        return self.shared <= TARGETS[self.target].shared
 
 
 def measure(
-    plan: KernelPlan, source: str, target: GpuTarget, directory: Path, precision: Precision = "ieee", **options: int
+    plan: KernelPlan, source: str, target: Target, directory: Path, precision: Precision = "ieee", **options: int
 ) -> Statistics:
     """Compile the text that `emit` made for ``target`` with `launch_options`, which ``options`` override.
 
@@ -87,7 +82,7 @@ def measure(
     return compiled(found, target)
 
 
-def compiled(launch: Signature, target: GpuTarget) -> Statistics:
+def compiled(launch: Signature, target: Target) -> Statistics:
     """Compile a kernel as this launch of it would."""
     triton, backends, compiler = map(_module, ("triton", "triton.backends.compiler", "triton.compiler"))
     assert isinstance(launch.function, triton.JITFunction), "the statistics need Triton without its interpreter"
@@ -97,18 +92,22 @@ def compiled(launch: Signature, target: GpuTarget) -> Statistics:
         triton.knobs.compilation.always_compile = triton.knobs.nvidia.dump_ptxas_log = True
         made: Any = triton.compile(
             compiler.ASTSource(launch.function, launch.types, launch.constants, attributes),
-            target=backends.GPUTarget(*TARGETS[target]),
+            target=backends.GPUTarget(*TARGETS[target].triton),
             options=launch.options,
         )
-    read = _amd if target.startswith("gfx") else _nvidia
+    read = _amd if TARGETS[target].amd else _nvidia
     return read(made, target, launch, tuple(sorted(set(re.findall(r"\bC7\d\d\d\b", log.getvalue())))))
+
+
+_MATRIX = {"wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma", "mma": "mma.sync"}
+"""Kinds of matrix instruction by how PTX names them."""
 
 
 def _module(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def _nvidia(made: Any, target: GpuTarget, launch: Signature, warnings: tuple[str, ...]) -> Statistics:
+def _nvidia(made: Any, target: Target, launch: Signature, warnings: tuple[str, ...]) -> Statistics:
     code, ptx = MachineCode.of(made.asm["cubin"]), made.asm["ptx"]
     return Statistics(
         target,
@@ -118,7 +117,7 @@ def _nvidia(made: Any, target: GpuTarget, launch: Signature, warnings: tuple[str
         made.metadata.shared,
         made.metadata.num_warps,
         made.metadata.num_stages,
-        "wgmma" if "wgmma.mma_async" in ptx else "mma" if "mma.sync" in ptx else "",
+        next((name for name, op in _MATRIX.items() if op in ptx), ""),
         launch.programs,
         code.serialised,
         warnings,
@@ -126,7 +125,7 @@ def _nvidia(made: Any, target: GpuTarget, launch: Signature, warnings: tuple[str
     )
 
 
-def _amd(made: Any, target: GpuTarget, launch: Signature, warnings: tuple[str, ...]) -> Statistics:
+def _amd(made: Any, target: Target, launch: Signature, warnings: tuple[str, ...]) -> Statistics:
     """Registers and spilled registers from the metadata of the assembly."""
     asm = made.asm["amdgcn"]
     fields = {k: int(v) for k, v in re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s*(\d+)", asm)}

@@ -158,6 +158,9 @@ def _measuring_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     verify.add_argument("--dtype", action="append", choices=DTYPES, help="again for more; float32 and bfloat16 unless given")
     verify.add_argument("--seed", type=int, default=0, help="of the inputs; %(default)s unless given")
     verify.add_argument("--cross", action="store_true", help="compile every Triton kernel for sm_80, sm_90 and gfx942 as well")
+    verify.add_argument(
+        "--target", action="append", metavar="GPU", help="compile for this kind as well, such as sm_120; again for more"
+    )
     verify.add_argument("--forward-only", action="store_true", help="leave the gradients out")
     _params(verify)
     bench = _add(commands, "bench", "measure:bench", "time specs beside scaled_dot_product_attention, in one run", report=True)

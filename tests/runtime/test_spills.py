@@ -15,23 +15,15 @@ def test_a_kernel_that_spills_gets_smaller_tiles(monkeypatch: pytest.MonkeyPatch
     torch_backend = backends.BACKENDS["torch"]
 
     @dataclasses.dataclass(frozen=True)
-    class Spilling:
+    class Spilling(backends.Usual):
         name: backends.BackendName = "torch"
         identity: str = "torch that spills"
 
         def tilings(self, storage: str, width: int, backward: bool) -> backends.Tilings:
             return ((64, 64), (32, 64), (32, 32))
 
-        row_values, narrow, beside = False, 0, 1
-
         def prepared(self, plan: einfuse.codegen.KernelPlan, small: Mapping) -> einfuse.codegen.KernelPlan:
             return plan
-
-        def holds(self, plan: einfuse.codegen.KernelPlan) -> bool:
-            return True
-
-        def workers(self, device: torch.device) -> int:
-            return 1
 
         def emit(self, plan: einfuse.codegen.KernelPlan) -> str:
             return torch_backend.emit(plan)

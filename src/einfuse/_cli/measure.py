@@ -8,9 +8,10 @@ from dataclasses import asdict
 
 import einfuse
 from einfuse._cli import inputs, screen
+from einfuse.codegen.targets import Target
 from einfuse.runtime.backends import interpret_triton
 from einfuse.runtime.bench import BenchRow, BenchShape
-from einfuse.runtime.cross import TARGETS
+from einfuse.runtime.cross import USUAL
 from einfuse.runtime.verify import DTYPES, Row
 
 
@@ -19,8 +20,9 @@ def verify(args: argparse.Namespace) -> int:
     attentions = inputs.attentions(args.specs, args)
     backends = tuple(args.backend or ("cpu", "triton"))
     dtypes = tuple(args.dtype or ("float32", "bfloat16"))
+    targets = tuple(dict.fromkeys((*(USUAL if args.cross else ()), *(args.target or ()))))
     rows: list[Row] = []
-    steps = len(attentions) * (len(backends) * len(dtypes) + (len(dtypes) if args.cross else 0))
+    steps = len(attentions) * (len(backends) * len(dtypes) + (len(dtypes) if targets else 0))
     with screen.working(steps) as step:
         for attention in attentions:
             gradients = not args.forward_only
@@ -28,9 +30,9 @@ def verify(args: argparse.Namespace) -> int:
                 attention, backends=backends, dtypes=dtypes, gradients=gradients, seed=args.seed, progress=step
             )
             rows += found.rows
-            for dtype in dtypes if args.cross else ():
-                step(f"{attention.name} compiled for {', '.join(TARGETS)}, {dtype}")
-                rows += _crossed(attention, dtype, gradients)
+            for dtype in dtypes if targets else ():
+                step(f"{attention.name} compiled for {', '.join(targets)}, {dtype}")
+                rows += _crossed(attention, targets, dtype, gradients)
     ok = all(r.ok for r in rows)
     if args.json:
         screen.report({"ok": ok, "rows": [asdict(r) for r in rows]})
@@ -39,9 +41,9 @@ def verify(args: argparse.Namespace) -> int:
     return 0 if ok else 1
 
 
-def _crossed(attention: einfuse.Attention, dtype: str, backward: bool) -> list[Row]:
+def _crossed(attention: einfuse.Attention, targets: Sequence[Target], dtype: str, backward: bool) -> list[Row]:
     """A row a kernel and target: the error is the number of spills."""
-    kernels = einfuse.cross_compile(attention, dtype=DTYPES[dtype], backward=backward)
+    kernels = einfuse.cross_compile(attention, targets, DTYPES[dtype], backward)
     return [
         Row(attention.name, f"triton {k.target}", k.dtype, f"{k.name} {k.matrix}".strip(), float(k.spills), 0.0, k.ok)
         for k in kernels

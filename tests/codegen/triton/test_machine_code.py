@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from einfuse.codegen.triton.issue_model import GPUS, Work, resident, work
+from einfuse.codegen.targets import TARGETS
+from einfuse.codegen.triton.issue_model import Work, resident, work
 from einfuse.codegen.triton.machine_code import Loop, MachineCode, kind, parse
 from einfuse.codegen.triton.statistics import Iteration
+
+HOPPER = TARGETS["sm_90"].rates
+assert HOPPER is not None
 
 
 def code(*lines: str) -> MachineCode:
@@ -84,13 +88,13 @@ def test_the_model_ranks_tiles_as_a_gpu_does() -> None:
 
 
 def test_serialised_products_cost_their_latency_which_another_program_fills() -> None:
-    done = work(Iteration({"wgmma": 8}, ((64, True, 8),)), 8, GPUS["sm_90"])
+    done = work(Iteration({"wgmma": 8}, ((64, True, 8),)), 8, HOPPER)
     alone, free = done.cycles(1, serialised=True), done.cycles(1, serialised=False)
     assert (alone - free, done.cycles(4, True) - done.cycles(4, False)) == (256, 0)
 
 
 def test_programs_of_a_multiprocessor_share_registers_and_memory() -> None:
-    gpu = GPUS["sm_90"]
+    gpu = HOPPER
     assert [resident(r, 8, 65536, gpu) for r in (128, 141)] == [2, 1]
     assert resident(40, 4, 200 * 1024, gpu) == 1
 

@@ -1,0 +1,140 @@
+"""Hazards of real GPUs that no interpreter shows, by their numbers in the list the project keeps: ruled out by what is launched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import einfuse
+from einfuse.codegen.plan import Dot, KernelPlan, Load, Store, operations
+from einfuse.codegen.scan import ScanPlan
+from einfuse.codegen.targets import TARGETS, Target, of_amd, of_nvidia
+from einfuse.codegen.triton.layout import MATRIX, Layout
+from einfuse.runtime import backends
+from einfuse.runtime.inside import Candidate
+
+VARIED = ("causal", "gqa", "document", "linear", "gated_delta", "swin", "entmax15", "t5_bias", "paged", "talking_heads")
+OTHERS: tuple[Target, ...] = ("sm_86", "sm_89", "sm_100", "sm_120", "gfx950")
+"""Targets that no other test compiles for."""
+
+
+@pytest.fixture(scope="module")
+def kernels() -> list[Candidate]:
+    return [c for n in VARIED for c in einfuse.compile(n).candidates("triton", torch.bfloat16, True, {}, "sm_90")]
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, tuple[int, int]]]:
+    """Devices that are not there, by index: their compute capabilities."""
+    found: dict[int, tuple[int, int]] = {}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found[device.index])
+    backends.target_of.cache_clear()
+    yield found
+    backends.target_of.cache_clear()
+
+
+@pytest.mark.slow
+def test_hazard_2_programs_ask_for_no_more_shared_memory_than_a_gpu_has() -> None:
+    """Width 256 asks for most: 100 KB on a GPU of 227, more than sm_86 has."""
+    whole = einfuse.compile("full")
+    wide = einfuse.cross_compile(whole, ("sm_86", "sm_120"), torch.bfloat16, False, D=256, E=256)
+    found = einfuse.cross_compile(whole, OTHERS, torch.bfloat16, False)
+    assert {k.target for k in found} == set(OTHERS)
+    for k in (*wide, *found):
+        assert (k.spills, k.shared <= TARGETS[k.target].shared) == (0, True), k  # type: ignore[index]  # a target's name
+        assert k.matrix == {"sm_100": "tcgen05", "gfx950": "mfma"}.get(k.target, "mma")
+
+
+def test_hazards_4_and_5_two_kinds_of_gpu_in_one_process_take_kernels_of_their_own(gpus: dict[int, tuple[int, int]]) -> None:
+    gpus |= {0: (8, 6), 1: (9, 0)}
+    first, second = (backends.choose(torch.device("cuda", n)) for n in (0, 1))
+    assert (first.identity, second.identity) == ("triton sm_86", "triton sm_90")  # which keys of plans and texts begin with
+    assert backends.choose(torch.device("cuda", 0), "triton").identity == first.identity
+    assert first.tilings("bf16", 64, 0) != second.tilings("bf16", 64, 0)
+    plan = einfuse.compile("causal").candidates("triton", torch.bfloat16, False, {}, "sm_80")[0].plan
+    assert isinstance(plan, KernelPlan)
+    assert first.emit(plan) != second.emit(plan)
+
+
+@pytest.mark.parametrize(
+    ("capability", "target"),
+    [
+        ((7, 5), "sm_86"),
+        ((8, 0), "sm_80"),
+        ((8, 6), "sm_86"),
+        ((8, 7), "sm_86"),
+        ((8, 9), "sm_89"),
+        ((9, 0), "sm_90"),
+        ((10, 0), "sm_100"),
+        ((10, 3), "sm_100"),
+        ((12, 0), "sm_120"),
+        ((12, 1), "sm_120"),
+    ],
+)
+def test_hazard_5_a_gpu_is_taken_for_one_that_asks_no_more(capability: tuple[int, int], target: str) -> None:
+    assert of_nvidia(capability) == target
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [("gfx942:sramecc+:xnack-", "gfx942"), ("gfx950", "gfx950"), ("gfx90a", "gfx942"), ("gfx1100", "gfx942")],
+)
+def test_hazard_6_memory_of_amd_is_that_of_the_architecture(name: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert of_amd(name) == target
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: type("Properties", (), {"gcnArchName": name}))
+    assert backends.target_of.__wrapped__(torch.device("cuda", 0)) == target
+
+
+def test_hazard_6_a_gpu_that_triton_is_not_tested_for_runs_plain_torch() -> None:
+    assert backends.choose(torch.device("xpu")).name == "torch"
+
+
+def test_hazard_7_every_launch_says_whether_multiply_adds_may_be_one(kernels: list[Candidate]) -> None:
+    for c in kernels:
+        assert re.search(r"enable_fp_fusion(=|\": )True", c.source), c.plan.name
+
+
+def test_hazard_14_no_kernel_reads_what_it_writes(kernels: list[Candidate]) -> None:
+    """So no program waits for another, and none for itself."""
+    seen = 0
+    for c in kernels:
+        if isinstance(c.plan, KernelPlan):
+            written = {op.tensor for op in operations(c.plan) if isinstance(op, Store)}
+            read = {op.tensor for op in operations(c.plan) if isinstance(op, Load)}
+            assert written, c.plan.name
+            assert not written & read, c.plan.name
+            seen += 1
+    assert seen > 20
+
+
+def test_hazard_16_grids_have_one_dimension(kernels: list[Candidate]) -> None:
+    """Which may have 2^31 programs; the others end at 65,535."""
+    for c in kernels:
+        assert set(re.findall(r"program_id\((\d)\)", c.source)) <= {"0"}, c.plan.name
+        assert not re.search(r"\[\([^)]*,\s*[^)\s]", c.source.split("def launch")[-1].split("(", 1)[1]), c.plan.name
+
+
+def test_hazard_21_products_have_the_blocks_that_matrix_units_take(kernels: list[Candidate]) -> None:
+    found = 0
+    for c in kernels:
+        if isinstance(c.plan, KernelPlan):
+            layout = Layout(c.plan)
+            dots = [op for op in operations(c.plan) if isinstance(op, Dot) and layout.multiplies(op)]
+            found += len(dots)
+            assert all(layout.blocks[r] >= MATRIX for op in dots for r in (*op.a.dims, *op.b.dims)), c.plan.name
+    assert found > 40
+
+
+def test_scans_are_among_them(kernels: list[Candidate]) -> None:
+    assert any(isinstance(c.plan, ScanPlan) for c in kernels)
+
+
+def test_a_target_that_is_not_in_the_table_is_refused() -> None:
+    unknown: Any = "sm_75"
+    with pytest.raises(einfuse.EinfuseError, match="there is no target 'sm_75'; choose from sm_80, sm_86, sm_89"):
+        einfuse.cross_compile(einfuse.compile("full"), (unknown,))
