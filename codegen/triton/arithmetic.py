@@ -145,6 +145,9 @@ def factor(body: Body, op: Dot, ref: Ref, other: Ref, transpose: bool) -> str:
         in_storage = ref.raw == ref.text and ref.storage not in ("f32", "f64", "")
         if op.narrow:
             text = stored(body, text, body.plan.narrow, "float")
+        elif body.plan.narrow == "f16" and body.precision == "tf32" and not in_storage:
+            body.helpers.add("_tf32")
+            text = f"_tf32({text})"
         elif in_storage:
             text = f"tl.cast({text}, {body.type('float')})"
     return f"tl.trans({text})" if transpose else text

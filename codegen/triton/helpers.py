@@ -196,6 +196,15 @@ def _dot(a, b, acc=None):
         return tl.dot(a, b, acc=acc)
 '''
 
+_TF32 = '''
+@triton.jit
+def _tf32(x):
+    """x rounded to the nearest number of tf32, ties to even: a matrix unit would cut off the bits that it does not take."""
+    bits = x.to(tl.int32, bitcast=True)
+    bits = (bits + 0xFFF + ((bits >> 13) & 1)) & -0x2000
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+'''
+
 _ROW_DOT = '''
 @triton.jit
 def _row_dot(a, b, precision: tl.constexpr):
@@ -218,6 +227,7 @@ _F32 = {
     "_interpreted": _INTERPRETED,
     "_bf16": _BF16,
     "_dot": _DOT,
+    "_tf32": _TF32,
     "_row_dot": _ROW_DOT,
     "_exp": _EXP,
     "_log1p": _LOG1P,

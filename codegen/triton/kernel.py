@@ -22,6 +22,7 @@ from einfuse.codegen.plan import (
     read_by,
     table_ranks,
 )
+from einfuse.codegen.targets import TARGETS
 from einfuse.codegen.triton.body import Body, Ref, number
 from einfuse.codegen.triton.descriptors import described
 from einfuse.codegen.triton.layout import Layout
@@ -69,7 +70,10 @@ class Kernel:
         self.name = identifier(plan.name) + ("_described" if self.described else "")
         names = Names()
         names.taken.add(self.name)
-        self.body = Body(self.plan, self.layout, names, self.helpers, computed_with(self.plan), options.precision)
+        # of 16-bit plans those of fp16 alone have products of fp32 blocks, of no more significant bits than tf32 has (`overflow`)
+        short = self.plan.narrow == "f16" and options.precision == "ieee" and not TARGETS[options.target].amd
+        precision = "tf32" if short else options.precision
+        self.body = Body(self.plan, self.layout, names, self.helpers, computed_with(self.plan), precision)
         self.body.described = self.described
 
     def printed(self) -> Printed:

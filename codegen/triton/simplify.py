@@ -1,5 +1,5 @@
 """Rewrites of a plan before it is printed: exponentials of differences, loads of what exists, sums of products by rows, those of
-`algebra`, and removal of what nothing reads.
+`algebra`, removal of what nothing reads, and products that fp16 would not hold (`overflow`).
 
     before   x = s - m ; p = exp(x)                     s[i, j], m[i]
     after    p = exp_difference(s, m)                   printed  exp2(s * log2e - (m * log2e))
@@ -38,6 +38,7 @@ from einfuse.codegen.plan import (
 from einfuse.codegen.rows import row_products
 from einfuse.codegen.triton.algebra import EXP_DIFFERENCE as EXP_DIFFERENCE
 from einfuse.codegen.triton.algebra import lighten
+from einfuse.codegen.triton.overflow import widen
 
 
 def exp_differences(plan: KernelPlan) -> KernelPlan:
@@ -107,6 +108,7 @@ PASSES = (
     PlanPass("row_sums", row_sums),
     PlanPass("lighten", lighten),
     PlanPass("prune", prune),
+    PlanPass("widen", widen),
 )
 """What becomes of a plan before it is printed."""
 

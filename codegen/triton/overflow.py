@@ -1,0 +1,112 @@
+"""`widen`: matrix products of fp16 whose operands may pass what fp16 holds (65504) take these as tf32: the same significant bits, and the
+exponents of fp32.
+
+    before   w = s * s ; o = dot[j](w, v)                s = 300 gives 90000, which is infinite in fp16
+    after    w = s * s ; o = dot[j](w, v) wide
+
+Three levels: a weight that has been normalised or subtracted a maximum from is at most ``UNIT``; inputs, scores and what is added up of
+these are ``USUAL``, and taken to fit as the inputs do; a product of two of these for every pair of positions, or the exponential of one,
+may be ``LARGE``. Numbers of rows alone normalise: a product with one is as large as its other factor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import IntEnum
+
+from einfuse.codegen.plan import Const, Dot, Fold, KernelPlan, Map, Op, Reduce, Region, Store, Value
+from einfuse.codegen.triton.algebra import EXP_DIFFERENCE
+
+MOST = 65504.0
+BOUNDED = frozenset({"sigmoid", "tanh", "sin", "cos", "erf", "sign"})
+SHRINKING = frozenset({"sqrt", "log", "log1p", "log2"})
+"""Of what fp32 holds beyond fp16, these give what fp16 holds."""
+
+
+class Size(IntEnum):
+    """How large a value may be."""
+
+    UNIT = 0
+    USUAL = 1
+    LARGE = 2
+
+
+def widen(plan: KernelPlan) -> KernelPlan:
+    """The plan with products wide where an operand may be `Size.LARGE`; itself where nothing is computed for fp16."""
+    if plan.narrow != "f16" or plan.compute != "f32":
+        return plan
+    found = _Sizes(frozenset(f.rank for f in plan.features))
+    steps: list[Region | Fold] = []
+    for step in plan.steps:
+        if isinstance(step, Fold):
+            while True:  # a state is as large as what it becomes
+                phases = tuple(replace(p, body=tuple(map(found.widened, p.body))) for p in step.phases)
+                larger = {
+                    s.value.name: Size.LARGE
+                    for p in step.phases
+                    for s, u in zip(step.states, p.updates, strict=True)
+                    if found.of(u) == Size.LARGE and found.of(s.value) != Size.LARGE
+                }
+                found.sizes |= larger
+                if not larger:
+                    break
+            steps.append(replace(step, phases=phases))
+        else:
+            steps.append(tuple(map(found.widened, step)))
+    return replace(plan, steps=tuple(steps))
+
+
+class _Sizes:
+    """The sizes of values by name, as operations are met in order."""
+
+    def __init__(self, features: frozenset[str]) -> None:
+        self.features = features
+        self.sizes: dict[str, Size] = {}
+
+    def of(self, v: Value) -> Size:
+        return self.sizes.get(v.name, Size.USUAL)
+
+    def widened(self, op: Op) -> Op:
+        """The operation, a product wide where it must be; its result is noted."""
+        if isinstance(op, Store):
+            return op
+        self.sizes[op.out.name] = self._size(op)
+        if isinstance(op, Dot) and op.narrow and Size.LARGE in (self.of(op.a), self.of(op.b)):
+            return replace(op, narrow=False)
+        return op
+
+    def _size(self, op: Op) -> Size:
+        match op:
+            case Const(value=value):
+                x = abs(value)
+                return Size.UNIT if x <= 1 else Size.USUAL if x <= MOST else Size.LARGE
+            case Dot(a=a, b=b):
+                return max(Size.USUAL, self.of(a), self.of(b))
+            case Reduce(arg=arg):
+                return max(Size.USUAL, self.of(arg))
+            case Map():
+                return self._mapped(op)
+            case _:  # a tensor's values, coordinates, numbers of the call
+                return Size.USUAL
+
+    def _mapped(self, op: Map) -> Size:
+        sizes = [self.of(x) for x in op.args if x.dtype == "float"] or [Size.USUAL]
+        if op.fn in BOUNDED or op.out.dtype == "bool":
+            return Size.UNIT
+        if op.fn in SHRINKING:
+            return Size.USUAL
+        if op.fn == EXP_DIFFERENCE:
+            return Size.UNIT if len(op.args[1].dims) < len(op.out.dims) else Size.LARGE
+        if op.fn in ("exp", "exp2", "rsqrt", "^"):
+            return Size.LARGE if len(op.out.dims) > 1 or Size.LARGE in sizes else Size.USUAL
+        if op.fn in ("*", "/"):
+            return self._scaled(op)
+        return max(sizes)
+
+    def _scaled(self, op: Map) -> Size:
+        """Of a product or quotient: as large as the factor that has all ranks; of two for every pair of positions, one must be a unit."""
+        whole = [x for x in op.args if len(x.dims) == len(op.out.dims)]
+        sizes = [self.of(x) for x in whole] or [Size.USUAL]
+        if len(whole) < 2 or len({*op.out.dims} - self.features) < 2:
+            return max(sizes)
+        return max(sizes) if op.fn == "*" and Size.UNIT in sizes else Size.LARGE
