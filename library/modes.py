@@ -1,4 +1,4 @@
-"""In which modes every spec works: docs/modes.md, written by `python -m einfuse.library.modes`. Every cell is derived or on record."""
+"""In which modes every spec works: docs/modes.md, written by `python -m einfuse.library.modes`. Every cell is on record or derived."""
 
 from __future__ import annotations
 
@@ -10,83 +10,104 @@ from pathlib import Path
 import torch
 
 import einfuse
-from einfuse.distributed.programs import EXCHANGES
-from einfuse.ir import Fold, SpecError
-from einfuse.ir.passes import cache, pack, tangent
-from einfuse.library import verified
+from einfuse.ir import SpecError
+from einfuse.ir.passes import cache, pack
+from einfuse.library import recording, verified
 from einfuse.runtime.packed import Form
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "modes.md"
 HEAD = """# Modes
 
-In which ways every spec of the library can be run, and the reason where it cannot. Made by `python -m einfuse.library.modes`; a test finds
-every spec in it and derives a sample of rows again.
+In which ways every spec of the library runs, and the reason where it does not. Made by `python -m einfuse.library.modes`; a test finds every
+spec in it and runs a sample of cells again. {good} of {all} cells ({share} %) say yes, and each of those was run:
 
-* **verified**: comparisons of kernels with the float64 oracle that were good, values and gradients, on both back ends (CPU, Triton), in
-  float32 and bfloat16.
-* **backward**: kernels of the gradient of every float input. **forward mode**: `jvp` by one derived kernel; `interpreter`: as slow as plain
-  torch.
-* **pages**: keys read from a cache in pages, one row or several at the end of each sequence (`einfuse.serving`). **packed**: sequences of
-  different lengths in one call (`einfuse.varlen`, jagged tensors).
-* **shared heads**: several heads of queries to one of keys. **devices**: the exchanges by which it is sharded along its sequence
-  ([many devices](distributed.md)); `-`: by batches and heads alone.
+* **forward**, **backward**, **CPU**, **Triton**, **bfloat16**: `einfuse verify`, values and gradients beside the float64 oracle, on both back
+  ends in float32 and bfloat16 (library/verified.json). Forward says how many comparisons, backward how many kernels.
+* **float16**: the same in float16. **forward mode**: `jvp`. **backward twice**: the gradient of gradients. **linear form**: in time linear in
+  the tokens. **export**: a program of `torch.export`, on other values than it was traced with. **devices**: the exchanges by which two devices
+  share the tokens ([many devices](distributed.md)). `python -m einfuse.library.recording` runs these, in float64 (library/modes.json).
+* **decode**: `Attention.step` with states of constant size, or with keys that keep coming, by the same command; or the last rows of a sequence,
+  from pages.
+* **pages**: keys read from a cache in pages, one row or several at the end of each sequence (`einfuse.serving`); `pytest
+  tests/serving/test_cache.py` runs every spec. **packed**: sequences of different lengths in one call (`einfuse.varlen`); `pytest
+  tests/runtime/test_packed.py` runs every spec.
+* **shared heads**: several heads of queries to one of keys, as `einfuse verify` has them.
+
+A record is of one text of a spec; those of library/modes.json are also of the cascade that it was compiled to.
 
 """
-COLUMNS = ("spec", "verified", "backward", "forward mode", "pages", "packed", "shared heads", "devices")
+COLUMNS = (
+    *("spec", "forward", "backward", "forward mode", "backward twice", "decode", "pages", "packed", "shared heads", "devices"),
+    *("linear form", "bfloat16", "float16", "CPU", "Triton", "export"),
+)
 
 
 def row(name: str) -> tuple[str, ...]:
-    """The cells of one spec that are derived here: forward mode, pages, packed, shared heads."""
-    c = einfuse.compile(name).cascade
-    wanted = [t.name for t in c.inputs if t.dtype == "float" and not t.param]
-    chooses = any(not isinstance(x, Fold) and x.reducer.chooses for x in c.body)
-    scanned = any(isinstance(x, Fold) for x in c.body)
+    """The cells of one spec that are derived here: pages, packed, shared heads."""
+    attention = einfuse.compile(name)
+    c = attention.cascade
     return (
-        "interpreter" if scanned else "of what reads the choice" if chooses else told(lambda: tangent.run(c, wanted)),
         told(lambda: cache.run(c)),
-        told(lambda: Form.of(einfuse.compile(name), {size: torch.tensor([0, 1]) for _, size in pack.axes(c).values()})),
-        "yes" if any(a.op == "//" for t in c.inputs for a in t.axes) else "each its own",
+        told(lambda: Form.of(attention, {size: torch.tensor([0, 1]) for _, size in pack.axes(c).values()})),
+        "yes" if any(a.op == "//" for t in c.inputs for a in t.axes) else "no: each its own keys",
     )
 
 
-def tables() -> tuple[dict[str, str], dict[str, str]]:
-    """Of every spec what library/README.md says of its backward, and docs/distributed.md of the exchanges."""
-    rows = re.findall(
-        r"^\| \[(\w+)\]\(specs.*$", text := (ROOT / "library" / "README.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    lines = (r for r in text.splitlines() if r.startswith("| ["))
-    backward = {
-        n: re.split(r"(?<!\\)\|", r)[4].strip() for n, r in zip(rows, (r for r in lines if "](specs" in r), strict=True)
-    }
-    devices = {}
-    shards = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8").partition("<!-- shards -->")[2]
-    for r in re.findall(r"^\| `\w+` \|.*$", shards, re.MULTILINE):
-        cells = [c.strip() for c in r.split("|")[1:-1]]
-        marks = zip(EXCHANGES, cells[2 : 2 + len(EXCHANGES)], strict=True)
-        devices[cells[0].strip("`")] = ", ".join(e for e, mark in marks if mark == "yes") or "-"
-    return backward, devices
+def kernels() -> dict[str, str]:
+    """Of every spec what library/README.md says of its backward."""
+    lines = (ROOT / "library" / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = [re.split(r"(?<!\\)\|", r) for r in lines if r.startswith("| [") and "](specs" in r]
+    return {r[1].partition("]")[0].strip(" ["): r[4].strip() for r in rows}
 
 
 def told(make: Callable[[], object]) -> str:
-    """What was made where it is a text, else ``yes``; or the reason why not."""
+    """``yes``, or the reason why not."""
     try:
-        made = make()
+        make()
     except (SpecError, ValueError) as error:
         reason = error.message if isinstance(error, SpecError) else str(error)
-        return "no: " + re.sub(r"^\w+(?: cannot [\w ]+)?: ", "", reason).replace("|", "\\|")
-    return made if isinstance(made, str) else "yes"
+        return "no: " + re.sub(r"^\w+(?: cannot [\w ]+)?: ", "", reason)
+    return "yes"
+
+
+def lines() -> dict[str, tuple[str, ...]]:
+    """The cells of every spec, in the order of the columns."""
+    backward, known, ran = kernels(), verified.read(), recording.read()
+    return {n: _line(n, path, known.get(n), ran.get(n, {}), backward[n]) for n, path in verified.texts().items()}
+
+
+def _line(name: str, path: Path, known: verified.Finding | None, ran: recording.Line, backward: str) -> tuple[str, ...]:
+    status = verified.status(path, known)
+    on = known["on"] if known and verified.good(status) else []
+    fresh = ran.get("content") == verified.content(path)
+    cells = {
+        c: str(ran.get(c, "not run yet")).replace(f"no: {name} ", "no: ") if fresh else "not run yet" for c in recording.CHECKS
+    }
+    pages, packed, shared = row(name)
+    step = cells["step"] if cells["step"].startswith("yes") or pages != "yes" else "yes: last rows, from pages"
+
+    def by(*words: str) -> str:
+        return "yes" if any(set(words) <= set(o.split()) for o in on) else "not verified"
+
+    first = status if on else f"no: {status}", backward if on and backward.isdigit() else f"no: {backward}"
+    derivatives = cells["forward mode"], cells["backward twice"]
+    rest = cells["linear form"], by("bfloat16"), cells["float16"], by("cpu"), by("triton"), cells["export"]
+    return tuple(c.replace("|", "\\|") for c in (*first, *derivatives, step, pages, packed, shared, cells["devices"], *rest))
+
+
+def says_yes(cell: str) -> bool:
+    return not cell.startswith(("no", "raised"))
 
 
 def page() -> str:
     """The text of docs/modes.md."""
-    backward, devices = tables()
-    paths, record = verified.texts(), verified.read()
-    lines = []
-    for n, path in paths.items():
-        cells = (f"`{n}`", verified.status(path, record.get(n)), backward[n], *row(n), devices[n])
-        lines.append(f"| {' | '.join(cells)} |\n")
-    return f"{HEAD}| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n" + "".join(lines)
+    every = lines()
+    cells = [c for line in every.values() for c in line]
+    good = sum(map(says_yes, cells))
+    head = HEAD.format(good=good, all=len(cells), share=100 * good // len(cells))
+    table = "".join(f"| `{n}` | {' | '.join(line)} |\n" for n, line in every.items())
+    return f"{head}| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n{table}"
 
 
 def main() -> int:

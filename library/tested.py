@@ -10,7 +10,7 @@ TESTS = Path(__file__).resolve().parents[1] / "tests"
 PLACES = ("library/test_*.py", "dsl/test_specs.py", "test_geometry.py", "runtime/recurrences.py")
 """Where formulas in plain torch stand."""
 
-OTHERS = ("test_table", "test_models", "test_verified", "test_mechanisms")
+OTHERS = ("test_table", "test_models", "test_verified", "test_mechanisms", "test_modes", "test_recording")
 """Files beside them that compare nothing with a formula."""
 
 

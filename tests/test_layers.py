@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 PAGES = {
     "library/modes.py": {"ir", "runtime"},
+    "library/recording.py": {"ir", "runtime"},
     "library/formulas.py": {"ir"},
     "library/gallery.py": {"codegen", "runtime"},
 }
