@@ -22,9 +22,9 @@ import torch
 from einfuse.ir import Cascade, SpecError
 from einfuse.ir.expr import index, reads
 from einfuse.ir.nodes import Einsum
-from einfuse.ir.passes import split, through
+from einfuse.ir.passes import routed, split, through
 from einfuse.ir.ranking import members
-from einfuse.runtime import cache
+from einfuse.runtime import cache, routing
 from einfuse.runtime.backends import Backend
 from einfuse.runtime.binding import evaluate, extent_of
 from einfuse.runtime.given import Given
@@ -34,6 +34,7 @@ from einfuse.runtime.lists import CHUNK, TILE, TURN, Lists
 from einfuse.runtime.outputs import Output, accumulation
 from einfuse.runtime.program import Program
 from einfuse.runtime.recent import Recent
+from einfuse.runtime.routing import of_rows
 
 MOST = 1 << 24
 """Numbers that the parts of a window may hold: few enough that the merge finds them in a cache, or at least in memory."""
@@ -77,6 +78,9 @@ class ListedProgram(Program):
         assert self.driving is not None, "there is one list"
         if not self.driving.fits((self.driving.cascade,), given):
             return False
+        routes = self.driving.routes(self.driving.cascade)
+        if routes is not None:
+            return PAYS * slots <= extent_of(routes.cascade, routes.chosen, given.sizes)
         found = self.driving.found(self.driving.cascade, given)
         assert found is not None, "it fits"
         alone = any(e == index(found.rows) for e in found.atom.args[:-1])
@@ -143,6 +147,8 @@ class Driving(Program):
 
     table: str = ""
     made: dict[tuple[object, ...], tuple[through.Parts, Program, Program]] = field(default_factory=dict)
+    routings: dict[str, routed.Routed | None] = field(default_factory=dict)
+    grouped: dict[str, routing.Made | None] = field(default_factory=dict)
     turned: dict[tuple[object, ...], tuple[through.Turns, Program, Program] | None] = field(default_factory=dict)
 
     @property
@@ -156,6 +162,8 @@ class Driving(Program):
     def _fits(self, cascade: Cascade, given: Given) -> bool:
         if all(t.name != self.table for t in cascade.inputs):
             return True
+        if (routes := self.routes(cascade)) is not None:
+            return self._groups(routes) is not None and extent_of(cascade, routes.rows, given.sizes) >= CHUNK
         found = self.found(cascade, given)
         numbers = {t.name for t in cascade.inputs if t.param}
         if found is None or found.width < NARROWEST or any(reads(e) - numbers for e in found.atom.args[:-1]):
@@ -177,6 +185,10 @@ class Driving(Program):
         """Any cascade of the program: by the lists where it reads the table."""
         if all(t.name != self.table for t in cascade.inputs):
             return (self.kernel(cascade, given, backend, outs),)
+        if (routes := self.routes(cascade)) is not None:
+            made = self._groups(routes)
+            assert made is not None, "it was seen to fit"
+            return list(routing.nodes(self.table, routes, made, given, backend, outs))
         found = self.found(cascade, given)
         assert found is not None, "it was seen to fit"
         lists = Lists.of(found, given, self.table)
@@ -185,6 +197,28 @@ class Driving(Program):
         else:
             by = self._in_turns if backend.in_turns and self._turns(found, lists) else self._by_parts
         return list(by(found, lists, given, backend, outs))
+
+    def routes(self, cascade: Cascade) -> routed.Routed | None:
+        """How a cascade reads the table, where its lists route rows."""
+        if cascade.digest not in self.routings:
+            self.routings[cascade.digest] = routed.find(cascade, self.table)
+        return self.routings[cascade.digest]
+
+    def _groups(self, found: routed.Routed) -> routing.Made | None:
+        """The programs of a cascade whose rows are routed; None where some state belongs to no row."""
+        key = found.cascade.digest
+        if key not in self.grouped:
+            try:
+                made = routed.run(found, TILE)
+            except SpecError:
+                self.grouped[key] = None
+            else:
+                self.grouped[key] = (
+                    made,
+                    Program(made.cascade, self.strict, wide=True),
+                    Program(made.finalise, self.strict, self.wide),
+                )
+        return self.grouped[key]
 
     # -- rows that read listed blocks --------------------------------------------------------------------------------------------
 
@@ -266,7 +300,7 @@ class Driving(Program):
         names = {made.gives[y]: n for y, n in states.items()} | {made.held[y]: n for y, n in states.items()}
         yield first.kernel(made.cascade, given.more(more, sizes), backend, next_, names, placed=True)
         flat = {y: f"{y} of rows" for y in shapes}
-        yield _of_rows({states[y]: n for y, n in flat.items()}, len(lists.over), lists.rows)
+        yield of_rows({states[y]: n for y, n in flat.items()}, len(lists.over), lists.rows)
         held = {made.held[y]: more[made.held[y]].narrow(len(lists.over), 0, lists.rows) for y in shapes}
         numbers = {**given.numbers, **split.constants(made.sizes, given.sizes)}
         finishing = replace(given.more(held), numbers=numbers)
@@ -301,15 +335,6 @@ def _unblocked(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], 
             tensors[n] = tensors[blocks].view(*shape[:over], -1, *shape[over + 1 :]).narrow(over, 0, shape[over])
 
     return Host("rows of blocks", tuple(names.values()), tuple(names), do)
-
-
-def _of_rows(names: Mapping[str, str], over: int, rows: int) -> Host:
-    """States [.., room, ..] as those of the rows [.., rows, ..] alone."""
-
-    def do(tensors: Tensors, call: Given) -> None:
-        tensors |= {mine: tensors[n].narrow(over, 0, rows) for n, mine in names.items()}
-
-    return Host("rows of states", tuple(names), tuple(names.values()), do)
 
 
 def _flattened(names: Mapping[str, str]) -> Host:

@@ -65,7 +65,7 @@ def find(cascade: Cascade, table: str, numbers: Mapping[str, int]) -> Listed | N
         return None
     (blocked,) = ranks
     width = _width(element, blocked, numbers)
-    if width is None or any(blocked in ex.indices(e) for e in prefix) or _reads(pair.cascade, table) != {atom}:
+    if width is None or any(blocked in ex.indices(e) for e in prefix) or reads(pair.cascade, table) != {atom}:
         return None
     return Listed(pair.cascade, pair.rows, pair.columns, atom, blocked, width)
 
@@ -82,7 +82,7 @@ def _width(element: Expr, rank: str, numbers: Mapping[str, int]) -> int | None:
     return numbers.get(by.name) if by.op in ("load", "size") and not by.args else None
 
 
-def _reads(c: Cascade, table: str) -> set[Expr]:
+def reads(c: Cascade, table: str) -> set[Expr]:
     """All reads of a table."""
     every = (e for x in statements(c) for y in expressions(x) for e in ex.walk(y))
     return {e for e in every if e.op == "load" and e.name == table}
@@ -185,8 +185,8 @@ def _partial(
     tables = [Tensor(at[r], (ex.size(groups),), "int", made=True) for r in (*c.over, found.columns)]
     tables.append(Tensor(at[found.rows], (ex.size(groups), ex.const(tile)), "int", made=True))
     inside = ex.call("<", column, ex.size(c.rank(found.columns).size)) if short else None
-    body = _body(partial, lists, {found.atom: inside}, lambda e: bounds in ex.reads(e))
-    ranks = _ranks(partial, Rank(group, "batch", groups), {found.rows: tile, found.columns: found.width})
+    body = at_lists(partial, lists, {found.atom: inside}, lambda e: bounds in ex.reads(e))
+    ranks = ranks_of(partial, Rank(group, "batch", groups), {found.rows: tile, found.columns: found.width})
     return replace(partial, name=f"{c.name}_listed", over=(group,), ranks=ranks, inputs=(*kept, *tables), body=body, places=())
 
 
@@ -217,7 +217,7 @@ def _merged(
 
     known = ex.call(">=", at, ex.ZERO)
     body = []
-    for x in _body(merged, lists):
+    for x in at_lists(merged, lists):
         mask = None if x.mask is None else ex.substitute(x.mask, stored)
         mask = ex.conjunction(known, mask) if part in x.over else mask
         body.append(replace(x, map=ex.substitute(x.map, stored), mask=mask))
@@ -229,7 +229,7 @@ def _merged(
     return replace(
         merged,
         over=(chunk,),
-        ranks=_ranks(merged, Rank(chunk, "batch", chunks), {found.rows: rows, part: slots}),
+        ranks=ranks_of(merged, Rank(chunk, "batch", chunks), {found.rows: rows, part: slots}),
         inputs=(*parts_of, *tables),
         body=tuple(body),
         places=tuple(_place(c, n, own[n], lists) for n in merged.outs),
@@ -254,19 +254,14 @@ def turns(found: Listed, tile: int, short: bool) -> Turns:
     inside = ex.conjunction(
         ex.call("<", row, size), ex.call("<", column, ex.size(c.rank(found.columns).size)) if short else None
     )
-    body = _body(cut.partial, lists, {found.atom: inside}, lambda e: bounds in ex.reads(e))
-    ranks = {x.target: x.ranks for x in body if x.target in cut.states}
-    if any(found.rows not in r for r in ranks.values()):
-        raise SpecError(f"{c.name} has a state that no row has", c.loc)
+    body = at_lists(cut.partial, lists, {found.atom: inside}, lambda e: bounds in ex.reads(e))
+    ranks = of_rows(c, body, cut.states, found.rows)
     gives = {y: fresh(f"{y}_next", names) for y in cut.states}
     joined = _joined(cut, lists, gives, names)
     tables = [Tensor(at[r], (ex.size(lanes),), "int", made=True) for r in c.over]
     tables += [Tensor(at[found.columns], (ex.size(lanes), ex.size(count)), "int", made=True)]
     tables += [Tensor(at[found.rows], (ex.size(lanes), ex.size(count), ex.const(tile)), "int", made=True)]
-    whole = {t.name: t for t in cut.finalise.inputs}
-    held = {
-        y: replace(whole[n], axes=tuple(ex.size(room) if a == size else a for a in whole[n].axes)) for y, n in cut.held.items()
-    }
+    held = {y: Tensor(n, roomy(cut, y, size, room)) for y, n in cut.held.items()}
     kept = tuple(t for t in cut.partial.inputs if t.name not in (bounds, found.atom.name))
     moved = replace(
         cut.partial,
@@ -274,7 +269,7 @@ def turns(found: Listed, tile: int, short: bool) -> Turns:
         over=(lane, turn),
         ranks=(
             Rank(lane, "batch", lanes),
-            *_ranks(cut.partial, Rank(turn, "turn", count), {found.rows: tile, found.columns: found.width}),
+            *ranks_of(cut.partial, Rank(turn, "turn", count), {found.rows: tile, found.columns: found.width}),
         ),
         inputs=(*kept, *held.values(), *tables),
         body=(*body, *joined),
@@ -285,6 +280,20 @@ def turns(found: Listed, tile: int, short: bool) -> Turns:
     )
     start = {x.target: x.reducer.identity for x in body if x.target in cut.states}
     return Turns(moved, cut.finalise, cut.held, gives, start, at, lanes, count, room, cut.sizes)
+
+
+def of_rows(c: Cascade, body: tuple[Einsum, ...], states: tuple[str, ...], rows: str) -> dict[str, tuple[str, ...]]:
+    """The ranks of every state. Raises SpecError where a row does not have it to itself."""
+    ranks = {x.target: x.ranks for x in body if x.target in states}
+    if any(rows not in r for r in ranks.values()):
+        raise SpecError(f"{c.name} has a state that no row has", c.loc)
+    return ranks
+
+
+def roomy(cut: split.Split, state: str, rows: Expr, room: str) -> tuple[Expr, ...]:
+    """The axes of a state with room for more than all rows."""
+    axes = next(t.axes for t in cut.finalise.inputs if t.name == cut.held[state])
+    return tuple(ex.size(room) if a == rows else a for a in axes)
 
 
 def _joined(cut: split.Split, lists: Mapping[str, Expr], gives: Mapping[str, str], names: set[str]) -> list[Einsum]:
@@ -339,9 +348,9 @@ def blocks(found: Listed, short: bool) -> Blocks:
         c,
         name=f"{c.name}_listed",
         over=(group,),
-        ranks=_ranks(c, Rank(group, "batch", groups), {found.rows: found.width}),
+        ranks=ranks_of(c, Rank(group, "batch", groups), {found.rows: found.width}),
         inputs=(*(t for t in c.inputs if t.name != found.atom.name), *tables),
-        body=_body(c, lists, {found.atom: inside}),
+        body=at_lists(c, lists, {found.atom: inside}),
         places=(),  # rows beyond the last one have nowhere to go
     )
     return Blocks(moved, at, columns, first, count, groups, pairs)
@@ -352,13 +361,13 @@ def _of_block(block: Expr, rank: str, width: int) -> Expr:
     return block if width == 1 else ex.call("+", ex.call("*", block, ex.const(width)), ex.index(rank))
 
 
-def _ranks(c: Cascade, group: Rank, sized: Mapping[str, int]) -> tuple[Rank, ...]:
+def ranks_of(c: Cascade, group: Rank, sized: Mapping[str, int]) -> tuple[Rank, ...]:
     """The ranks of a cascade over groups: its own ambient ranks are no longer any."""
     left = (r for r in c.ranks if r.name not in c.over)
     return (group, *(replace(r, size=sized[r.name], extent=None) if r.name in sized else r for r in left))
 
 
-def _body(
+def at_lists(
     c: Cascade,
     lists: Mapping[str, Expr],
     said: Mapping[Expr, Expr | None] = MappingProxyType({}),

@@ -1,0 +1,102 @@
+"""Rows of an ambient rank that lists name (routed heads), in place of a table of truth values that leaves the others empty.
+
+    over b, h                                     over lane, group             a tile of rows that chose one head
+    rank i: query = Nq                            rank i: query = 128
+    s[i, j] = sum[d] q[b, h, i, d] * ..     ->    s[i, j] = sum[d] q[b_at[lane], h_at[lane, group], i_at[lane, group, i], d] * ..
+              where has[b, i, h]                            where i_at[lane, group, i] < Nq
+    m[i] = max[j] s[i, j]                         m[i] = max[j] s[i, j]
+                                                  out m[B, H, Room] at [.., i_at[lane, group, i]]
+    o[i, e] = ..                                  finalise: o, of the states of all rows
+
+The work is that of the rows that are listed. A row that is none has the states of no points at all, which the finish makes outputs of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from einfuse.ir import expr as ex
+from einfuse.ir.nodes import Cascade, Expr, Place, Rank, Tensor
+from einfuse.ir.passes import split, through, walk
+from einfuse.ir.rewrite import fresh, taken
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A cascade all of whose sums over ``columns`` are under ``atom``: a table read last at the ambient rank ``chosen``, before it at rows."""
+
+    cascade: Cascade
+    rows: str
+    columns: str
+    atom: Expr
+    chosen: str
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The ambient ranks beside the chosen one."""
+        return tuple(r for r in self.cascade.over if r != self.chosen)
+
+
+def find(cascade: Cascade, table: str) -> Routed | None:
+    """How a cascade without folds reads a table; None where the lists of the table do not route its rows."""
+    pair = walk.pair(cascade)
+    atoms = [] if pair is None else [e for e in pair.conditions if e.op == "load" and e.name == table]
+    if pair is None or len(atoms) != 1 or through.reads(pair.cascade, table) != {atoms[0]}:
+        return None
+    *prefix, element = atoms[0].args
+    found = [r for r in cascade.over if element == ex.index(r)]
+    known = set().union(*map(ex.indices, prefix))
+    if not found or found[0] in known or pair.columns in known or ex.index(pair.rows) not in prefix:
+        return None
+    return Routed(pair.cascade, pair.rows, pair.columns, atoms[0], found[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The states of listed rows, and what finishes those of all.
+
+    ``held`` says what a state is called as an input of ``finalise``, ``start`` what rows that are not listed have. ``at`` are the lists by
+    rank: [lanes], [lanes, groups] of the chosen one, and [lanes, groups, tile] of the rows. ``sizes`` as in `split.Split`.
+    """
+
+    cascade: Cascade
+    finalise: Cascade
+    held: Mapping[str, str]
+    start: Mapping[str, float]
+    at: Mapping[str, str]
+    lanes: str
+    groups: str
+    room: str
+    sizes: dict[str, str]
+
+
+def run(found: Routed, tile: int) -> Groups:
+    """Groups of ``tile`` rows. Raises SpecError where the sums of a row have no states that a row alone has."""
+    c = found.cascade
+    cut = split.run(c)
+    names = taken(c) | taken(cut.partial) | taken(cut.finalise)
+    lane, lanes, group, groups, room = (fresh(n, names) for n in ("lane", "Lanes", "group", "Groups", "Room"))
+    at = {r: fresh(f"{r}_at", names) for r in (*c.over, found.rows)}
+    here = (ex.index(lane), ex.index(group))
+    lists = {r: ex.load(at[r], ex.index(lane)) for r in found.others} | {found.chosen: ex.load(at[found.chosen], *here)}
+    lists[found.rows] = ex.load(at[found.rows], *here, ex.index(found.rows))
+    size, bounds = ex.size(c.rank(found.rows).size), cut.partial.inputs[-1].name
+    said = {found.atom: ex.call("<", lists[found.rows], size)}
+    body = through.at_lists(cut.partial, lists, said, lambda e: bounds in ex.reads(e))
+    states = through.of_rows(c, body, cut.states, found.rows)
+    axes = {y: through.roomy(cut, y, size, room) for y in states}
+    tables = [Tensor(at[r], (ex.size(lanes),), "int", made=True) for r in found.others]
+    tables += [Tensor(at[found.chosen], (ex.size(lanes), ex.size(groups)), "int", made=True)]
+    tables += [Tensor(at[found.rows], (ex.size(lanes), ex.size(groups), ex.const(tile)), "int", made=True)]
+    moved = replace(
+        cut.partial,
+        name=f"{c.name}_routed",
+        over=(lane, group),
+        ranks=(Rank(lane, "batch", lanes), *through.ranks_of(cut.partial, Rank(group, "batch", groups), {found.rows: tile})),
+        inputs=(*(t for t in cut.partial.inputs if t.name not in (bounds, found.atom.name)), *tables),
+        body=body,
+        places=tuple(Place(y, axes[y], tuple(lists.get(r, ex.index(r)) for r in (*c.over, *states[y]))) for y in states),
+    )
+    start = {x.target: x.reducer.identity for x in body if x.target in states}
+    return Groups(moved, cut.finalise, cut.held, start, at, lanes, groups, room, cut.sizes)

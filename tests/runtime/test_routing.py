@@ -1,0 +1,88 @@
+"""Heads that a row did not choose are not computed for it: rows routed by lists, beside the oracle with the same lists."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import einfuse
+from einfuse.ir.passes import routed
+from einfuse.ir.text import parse, show
+from einfuse.runtime.backends import BackendName
+from einfuse.runtime.graph import Kernel
+from einfuse.runtime.inside import graphs
+
+HEADS = """
+attention heads over b, h {
+  rank i: query; rank j: key; rank n: feature = S; rank d, e: feature
+  in q[b, h, i, d]; in k[b, h // group, j, d]; in v[b, h // group, j, e]; in w[b, h, i]; in chosen[b, i, n]: int
+  s = sum[d](q * k) / sqrt(D) where j <= i and h in chosen[b, i]
+  o[i, e] = w * sum[j](softmax[j](s) * v) + 1
+  l[i] = log_sum_exp[j](s)
+  out o, l
+}
+"""
+FLOATS = ("q", "k", "v", "w")
+
+
+def drawn(seed: int, heads: int = 6, rows: int = 150) -> dict[str, Tensor]:
+    """Rows that choose a head twice, one that is none, and none at all."""
+    g = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(-1, heads + 1, (2, rows, 2), generator=g)
+    chosen[:, 7], chosen[1, :, 0] = -1, heads - 1  # every row of a batch wants one head
+    shapes = {"q": (2, heads, rows, 8), "k": (2, heads // 2, rows, 8), "v": (2, heads // 2, rows, 5), "w": (2, heads, rows)}
+    return {n: torch.randn(s, generator=g) for n, s in shapes.items()} | {"chosen": chosen}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_rows_that_lists_route_are_the_oracle(backend: BackendName) -> None:
+    """Values and gradients, also of rows that chose nothing: their outputs are what no points at all give."""
+    attention, x = einfuse.compile(HEADS, backend=backend), drawn(0)
+    (graph,) = graphs(attention, x, {})
+    assert [y.label for y in graph.nodes if isinstance(y, Kernel)] == ["heads_routed", "heads_finalise"]
+    low = {n: y.clone().requires_grad_(n in FLOATS) for n, y in x.items()}
+    exact = {n: y.double().requires_grad_() if n in FLOATS else y for n, y in x.items()}
+    found, truth = attention(**low), attention.reference(**exact)
+    assert isinstance(found, tuple)
+    for a, b in zip(found, truth, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+    up = torch.randn(found[0].shape, generator=torch.Generator().manual_seed(1))
+    got = torch.autograd.grad(found[0], [low[n] for n in FLOATS], up)
+    want = torch.autograd.grad(truth[0], [exact[n] for n in FLOATS], up.double())
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=2e-5, atol=2e-5)
+
+
+def test_heads_are_routed_where_few_are_chosen() -> None:
+    """Two of two heads are all of them: nothing is left out, and tables do as well."""
+    for heads, listed in ((6, True), (2, False)):
+        attention, x = einfuse.compile(HEADS, backend="cpu"), drawn(1, heads)
+        assert attention.selection is not None
+        reader, _ = attention.selection.reader(dict(x))
+        assert (reader is attention.selection.listed) == listed
+
+
+def test_threads_give_the_same_bits() -> None:
+    attention, x, threads = einfuse.compile(HEADS, backend="cpu"), drawn(2), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = attention(**x)
+        torch.set_num_threads(2)
+        assert all(map(torch.equal, one, attention(**x)))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_routed_cascade_is_a_text_and_another_table_routes_nothing() -> None:
+    selection = einfuse.compile(HEADS).selection
+    assert selection is not None
+    assert selection.listed is not None
+    cascade = selection.chosen.rest
+    (table,) = (t.name for t in cascade.inputs if t.dtype == "bool")
+    found = routed.find(cascade, table)
+    assert found is not None
+    assert (found.chosen, found.rows, found.columns, found.others) == ("h", "i", "j", ("b",))
+    made = routed.run(found, 128).cascade
+    assert show(parse(show(made))) == show(made)
+    assert routed.find(cascade, "q") is None
