@@ -1,6 +1,6 @@
 """Rows that the next turn gathers, asked for while this one computes: the machine cannot guess where they lie.
 
-lane, turn:  at = rows[lane, turn, i] ; x = q[.., at, d]     ->     for every r: ahead(q[.., rows[lane, turn + 1, r], 0 ..])
+lane, turn:  at = rows[lane, turn, i] ; x = q[.., at, d]     ->     for every r: ask(q[.., rows[lane, turn + 1, r], 0 ..])
 """
 
 from __future__ import annotations
@@ -72,4 +72,4 @@ def _asked(scope: Scope, op: Load, name: str, next_: str, made: Mapping[str, Op]
         elif not isinstance(made.get(i.name), Coordinate):
             return
     count = scope.extents[op.out.dims[1]].count if len(op.out.dims) > 1 else "1"
-    yield f"ahead({offset(tensor, terms)}, 0, {count}).ask(0);"
+    yield f"ask({offset(tensor, terms)}, {count});"
