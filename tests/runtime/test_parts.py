@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import einfuse
 from einfuse.runtime.parts import PartialState
+from einfuse.runtime.verify import Shape, example_inputs
 
 B, H, NQ, NK, D = 2, 2, 11, 29, 8
 EXTRA = {"alibi_window": ("slope",), "sink": ("sink",)}
@@ -50,6 +51,23 @@ def test_any_tree_of_parts_is_the_whole(name: str) -> None:
         torch.testing.assert_close(out, truth, rtol=1e-11, atol=1e-11)
 
     check()
+
+
+@pytest.mark.parametrize("name", ["context_pool", "causal", "softmax1", "cosine", "sigmoid", "alibi"])
+def test_gradients_of_merged_parts_are_those_of_the_whole(name: str) -> None:
+    """A correction stops the gradients that the statement stopped, wherever it says so."""
+    attn = einfuse.compile(name, backend="torch")
+    given = example_inputs(attn.cascade, torch.float64, 0, Shape(1, 2, 5, 13, (4, 4), 1))
+    leaves = {n: x.clone().requires_grad_() for n, x in given.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
+    given |= leaves
+    out = attn.finalise(attn.merge(*(attn.state(**given, keys=pair) for pair in ((0, 5), (5, 13)))))
+    truth = attn.reference(**given)
+    assert isinstance(out, torch.Tensor)
+    assert isinstance(truth, torch.Tensor)
+    torch.testing.assert_close(out, truth, rtol=1e-9, atol=1e-9)
+    found, expected = (torch.autograd.grad(o.sin().sum(), list(leaves.values())) for o in (out, truth))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.slow
