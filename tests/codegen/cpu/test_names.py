@@ -10,7 +10,9 @@ import torch
 import einfuse
 from einfuse.codegen.cpu.names import HEADERS, reserved
 
-DECLARED = re.compile(r"\b(?:long|int|bool|float|double|auto|char|T|V|VI|I)\s*[*&]?\s*(?:__restrict\s+)?([A-Za-z_]\w*)\s*(?==|;|,|\[)")
+DECLARED = re.compile(
+    r"\b(?:long|int|bool|float|double|auto|char|T|V|VI|I)\s*[*&]?\s*(?:__restrict\s+)?([A-Za-z_]\w*)\s*(?==|;|,|\[)"
+)
 FUNCTION = re.compile(r"\bINLINE\s+[\w<>:\s*&]+?\b([a-z]\w*)\s*\(")
 VARIED = ("causal", "cosine", "linear", "gated_delta", "swin", "entmax15", "paged", "topk", "talking_heads")
 
