@@ -99,8 +99,9 @@ vsix: $(STAMP)  ## dist/einfuse.vsix, the extension for VS Code (needs npm)
 gpu: $(STAMP)  ## check and time every kernel on the GPU of this machine
 	$(BIN)/python benchmarks/gpu.py
 
-wheel: $(STAMP)  ## dist/einfuse-*.whl
-	$(BIN)/python -m pip wheel --quiet --no-deps -w dist .
+wheel: playground  ## dist/einfuse-*.whl, with the playground
+	cp -r dist/playground src/einfuse/_page
+	$(BIN)/python -m pip wheel --quiet --no-deps -w dist . ; made=$$?; rm -r src/einfuse/_page; exit $$made
 
 clean:  ## everything that can be built again
 	rm -rf .venv build dist editor/vscode/node_modules playground/node_modules playground/build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

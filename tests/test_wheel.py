@@ -15,6 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TAKEN = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "src", "codegen", "dsl", "ir", "library", "runtime")
+PAGE = ("index.html", "page.js", "wheels/some.whl")
+"""What stands for the built playground, which `make wheel` puts into the package."""
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
 
 
@@ -33,6 +35,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(path, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         else:
             shutil.copy(path, tree / name)
+    for name in PAGE:
+        (tree / "src" / "einfuse" / "_page" / name).parent.mkdir(exist_ok=True)
+        (tree / "src" / "einfuse" / "_page" / name).write_text(f"this is {name}")
     sdist = built("build_sdist", tree, out)
     with tarfile.open(sdist) as archive:
         archive.extractall(tree / "unpacked", filter="tar")
@@ -69,6 +74,17 @@ def test_the_command_runs_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
         str(tmp_path / "site"),
         str(tmp_path / "site" / "einfuse" / "library" / "specs" / "position" / "alibi_window.attn"),
     )
+    serve = "import urllib.request; from einfuse._cli.playground import built, server; import threading; s = server(built(None), 0); "
+    serve += "threading.Thread(target=s.serve_forever, daemon=True).start(); "
+    serve += "print(urllib.request.urlopen(f'http://localhost:{s.server_address[1]}/wheels/some.whl').read().decode())"
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {site!r}); {serve}"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout == "this is wheels/some.whl\n"
     for argv, said in ((["check", spec], "1 file good"), (["--version"], f"einfuse {version()}")):
         run = subprocess.run(
             [sys.executable, "-I", "-c", code, site, *argv], cwd=tmp_path, check=True, capture_output=True, text=True

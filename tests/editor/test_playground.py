@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from einfuse._cli.playground import BUILT, built, server
+from einfuse._cli.playground import PLACES, built, server
 from einfuse.cli import main
 from einfuse.ir import EinfuseError
 
-PAGE = Path(__file__).parents[2] / BUILT
+PAGE = PLACES[-1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WRONG, RIGHT = "sofmax", "softmax"
 

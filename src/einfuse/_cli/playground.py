@@ -12,8 +12,9 @@ from typing import ClassVar
 
 from einfuse.ir import EinfuseError
 
-BUILT = Path("dist", "playground")
-"""Where `make playground` puts the page, in a checkout."""
+HERE = Path(__file__).resolve()
+PLACES = (HERE.parents[1] / "_page", HERE.parents[3] / "dist" / "playground")
+"""Where the page is: in a released package, and where `make playground` puts it in a checkout."""
 
 
 def playground(args: argparse.Namespace) -> int:
@@ -29,11 +30,12 @@ def playground(args: argparse.Namespace) -> int:
 
 
 def built(folder: Path | None) -> Path:
-    """The folder of the page: the one named, else that of this checkout."""
-    found = folder or Path(__file__).resolve().parents[3] / BUILT
-    if not (found / "index.html").is_file():
+    """The folder of the page: the one named, else that of the package or of this checkout."""
+    places = (folder,) if folder else PLACES
+    found = next((p for p in places if (p / "index.html").is_file()), None)
+    if found is None:
         raise EinfuseError(
-            f"there is no page in {found}: `make playground` builds it in a checkout, --folder names another place"
+            f"there is no page in {places[-1]}: `make playground` builds it in a checkout, --folder names another place"
         )
     return found
 
