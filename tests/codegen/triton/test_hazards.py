@@ -18,8 +18,8 @@ from einfuse.runtime import backends
 from einfuse.runtime.inside import Candidate
 
 VARIED = ("causal", "gqa", "document", "linear", "gated_delta", "swin", "entmax15", "t5_bias", "paged", "talking_heads")
-OTHERS: tuple[Target, ...] = ("sm_86", "sm_89", "sm_100", "sm_120", "gfx950")
-"""Targets that no other test compiles for."""
+OTHERS: tuple[Target, ...] = ("sm_86", "sm_100", "sm_120", "gfx950")
+"""Targets that no other test compiles for; sm_89 has the limits of sm_86."""
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,10 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, tuple[int, int]]
 def test_hazard_2_programs_ask_for_no_more_shared_memory_than_a_gpu_has() -> None:
     """Width 256 asks for most: 100 KB on a GPU of 227, more than sm_86 has."""
     whole = einfuse.compile("full")
-    wide = einfuse.cross_compile(whole, ("sm_86", "sm_120"), torch.bfloat16, False, D=256, E=256)
+    wide = einfuse.cross_compile(whole, ("sm_86",), torch.bfloat16, False, D=256, E=256)
     found = einfuse.cross_compile(whole, OTHERS, torch.bfloat16, False)
     assert {k.target for k in found} == set(OTHERS)
+    assert TARGETS["sm_89"].shared == TARGETS["sm_86"].shared
     for k in (*wide, *found):
         assert (k.spills, k.shared <= TARGETS[k.target].shared) == (0, True), k  # type: ignore[index]  # a target's name
         assert k.matrix == {"sm_100": "tcgen05", "gfx950": "mfma"}.get(k.target, "mma")
