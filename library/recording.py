@@ -25,9 +25,8 @@ from torch import nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 import einfuse
-from einfuse.distributed.here import Axis, axes_of
+from einfuse.distributed.here import Axis, axes_of, sequence
 from einfuse.distributed.programs import EXCHANGES, obstacle
-from einfuse.distributed.table import sequence
 from einfuse.ir import Fold, Scalar, SpecError
 from einfuse.ir import expr as ex
 from einfuse.ir.text import show

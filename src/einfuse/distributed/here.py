@@ -106,6 +106,12 @@ def device_of(values: Values) -> torch.device:
     return next(iter(tensors(values).values())).device
 
 
+def sequence(c: Cascade) -> tuple[str, ...]:
+    """The ranks of queries and keys along which inputs lie, as long as they are."""
+    found = [r.name for r in c.ranks if r.kind in ("query", "key") and r.extent is None and isinstance(r.size, str)]
+    return tuple(r for r in found if r not in c.over)
+
+
 def size_of(c: Cascade, rank: str) -> str:
     """The name of the size of a rank that is sharded."""
     size = c.rank(rank).size

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import einfuse
-from einfuse.distributed.here import Axis
+from einfuse.distributed.here import Axis, sequence
 from einfuse.distributed.programs import EXCHANGES, Exchange, obstacle
 from einfuse.ir import Cascade, SpecError
-
-
-def sequence(c: Cascade) -> tuple[str, ...]:
-    """The ranks of queries and keys along which inputs lie, as long as they are."""
-    found = [r.name for r in c.ranks if r.kind in ("query", "key") and r.extent is None and isinstance(r.size, str)]
-    return tuple(r for r in found if r not in c.over)
 
 
 def row(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from einfuse import _spread
+from einfuse.distributed.here import sequence
 from einfuse.distributed.layout import Layout
 from einfuse.distributed.programs import Exchange
 from einfuse.distributed.sharded import Output, Sharded, shard
@@ -80,27 +81,21 @@ class Devices:
     def sharded(self, attention: Attention) -> Sharded:
         """An attention along the axis: with all of its sequences."""
         if id(attention) not in self.made:
-            c = attention.cascade
-            free = [r for r in c.ranks if r.is_sequence and r.name not in c.over]
-            ranks = [r.name for r in free if any(r.size in _names(t) for t in c.inputs)]
-            along = dict.fromkeys(ranks, self.sequence)
+            along = dict.fromkeys(sequence(attention.cascade), self.sequence)
             found = shard(attention, self.mesh, exchange=self.exchange, timeout=self.timeout, **along)
             self.made[id(attention)] = attention, found if self.layout is None else found.on(self.layout)
         return self.made[id(attention)][1]
 
 
-def _names(tensor: Any) -> set[object]:
-    return {e.name for e in tensor.axes if e.op == "size"}
-
-
 def _shared(found: Sharded, given: dict[str, Any]) -> dict[str, Any]:
     """What all devices have, with gradients that are a device's share: `Sharded` gives each the sum over all."""
+    moving = {n: x for n, x in given.items() if isinstance(x, torch.Tensor) and x.requires_grad}
+    if not moving:
+        return given
     attention, _ = found.attention.variant(given) if found.attention.optional else (found.attention, given)
     (axis,) = found.axes
-    parts = held(attention.cascade, axis.ranks)
-    size = found.transports[axis.name].size
-    every = {n: x for n, x in given.items() if isinstance(x, torch.Tensor) and n not in parts and x.requires_grad}
-    return given | {n: _Share.apply(x, size) for n, x in every.items()}  # type: ignore[no-untyped-call]
+    parts, size = held(attention.cascade, axis.ranks), found.transports[axis.name].size
+    return given | {n: _Share.apply(x, size) for n, x in moving.items() if n not in parts}  # type: ignore[no-untyped-call]
 
 
 class _Share(torch.autograd.Function):
