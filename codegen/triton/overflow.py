@@ -23,7 +23,7 @@ SHRINKING = frozenset({"sqrt", "log", "log1p", "log2"})
 """Of what fp32 holds beyond fp16, these give what fp16 holds."""
 
 
-class Size(IntEnum):
+class Magnitude(IntEnum):
     """How large a value may be."""
 
     UNIT = 0
@@ -32,20 +32,20 @@ class Size(IntEnum):
 
 
 def widen(plan: KernelPlan) -> KernelPlan:
-    """The plan with products wide where an operand may be `Size.LARGE`; itself where nothing is computed for fp16."""
+    """The plan with products wide where an operand may be `Magnitude.LARGE`; itself where nothing is computed for fp16."""
     if plan.narrow != "f16" or plan.compute != "f32":
         return plan
-    found = _Sizes(frozenset(f.rank for f in plan.features))
+    found = _Magnitudes(frozenset(f.rank for f in plan.features))
     steps: list[Region | Fold] = []
     for step in plan.steps:
         if isinstance(step, Fold):
             while True:  # a state is as large as what it becomes
                 phases = tuple(replace(p, body=tuple(map(found.widened, p.body))) for p in step.phases)
                 larger = {
-                    s.value.name: Size.LARGE
+                    s.value.name: Magnitude.LARGE
                     for p in step.phases
                     for s, u in zip(step.states, p.updates, strict=True)
-                    if found.of(u) == Size.LARGE and found.of(s.value) != Size.LARGE
+                    if found.of(u) == Magnitude.LARGE and found.of(s.value) != Magnitude.LARGE
                 }
                 found.sizes |= larger
                 if not larger:
@@ -56,57 +56,57 @@ def widen(plan: KernelPlan) -> KernelPlan:
     return replace(plan, steps=tuple(steps))
 
 
-class _Sizes:
+class _Magnitudes:
     """The sizes of values by name, as operations are met in order."""
 
     def __init__(self, features: frozenset[str]) -> None:
         self.features = features
-        self.sizes: dict[str, Size] = {}
+        self.sizes: dict[str, Magnitude] = {}
 
-    def of(self, v: Value) -> Size:
-        return self.sizes.get(v.name, Size.USUAL)
+    def of(self, v: Value) -> Magnitude:
+        return self.sizes.get(v.name, Magnitude.USUAL)
 
     def widened(self, op: Op) -> Op:
         """The operation, a product wide where it must be; its result is noted."""
         if isinstance(op, Store):
             return op
         self.sizes[op.out.name] = self._size(op)
-        if isinstance(op, Dot) and op.narrow and Size.LARGE in (self.of(op.a), self.of(op.b)):
+        if isinstance(op, Dot) and op.narrow and Magnitude.LARGE in (self.of(op.a), self.of(op.b)):
             return replace(op, narrow=False)
         return op
 
-    def _size(self, op: Op) -> Size:
+    def _size(self, op: Op) -> Magnitude:
         match op:
             case Const(value=value):
                 x = abs(value)
-                return Size.UNIT if x <= 1 else Size.USUAL if x <= MOST else Size.LARGE
+                return Magnitude.UNIT if x <= 1 else Magnitude.USUAL if x <= MOST else Magnitude.LARGE
             case Dot(a=a, b=b):
-                return max(Size.USUAL, self.of(a), self.of(b))
+                return max(Magnitude.USUAL, self.of(a), self.of(b))
             case Reduce(arg=arg):
-                return max(Size.USUAL, self.of(arg))
+                return max(Magnitude.USUAL, self.of(arg))
             case Map():
                 return self._mapped(op)
             case _:  # a tensor's values, coordinates, numbers of the call
-                return Size.USUAL
+                return Magnitude.USUAL
 
-    def _mapped(self, op: Map) -> Size:
-        sizes = [self.of(x) for x in op.args if x.dtype == "float"] or [Size.USUAL]
+    def _mapped(self, op: Map) -> Magnitude:
+        sizes = [self.of(x) for x in op.args if x.dtype == "float"] or [Magnitude.USUAL]
         if op.fn in BOUNDED or op.out.dtype == "bool":
-            return Size.UNIT
+            return Magnitude.UNIT
         if op.fn in SHRINKING:
-            return Size.USUAL
+            return Magnitude.USUAL
         if op.fn == EXP_DIFFERENCE:
-            return Size.UNIT if len(op.args[1].dims) < len(op.out.dims) else Size.LARGE
+            return Magnitude.UNIT if len(op.args[1].dims) < len(op.out.dims) else Magnitude.LARGE
         if op.fn in ("exp", "exp2", "rsqrt", "^"):
-            return Size.LARGE if len(op.out.dims) > 1 or Size.LARGE in sizes else Size.USUAL
+            return Magnitude.LARGE if len(op.out.dims) > 1 or Magnitude.LARGE in sizes else Magnitude.USUAL
         if op.fn in ("*", "/"):
             return self._scaled(op)
         return max(sizes)
 
-    def _scaled(self, op: Map) -> Size:
+    def _scaled(self, op: Map) -> Magnitude:
         """Of a product or quotient: as large as the factor that has all ranks; of two for every pair of positions, one must be a unit."""
         whole = [x for x in op.args if len(x.dims) == len(op.out.dims)]
-        sizes = [self.of(x) for x in whole] or [Size.USUAL]
+        sizes = [self.of(x) for x in whole] or [Magnitude.USUAL]
         if len(whole) < 2 or len({*op.out.dims} - self.features) < 2:
             return max(sizes)
-        return max(sizes) if op.fn == "*" and Size.UNIT in sizes else Size.LARGE
+        return max(sizes) if op.fn == "*" and Magnitude.UNIT in sizes else Magnitude.LARGE
