@@ -126,7 +126,7 @@ class Attention:
     # -- running -----------------------------------------------------------------------------------------------------------------
 
     def __call__(self, *args: torch.Tensor, **kwargs: torch.Tensor | Scalar) -> Output:
-        if self.optional & set(kwargs):
+        if kwargs and self.optional & set(kwargs):
             variant, kwargs = self.variant(kwargs)
             return variant(*args, **kwargs)
         outs = self._calls(args, kwargs)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from einfuse.ir import DoesNotFitError, Scalar
+from einfuse.runtime import memory
 from einfuse.runtime.given import Given
 from einfuse.runtime.outputs import Output
 
@@ -77,11 +78,23 @@ class Kernel:
         """Launches it."""
         if self._launch is None:
             self._launch = self.build()
+        numbers, sizes = self._told(call)
+        return self._launch({**tensors, **self._more(tensors)} if self.names or self.tables else tensors, numbers, sizes)
+
+    def bound(self, tensors: Tensors, call: Given) -> Callable[[Tensors], None] | None:
+        """The launch for tensors that lie as these do, outputs included, of a call like this one; None where it cannot be bound."""
+        bound = getattr(self._launch, "bound", None)
+        if bound is None or self.names or self.tables:
+            return None
+        return bound(tensors, *self._told(call))  # type: ignore[no-any-return]  # of `Launch`
+
+    def _told(self, call: Given) -> tuple[Mapping[str, Scalar], Mapping[str, int]]:
+        """The numbers and sizes that it takes at a call."""
         sizes = {**call.sizes, **self.sizes} if self.sizes else call.sizes
         numbers = {**call.numbers, **self.numbers} if self.numbers else call.numbers
         if self.sized:
             numbers = {**numbers, **{n: sizes[of] for n, of in self.sized.items()}}
-        return self._launch({**tensors, **self._more(tensors)} if self.names or self.tables else tensors, numbers, sizes)
+        return numbers, sizes
 
     def beside(self, call: Given) -> None:
         """Notes what it has beside the numbers and sizes of the call that its graph is made for."""
@@ -209,6 +222,29 @@ class Graph:
             for name in frees:
                 del tensors[name]
         return smaller
+
+    def bound(self, given: Given) -> Callable[[Tensors], list[torch.Tensor]] | None:
+        """What runs it for tensors that lie as these do, of these numbers and sizes, once it ran; None where it is more than one kernel,
+        or one that cannot be bound."""
+        (node, *more), outs = self.nodes, self.outs
+        if more or not isinstance(node, Kernel):
+            return None
+        sizes: Mapping[int | str, int] = given.sizes  # type: ignore[assignment]  # of the names it has
+        patterns = [(n, x.pattern(self.device, sizes)) for n, x in node.makes.items()]
+        made = [(n, x) for n, x in patterns if x is not None]
+        if len(made) < len(patterns):
+            return None
+        launch = node.bound({**given.tensors, **{n: memory.like(x) for n, x in made}}, given)
+        if launch is None:
+            return None
+
+        def again(tensors: Tensors) -> list[torch.Tensor]:
+            for n, x in made:
+                tensors[n] = memory.like(x)
+            launch(tensors)
+            return [tensors[n] for n in outs]
+
+        return again
 
     def record(self, tensors: Tensors) -> tuple[list[Recorded], list[torch.Tensor]]:
         """What it would launch on these tensors, and outputs that no kernel wrote; no kernel is built."""

@@ -100,6 +100,13 @@ class Launch:
             tensors = {**tensors, **self._tables(Given(tensors, numbers, sizes))}
         return tried(lambda: self.built.kernel(tensors, numbers, sizes), lambda: self._smaller(self.built.printed))
 
+    def bound(
+        self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar], sizes: Mapping[str, int]
+    ) -> Callable[[Mapping[str, torch.Tensor]], None] | None:
+        """The launch for tensors that lie as these do, of these numbers and sizes; None where there is more to it than pointers."""
+        bound = getattr(self.built.kernel, "bound", None)  # of the back ends' kernels, those of CPUs have one
+        return None if bound is None or self._folds else bound(tensors, numbers, sizes)
+
     def _tables(self, given: Given) -> dict[str, torch.Tensor]:
         """The tables for a launch: made once for the values that its masks read; of every tile where it is short and they are new."""
         device = next(iter(given.tensors.values())).device

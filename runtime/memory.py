@@ -31,9 +31,22 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device, stride
         first = -(-out.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         last = (out.data_ptr() + size) // mmap.PAGESIZE * mmap.PAGESIZE
         advise(first, last - first, mmap.MADV_HUGEPAGE)
-    if POISON and dtype is not torch.bool:
-        out.fill_(torch.nan if dtype.is_floating_point else torch.iinfo(dtype).min)
-    return out
+    return _poisoned(out) if POISON else out
+
+
+def like(pattern: torch.Tensor) -> torch.Tensor:
+    """The same, contiguous, below `LARGE`, of the shape, dtype and device of another tensor: half of the time of saying what they are."""
+    out = torch.empty_like(pattern, memory_format=_CONTIGUOUS)
+    return _poisoned(out) if POISON else out
+
+
+_CONTIGUOUS = torch.contiguous_format
+
+
+def _poisoned(x: torch.Tensor) -> torch.Tensor:
+    if x.dtype is not torch.bool:
+        x.fill_(torch.nan if x.is_floating_point() else torch.iinfo(x.dtype).min)
+    return x
 
 
 def _real(x: torch.Tensor) -> bool:

@@ -15,7 +15,7 @@ from einfuse.ir.passes.backward import Gradient
 from einfuse.ir.rewrite import types_of
 from einfuse.runtime.binding import extent_of, precision_of
 from einfuse.runtime.given import Given
-from einfuse.runtime.memory import empty
+from einfuse.runtime.memory import LARGE, empty
 
 _NO_SIZES: Mapping[int | str, int] = MappingProxyType({})
 WHOLE: dict[DType, torch.dtype] = {"int": torch.int64, "bool": torch.bool}
@@ -41,6 +41,14 @@ class Output:
             return torch.zeros(shape, dtype=self.dtype, device=device)
         made = empty(shape, self.dtype, device, self.strides)
         return made.zero_() if self.cleared else made
+
+    def pattern(self, device: torch.device, sizes: Mapping[int | str, int]) -> torch.Tensor | None:
+        """One number spread over the shape for a call of these sizes, which `memory.like` makes tensors of; None where there is more to it."""
+        shape = [sizes.get(s, n) for s, n in zip(self.sizes, self.shape, strict=True)] if self.sizes else self.shape
+        if self.cleared or self.strides is not None or math.prod(shape) * self.dtype.itemsize >= LARGE:
+            return None
+        with torch.inference_mode(False):
+            return torch.empty((), dtype=self.dtype, device=device).expand(shape)
 
     def following(self, sizes: Mapping[int | str, int]) -> Output:
         """The same, for calls with other values of these sizes; of this shape alone where a size of its own goes by the same name."""

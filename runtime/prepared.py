@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from einfuse.ir import Cascade, Scalar
+from einfuse.ir import Cascade, Scalar, debug
 from einfuse.ir.expr import sizes as made_of
 from einfuse.runtime.backends import Backend, BackendName, choose
 from einfuse.runtime.binding import precision_of
@@ -123,6 +123,28 @@ class Ready:
 
 
 @dataclass(slots=True)
+class Seen:
+    """Calls of one signature: the second of them binds what is left to run, so that lengths that grow at every call bind nothing."""
+
+    ready: Ready
+    numbers: Mapping[str, Scalar]
+    sizes: Mapping[str, int]
+    asked: bool = False
+    again: Callable[[dict[str, torch.Tensor]], list[torch.Tensor]] | None = None
+    """What takes the tensors alone; None where there is more to look at."""
+
+    def __call__(self, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """The outputs."""
+        if self.again is not None and not debug.enabled("launch"):
+            return self.again(tensors)
+        given = Given(tensors, self.numbers, self.sizes)
+        if not self.asked and not self.ready.looks and self.ready.recorded is None:
+            self.again = self.ready.graph.bound(given)
+        self.asked = True
+        return self.ready(given)
+
+
+@dataclass(slots=True)
 class Calls:
     """The calls of one attention that were made ready: by their kind, and, to be found at once, those seen last by their signature."""
 
@@ -130,7 +152,7 @@ class Calls:
     backend: BackendName | None
     operator: Callable[[Mapping[str, Scalar]], Call]
     known: Recent[Key, Ready] = field(default_factory=Recent)
-    seen: Recent[Key, tuple[Ready, Mapping[str, Scalar], Mapping[str, int]]] = field(default_factory=Recent)
+    seen: Recent[Key, Seen] = field(default_factory=Recent)
     formed: bool = False
     """Whether there is a linear form, which exact sizes decide for."""
     read: Reader = field(init=False)
@@ -141,12 +163,16 @@ class Calls:
     def __call__(self, args: Sequence[Argument], kwargs: Mapping[str, Argument]) -> list[torch.Tensor] | None:
         """The outputs of a call of a known kind; None for any other."""
         signed = self._signature(args, kwargs)
-        if signed is None or not self.known:
+        if signed is None:
             return None
-        seen = self.seen.get(signed)
-        if seen is not None:
-            ready, numbers, sizes = seen
-            return ready(Given(self.read.tensors(args, kwargs), numbers, sizes))
+        try:
+            seen = self.seen[signed]
+        except KeyError:
+            return self._first(signed, args, kwargs) if self.known else None
+        return seen(self.read.tensors(args, kwargs))
+
+    def _first(self, signed: Key, args: Sequence[Argument], kwargs: Mapping[str, Argument]) -> list[torch.Tensor] | None:
+        """The same for the first call of a signature."""
         given = self.read(args, kwargs)
         if given is None:
             return None
@@ -154,7 +180,7 @@ class Calls:
         if found is None:
             return None
         outs = found(given, new=True)
-        self.seen[signed] = found, given.numbers, given.sizes  # nothing was refused
+        self.seen[signed] = Seen(found, given.numbers, given.sizes)  # nothing was refused
         return outs
 
     def prepared(self, given: Given, formed: bool) -> list[torch.Tensor]:
@@ -179,7 +205,7 @@ class Calls:
         return (os.environ.get(FORM), *given.sizes.values(), *kind) if self.formed else kind
 
     def _signature(self, args: Sequence[Argument], kwargs: Mapping[str, Argument]) -> Key | None:
-        """What two calls share that bring the same but for what tensors hold, and how they lie; None for a call that something has to see."""
+        """What two calls share that bring the same but for what tensors hold, and where they lie; None for a call that something has to see."""
         if torch.compiler.is_compiling() or watched():
             return None
         grad = torch.is_grad_enabled()
@@ -187,7 +213,7 @@ class Calls:
         for x in (*args, *kwargs.values()) if kwargs else args:
             if plain(x):
                 assert isinstance(x, torch.Tensor), "it is one"
-                parts += (x.shape, x.dtype, None if x.is_cpu else x.device, grad and x.requires_grad)
+                parts += (x.shape, x.stride(), x.dtype, None if x.is_cpu else x.device, grad and x.requires_grad)
             elif type(x) is float or type(x) is int:
                 parts += (type(x), x if x else str(x))  # -0.0 is not 0.0 here
             else:

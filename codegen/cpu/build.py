@@ -108,7 +108,37 @@ class CpuKernel:
         at = held.buffer_info()[0]
         code = call(self.function, at, at + first, at + first + 8 * self._axes, numbers.buffer_info()[0], self._threads())
         if code:
-            raise MemoryError(f"not enough memory for the scratch buffers of the kernel {plan.name}")
+            raise MemoryError(_no_memory(plan.name))
+
+    def bound(
+        self, tensors: Mapping[str, torch.Tensor], params: Mapping[str, Scalar], sizes: Mapping[str, int]
+    ) -> Callable[[Mapping[str, torch.Tensor]], None] | None:
+        """The same for tensors that lie as these do, of these numbers and sizes: what is left is pointers. None for one that takes tables.
+
+        Threads may share it: what they share is only read.
+        """
+        if self._tables or not all(tensors[n].is_cpu for n in self._tensors):
+            return None
+        if self._several and keep.too_long(self.plan, sizes):
+            return self.frugal().bound(tensors, params, sizes)
+        names, function, threads, name = self._tensors, self.function, self._threads, self.plan.name
+        strides = [x for n in names for x in tensors[n].stride()]
+        held = array("q", strides + [sizes[n] for n in self.plan.sizes] + [x for n in names for x in tensors[n].shape])
+        numbers = array("d", [params[n] for n, _ in self.plan.params])
+        first, last = held.buffer_info()[0], numbers.buffer_info()[0]
+        counts = first + 8 * self._axes
+
+        def again(tensors: Mapping[str, torch.Tensor]) -> None:
+            pointers = array("q", [tensors[n].data_ptr() for n in names])
+            if call(function, pointers.buffer_info()[0], first, counts, last, threads()):
+                raise MemoryError(_no_memory(name))
+
+        again.held = held, numbers  # type: ignore[attr-defined]  # memory that it points to
+        return again
+
+
+def _no_memory(name: str) -> str:
+    return f"not enough memory for the scratch buffers of the kernel {name}"
 
 
 def build(plan: KernelPlan, source: str, folder: Path, flags: Sequence[str] = (), keeps: bool = False) -> CpuKernel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -68,6 +70,66 @@ def test_a_call_like_an_earlier_one_is_not_that_one(backend: BackendName) -> Non
         )
     with pytest.raises(ValueError, match="axis"):
         attn(q, k[:, :, 1:], v, doc=doc)
+
+
+def test_a_bound_call_keeps_where_tensors_lie_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """From the third call of a signature on pointers alone are read: whatever else a call may change is another signature."""
+    attn = einfuse.compile("sliding_window", backend="cpu")
+    q, k, v, other = (torch.randn(1, 2, 9, 8) for _ in range(4))
+
+    def right(*args: torch.Tensor, window: int = 4, allowed: float = 2e-5) -> torch.Tensor:
+        expected = attn.reference(*args, window=window)
+        kept = [attn(*args, window=window) for _ in range(5)]
+        for found in kept:
+            assert found.dtype == args[0].dtype
+            assert found.is_contiguous()
+            torch.testing.assert_close(found.double(), expected, rtol=allowed, atol=allowed)
+        assert len({x.data_ptr() for x in kept}) == 5, "every call has an output of its own"
+        return kept[-1]
+
+    def bound() -> int:
+        return sum(x.again is not None for x in attn._calls.seen.values())
+
+    right(q, k, v)
+    assert bound() == 1
+    right(other, q, k)
+    assert bound() == 1, "other memory is the same signature"
+    for n in range(3):
+        args = [x.mT.contiguous().mT if n == m else x for m, x in enumerate((q, k, v))]
+        right(*args)
+    assert bound() == 4
+    right(q[:, :, :8], k[:, :, 1:], v[:, :, 1:])
+    right(*(x[:, :, ::2] for x in (q, k, v)))
+    right(q, k, v, window=3)
+    right(*(x.bfloat16() for x in (q, k, v)), allowed=2e-2)
+    with torch.inference_mode():
+        assert right(q, k, v).is_inference()
+    before = bound()
+    wanted = q.clone().requires_grad_()
+    (found,) = torch.autograd.grad(right(wanted, k, v).sum(), wanted)
+    (expected,) = torch.autograd.grad(attn.reference(wanted, k, v, window=4).sum(), wanted)
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
+    assert bound() == before, "a call that is recorded is not bound"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attn(q, k, v, window=4).dtype == torch.bfloat16
+    with ThreadPoolExecutor(2) as pool:
+        for job in [pool.submit(right, *args) for args in ((q, k, v), (k, v, q), (v, q, k)) * 5]:
+            job.result()
+    capfd.readouterr()
+    monkeypatch.setenv("EINFUSE_DEBUG", "launch")
+    right(q, k, v)
+    assert capfd.readouterr().err.count("# launch sliding_window") == 5, "launches are shown where they are asked for"
+
+
+def test_keys_that_grow_bind_nothing() -> None:
+    """A signature that is met once costs no binding."""
+    attn = einfuse.compile("sliding_window", backend="cpu")
+    q, k = torch.randn(1, 2, 1, 8), torch.randn(1, 2, 9, 8)
+    for n in range(1, 10):
+        attn(q, k[:, :, :n], k[:, :, :n], window=4)
+    assert not any(x.again or x.asked for x in attn._calls.seen.values())
 
 
 def test_torch_sees_the_calls_it_has_to_see() -> None:
