@@ -6,9 +6,12 @@ reads is an error.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +44,7 @@ gc.set_threshold(100_000, 20, 100)  # imports make objects that stay, and Triton
 
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "golden"
+sys.path.insert(0, str(TESTS / "runtime"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -107,6 +111,13 @@ def _same_random_numbers() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.random.set_rng_state(state)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _triton_is_quick() -> None:
+    """Triton's interpreter without its repetitions, where a test runs kernels in it."""
+    with contextlib.suppress(ImportError):  # a system without Triton
+        importlib.import_module("quick_interpreter").install()
 
 
 @pytest.fixture(autouse=True, scope="session")
