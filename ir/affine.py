@@ -65,7 +65,7 @@ def _normal(terms: Iterable[tuple[Expr, int]], const: int) -> Affine:
                 del total[atom], total[quotient]
                 whole = affine(x).scaled(c)
                 return _normal((*total.items(), *whole.terms), const + whole.const)
-    return Affine(tuple(sorted(total.items(), key=lambda t: repr(t[0]))), const)
+    return Affine(tuple(sorted(total.items(), key=lambda t: repr(t[0])) if len(total) > 1 else total.items()), const)
 
 
 def _modulus(e: Expr) -> int:

@@ -55,27 +55,29 @@ class Known:
             return all(self.at_least(a, ex.ZERO) for a in e.args)
         return e.op == "max" and any(self.at_least(a, ex.ZERO) for a in e.args)
 
-    def at_least(self, a: Expr, b: Expr) -> bool:
-        """Is ``a >= b`` provable?"""
+    def at_least(self, a: Expr, b: Expr, form: Callable[[Expr], Affine] = affine) -> bool:
+        """Is ``a >= b`` provable? ``form`` makes normal forms."""
         if a.op == "min":
-            return all(self.at_least(x, b) for x in a.args)
+            return all(self.at_least(x, b, form) for x in a.args)
         if b.op == "max":
-            return all(self.at_least(a, x) for x in b.args)
+            return all(self.at_least(a, x, form) for x in b.args)
         if a.op == "select":
-            return all(self.at_least(x, b) for x in a.args[1:])
+            return all(self.at_least(x, b, form) for x in a.args[1:])
         if b.op == "select":
-            return all(self.at_least(a, x) for x in b.args[1:])
-        if self.at_least_zero(affine(a) - affine(b)):
+            return all(self.at_least(a, x, form) for x in b.args[1:])
+        if self.at_least_zero(form(a) - form(b)):
             return True
         if a.op == "max":
-            return any(self.at_least(x, b) for x in a.args)
-        return b.op == "min" and any(self.at_least(a, x) for x in b.args)
+            return any(self.at_least(x, b, form) for x in a.args)
+        return b.op == "min" and any(self.at_least(a, x, form) for x in b.args)
 
     def maximum(self, *operands: Expr) -> Expr:
-        return self._extreme("max", operands, self.at_least)
+        form = _once()
+        return self._extreme("max", operands, lambda a, b: self.at_least(a, b, form))
 
     def minimum(self, *operands: Expr) -> Expr:
-        return self._extreme("min", operands, lambda a, b: self.at_least(b, a))
+        form = _once()
+        return self._extreme("min", operands, lambda a, b: self.at_least(b, a, form))
 
     def _extreme(self, op: str, operands: Iterable[Expr], beats: Callable[[Expr, Expr], bool]) -> Expr:
         flat = list(dict.fromkeys(x for e in operands for x in _flattened(op, e)))
@@ -103,6 +105,19 @@ class Known:
 
     def _multiple(self, atom: Expr, coefficient: int, step: int) -> bool:
         return coefficient * (self.block if atom == self.lo else 1) % step == 0
+
+
+def _once() -> Callable[[Expr], Affine]:
+    """`affine`, made once for every expression, which the caller holds: known by identity, for 1 and 1.0 are equal."""
+    made: dict[int, Affine] = {}
+
+    def form(e: Expr) -> Affine:
+        found = made.get(id(e))
+        if found is None:
+            found = made[id(e)] = affine(e)
+        return found
+
+    return form
 
 
 def _flattened(op: str, e: Expr) -> list[Expr]:

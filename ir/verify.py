@@ -142,7 +142,8 @@ class _Verifier:
         _require(e.op in FUNCTIONS, "V11", f"unknown function {e.op}", loc)
         types = [self._check(a, free, loc, new) for a in e.args]
         self._operands(e, types, loc)
-        return ex.scalar_type(e, lambda n: self.types[n])
+        f = FUNCTIONS[e.op]
+        return f.gives(f.values(types))
 
     def _operands(self, e: Expr, types: Sequence[DType], loc: Span | None) -> None:
         f = FUNCTIONS[e.op]

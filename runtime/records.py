@@ -73,7 +73,7 @@ class _Writer:
         """Where a value stands in the table, into which it is put first if it is new."""
         kind: type = type(x)
         if kind in ATOMS:
-            return self._at((kind, repr(x)), x)
+            return self._at((kind, repr(x) if kind is float else x), x)
         known = self.objects.get(id(x))
         if known is not None:
             return known[0]
@@ -94,12 +94,13 @@ class _Writer:
         return place
 
     def _at(self, key: object, element: object) -> int:
-        if key is None or key not in self.places:
+        place = self.places.get(key)
+        if place is None:
+            place = len(self.table)
             self.table.append(element)
-            if key is None:
-                return len(self.table) - 1
-            self.places[key] = len(self.table) - 1
-        return self.places[key]
+            if key is not None:
+                self.places[key] = place
+        return place
 
 
 @functools.cache
