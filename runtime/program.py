@@ -54,6 +54,10 @@ class Program:
         """Raises ValueError where an integer would leave 32 bits, or a read its tensor (see `Guard`)."""
         self.guard(given)
 
+    def pays(self, given: Given) -> bool:
+        """Are the lists of a call less work than tables? Only of what takes lists."""
+        return False
+
     def canonical(self) -> Cascade:
         """The cascade that a backward is derived from, and that saves what it reads."""
         return canonicalise.run(exact_extremes.run(self.cascade))

@@ -14,6 +14,7 @@ import torch
 
 from einfuse.ir.interpreter import evaluate_indices
 from einfuse.ir.passes import routed, split
+from einfuse.ir.ranking import members
 from einfuse.runtime import cache
 from einfuse.runtime.binding import evaluate, extent_of
 from einfuse.runtime.given import Given
@@ -72,8 +73,13 @@ def nodes(
     axis = len(c.over)
     yield of_rows({n: f"{n} of rows" for n in states.values()}, axis, rows)
     held = {groups.held[y]: torch.empty(s, dtype=wide, device="meta").narrow(axis, 0, rows) for y, s in shapes.items()}
+    names = {groups.held[y]: f"{n} of rows" for y, n in states.items()}
+    if any(t.name == table for t in groups.finalise.inputs):  # a condition of an output, too
+        names[table] = f"table of {table}"
+        held[table] = torch.empty((*given.tensors[table].shape[:-1], span), dtype=torch.bool, device="meta")
+        yield tables_of({table: names[table]}, {table: span})
     finishing = replace(given.more(held), numbers={**given.numbers, **split.constants(groups.sizes, given.sizes)})
-    yield second.kernel(groups.finalise, finishing, backend, outs, {groups.held[y]: f"{n} of rows" for y, n in states.items()})
+    yield second.kernel(groups.finalise, finishing, backend, outs, names)
 
 
 def _index(table: str, found: routed.Routed, given: Given, over: Mapping[str, int], rows: int) -> torch.Tensor:
@@ -84,6 +90,15 @@ def _index(table: str, found: routed.Routed, given: Given, over: Mapping[str, in
     for n, axis in zip(at, axes, strict=True):
         flat = flat * axis + n.long()
     return flat.reshape(-1, rows).to(given.device)
+
+
+def tables_of(names: Mapping[str, str], spans: Mapping[str, int]) -> Host:
+    """Makes the tables of lists."""
+
+    def do(tensors: Tensors, call: Given) -> None:
+        tensors |= {mine: members(tensors[n], spans[n]) for n, mine in names.items()}
+
+    return Host("make tables", tuple(names), tuple(names.values()), do)
 
 
 def of_rows(names: Mapping[str, str], axis: int, rows: int) -> Host:

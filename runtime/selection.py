@@ -23,7 +23,6 @@ from einfuse.runtime import backends, binding, cache
 from einfuse.runtime.given import Given
 from einfuse.runtime.recent import Recent
 from einfuse.runtime.scoring import Windows
-from einfuse.runtime.through import ListedProgram
 
 if TYPE_CHECKING:
     from einfuse.runtime.attention import Attention, Output
@@ -241,7 +240,7 @@ def listed(step: Scores, found: Mapping[str, torch.Tensor], slots: int, choose: 
 
 def _pays(listed: Attention, mine: Known) -> bool:
     given = Given.of(listed.cascade, *binding.arguments(listed.cascade, (), mine))
-    return isinstance(listed.program, ListedProgram) and listed.program.pays(given)
+    return listed.program.pays(given)
 
 
 def _table(step: Table, known: Known, sizes: Mapping[str, int]) -> torch.Tensor:

@@ -34,6 +34,9 @@ def program_of(cascade: Cascade, strict: bool, wide: bool = False) -> Program:
     if chunk.scan_of(cascade) is not None:
         return ScanProgram(cascade, strict)
     if through.drives(cascade):
+        apart = through.routes_apart(cascade)
+        if apart is not None:
+            return StagedProgram(cascade, strict, wide, stages=apart)
         return through.ListedProgram(cascade, strict, wide)
     if choose.chooses(cascade):  # its kernels are those of its parts (`runtime.selection`)
         return Program(cascade, strict, wide)
@@ -60,7 +63,19 @@ class StagedProgram(Program):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.parts = tuple(Program(c, self.strict) for c in self.stages)
+        self.parts = tuple((through.ListedProgram if through.drives(c) else Program)(c, self.strict) for c in self.stages)
+
+    def check_ranges(self, given: Given) -> None:
+        """See `Program.check_ranges`: stages know what they read as lists."""
+        if not through.drives(self.cascade):
+            super().check_ranges(given)
+            return
+        for s in self._planned(given, ()):
+            s.program.check_ranges(s.given)
+
+    def pays(self, given: Given) -> bool:
+        """See `Program.pays`."""
+        return any(s.program.pays(s.given) for s in self._planned(given, ()))
 
     def kept(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
         """The outputs, then what the stages give to each other and their backward passes read."""

@@ -22,7 +22,7 @@ import torch
 from einfuse.ir import Cascade, SpecError
 from einfuse.ir.expr import index, reads
 from einfuse.ir.nodes import Einsum
-from einfuse.ir.passes import routed, split, through
+from einfuse.ir.passes import lift, routed, split, through
 from einfuse.ir.ranking import members
 from einfuse.runtime import cache, routing
 from einfuse.runtime.backends import Backend
@@ -34,7 +34,7 @@ from einfuse.runtime.lists import CHUNK, TILE, TURN, Lists
 from einfuse.runtime.outputs import Output, accumulation
 from einfuse.runtime.program import Program
 from einfuse.runtime.recent import Recent
-from einfuse.runtime.routing import of_rows
+from einfuse.runtime.routing import of_rows, tables_of
 
 MOST = 1 << 24
 """Numbers that the parts of a window may hold: few enough that the merge finds them in a cache, or at least in memory."""
@@ -49,6 +49,25 @@ def drives(cascade: Cascade) -> bool:
     return any(t.listed is not None for t in cascade.inputs)
 
 
+def routes_apart(cascade: Cascade) -> tuple[Cascade, ...] | None:
+    """The cascades of one whose lists route a rank that it holds: what needs all points of the rank, then the rest (`ir.passes.lift`)."""
+    plain = tabled(cascade)
+    for t in cascade.inputs:
+        if t.listed is None:
+            continue
+        for rank in {e.args[-1].name for e in through.reads(cascade, t.name) if e.args[-1].op == "index"} - {*cascade.over}:
+            cut = lift.run(plain, rank)
+            if cut is not None and routed.find(cut[-1], t.name) is not None:
+                known = {x.name: x for x in cascade.inputs}
+                return tuple(replace(c, inputs=tuple(known.get(x.name, x) for x in c.inputs)) for c in cut)
+    return None
+
+
+def tabled(cascade: Cascade) -> Cascade:
+    """The cascade with tables in place of lists."""
+    return replace(cascade, inputs=tuple(replace(t, listed=None) for t in cascade.inputs))
+
+
 @dataclass
 class ListedProgram(Program):
     """A program with lists in place of tables. ``driving`` goes through them; ``tabled`` makes the tables, where none can be gone through."""
@@ -60,7 +79,7 @@ class ListedProgram(Program):
     def __post_init__(self) -> None:
         super().__post_init__()
         listed = [t.name for t in self.cascade.inputs if t.listed is not None]
-        plain = replace(self.cascade, inputs=tuple(replace(t, listed=None) for t in self.cascade.inputs))
+        plain = tabled(self.cascade)
         self.tabled = Program(plain, self.strict, self.wide)
         self.driving = Driving(plain, self.strict, self.wide, table=listed[0]) if len(listed) == 1 else None
 
@@ -118,13 +137,9 @@ class ListedProgram(Program):
     def _by_tables(self, given: Given, inner: Graph) -> Graph:
         spans = self._spans(given)
         names = {n: f"table of {n}" for n in spans}
-
-        def tables(tensors: Tensors, call: Given) -> None:
-            tensors |= {names[n]: members(tensors[n], span) for n, span in spans.items()}
-
         takes = {n: names.get(n, n) for n in given.tensors}
         nodes: list[Node] = [
-            Host("make tables", tuple(names), tuple(names.values()), tables),
+            tables_of(names, spans),
             Part(self.cascade.name, inner, takes, inner.outs),
         ]
         return Graph(lambda _: nodes, given, inner.outs)

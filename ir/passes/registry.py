@@ -17,6 +17,7 @@ from einfuse.ir.passes import (
     differentiate,
     heads_as_rows,
     items,
+    lift,
     pack,
     quantise,
     reassociate,
@@ -120,6 +121,13 @@ TRANSFORMS: tuple[Pass, ...] = (
         ("flat",),
         options={"table": str, "tile": int, "rows": int, "slots": int},
         does="rows by the blocks that they list, in place of a table of those: parts and their merge, or whole blocks",
+    ),
+    Pass(
+        "lift",
+        lift.run,
+        ("flat",),
+        options={"rank": str},
+        does="a rank that is held as an ambient one, after what needs all of its points",
     ),
     Pass("heads_as_rows", heads_as_rows.run, ("flat",), does="heads that share keys as the rows of one tile"),
     Pass(

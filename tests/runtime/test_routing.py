@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 import einfuse
-from einfuse.ir.passes import routed
+from einfuse.ir.passes import lift, routed
 from einfuse.ir.text import parse, show
 from einfuse.runtime.backends import BackendName
-from einfuse.runtime.graph import Kernel
+from einfuse.runtime.graph import Kernel, Part
 from einfuse.runtime.inside import graphs
 
 HEADS = """
@@ -24,6 +24,17 @@ attention heads over b, h {
 }
 """
 FLOATS = ("q", "k", "v", "w")
+GATED = """
+attention gated over b {
+  rank h: head; rank i: query; rank j: key; rank n: feature = 2; rank d, e: feature
+  in q[b, h, i, d]; in k[b, h // group, j, d]; in v[b, h // group, j, e]; in w[b, h, i]
+  sel[i, n] = topk[h -> n](w)
+  p = softmax[h](w)
+  s = sum[d](q * k) / sqrt(D) where h in sel[i]
+  o[h, i, e] = p * sum[j](softmax[j](s) * v) where h in sel[i]
+  out o
+}
+"""
 
 
 def drawn(seed: int, heads: int = 6, rows: int = 150) -> dict[str, Tensor]:
@@ -86,3 +97,40 @@ def test_a_routed_cascade_is_a_text_and_another_table_routes_nothing() -> None:
     made = routed.run(found, 128).cascade
     assert show(parse(show(made))) == show(made)
     assert routed.find(cascade, "q") is None
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_gates_of_all_heads_are_made_before_heads_are_routed(backend: BackendName) -> None:
+    """A softmax over heads needs all of them; what follows is one problem for each head, and lists route its rows."""
+    attention, x = einfuse.compile(GATED, backend=backend), {n: y for n, y in drawn(3).items() if n != "chosen"}
+    assert attention.selection is not None
+    reader, mine = attention.selection.reader(dict(x))
+    assert reader is attention.selection.listed
+    lists = {n: y for n, y in mine.items() if isinstance(y, Tensor)}
+    parts = [y.graph for y in graphs(reader, lists, {})[0].nodes if isinstance(y, Part)]
+    labels = [y.label for y in parts[1].nodes if isinstance(y, Kernel)]
+    assert labels == ["gated_of_h_routed", "gated_of_h_finalise"]
+    low = {n: y.clone().requires_grad_() for n, y in x.items()}
+    exact = {n: y.double().requires_grad_() for n, y in x.items()}
+    found, truth = attention(**low), attention.reference(**exact)
+    assert isinstance(found, Tensor)
+    assert isinstance(truth, Tensor)
+    torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-5)
+    up = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    got = torch.autograd.grad(found, list(low.values()), up)
+    want = torch.autograd.grad(truth, list(exact.values()), up.double())
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "s = sum[d](q * k)\n p[h, i, j] = softmax[h](s)\n o[h, i, e] = sum[j](p * v)",  # heads compete for a key
+        "s = sum[d](q * k)\n r[h, i, e] = sum[j](softmax[j](s) * v)\n o[i, e] = sum[h](r)",  # heads are added up
+        "s = sum[d](q * k)\n r[h, i, e] = sum[j](softmax[j](s) * v)\n o[h, i, e] = r[(h + 1) % H, i, e]",  # the next head's
+    ],
+)
+def test_a_rank_whose_points_depend_on_each_other_stays_held(rest: str) -> None:
+    head = GATED.split("  sel")[0].replace(" in w[b, h, i]", "")
+    assert lift.run(einfuse.compile(f"{head}  {rest}\n  out o\n}}").cascade, "h") is None
