@@ -38,7 +38,7 @@ def test_the_layers_page_names_every_layer_and_model() -> None:
     text = (DOCS / "layers.md").read_text(encoding="utf-8")
     public = {n for n, x in vars(layers).items() if inspect.isclass(x) and issubclass(x, nn.Module)} - {"Attending"}
     assert [n for n in sorted(public) if f"| `{n}` |" not in text] == []
-    shared = {"__init__", "training", "data", "parts", "decoder", "named", "rewrites"}
+    shared = {"__init__", "training", "data", "parts", "decoder", "transformer", "named", "rewrites"}
     names = {p.stem for p in Path(models.__file__).resolve().parent.glob("*.py")} - shared
     assert [n for n in sorted(names) if f"| `python -m einfuse.library.models.{n}` |" not in text] == []
     for name in names:

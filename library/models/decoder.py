@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -68,6 +68,21 @@ class Shape:
 
     def per_head(self) -> int:
         return self.head_width or self.width // self.heads
+
+    def small(self) -> Shape:
+        """The same kind, narrow and two layers deep."""
+        shared = min(self.heads // self.kv_heads, 2)
+        return replace(
+            self,
+            width=24 if self.head_width else 32 * shared,
+            depth=2,
+            heads=2 * shared,
+            kv_heads=2,
+            hidden=48,
+            vocabulary=256,
+            head_width=16 if self.head_width else 0,
+            scale=24.0 if self.scale else 0.0,
+        )
 
 
 class Norm(nn.Module):

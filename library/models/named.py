@@ -1,7 +1,7 @@
 """Models by the names of their papers: which specs their layers attend with, in what order, and how many parameters they have.
 
-`MODELS` is the table. What is a `Decoder` is built whole and takes the weights of `transformers`; of the others the attention is known here,
-and the layers that stand around it are in `einfuse.library.layers`.
+`MODELS` is the table. What has a shape is built whole, as a `Decoder` or a `Transformer`, and takes the weights of `transformers`;
+of the others the attention is known here, and the layers that stand around it are in `einfuse.library.layers`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from torch import nn
 import einfuse
 from einfuse.library.layers.common import BackendName
 from einfuse.library.models.decoder import Decoder, Layer, Rotation, Shape
+from einfuse.library.models.transformer import KINDS, Form, Transformer
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model: ``pattern`` repeats over its ``depth`` layers; ``parameters`` is what its authors released, ``shape`` of a `Decoder`."""
+    """A model: ``pattern`` repeats over its ``depth`` layers; ``parameters`` is what its authors released, ``shape`` what it is built of."""
 
     name: str
     paper: str
     depth: int
     pattern: tuple[Layer, ...]
     parameters: int = 0
-    shape: Shape | None = None
+    shape: Shape | Form | None = None
 
     def layer(self, number: int) -> Layer:
         """What layer ``number`` attends with. Raises ValueError for one that it has not."""
@@ -52,10 +53,19 @@ def decoder(name: str, paper: str, parameters: int, pattern: tuple[Layer, ...], 
     return Model(name, paper, depth, pattern, parameters, Shape(width, depth, heads, kv_heads, hidden, vocabulary, **more))
 
 
+def transformer(name: str, paper: str, parameters: int, spec: str, *sizes: int, **more: Any) -> Model:
+    """``sizes``: width, depth, heads, outputs."""
+    width, depth, heads, outputs = sizes
+    return Model(name, paper, depth, every(spec), parameters, Form(width, depth, heads, 4 * width, outputs, **more))
+
+
 LLAMA, LLAMA_3, FAR = Rotation(), Rotation(500000.0), Rotation(1000000.0)
 COARSE: dict[str, Any] = {"epsilon": 1e-5}
 GEMMA: dict[str, Any] = {"gemma": True, "tied": True, "head_width": 256}
 GEMMA_2: dict[str, Any] = {**GEMMA, "norms": "both", "cap": 30.0}
+GPT: dict[str, Any] = {"gelu": "tanh", "epsilon": 1e-5}
+BERT: dict[str, Any] = {"task": "encode", "norms": "behind", "embedded": True}
+VIT: dict[str, Any] = {"task": "classify", "patch": 16}
 ALTERNATING = (*every("softcap_window", LLAMA, window=4096), *every("softcap", LLAMA))
 FIVE_OF_SIX = (*every("sliding_window", LLAMA, 5, window=512), *every("gqa", FAR))
 KIMI = (*every("kda", times=3), *every("mla_absorbed"))
@@ -264,12 +274,14 @@ MODELS = {
             norms="both",
             **GEMMA,
         ),
-        Model("gpt_2", "GPT-2, Radford et al., 2019", 12, every("causal")),
-        Model("bert_base", "BERT, Devlin et al., NAACL 2019", 12, every("padding")),
+        transformer("gpt_2", "GPT-2, Radford et al., 2019", 124439808, "causal", 768, 12, 12, 50257, length=1024, **GPT),
+        transformer(
+            "bert_base", "BERT, Devlin et al., NAACL 2019", 109482240, "padding", 768, 12, 12, 30522, length=512, **BERT
+        ),
         Model("t5_base", "T5, Raffel et al., JMLR 2020", 12, every("t5_bias")),
         Model("deberta_v3_base", "DeBERTaV3, He et al., ICLR 2023", 12, every("deberta")),
         Model("modernbert_base", "ModernBERT, Warner et al., 2024", 22, (*every("full"), *every("local", times=2, reach=64))),
-        Model("bloom_7b", "BLOOM, 2022", 30, every("alibi")),
+        transformer("bloom_7b", "BLOOM, 2022", 7069016064, "alibi", 4096, 30, 32, 250880, embedded=True, **GPT),
         Model("gpt_oss_20b", "gpt-oss, 2025", 24, (*every("sink_window", window=128), *every("sink"))),
         Model("deepseek_v3", "DeepSeek-V3, 2024", 61, every("mla_absorbed")),
         Model("kimi_linear", "Kimi Linear, 2025", 27, (*KIMI * 6, *KIMI[1:])),
@@ -282,7 +294,7 @@ MODELS = {
         Model("rwkv_6", "RWKV-6, Peng et al., COLM 2024", 24, every("rwkv6")),
         Model("rwkv_7", "RWKV-7, Peng et al., 2025", 24, every("rwkv7")),
         Model("delta_net", "DeltaNet, Yang et al., NeurIPS 2024", 24, every("delta")),
-        Model("vit_b_16", "ViT, Dosovitskiy et al., ICLR 2021", 12, every("full")),
+        transformer("vit_b_16", "ViT, Dosovitskiy et al., ICLR 2021", 86567656, "full", 768, 12, 12, 1000, length=197, **VIT),
         Model("swin_t", "Swin, Liu et al., ICCV 2021", 12, (*every("swin_window"), *every("swin_window", shifted=True))),
         Model("maxvit_t", "MaxViT, Tu et al., ECCV 2022", 22, (*every("swin_window"), *every("grid"))),
         Model("davit_t", "DaViT, Ding et al., ECCV 2022", 12, (*every("swin_window"), *every("channel"))),
@@ -315,7 +327,7 @@ def attention(name: str, layer: int = 0, *, backend: BackendName | None = None) 
     return einfuse.compile(found.spec, backend=backend, **dict(found.params))
 
 
-def build(name: str, *, backend: BackendName | None = None, small: bool = False) -> Decoder:
+def build(name: str, *, backend: BackendName | None = None, small: bool = False) -> Decoder | Transformer:
     """The whole model with fresh weights; ``small``: the same kind, narrow and one pattern deep.
 
     Raises ValueError for a model of which only the attention is known here.
@@ -326,20 +338,10 @@ def build(name: str, *, backend: BackendName | None = None, small: bool = False)
         raise ValueError(f"{name} cannot be built: its attention alone is known here; those that can are {kinds}")
     shape, pattern = found.shape, found.pattern
     if small:
-        shared = shape.heads // shape.kv_heads
-        heads = 2 * min(shared, 2)
-        shape = replace(
-            shape,
-            width=16 * heads if not shape.head_width else 24,
-            depth=max(2, len(pattern)),
-            heads=heads,
-            kv_heads=heads // min(shared, 2),
-            hidden=48,
-            vocabulary=256,
-            head_width=16 if shape.head_width else 0,
-            scale=24.0 if shape.scale else 0.0,
-        )
+        shape = replace(shape.small(), depth=max(2, len(pattern)))
         pattern = tuple(_narrower(layer) for layer in pattern)
+    if isinstance(shape, Form):
+        return KINDS[shape.task](shape, pattern, backend=backend)
     return Decoder(shape, pattern, backend=backend)
 
 

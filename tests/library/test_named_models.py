@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from einfuse.cli import main
 from einfuse.library import models
 from einfuse.library.models import named
+from einfuse.library.models.decoder import Shape
 from einfuse.library.models.text_llama import predict
+from einfuse.library.models.transformer import Classifier, Encoder, Form, renamed
 
 WHOLE = [m.name for m in named.MODELS.values() if m.shape is not None]
+DECODERS = [name for name in WHOLE if isinstance(named.MODELS[name].shape, Shape)]
+OTHERS = [name for name in WHOLE if name not in DECODERS]
+WINDOW, GELU = {"sliding_window": 5}, {"hidden_activation": "gelu_pytorch_tanh"}
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama_2_7b": ("Llama", {}),
-    "llama_3_1_8b": ("Llama", {}),
-    "mistral_7b": ("Mistral", {"sliding_window": 5}),
-    "qwen_2_5_0_5b": ("Qwen2", {}),
-    "qwen_3_8b": ("Qwen3", {}),
-    "olmo_2_7b": ("Olmo2", {}),
-    "gemma_7b": ("Gemma", {"hidden_activation": "gelu_pytorch_tanh"}),
-    "gemma_2_27b": ("Gemma2", {"sliding_window": 5, "query_pre_attn_scalar": 24, "hidden_activation": "gelu_pytorch_tanh"}),
-    "gemma_3_1b": ("Gemma3Text", {"sliding_window": 5, "query_pre_attn_scalar": 16, "hidden_activation": "gelu_pytorch_tanh"}),
+    "mistral": ("Mistral", WINDOW),
+    "qwen_2_5": ("Qwen2", {}),
+    "qwen_3": ("Qwen3", {}),
+    "olmo_2": ("Olmo2", {}),
+    "gemma_7b": ("Gemma", GELU),
+    "gemma_2": ("Gemma2", WINDOW | GELU),
+    "gemma_3": ("Gemma3Text", WINDOW | GELU),
 }
+"""What `transformers` calls a family of decoders; the others are its Llama."""
 CLASSES = {"Gemma3Text": "Gemma3ForCausalLM"}
 
 
@@ -78,7 +84,8 @@ def config(name: str) -> dict[str, Any]:
     if name.startswith("gemma_3"):
         local = {"rope_type": "default", "rope_theta": 10000.0}
         scaling = {"full_attention": scaling, "sliding_attention": local}
-    return {
+    scale = {"query_pre_attn_scalar": int(shape.scale) or shape.per_head()} if name.startswith("gemma_") else {}
+    return scale | {
         "hidden_size": shape.width,
         "num_hidden_layers": shape.depth,
         "num_attention_heads": shape.heads,
@@ -94,16 +101,21 @@ def config(name: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_weights_of_transformers_give_its_numbers(name: str) -> None:
-    transformers = pytest.importorskip("transformers")
-    kind, more = PEERS[name]
-    peer_config = getattr(transformers, f"{kind}Config")(**config(name), **more)
-    torch.manual_seed(0)
-    peer = getattr(transformers, CLASSES.get(kind, f"{kind}ForCausalLM"))(peer_config).eval().double()
+def shaken(peer: torch.nn.Module) -> torch.nn.Module:
+    """In double precision, every weight moved: fresh norms and biases would hide a fault."""
+    peer = peer.eval().double()
     with torch.no_grad():
         for p in peer.parameters():
-            p.add_(torch.randn_like(p) * 0.1)  # fresh norms and biases would hide a fault
+            p.add_(torch.randn_like(p) * 0.1)
+    return peer
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_weights_of_transformers_give_its_numbers(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    kind, more = next((peer for family, peer in PEERS.items() if name.startswith(family)), ("Llama", {}))
+    peer_config = getattr(transformers, f"{kind}Config")(**config(name), **more)
+    peer = shaken(getattr(transformers, CLASSES.get(kind, f"{kind}ForCausalLM"))(peer_config))
     ours = models.build(name, small=True, backend="torch").double()
     ours.load_state_dict(peer.state_dict())
     tokens = torch.randint(0, 256, (2, 19))
@@ -111,19 +123,99 @@ def test_weights_of_transformers_give_its_numbers(name: str) -> None:
         torch.testing.assert_close(ours(tokens), peer(tokens).logits, rtol=1e-5, atol=1e-5)
 
 
+def other_peer(name: str) -> torch.nn.Module:
+    """The small model of `transformers`."""
+    import transformers
+
+    eager: dict[str, Any] = {"attn_implementation": "eager"}
+    text, image = eager | {"vocab_size": 256}, eager | {"image_size": 8, "patch_size": 4, "num_labels": 10}
+    wide = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    if name == "gpt_2":
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32}
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **text, **ends))
+    if name == "bloom_7b":
+        return transformers.BloomForCausalLM(transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=2, **text, **ends))
+    if name == "bert_base":
+        return transformers.BertModel(transformers.BertConfig(max_position_embeddings=32, **wide, **text))
+    assert name == "vit_b_16", f"no peer of {name} is known"
+    return transformers.ViTForImageClassification(transformers.ViTConfig(**wide, **image))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_renamed_weights_of_transformers_give_its_numbers(name: str) -> None:
+    pytest.importorskip("transformers")
+    peer, ours = shaken(other_peer(name)), models.build(name, small=True, backend="torch").double()
+    form = ours.form
+    assert isinstance(form, Form)
+    ours.load_state_dict(renamed(peer.state_dict(), form.heads))
+    tokens = torch.randint(0, 256, (2, 19))
+    with torch.no_grad():
+        if isinstance(ours, Classifier):
+            images = torch.randn(3, 3, 8, 8).double()
+            pairs = [(ours(images), peer(images).logits)]
+        elif isinstance(ours, Encoder):
+            pad, segments = torch.arange(19) < torch.tensor([[19], [13]]), (torch.arange(19) > 8).long().expand(2, 19)
+            wanted = peer(tokens, attention_mask=pad.long(), token_type_ids=segments)
+            states, summary = ours(tokens, pad, segments)
+            pairs = [(states[pad], wanted.last_hidden_state[pad]), (summary, wanted.pooler_output)]
+        else:
+            pairs = [(ours(tokens), peer(tokens).logits)]
+    for found, wanted in pairs:
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    with pytest.raises(KeyError, match=r"h\.0\.experts\.weight is no part of GPT-2"):
+        renamed({"h.0.experts.weight": torch.zeros(1)}, 2)
+    with pytest.raises(ValueError, match="there are 32 positions, found 33 tokens"):
+        models.build("gpt_2", small=True, backend="torch")(torch.zeros(1, 33, dtype=torch.long))
+    with pytest.raises(ValueError, match="images must have 4 patches, found 6"):
+        models.build("vit_b_16", small=True, backend="torch")(torch.zeros(1, 3, 8, 12))
+
+
+def objective(name: str, model: torch.nn.Module) -> Callable[[], torch.Tensor]:
+    """The loss that such a model is trained by, of one batch."""
+    if isinstance(model, Classifier):
+        images, classes = torch.randn(4, 3, 8, 8), torch.arange(4)
+        return lambda: functional.cross_entropy(model(images), classes)
+    if not isinstance(model, Encoder):
+        task = predict(name, model, 12, 2, 5)
+        return lambda: task.loss(torch.Generator().manual_seed(7))
+    tokens, order = torch.randint(1, 256, (2, 12)), torch.arange(2)
+    hidden, segments = tokens.masked_fill(torch.arange(12) % 4 == 3, 0), (torch.arange(12) > 5).long().expand(2, 12)
+
+    def masked_and_next() -> torch.Tensor:
+        states, summary = model(hidden, segments=segments)
+        logits = states @ model.tokens.weight.T
+        return functional.cross_entropy(logits[hidden == 0], tokens[hidden == 0]) + functional.cross_entropy(summary, order)
+
+    return masked_and_next
+
+
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """Models so small wait for a second thread longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.usefixtures("_one_thread")
 def test_a_small_one_learns(name: str) -> None:
-    """Bytes of the standard library: the loss of one batch falls, and a gradient reaches every parameter."""
+    """The loss of one batch, of bytes of the standard library where it is text, falls, and a gradient reaches every parameter."""
     torch.manual_seed(0)
-    task = predict(name, models.build(name, small=True, backend="torch"), 12, 2, 5)
-    optimiser = torch.optim.Adam(task.model.parameters(), 3e-3)
+    model = models.build(name, small=True, backend="torch")
+    loss_of, optimiser = objective(name, model), torch.optim.Adam(model.parameters(), 3e-3)
     losses = []
     for _ in range(5):
         optimiser.zero_grad()
-        loss = task.loss(torch.Generator().manual_seed(7))
+        loss = loss_of()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's is not typed
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.1
-    assert [n for n, p in task.model.named_parameters() if p.grad is None] == []
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
