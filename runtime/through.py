@@ -55,7 +55,8 @@ def routes_apart(cascade: Cascade) -> tuple[Cascade, ...] | None:
     for t in cascade.inputs:
         if t.listed is None:
             continue
-        for rank in {e.args[-1].name for e in through.reads(cascade, t.name) if e.args[-1].op == "index"} - {*cascade.over}:
+        held = {e.args[-1].name for e in through.reads(cascade, t.name) if e.args[-1].op == "index"} - {*cascade.over}
+        for rank in (r.name for r in cascade.ranks if r.name in held):  # in one order in every process
             cut = lift.run(plain, rank)
             if cut is not None and routed.find(cut[-1], t.name) is not None:
                 known = {x.name: x for x in cascade.inputs}
