@@ -22,6 +22,11 @@ class RotaryAttention(Attending):
         super().__init__(width, heads, "rope", kv_heads=kv_heads, bias=False, backend=backend, params={"base": base})
 
 
+def alibi_slopes(heads: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """The biases of ALiBi, [heads]: the geometric series of the paper, which gives it for powers of two of heads."""
+    return torch.exp2(-8.0 * torch.arange(1, heads + 1, dtype=dtype) / heads)
+
+
 class AlibiAttention(Attending):
     """Causal attention with a linear bias (ALiBi, Press et al., ICLR 2022)."""
 
@@ -29,7 +34,7 @@ class AlibiAttention(Attending):
 
     def __init__(self, width: int, heads: int, *, backend: BackendName | None = None):
         super().__init__(width, heads, "alibi", backend=backend)
-        self.register_buffer("slope", torch.exp2(-8.0 * torch.arange(1, heads + 1) / heads))
+        self.register_buffer("slope", alibi_slopes(heads))
 
     def inputs(self, x: torch.Tensor) -> dict[str, Any]:
         return {"slope": self.slope}

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from einfuse.library.layers.common import BackendName, merge, single, sized, split, table
+from einfuse.library.layers.language import alibi_slopes
 from einfuse.library.models.decoder import Layer
 
 
@@ -143,10 +144,10 @@ KINDS: dict[str, type[Transformer]] = {"predict": Predictor, "encode": Encoder, 
 
 
 def slopes(heads: int) -> torch.Tensor:
-    """The biases of ALiBi, [heads]: a geometric series. Raises ValueError for heads that are no power of two."""
+    """The biases of BLOOM, [heads]. Raises ValueError for heads that are no power of two, for which it has another series."""
     if heads & (heads - 1):
         raise ValueError(f"slopes are for a power of two of heads, found {heads}")
-    return 2 ** (-8 * torch.arange(1, heads + 1, dtype=torch.float64) / heads)
+    return alibi_slopes(heads, torch.float64)
 
 
 # What `transformers` calls a part, and what it is called here; the first that fits is taken.
