@@ -47,7 +47,7 @@ def widen(plan: KernelPlan) -> KernelPlan:
                     for s, u in zip(step.states, p.updates, strict=True)
                     if found.of(u) == Magnitude.LARGE and found.of(s.value) != Magnitude.LARGE
                 }
-                found.sizes |= larger
+                found.known |= larger
                 if not larger:
                     break
             steps.append(replace(step, phases=phases))
@@ -57,25 +57,25 @@ def widen(plan: KernelPlan) -> KernelPlan:
 
 
 class _Magnitudes:
-    """The sizes of values by name, as operations are met in order."""
+    """The magnitudes of values by name, as operations are met in order."""
 
     def __init__(self, features: frozenset[str]) -> None:
         self.features = features
-        self.sizes: dict[str, Magnitude] = {}
+        self.known: dict[str, Magnitude] = {}
 
     def of(self, v: Value) -> Magnitude:
-        return self.sizes.get(v.name, Magnitude.USUAL)
+        return self.known.get(v.name, Magnitude.USUAL)
 
     def widened(self, op: Op) -> Op:
         """The operation, a product wide where it must be; its result is noted."""
         if isinstance(op, Store):
             return op
-        self.sizes[op.out.name] = self._size(op)
+        self.known[op.out.name] = self._magnitude(op)
         if isinstance(op, Dot) and op.narrow and Magnitude.LARGE in (self.of(op.a), self.of(op.b)):
             return replace(op, narrow=False)
         return op
 
-    def _size(self, op: Op) -> Magnitude:
+    def _magnitude(self, op: Op) -> Magnitude:
         match op:
             case Const(value=value):
                 x = abs(value)
