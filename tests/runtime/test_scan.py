@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+import recurrences
 import torch
 
 import einfuse
@@ -13,9 +11,6 @@ from einfuse.runtime.attention import Attention, Output
 from einfuse.runtime.backends import BackendName
 from einfuse.runtime.bound import Trial
 from einfuse.runtime.verify import Shape, example_inputs
-
-sys.path.insert(0, str(Path(__file__).parent))
-import recurrences
 
 LENGTHS = (1, 15, 17, 63, 65, 1000)
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
+
+import recurrences
+import test_scan
 
 import einfuse
 from einfuse.library import verified
-
-sys.path.insert(0, str(Path(__file__).parent))
-import recurrences
-import test_scan
 
 DOC = Path(__file__).parents[2] / "docs" / "linear.md"
 PEERS = re.findall(r"^def test_(\w+)", Path(__file__).with_name("test_scan_peers.py").read_text(encoding="utf-8"), re.MULTILINE)
