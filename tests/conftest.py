@@ -44,7 +44,9 @@ gc.set_threshold(100_000, 20, 100)  # imports make objects that stay, and Triton
 
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "golden"
-sys.path.insert(0, str(TESTS / "runtime"))
+HELPERS = sorted(p for p in TESTS.rglob("*.py") if not p.stem.startswith("test_") and p.stem != "conftest")
+"""Modules that tests import by their bare names, which are therefore unique (tests/test_layout.py)."""
+sys.path[:0] = sorted({str(p.parent) for p in HELPERS if p.parent != TESTS})
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

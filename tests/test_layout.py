@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,23 @@ def test_every_folder_of_python_files_is_a_package() -> None:
 
 def test_no_test_folder_is_a_package() -> None:
     assert list((ROOT / "tests").rglob("__init__.py")) == []
+
+
+def test_a_bare_name_means_one_module_to_every_test() -> None:
+    """All folders of helpers are on the path (tests/conftest.py): of two modules with one name, the first would be imported."""
+    files = [p for p in (ROOT / "tests").rglob("*.py") if p.stem != "conftest"]
+    names = Counter(p.stem for p in files)
+    helpers = {p.stem for p in files if not p.stem.startswith("test_")}
+    assert {n for n in helpers if names[n] > 1 or n in sys.stdlib_module_names} == set()
+    imported = [
+        (str(p.relative_to(ROOT)), name)
+        for p in files
+        for node in ast.walk(ast.parse(p.read_text()))
+        for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None)])
+    ]
+    assert [x for x in imported if x[1] in names and x[1] not in helpers] == [], (
+        "a test module is no helper: move what they share"
+    )
 
 
 LONG = {"src/einfuse/flex/functions.py": 530}

@@ -1,7 +1,6 @@
 """What every back end passes before anything else: plans in, tensors out. A new one is in `BACKENDS`, and so in every test here."""
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,8 +10,6 @@ import torch
 from einfuse.codegen import cpu
 from einfuse.codegen.plan import KernelPlan, verify
 from einfuse.runtime.backends import BACKENDS
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 Runner = Callable[[KernelPlan, Mapping[str, torch.Tensor], Mapping[str, float], Mapping[str, int]], None]
 

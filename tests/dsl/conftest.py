@@ -1,10 +1,8 @@
-"""What the tests of the language share; makes the mutated texts importable by them."""
+"""What the tests of the language share."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +10,6 @@ from einfuse import dsl
 from einfuse.ir import Cascade
 from einfuse.ir.text import show_body
 from einfuse.ir.verify import verify
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 HEAD = """  rank i: query; rank j: key; rank d, e: feature
   in q[b, h, i, d]

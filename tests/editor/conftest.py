@@ -1,16 +1,13 @@
-"""What the tests of editors share; makes the mutated texts of the language's tests importable."""
+"""What the tests of editors share."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "dsl"))
 
 
 @pytest.fixture(scope="module")

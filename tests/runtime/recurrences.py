@@ -180,3 +180,29 @@ QUADRATIC = {
     "retnet": retnet_quadratic,
     "hedgehog": hedgehog_quadratic, "window_linear": window_quadratic, "joint": joint_quadratic,
 }  # fmt: skip
+PACKED = (
+    "retention",
+    "gla",
+    "delta",
+    "gated_delta",
+    "ssd",
+    "rwkv6",
+    "mamba",
+    "linear",
+    "performer",
+    "packed_linear",
+    "hedgehog",
+)
+"""Specs that take packed documents."""
+STARTED = {
+    "linear": ("initial", "initial_z"), "performer": ("initial", "initial_z"), "packed_linear": ("initial",), "mamba": ("initial",),
+    "hedgehog": ("initial", "initial_z", "initial_minus", "initial_z_minus"), "joint": ("initial",),
+    "window_linear": ("initial", "initial_z"),
+}  # fmt: skip
+"""The inputs of a spec through which a sequence goes on from the final states of another."""
+SPIKES = {
+    "retention": ("slope", 60.0, 300.0), "retnet": ("slope", 60.0, 300.0), "packed_linear": ("slope", 60.0, 300.0),
+    "gla": ("g", 6.0, -1e4), "gated_delta": ("g", 6.0, -600.0), "rwkv6": ("w", -6.0, 6.0), "ssd": ("dt", -3.0, 900.0),
+    "mamba": ("dt", -3.0, 900.0),
+}  # fmt: skip
+"""The input that decays are made of, a value of it that keeps and one that forgets all there was."""

@@ -92,22 +92,7 @@ def test_the_cpu_kernel_agrees_with_its_oracle(name: str) -> None:
     assert certificate.ok, [r for r in certificate.rows if not r.ok]
 
 
-PACKED = (
-    "retention",
-    "gla",
-    "delta",
-    "gated_delta",
-    "ssd",
-    "rwkv6",
-    "mamba",
-    "linear",
-    "performer",
-    "packed_linear",
-    "hedgehog",
-)
-
-
-@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("name", recurrences.PACKED)
 def test_packed_documents_are_as_if_alone(name: str) -> None:
     a = einfuse.compile(name, backend="torch")
     packed = a.given({"doc"}) if "doc" in a.optional else a
@@ -132,16 +117,11 @@ def a_inputs(a: Attention, name: str) -> set[str]:
     return {t.name for t in a.cascade.inputs} | ({"doc"} if name == "packed_linear" else set())
 
 
-STARTED = {
-    "linear": ("initial", "initial_z"), "performer": ("initial", "initial_z"), "packed_linear": ("initial",), "mamba": ("initial",),
-    "hedgehog": ("initial", "initial_z", "initial_minus", "initial_z_minus"), "joint": ("initial",),
-    "window_linear": ("initial", "initial_z"),
-}  # fmt: skip
 AGAIN = {"window_linear": 16}
 """Points of the sequence before that must be given again: those in the window, which are not in the state yet."""
 
 
-@pytest.mark.parametrize("name", STARTED)
+@pytest.mark.parametrize("name", recurrences.STARTED)
 def test_a_sequence_goes_on_from_its_final_states(name: str) -> None:
     a = einfuse.compile(name, backend="torch")
     x = inputs(a, 96)
@@ -151,27 +131,19 @@ def test_a_sequence_goes_on_from_its_final_states(name: str) -> None:
     cuts = ((0, 48), (48 - again, 48 + again))
     first, second = ({n: y if along[n] is None else y.narrow(along[n] or 0, *cut) for n, y in x.items()} for cut in cuts)
     _, *held = a(**first)
-    found = a.given(set(STARTED[name]))(**second, **dict(zip(STARTED[name], held, strict=True)))
+    found = a.given(set(recurrences.STARTED[name]))(**second, **dict(zip(recurrences.STARTED[name], held, strict=True)))
     whole = a(**x)
     torch.testing.assert_close(found[0].narrow(-2, again, 48), whole[0].narrow(-2, 48, 48), rtol=1e-10, atol=1e-10)
     for state, last in zip(found[1:], whole[1:], strict=True):
         torch.testing.assert_close(state, last, rtol=1e-10, atol=1e-10)
 
 
-SPIKES = {
-    "retention": ("slope", 60.0, 300.0), "retnet": ("slope", 60.0, 300.0), "packed_linear": ("slope", 60.0, 300.0),
-    "gla": ("g", 6.0, -1e4), "gated_delta": ("g", 6.0, -600.0), "rwkv6": ("w", -6.0, 6.0), "ssd": ("dt", -3.0, 900.0),
-    "mamba": ("dt", -3.0, 900.0),
-}  # fmt: skip
-"""The input that decays are made of, a value of it that keeps and one that forgets all there was."""
-
-
-@pytest.mark.parametrize("name", SPIKES)
+@pytest.mark.parametrize("name", recurrences.SPIKES)
 def test_strong_decay_neither_overflows_nor_loses_near_points(name: str) -> None:
     """A gate that forgets everything at every tenth point and keeps nearly all between: differences of large sums must not eat the small
     ones, in fp32 and across blocks. (A decay per head forgets at every point.)"""
     a = einfuse.compile(name, backend="torch")
-    source, keeps, forgets = SPIKES[name]
+    source, keeps, forgets = recurrences.SPIKES[name]
     x = inputs(a, 130, torch.float32)
     if "log_a" in x:
         x["log_a"] = torch.zeros_like(x["log_a"])

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import recurrences
-import test_scan
 
 import einfuse
 from einfuse.library import verified
@@ -22,9 +21,9 @@ def checked(name: str) -> tuple[str, ...]:
     optional = einfuse.compile(name, backend="torch").optional
     always = {"packed_linear"}  # it has documents without asking
     equals = [w for w, known in (("recurrence", recurrences.RECURRENT), ("quadratic", recurrences.QUADRATIC)) if name in known]
-    gates = "yes" if name in test_scan.SPIKES else "no decay"
-    from_state = name in test_scan.STARTED or (name in recurrences.RECURRENT and "initial" in optional)
-    documents = name in test_scan.PACKED
+    gates = "yes" if name in recurrences.SPIKES else "no decay"
+    from_state = name in recurrences.STARTED or (name in recurrences.RECURRENT and "initial" in optional)
+    documents = name in recurrences.PACKED
     assert documents == ("doc" in optional or name in always), (
         f"{name} takes documents and no test packs them, or the other way"
     )

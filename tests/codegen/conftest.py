@@ -1,6 +1,0 @@
-"""Plans written by hand are at hand in every folder below: `import plans`."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "conformance"))
