@@ -34,7 +34,7 @@ from einfuse.runtime.lists import CHUNK, TILE, TURN, Lists
 from einfuse.runtime.outputs import Output, accumulation
 from einfuse.runtime.program import Program
 from einfuse.runtime.recent import Recent
-from einfuse.runtime.routing import of_rows, tables_of
+from einfuse.runtime.routing import described_table, of_rows, tables_of
 
 MOST = 1 << 24
 """Numbers that the parts of a window may hold: few enough that the merge finds them in a cache, or at least in memory."""
@@ -131,7 +131,8 @@ class ListedProgram(Program):
         if self.driving is not None:
             steps = self.driving.steps(wanted, backend.row_values)
             whole = not any(self.driving.gradients.pairs(step) for step in steps)
-            if whole and self.driving.fits([c for c, _ in steps], known):
+            listed = [c for c, _ in steps if not _of_rows(c)]
+            if listed and whole and self.driving.fits(listed, known):
                 return self.driving.backward_graph(known, backend, wanted)
         return self._by_tables(known, self.tabled.backward_graph(self._described(known), backend, wanted))
 
@@ -149,8 +150,7 @@ class ListedProgram(Program):
         return given.more({n: members(given.tensors[n], span) for n, span in self._spans(given).items()})
 
     def _described(self, given: Given) -> Given:
-        shapes = {n: (*given.tensors[n].shape[:-1], span) for n, span in self._spans(given).items()}
-        return given.described().more({n: torch.empty(s, dtype=torch.bool, device="meta") for n, s in shapes.items()})
+        return given.described().more({n: described_table(given.tensors[n], span) for n, span in self._spans(given).items()})
 
     def _spans(self, given: Given) -> dict[str, int]:
         """The last axes of the tables."""
@@ -178,12 +178,16 @@ class Driving(Program):
     def _fits(self, cascade: Cascade, given: Given) -> bool:
         if all(t.name != self.table for t in cascade.inputs):
             return True
-        if (routes := self.routes(cascade)) is not None:
-            return self._groups(routes) is not None and extent_of(cascade, routes.rows, given.sizes) >= CHUNK
-        found = self.found(cascade, given)
+        routes = self.routes(cascade)
+        found = self.found(cascade, given) if routes is None else routes
         numbers = {t.name for t in cascade.inputs if t.param}
-        if found is None or found.width < NARROWEST or any(reads(e) - numbers for e in found.atom.args[:-1]):
+        if found is None or any(reads(e) - numbers for e in found.atom.args[:-1]):
             return False  # which list a row has follows from its place
+        if isinstance(found, routed.Routed):
+            sums = found.lister == found.columns or self._groups(found) is not None
+            return sums and extent_of(cascade, found.lister, given.sizes) >= CHUNK
+        if found.width < NARROWEST:
+            return False
         if found.blocked == found.rows:
             return True
         try:
@@ -201,10 +205,14 @@ class Driving(Program):
         """Any cascade of the program: by the lists where it reads the table."""
         if all(t.name != self.table for t in cascade.inputs):
             return (self.kernel(cascade, given, backend, outs),)
+        if _of_rows(cascade):
+            return list(routing.by_table(self.table, cascade, self, given, backend, outs))
         if (routes := self.routes(cascade)) is not None:
+            if routes.lister == routes.columns:
+                return list(routing.by_columns(self.table, routes, self, given, backend, outs))
             made = self._groups(routes)
             assert made is not None, "it was seen to fit"
-            return list(routing.nodes(self.table, routes, made, given, backend, outs))
+            return list(routing.by_groups(self.table, routes, made, given, backend, outs))
         found = self.found(cascade, given)
         assert found is not None, "it was seen to fit"
         lists = Lists.of(found, given, self.table)
@@ -340,6 +348,11 @@ class Driving(Program):
         names = {n: f"blocks of {n}" for n in outs}
         yield self.kernel(made.cascade, known, backend, blocks, names)
         yield _unblocked(names, {n: x.shape for n, x in outs.items()}, len(lists.over))
+
+
+def _of_rows(cascade: Cascade) -> bool:
+    """Has a cascade no pairs of positions? Then a table is no larger than what the rows of it read beside."""
+    return sum(r.is_sequence and r.name not in cascade.over for r in cascade.ranks) < 2
 
 
 def _unblocked(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], over: int) -> Host:

@@ -9,6 +9,13 @@
     o[i, e] = ..                                  finalise: o, of the states of all rows
 
 The work is that of the rows that are listed. A row that is none has the states of no points at all, which the finish makes outputs of.
+Sums over the rows that chose a head (gradients of keys and values), or over keys that did, need no states:
+
+    over b, h                                     over b, h
+    rank j: key = Nk                              rank j: key = Nk             all of them
+    rank i: query = Nq                            rank i: query = Nq           those that chose the head, one after the other
+    d_v[j, e] = sum[i] ..                   ->    d_v[j, e] = sum[i] .. d_o[b, h, listed[b, start[b, h] + i], e]
+                where has[b, i, h]                            where i < count[b, h]
 """
 
 from __future__ import annotations
@@ -24,13 +31,15 @@ from einfuse.ir.rewrite import fresh, taken
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """A cascade all of whose sums over ``columns`` are under ``atom``: a table read last at the ambient rank ``chosen``, before it at rows."""
+    """A cascade all of whose sums over ``columns`` are under ``atom``: a table read last at the ambient rank ``chosen``, before it at the
+    ``lister``, which is the rows or the columns."""
 
     cascade: Cascade
     rows: str
     columns: str
     atom: Expr
     chosen: str
+    lister: str
 
     @property
     def others(self) -> tuple[str, ...]:
@@ -39,7 +48,7 @@ class Routed:
 
 
 def find(cascade: Cascade, table: str) -> Routed | None:
-    """How a cascade without folds reads a table; None where the lists of the table do not route its rows."""
+    """How a cascade without folds reads a table; None where the lists of the table route neither its rows nor its columns."""
     pair = walk.pair(cascade)
     atoms = [] if pair is None else [e for e in pair.conditions if e.op == "load" and e.name == table]
     if pair is None or len(atoms) != 1 or through.reads(pair.cascade, table) != {atoms[0]}:
@@ -47,9 +56,11 @@ def find(cascade: Cascade, table: str) -> Routed | None:
     *prefix, element = atoms[0].args
     found = [r for r in cascade.over if element == ex.index(r)]
     known = set().union(*map(ex.indices, prefix))
-    if not found or found[0] in known or pair.columns in known or ex.index(pair.rows) not in prefix:
+    listers = known & {pair.rows, pair.columns}
+    if not found or found[0] in known or len(listers) != 1:
         return None
-    return Routed(pair.cascade, pair.rows, pair.columns, atoms[0], found[0])
+    (lister,) = listers
+    return Routed(pair.cascade, pair.rows, pair.columns, atoms[0], found[0], lister) if ex.index(lister) in prefix else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +82,42 @@ class Groups:
     sizes: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """A cascade over the columns that chose a point. ``listed`` [.., pairs] has them one point after the other, ``first`` and ``count``
+    [.., chosen] say which a point has, all after the other ambient ranks."""
+
+    cascade: Cascade
+    listed: str
+    first: str
+    count: str
+    pairs: str
+
+
+def gathered(found: Routed) -> Gathered:
+    """Requires that the columns are the lister."""
+    c = found.cascade
+    names = taken(c)
+    listed, first, count = (fresh(f"{found.columns}_{n}", names) for n in ("listed", "start", "length"))
+    pairs, place = fresh("Pairs", names), ex.index(found.columns)
+    others = tuple(map(ex.index, found.others))
+    here = (*others, ex.index(found.chosen))
+    lists = {found.columns: ex.load(listed, *others, ex.call("+", ex.load(first, *here), place))}
+    outer = tuple(ex.size(c.rank(r).size) for r in found.others)
+    points = (*outer, ex.size(c.rank(found.chosen).size))
+    tables = [Tensor(n, points, "int", made=True) for n in (first, count)]
+    tables.append(Tensor(listed, (*outer, ex.size(pairs)), "int", made=True))
+    moved = replace(
+        c,
+        name=f"{c.name}_gathered",
+        inputs=(*(t for t in c.inputs if t.name != found.atom.name), *tables),
+        body=through.at_lists(c, lists, {found.atom: ex.call("<", place, ex.load(count, *here))}),
+    )
+    return Gathered(moved, listed, first, count, pairs)
+
+
 def run(found: Routed, tile: int) -> Groups:
-    """Groups of ``tile`` rows. Raises SpecError where the sums of a row have no states that a row alone has."""
+    """Groups of ``tile`` rows, which are the lister. Raises SpecError where the sums of a row have no states that a row alone has."""
     c = found.cascade
     cut = split.run(c)
     names = taken(c) | taken(cut.partial) | taken(cut.finalise)

@@ -46,12 +46,28 @@ def drawn(seed: int, heads: int = 6, rows: int = 150) -> dict[str, Tensor]:
     return {n: torch.randn(s, generator=g) for n, s in shapes.items()} | {"chosen": chosen}
 
 
+def kernels(attention: einfuse.Attention, x: dict[str, Tensor]) -> list[list[str]]:
+    """Those of a forward and of a backward."""
+    return [[y.label for y in graph.nodes if isinstance(y, Kernel)] for graph in graphs(attention, x, {}, backward=True)]
+
+
+ROWS = [
+    ["heads_routed", "heads_finalise"],
+    ["heads_prepass", "heads_rows_routed", "heads_rows_finalise", "heads_columns_j_gathered"],
+]
+KEYS = [
+    ["heads_gathered"],
+    ["heads_prepass", "heads_rows_gathered", "heads_columns_j_routed", "heads_columns_j_finalise"],
+]
+
+
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
-def test_rows_that_lists_route_are_the_oracle(backend: BackendName) -> None:
-    """Values and gradients, also of rows that chose nothing: their outputs are what no points at all give."""
-    attention, x = einfuse.compile(HEADS, backend=backend), drawn(0)
-    (graph,) = graphs(attention, x, {})
-    assert [y.label for y in graph.nodes if isinstance(y, Kernel)] == ["heads_routed", "heads_finalise"]
+@pytest.mark.parametrize(("lister", "expected"), [("i", ROWS), ("j", KEYS)])
+def test_what_lists_route_is_the_oracle(lister: str, expected: list[list[str]], backend: BackendName) -> None:
+    """Values and gradients where queries or keys choose heads; outputs of a row that reads none are what no points at all give."""
+    spec = HEADS.replace("chosen[b, i", f"chosen[b, {lister}")
+    attention, x = einfuse.compile(spec, backend=backend), drawn(0)
+    assert kernels(attention, x) == expected
     low = {n: y.clone().requires_grad_(n in FLOATS) for n, y in x.items()}
     exact = {n: y.double().requires_grad_() if n in FLOATS else y for n, y in x.items()}
     found, truth = attention(**low), attention.reference(**exact)
@@ -76,13 +92,28 @@ def test_heads_are_routed_where_few_are_chosen() -> None:
 
 def test_threads_give_the_same_bits() -> None:
     attention, x, threads = einfuse.compile(HEADS, backend="cpu"), drawn(2), torch.get_num_threads()
+
+    def all_of(workers: int) -> list[Tensor]:
+        torch.set_num_threads(workers)
+        low = {n: y.clone().requires_grad_(n in FLOATS) for n, y in x.items()}
+        outs = attention(**low)
+        return [*outs, *torch.autograd.grad(outs[0].square().sum(), [low[n] for n in FLOATS])]
+
     try:
-        torch.set_num_threads(1)
-        one = attention(**x)
-        torch.set_num_threads(2)
-        assert all(map(torch.equal, one, attention(**x)))
+        assert all(map(torch.equal, all_of(1), all_of(2)))
     finally:
         torch.set_num_threads(threads)
+
+
+def test_which_list_a_row_has_may_be_data() -> None:
+    """Lists are sorted before a kernel runs: what only its values tell is read from tables."""
+    spec = HEADS.replace("chosen[b, i, n]", "chosen[b, i, t, n]").replace("chosen[b, i]", "chosen[b, i, kind[i]]")
+    spec = spec.replace("rank n", "rank t: feature = 2; rank n").replace("  in q", "  in kind[i]: int; in q")
+    attention, x = einfuse.compile(spec, backend="torch"), drawn(4)
+    x["chosen"], x["kind"] = torch.stack([x["chosen"], x["chosen"].roll(1, 1)], 2), torch.arange(150) % 2
+    truth = attention.reference(**{n: y.double() if n in FLOATS else y for n, y in x.items()})
+    for a, b in zip(attention(**x), truth, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
 
 
 def test_a_routed_cascade_is_a_text_and_another_table_routes_nothing() -> None:
@@ -93,9 +124,17 @@ def test_a_routed_cascade_is_a_text_and_another_table_routes_nothing() -> None:
     (table,) = (t.name for t in cascade.inputs if t.dtype == "bool")
     found = routed.find(cascade, table)
     assert found is not None
-    assert (found.chosen, found.rows, found.columns, found.others) == ("h", "i", "j", ("b",))
+    assert (found.chosen, found.rows, found.columns, found.lister, found.others) == ("h", "i", "j", "i", ("b",))
     made = routed.run(found, 128).cascade
     assert show(parse(show(made))) == show(made)
+    columns = einfuse.compile(HEADS.replace("chosen[b, i", "chosen[b, j")).selection
+    assert columns is not None
+    turned = routed.find(columns.chosen.rest, table)
+    assert turned is not None
+    gathered = routed.gathered(turned)
+    text = show(gathered.cascade)
+    assert show(parse(text)) == text
+    assert f"j < {gathered.count}[b, h]" in text
     assert routed.find(cascade, "q") is None
 
 
