@@ -38,10 +38,14 @@ class Capacity:
 
 @dataclass(eq=False)
 class Model:
-    """A model, and the pages of all its layers. `cache` has the tables: who gives out pages writes ``cache.page`` and ``cache.length``."""
+    """A model, and the pages of all its layers. `cache` has the tables: who gives out pages writes ``cache.page`` and ``cache.length``.
+
+    ``prefixes``: pages that several sequences begin with are read once for all of them, by launches that every step has.
+    """
 
     net: Any
     capacity: Capacity
+    prefixes: bool = False
     cache: serving.Cache = field(init=False)
     layers: list[serving.Cache] = field(init=False)
     _plans: dict[int | None, serving.Plan] = field(default_factory=dict, init=False)
@@ -95,8 +99,8 @@ class Model:
     def _planned(self, q: torch.Tensor, window: int | None) -> serving.Plan:
         rows = torch.empty(self.capacity.rows, *q.shape[1:], dtype=q.dtype)
         if window is None:
-            return serving.plan(einfuse.compile("causal"), self.cache, q=rows)
-        return serving.plan(einfuse.compile("sliding_window"), self.cache, q=rows, window=window)
+            return serving.plan(einfuse.compile("causal"), self.cache, q=rows, prefixes=self.prefixes)
+        return serving.plan(einfuse.compile("sliding_window"), self.cache, q=rows, window=window, prefixes=self.prefixes)
 
 
 def _attend(

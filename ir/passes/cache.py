@@ -213,10 +213,14 @@ class Cacher:
 
     # -- statements ----------------------------------------------------------------------------------------------------------
 
-    def _long(self, e: Expr) -> Expr:
+    def long(self, e: Expr) -> Expr:
         """An expression of sizes for one sequence: all its tokens are keys, and queries."""
         known = (ex.size(self.keys), ex.size(self.rows.size))
         return ex.substitute(e, lambda y: self.tokens() if y in known else None)
+
+    def end(self, whole: Expr, x: Einsum) -> Expr:
+        """Where a rank of that extent ends in a statement."""
+        return self.long(whole)
 
     def _statement(self, x: Einsum) -> Einsum:
         if self.rows.name in x.over:
@@ -225,8 +229,8 @@ class Cacher:
         for r in (*x.over, *(x.ranks if x.target in self.c.outs else ())):
             rank = self.c.rank(r)
             whole = rank.extent if rank.extent is not None else ex.size(rank.size)
-            if r != self.rows.name and self._long(whole) != whole:
-                inside.append(call("<", ex.index(r), self._long(whole)))
+            if r != self.rows.name and self.long(whole) != whole:
+                inside.append(call("<", ex.index(r), self.end(whole, x)))
         mask = None if x.mask is None else self._expression(x.mask, x)
         return replace(x, map=self._expression(x.map, x), mask=ex.conjunction(*inside, mask))
 
@@ -260,6 +264,10 @@ class Cacher:
     def _place(self, token: Expr) -> tuple[Expr, ...]:
         """Where a token of the sequence lies."""
         if self.slots:
-            return (ex.load(self.page, self.sequence(), token),)
+            return (ex.load(self.page, self.holder(token), token),)
         width = ex.size(self.width)
-        return ex.load(self.page, self.sequence(), call("//", token, width)), call("%", token, width)
+        return ex.load(self.page, self.holder(token), call("//", token, width)), call("%", token, width)
+
+    def holder(self, token: Expr) -> Expr:
+        """The sequence whose pages a token is looked up in."""
+        return self.sequence()

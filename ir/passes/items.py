@@ -4,15 +4,23 @@
     rank i: query = Nq                     ->   rank i: query = 8                         2 rows of each of 4 heads that share keys
     in q[B, H, Nq, D]                           in q[T, H, D]                             the rows of all sequences in a row
     in k[pages, P, H // group, D]               in k[pages, 16, h_groups, D]
-    in page[B, table]; in length[B]             in page[B, table]; in item_at[5, items]
+    in page[B, table]; in length[B]             in page[B, table]; in item_at[6, items]
     s[i, j] = sum[d] q[b, h, i, d] * ..         s[i, j] = sum[d] q[item_at[1, item] + i // 4, 4 * h_group + i % 4, d] * ..
               where j <= i + length[b] - Nq               where j <= item_at[3, item] + i // 4
     out o                                       out o[T + 1, H, E] at [item_at[1, item] + i // 4, ...] or [T, ...]
 
 An item is some consecutive rows of one sequence. ``item_at`` says of it: the sequence, its first row among those of all sequences, how
-many rows it has, the position of the first one among the tokens of the sequence, and how many tokens that are keys. A list has room for
-more items than there may be, with tiles of more rows than there are: what belongs to no row is written to the last row of the outputs,
-and an item without rows has no keys. So a launch has one shape, whatever the lengths.
+many rows it has, the position of the first one among the tokens of the sequence, how many tokens that are keys, and how many of these
+another item reads (see `item_parts`). A list has room for more items than there may be, with tiles of more rows than there are: what
+belongs to no row is written to the last row of the outputs, and an item without rows has no keys. So a launch has one shape, whatever
+the lengths.
+
+    shared:  q[item_row[item, i // 4], ...] * k[page[item_at[0, item], j // 16], ...]
+             where j < item_at[4, item] and j <= row_at[3, item_row[item, i // 4]]
+
+With ``shared`` an item is rows of several sequences whose first tokens lie in the same pages, those of the sequence that the item names.
+``item_row`` lists them, and ``row_at`` says of a row what ``item_at`` says of an item of that row alone; the item says how many tokens are
+shared.
 """
 
 from __future__ import annotations
@@ -21,37 +29,45 @@ from dataclasses import dataclass, field, replace
 
 from einfuse.ir import expr as ex
 from einfuse.ir.expr import call
-from einfuse.ir.nodes import Cascade, Expr, Place, Rank, Tensor
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Place, Rank, Tensor
 from einfuse.ir.passes import heads_as_rows
 from einfuse.ir.passes.cache import Cacher
 from einfuse.ir.rewrite import fresh, map_expressions, taken
 
-SEQUENCE, BEGIN, COUNT, POSITION, TOKENS = range(5)
-"""The rows of the list of items."""
+SEQUENCE, BEGIN, COUNT, POSITION, TOKENS, FIRST = range(6)
+"""The rows of the list of items. The last is for parts: how many tokens before are another item's."""
+COLUMNS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """The cascade over a list of items: ``listed`` is that input, ``count`` the size of the list, ``total`` that of the rows of all sequences.
+    """The cascade over a list of items: ``listed`` is that input, ``total`` the size of the rows of all sequences.
 
-    ``held``, ``own`` and ``page`` as in `Cached`; rows are the first axis of the inputs in ``own``, and of the outputs.
+    ``keys``, ``held``, ``own`` and ``page`` as in `Cached`; rows are the first axis of the inputs in ``own``, and of the outputs.
+    ``members`` and ``rows`` are the inputs that tell rows of several sequences, "" without. ``row`` is where a row of an item is among
+    all rows, and ``stacked`` how many heads are rows of a tile.
     """
 
     cascade: Cascade
     listed: str
-    count: str
     total: str
+    keys: str
     held: dict[str, tuple[int, int]]
     own: dict[str, int]
     page: str
+    members: str
+    rows: str
+    row: Expr
+    stacked: int
 
 
-def run(cascade: Cascade, rows: int = 1, group: int = 1, width: int = 1, keys: str = "") -> Items:
+def run(cascade: Cascade, rows: int = 1, group: int = 1, width: int = 1, keys: str = "", shared: bool = False) -> Items:
     """The cascade (as built) over items of up to that many ``rows``, with ``group`` heads to each head of keys and pages of ``width`` tokens.
 
-    Raises SpecError where it cannot read its keys from a cache, with the statement and the reason.
+    ``shared``: rows of several sequences, over the tokens that they share. Raises SpecError where it cannot read its keys from a cache,
+    with the statement and the reason.
     """
-    return _Lister(cascade, False, keys, rows, group, width).listed()
+    return _Lister(cascade, False, keys, rows, group, width, shared).listed()
 
 
 @dataclass
@@ -59,18 +75,21 @@ class _Lister(Cacher):
     tile: int
     group: int
     fixed: int
+    shared: bool
     heads: Rank | None = field(init=False, default=None)
 
     def listed(self) -> Items:
         names = taken(self.c)
         self.item, self.at = fresh("item", names), fresh("item_at", names)
         self.items, self.total = fresh("items", names), fresh("T", names)
+        self.members, self.of_rows = (fresh("item_row", names), fresh("row_at", names)) if self.shared else ("", "")
         stacked = heads_as_rows.run(self.c)
         if stacked is not None:
-            self.heads, self.shared = stacked.heads, stacked.group
+            self.heads, self.sharing = stacked.heads, stacked.group
             self.h_group, self.h_groups = fresh(f"{self.heads.name}_group", names), stacked.groups
         cached = self.run()
-        return Items(self._fixed(cached.cascade), self.at, self.items, self.total, cached.held, cached.own, cached.page)
+        whole, lists = self._fixed(cached.cascade), (cached.held, cached.own, cached.page, self.members, self.of_rows)
+        return Items(whole, self.at, self.total, self.keys, *lists, self.place(), self.stacked)
 
     # -- a row of an item ------------------------------------------------------------------------------------------------------
 
@@ -97,19 +116,49 @@ class _Lister(Cacher):
         own = own if self.tile == 1 else call("%", own, ex.const(self.stacked))
         return call("+", call("*", ex.const(self.stacked), ex.index(self.h_group)), own)
 
+    def which(self) -> Expr:
+        """Which row of all sequences it is; what is none may be any number."""
+        if self.shared:
+            return ex.load(self.members, ex.index(self.item), self.of_item())
+        return call("+", self.column(BEGIN), self.of_item())
+
+    def place(self) -> Expr:
+        """Where the row lies among those of all sequences: behind them what is none."""
+        if self.shared:
+            return self.which()
+        return call("select", call("<", self.of_item(), self.column(COUNT)), self.which(), ex.size(self.total))
+
+    def said(self, n: int) -> Expr:
+        """What is said of the row: of the item where all its rows are of one sequence."""
+        return ex.load(self.of_rows, ex.const(n), self.which()) if self.shared else self.column(n)
+
+    def position(self) -> Expr:
+        """The position of the row among the tokens of its sequence."""
+        return self.said(POSITION) if self.shared else call("+", self.column(POSITION), self.of_item())
+
     def tokens(self) -> Expr:
-        return self.column(TOKENS)
+        return self.said(TOKENS)
 
     def sequence(self) -> Expr:
-        return self.column(SEQUENCE)
+        return self.said(SEQUENCE)
+
+    def end(self, whole: Expr, x: Einsum) -> Expr:
+        if not self.shared:
+            return self.long(whole)
+        if whole not in (ex.size(self.keys), ex.size(self.rows.size)):
+            self.refuse(f"{x.target} counts other things than tokens, whose shares are not known", x.loc)
+        return self.column(TOKENS)
+
+    def holder(self, token: Expr) -> Expr:
+        return self.column(SEQUENCE) if token.op == "index" else self.sequence()
 
     def moved(self, y: Expr) -> Expr | None:
         if y == ex.index(self.batch.name):
             return self.sequence()
         if y == ex.index(self.rows.name):
-            return call("+", self.column(POSITION), self.of_item())
+            return self.position()
         if self.heads is not None:
-            if y == call("//", ex.index(self.heads.name), self.shared):
+            if y == call("//", ex.index(self.heads.name), self.sharing):
                 return ex.index(self.h_group)
             if y == ex.index(self.heads.name):
                 return self.head()
@@ -117,7 +166,7 @@ class _Lister(Cacher):
 
     def row(self, args: list[Expr], batch: int, at: int) -> list[Expr]:
         rest = [a for n, a in enumerate(args) if n not in (batch, at)]
-        return [call("+", self.column(BEGIN), self.of_item()), *rest]
+        return [self.which(), *rest]
 
     # -- declarations ----------------------------------------------------------------------------------------------------------
 
@@ -129,7 +178,11 @@ class _Lister(Cacher):
             ambient[self.heads.name] = Rank(self.h_group, "batch", self.h_groups)
         ranks = {**ambient, self.rows.name: replace(self.rows, size=self.tile * self.stacked)}
         inputs = [self._rows_first(t) if t.name in self.own else t for t in c.inputs if t.name != self.length]
-        inputs.append(Tensor(self.at, (ex.const(TOKENS + 1), ex.size(self.items)), "int", made=True))
+        inputs.append(Tensor(self.at, (ex.const(COLUMNS), ex.size(self.items)), "int", made=True))
+        if self.shared:
+            inputs.append(Tensor(self.members, (ex.size(self.items), ex.const(self.tile)), "int", made=True))
+            rows = call("+", ex.size(self.total), ex.ONE)
+            inputs.append(Tensor(self.of_rows, (ex.const(COLUMNS), rows), "int", made=True))
         places = tuple(self._place_of(c, n) for n in c.outs)
         moved = replace(
             c,
@@ -148,12 +201,12 @@ class _Lister(Cacher):
         """What a plan knows of the sizes: the tokens of a page, and the heads of a group."""
         known = {ex.size(self.width): ex.const(self.fixed)}
         if self.heads is not None:
-            known[self.shared] = ex.const(self.stacked)
+            known[self.sharing] = ex.const(self.stacked)
         return ex.substitute(e, lambda y: known.get(y))
 
     def _axis(self, a: Expr) -> Expr:
         if self.heads is not None:
-            if a == call("//", ex.size(self.heads.size), self.shared):
+            if a == call("//", ex.size(self.heads.size), self.sharing):
                 return ex.size(self.h_groups)
             if a == ex.size(self.heads.size):
                 return call("*", ex.const(self.stacked), ex.size(self.h_groups))
@@ -166,9 +219,7 @@ class _Lister(Cacher):
     def _place_of(self, c: Cascade, name: str) -> Place:
         """Rows first; behind them the row that no row of a sequence is written to."""
         ranks = [r for r in (*c.over, *self.ranks[name]) if r not in (self.batch.name, self.rows.name)]
-        known = call("<", self.of_item(), self.column(COUNT))
-        row = call("select", known, call("+", self.column(BEGIN), self.of_item()), ex.size(self.total))
         heads = self.heads.name if self.heads is not None else ""
-        index = (row, *(self.head() if r == heads else ex.index(r) for r in ranks))
+        index = (self.place(), *(self.head() if r == heads else ex.index(r) for r in ranks))
         axes = (call("+", ex.size(self.total), ex.ONE), *(self._axis(ex.size(c.rank(r).size)) for r in ranks))
         return Place(name, axes, index)

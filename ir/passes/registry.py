@@ -141,7 +141,7 @@ TRANSFORMS: tuple[Pass, ...] = (
         "items",
         items.run,
         ("flat",),
-        options={"rows": int, "group": int, "width": int, "keys": str},
+        options={"rows": int, "group": int, "width": int, "keys": str, "shared": bool},
         does="rows of several sequences as tiles that a list names, keys from the pages of a cache",
     ),
     Pass(

@@ -46,7 +46,7 @@ def engine() -> Callable[..., Any]:
     from serve.engine import Engine
     from serve.model import Capacity, Model
 
-    def made(pages: int = 24, batch: int = 3, rows: int = 9, **options: Any) -> Any:
-        return Engine(Model(llama(), Capacity(pages, width=4, table=16, batch=batch, rows=rows)), **options)
+    def made(pages: int = 24, batch: int = 3, rows: int = 9, prefixes: bool = False, **options: Any) -> Any:
+        return Engine(Model(llama(), Capacity(pages, width=4, table=16, batch=batch, rows=rows), prefixes), **options)
 
     return made

@@ -87,8 +87,9 @@ def test_a_known_prefix_is_not_computed_again(plain: Plain, engine: Made) -> Non
     emptied(made)
 
 
-def test_forks_share_a_page_until_one_of_them_writes_to_it(plain: Plain, engine: Made) -> None:
-    made, ((prompt,), copied) = engine(), (prompts(10), [])
+@pytest.mark.parametrize("prefixes", [False, True])
+def test_forks_share_a_page_until_one_of_them_writes_to_it(prefixes: bool, plain: Plain, engine: Made) -> None:
+    made, ((prompt,), copied) = engine(prefixes=prefixes), (prompts(10), [])
     real = made.model.copy
     made.model.copy = lambda page, to: (copied.append(page), real(page, to))
     parent = made.submit(Request(prompt, 8))
