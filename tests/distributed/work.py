@@ -37,7 +37,7 @@ def along(c: Cascade, ranks: tuple[str, ...], name: str) -> int | None:
 
 
 def on_device(rank: int, size: int, given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Outputs and gradients of one device; ``repeat``: of that many calls, which have to be the same bits."""
+    """Outputs and gradients of one device, of two calls, which have to be the same bits."""
     from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
     from einfuse.distributed import shard
@@ -76,6 +76,28 @@ def on_device(rank: int, size: int, given: Mapping[str, Any]) -> dict[str, torch
             assert torch.equal(made[n], x), f"{n} is not the same twice"
         found = made
     return found
+
+
+def in_parts(rank: int, size: int, given: Mapping[str, Any]) -> bool:
+    """Whether six parts are the same bits over all processes and in this one alone, in outputs and gradients."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from einfuse.distributed import shard
+
+    attention, whole = einfuse.compile(given["name"], backend="torch"), given["inputs"]
+    found = []
+    for shape in ((1, size), (size, 1)):
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("other", "seq"))
+        sharded = shard(attention, mesh, exchange=given["exchange"], parts=6, i="seq", j="seq")
+        plan = sharded.layout(given["total"], "contiguous")
+        own = {n: x if n == "slope" else plan.scatter(x)[0] for n, x in whole.items()}
+        own = {n: x.clone().requires_grad_() for n, x in own.items()}
+        (o,) = plan.gather(sharded.on(plan)(**own), dim=2)  # type: ignore[arg-type]  # one output
+        torch.sin(o).sum().backward()
+        grads = {n: x.grad if n == "slope" else plan.gather(x.grad, dim=2)[0] for n, x in own.items()}  # type: ignore[arg-type]
+        found.append({"o": o.detach(), **grads})
+    over, alone = found
+    return all(torch.equal(x, alone[n]) for n, x in over.items())  # type: ignore[arg-type]
 
 
 def called(rank: int, size: int, given: Mapping[str, Any]) -> str:

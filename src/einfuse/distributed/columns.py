@@ -9,11 +9,11 @@ import numpy.typing as npt
 import torch
 
 from einfuse.distributed import routes
-from einfuse.distributed.exchange import moved, tied
+from einfuse.distributed.exchange import tied
 from einfuse.distributed.here import Axis, Here, Value, Values, consecutive, coordinates, device_of, only, size_of, tensors
-from einfuse.distributed.inner import Inner
 from einfuse.distributed.inputs import replicated
 from einfuse.distributed.routes import Route, Rows
+from einfuse.distributed.steps import Inner, Move, Program
 from einfuse.ir import Cascade, Scalar, SpecError, classify
 from einfuse.ir import expr as ex
 from einfuse.ir.passes import shard
@@ -28,19 +28,19 @@ def stages(c: Cascade, axis: Axis, here: Here) -> tuple[Stage, ...]:
     return here.memo(("stages", c.digest, axis), lambda: shard.by_columns(c, axis.ranks))
 
 
-def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> dict[str, torch.Tensor]:
+def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> Program:
     """The outputs: of each its own rows."""
-    transport = here.transports[axis.name]
-    whole, waiting = replicated(transport, inputs, shard.held(c, axis.ranks))
+    me = here.at[axis.name].rank
+    whole, waiting = yield from replicated(axis, inputs, shard.held(c, axis.ranks))
     values: dict[str, Value] = {**inputs, **whole}
     for stage in stages(c, axis, here):
         local, rows, more = placed(stage, axis, here, values)
         cut = local[-1].cascade if local else stage.cascade
         along = routed(stage, axis, here, local, rows)
-        found = moved(transport, f"columns of {stage.cascade.name}", tensors(values), along)
+        found = yield Move(axis.name, f"columns of {stage.cascade.name}", tensors(values), along)
         waiting += found.values()
-        sizes = {x.rows: len(rows[x.rank][transport.rank]) for x in local}
-        values |= inner(cut, {**only(cut, {**values, **found}), **more}, here.sized(**sizes), "")
+        sizes = {x.rows: len(rows[x.rank][me]) for x in local}
+        values |= yield from inner(cut, {**only(cut, {**values, **found}), **more}, here.sized(**sizes), "")
     return tied({n: tensors(values)[n] for n in c.outs}, waiting)
 
 
@@ -50,7 +50,7 @@ def placed(
     """The cascade of a stage in the coordinates of a device, one rank after the other; the rows of those ranks; what it takes besides."""
     if stage.owner is None:
         return [], {}, {}
-    me = here.transports[axis.name].rank
+    me = here.at[axis.name].rank
     rows = {stage.owner: here.layouts[axis.name][size_of(stage.cascade, stage.owner)]}
     if stage.columns is not None and stage.need != ex.TRUE:
         rows[stage.columns] = wanted(stage, axis, here, values)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from einfuse.distributed import programs
-from einfuse.distributed.here import Axis, Here, Kind, Values, axes_of, has_features, tensors
+from einfuse.distributed import parts, programs
+from einfuse.distributed.here import At, Axis, Here, Kind, Values, axes_of, has_features, tensors
 from einfuse.ir import Cascade
 from einfuse.ir import expr as ex
 from einfuse.ir.passes.shard import held
@@ -45,17 +45,21 @@ class Counting:
         return {s: torch.empty(n, dtype=torch.uint8, device="meta") for s, n in receives.items()}
 
 
-def counted(c: Cascade, axes: Sequence[programs.Route], here: Here, inputs: Values, name: str) -> Count:
+def counted(
+    c: Cascade, axes: Sequence[programs.Route], here: Here, transports: parts.Transports, inputs: Values, name: str
+) -> Count:
     """The bytes along the axis of that name of a call, on every device of it."""
     axis = next(a for a, _ in axes if a.name == name)
-    size = here.transports[name].size
+    size = transports[name].size
     forward, backward = [], []
     for rank in range(size):
-        transports = {n: Counting(t.rank, t.size) for n, t in here.transports.items()}
-        one = transports[name] = Counting(rank, size)
-        there = replace(here, transports=transports, evaluate=_nothing)
+        counting = {n: Counting(t.rank, t.size) for n, t in transports.items()}
+        one = counting[name] = Counting(rank, size)
+        count = here.at[name].size
+        own = parts.of_device(count, one)
+        there = replace(here, at={**here.at, name: At(own[0], count)}, evaluate=_nothing)
         with torch.enable_grad():
-            outs = programs.run(c, axes, there, _described(c, axis, here, inputs, rank))
+            outs = parts.run(c, axes, there, counting, _described(c, axis, here, inputs, own))
             forward.append(tuple(one.sent))
             wanted = [x for x in outs.values() if x.requires_grad]
             if wanted and here.training:
@@ -64,14 +68,15 @@ def counted(c: Cascade, axes: Sequence[programs.Route], here: Here, inputs: Valu
     return Count(tuple(forward), tuple(backward))
 
 
-def _described(c: Cascade, axis: Axis, here: Here, inputs: Values, rank: int) -> Values:
-    """The inputs as a device has them: tables of whole numbers as they are, for masks read them, others without their memory."""
+def _described(c: Cascade, axis: Axis, here: Here, inputs: Values, own: range) -> Values:
+    """The inputs as a device with these parts has them: tables of whole numbers, which masks read, as they are, others without memory."""
     along = held(c, axis.ranks)
     out = dict(inputs)
     for n, x in tensors(inputs).items():
         if n in along:
             shape = list(x.shape)
-            shape[along[n]] = len(here.rows(axis, c.input(n).given[0][along[n]])[rank])
+            rows = here.rows(axis, c.input(n).given[0][along[n]])
+            shape[along[n]] = sum(len(rows[p]) for p in own)
             out[n] = torch.empty(shape, dtype=x.dtype, device="meta", requires_grad=x.requires_grad)
         elif x.is_floating_point():
             out[n] = torch.empty_like(x, device="meta").requires_grad_(x.requires_grad)

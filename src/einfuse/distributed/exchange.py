@@ -1,4 +1,8 @@
-"""Exchanges as steps of autograd: what goes along a route comes back along it as a gradient."""
+"""Exchanges as steps of autograd: what goes along a route comes back along it as a gradient.
+
+A device may be several parts of a sequence, one after the other: each brings tensors of its own, and what is added up is added up in the
+order of the parts, whichever devices they are on.
+"""
 
 from __future__ import annotations
 
@@ -12,43 +16,45 @@ from einfuse.distributed import routes
 from einfuse.distributed.routes import Route
 from einfuse.distributed.transport import Transport
 
+Tensors = Mapping[str, torch.Tensor]
+
 
 def moved(
     transport: Transport,
     name: str,
-    tensors: Mapping[str, torch.Tensor],
+    parts: Sequence[Tensors],
     along: Mapping[str, Route],
     anchors: Sequence[torch.Tensor] = (),
-) -> dict[str, torch.Tensor]:
-    """Tensors along their routes, in one exchange; differentiable. Every device calls it with the same names.
+) -> list[dict[str, torch.Tensor]]:
+    """The tensors of every part of this device along their routes, in one exchange; differentiable. Every device calls it with the same names.
 
-    ``anchors`` are given where devices made the tensors, some perhaps of nothing: inputs that gradients are asked of on all devices, so that
-    each takes part in the exchange of gradients.
+    ``anchors`` are those of `Move`.
     """
     names = sorted(along)
     if not names:
-        return {}
+        return [{} for _ in parts]
     known = [x for x in anchors if x.requires_grad]
-    outs = _Moved.apply(transport, name, [along[n] for n in names], len(known), *(tensors[n] for n in names), *known)  # type: ignore[no-untyped-call]
-    return dict(zip(names, outs, strict=True))
+    given = [x[n] for x in parts for n in names]
+    outs = _Moved.apply(transport, name, [along[n] for n in names], len(parts), len(known), *given, *known)  # type: ignore[no-untyped-call]
+    return [dict(zip(names, own, strict=True)) for own in _rows(outs, len(parts))]
 
 
-def shared(transport: Transport, name: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors of which every device has the same: as they are, and their gradients are summed over all devices."""
-    names = sorted(n for n, x in tensors.items() if x.requires_grad)
+def shared(transport: Transport, name: str, parts: Sequence[Tensors]) -> list[dict[str, torch.Tensor]]:
+    """Tensors of which every device, and each of its parts, has the same: as they are, and their gradients are summed over all."""
+    names = sorted(n for n, x in parts[0].items() if x.requires_grad)
     if not names or not torch.is_grad_enabled():
-        return dict(tensors)
-    outs = _Shared.apply(transport, name, *(tensors[n] for n in names))  # type: ignore[no-untyped-call]
-    return {**tensors, **dict(zip(names, outs, strict=True))}
+        return [dict(x) for x in parts]
+    outs = _Shared.apply(transport, name, len(parts), *(x[n] for x in parts for n in names))  # type: ignore[no-untyped-call]
+    return [{**x, **dict(zip(names, own, strict=True))} for x, own in zip(parts, _rows(outs, len(parts)), strict=True)]
 
 
-def once(transport: Transport, x: torch.Tensor) -> torch.Tensor:
+def once(first: bool, x: torch.Tensor) -> torch.Tensor:
     """A result that every device has, as it is: the gradients that they bring are one and the same, and that of the first device counts."""
-    out: torch.Tensor = _Once.apply(transport, x)  # type: ignore[no-untyped-call]
+    out: torch.Tensor = _Once.apply(first, x)  # type: ignore[no-untyped-call]
     return out
 
 
-def tied(outs: Mapping[str, torch.Tensor], others: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+def tied(outs: Tensors, others: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Results as they are. A gradient of any of them also reaches the others, as 0: a device that has no use for what it was sent still
     has to take part in the exchange of gradients.
     """
@@ -60,46 +66,58 @@ def tied(outs: Mapping[str, torch.Tensor], others: Sequence[torch.Tensor]) -> di
     return {**outs, **dict(zip(names, known, strict=True))}
 
 
+def _rows(xs: Sequence[Any], count: int) -> list[Sequence[Any]]:
+    """So many stretches of the same length."""
+    each = len(xs) // count
+    return [xs[k * each : (k + 1) * each] for k in range(count)]
+
+
 class _Moved(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, transport: Transport, name: str, along: Sequence[Route], anchors: int, *given: torch.Tensor
+        ctx: Any, transport: Transport, name: str, along: Sequence[Route], parts: int, anchors: int, *given: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        xs = given[: len(along)]
-        outs = routes.there(transport, name, [x.detach() for x in xs], along)
-        ctx.along, ctx.transport, ctx.name, ctx.anchors = along, transport, name, anchors
-        ctx.shapes = [x.shape for x in xs]
-        ctx.mark_non_differentiable(*(y for y in outs if not y.is_floating_point()))
-        return tuple(outs)
+        xs = _rows([x.detach() for x in given[: parts * len(along)]], parts)
+        outs = routes.there(transport, name, xs, along)
+        ctx.along, ctx.transport, ctx.name, ctx.parts, ctx.anchors = along, transport, name, parts, anchors
+        ctx.shapes = [[x.shape for x in own] for own in xs]
+        ctx.mark_non_differentiable(*(y for own in outs for y in own if not y.is_floating_point()))
+        return tuple(y for own in outs for y in own)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        needs = ctx.needs_input_grad[4:]
-        wanted = [n for n, g in enumerate(gs) if (g.is_floating_point() if ctx.anchors else needs[n])]
+    def backward(ctx: Any, *given: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gs, needs = _rows(given, ctx.parts), _rows(ctx.needs_input_grad[5 : 5 + len(given)], ctx.parts)
+        every = range(len(ctx.along))
+        wanted = [n for n in every if (gs[0][n].is_floating_point() if ctx.anchors else any(own[n] for own in needs))]
         found = routes.back(
-            ctx.transport, ctx.name, [gs[n] for n in wanted], [ctx.along[n] for n in wanted], [ctx.shapes[n] for n in wanted]
+            ctx.transport,
+            ctx.name,
+            [[own[n] for n in wanted] for own in gs],
+            [ctx.along[n] for n in wanted],
+            [[own[n] for n in wanted] for own in ctx.shapes],
         )
-        by = dict(zip(wanted, found, strict=True))
-        return (None, None, None, None, *(by.get(n) for n in range(len(gs))), *[None] * ctx.anchors)
+        by = [dict(zip(wanted, own, strict=True)) for own in found]
+        return (None, None, None, None, None, *(own.get(n) for own in by for n in every), *[None] * ctx.anchors)
 
 
 class _Shared(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, transport: Transport, name: str, *xs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        ctx.transport, ctx.name = transport, name
+    def forward(ctx: Any, transport: Transport, name: str, parts: int, *xs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.transport, ctx.name, ctx.parts = transport, name, parts
         return tuple(x.view_as(x) for x in xs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return (None, None, *routes.summed(ctx.transport, ctx.name, gs))
+        found = routes.summed(ctx.transport, ctx.name, _rows(gs, ctx.parts))
+        return (None, None, None, *found, *[None] * (len(gs) - len(found)))  # one sum for what is one tensor in all parts
 
 
 class _Once(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, transport: Transport, x: torch.Tensor) -> torch.Tensor:
-        ctx.first = transport.rank == 0
+    def forward(ctx: Any, first: bool, x: torch.Tensor) -> torch.Tensor:
+        ctx.first = first
         return x.view_as(x)
 
     @staticmethod

@@ -18,7 +18,7 @@ def explained(sharded: Sharded, c: Cascade, here: Here, inputs: Values) -> str:
     taken = sharded.chosen(c, here, inputs)
     out = []
     for n, (axis, exchange) in enumerate(taken):
-        size = here.transports[axis.name].size
+        size = sharded.transports[axis.name].size
         out.append(f"{c.name} over `{axis.name}`, {size} devices, {' and '.join(axis.ranks)} along it: {exchange}")
         for e in programs.EXCHANGES:
             reason = programs.obstacle(c, axis, e)

@@ -9,11 +9,11 @@ from dataclasses import replace
 import torch
 
 from einfuse.distributed import routes
-from einfuse.distributed.exchange import moved, once, tied
+from einfuse.distributed.exchange import once, tied
 from einfuse.distributed.here import Axis, Here, Value, Values, axes_of, coordinates, device_of, only, tensors
-from einfuse.distributed.inner import Inner
 from einfuse.distributed.inputs import replicated
 from einfuse.distributed.routes import Route, Rows
+from einfuse.distributed.steps import Inner, Move, Program
 from einfuse.ir import Cascade, Expr, SpecError
 from einfuse.ir import expr as ex
 from einfuse.ir.passes import shard
@@ -34,23 +34,24 @@ def rank_of(c: Cascade) -> str:
     raise SpecError(f"{c.name} cannot exchange heads for positions: {message}", loc)
 
 
-def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> dict[str, torch.Tensor]:
+def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> Program:
     """The outputs: of each its own positions; those without positions whole."""
-    transport = here.transports[axis.name]
-    me, device = transport.rank, device_of(inputs)
-    local, mine, widths = dealt(c, axis, here, transport.size)
-    whole, waiting = replicated(transport, inputs, shard.held(c, axis.ranks))
+    at, device = here.at[axis.name], device_of(inputs)
+    me = at.rank
+    local, mine, widths = dealt(c, axis, here, at.size)
+    whole, waiting = yield from replicated(axis, inputs, shard.held(c, axis.ranks))
     own = {n: mine[width][me] for n, width in widths.items()}
     cut = dict(local.cut)
     kept = {n: x.index_select(cut[n], own[n].to(x.device)) if n in cut else x for n, x in whole.items()}
-    found = moved(transport, "heads for positions", tensors(inputs), inwards(c, axis, here, local, mine, widths))
+    along = inwards(c, axis, here, local, mine, widths)
+    found = yield Move(axis.name, "heads for positions", tensors(inputs), along)
     heads = mine[1]
     values: dict[str, Value] = {**inputs, **kept, **found, **coordinates(local, heads[me], here, device)}
-    outs = inner(local.cascade, only(local.cascade, values), here.sized(**{local.rows: len(heads[me])}), "")
+    outs = yield from inner(local.cascade, only(local.cascade, values), here.sized(**{local.rows: len(heads[me])}), "")
     anchors = [*whole.values(), *found.values()]
     back = outwards(c, axis, here, local.rank, heads)
-    made = moved(transport, "positions for heads", outs, back, anchors)
-    outs = {n: made[n] if _along(c, axis, n) is not None else once(transport, made[n]) for n in c.outs}
+    made = yield Move(axis.name, "positions for heads", outs, back, anchors)
+    outs = {n: made[n] if _along(c, axis, n) is not None else once(me == 0, made[n]) for n in c.outs}
     return tied(outs, [*waiting, *found.values(), *made.values()])
 
 

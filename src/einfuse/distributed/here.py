@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 
 from einfuse.distributed.routes import Rows
-from einfuse.distributed.transport import Transport
 from einfuse.ir import Cascade, Einsum, Expr, Scalar
 from einfuse.ir import expr as ex
 from einfuse.ir.passes.shard import Local
@@ -32,14 +31,24 @@ class Axis:
     ranks: tuple[str, ...]
 
 
+class At(NamedTuple):
+    """One device among ``size`` of an axis, its own number being ``rank``."""
+
+    rank: int
+    size: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Here:
     """One call on one device. ``layouts`` says for an axis and the size of a rank which rows every device holds; ``sizes`` are the whole's.
 
+    ``at`` is where the device is along every axis. Where an axis goes in more parts than it has devices, a device is one after the other
+    each of its parts, and all of this is said of parts.
+
     ``wide`` is the dtype that sums have. ``training``: some input has a gradient to come. ``kept`` is what was derived in earlier calls.
     """
 
-    transports: Mapping[str, Transport]
+    at: Mapping[str, At]
     layouts: Mapping[str, Mapping[str, Sequence[Rows]]]
     sizes: Mapping[str, int]
     evaluate: Evaluate

@@ -5,6 +5,7 @@ What a layout costs is the most that a device has to do: the pairs of the tiles 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,17 +47,23 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The rows that every device along an axis of a mesh holds."""
+    """The rows that every device along an axis of a mesh holds: those of one of the ``parts``, or of as many of them as every other."""
 
     kind: Kind
     axis: str
-    held: tuple[Rows, ...]
+    parts: tuple[Rows, ...]
     transport: Transport
     cost: Cost | None = None
 
+    @functools.cached_property
+    def held(self) -> list[Rows]:
+        """The rows of every device."""
+        each = len(self.parts) // self.transport.size
+        return [torch.cat(self.parts[d * each : (d + 1) * each]) for d in range(self.transport.size)]
+
     @property
     def total(self) -> int:
-        return sum(map(len, self.held))
+        return sum(map(len, self.parts))
 
     @property
     def positions(self) -> Rows:
@@ -64,10 +71,10 @@ class Layout:
         return self.held[self.transport.rank]
 
     def rows(self, axis: str, total: int) -> Sequence[Rows]:
-        """The rows along an axis. Raises ValueError for another axis, and for a sequence of another length."""
+        """The rows of every part along an axis. Raises ValueError for another axis, and for a sequence of another length."""
         if (axis, total) != (self.axis, self.total):
             raise ValueError(f"the layout is one of {self.total} positions along {self.axis}, found {total} along {axis}")
-        return self.held
+        return self.parts
 
     def scatter(self, *xs: torch.Tensor, dim: int | None = None) -> tuple[torch.Tensor, ...]:
         """This device's part of tensors that all devices have, along the one axis that is as long as the sequence, or ``dim``."""
@@ -78,8 +85,8 @@ class Layout:
         axes = [self._axis(x, dim, len(self.positions)) for x in xs]
         names = [f"{n:04d}" for n in range(len(xs))]
         along = {n: routes.everything(a, self.held) for n, a in zip(names, axes, strict=True)}
-        found = moved(self.transport, "parts of a layout", dict(zip(names, xs, strict=True)), along)
-        return tuple(once(self.transport, found[n]) for n in names)
+        found = moved(self.transport, "parts of a layout", [dict(zip(names, xs, strict=True))], along)[0]
+        return tuple(once(self.transport.rank == 0, found[n]) for n in names)
 
     def _axis(self, x: torch.Tensor, dim: int | None, length: int | None = None) -> int:
         length = self.total if length is None else length

@@ -7,12 +7,13 @@ S_r = M_r S_(r-1) + U_r       M_r: what those points do to the state before them
 from __future__ import annotations
 
 import string
+from collections.abc import Generator
 from dataclasses import replace
 
 import torch
 
 from einfuse.distributed import routes
-from einfuse.distributed.exchange import moved, once, tied
+from einfuse.distributed.exchange import once, tied
 from einfuse.distributed.here import (
     Axis,
     Here,
@@ -23,8 +24,8 @@ from einfuse.distributed.here import (
     only,
     size_of,
 )
-from einfuse.distributed.inner import Inner
 from einfuse.distributed.inputs import arrived
+from einfuse.distributed.steps import Inner, Move, Program, Step
 from einfuse.ir import Cascade, SpecError
 from einfuse.ir import expr as ex
 from einfuse.ir.passes import chunk, resume, shard, transition
@@ -48,10 +49,9 @@ def rank_of(c: Cascade, axis: Axis) -> str:
     return fold.rank
 
 
-def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> dict[str, torch.Tensor]:
+def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> Program:
     """The outputs: of each its own points, and last states whole."""
-    transport = here.transports[axis.name]
-    me, size, device = transport.rank, transport.size, device_of(inputs)
+    me, size, device = here.at[axis.name].rank, here.at[axis.name].size, device_of(inputs)
     held = shard.held(c, axis.ranks)
     (rank,) = axis.ranks
     local, resumed, transitions = here.memo(("prefix", c.digest, rank), lambda: _derived(c, rank, held))
@@ -61,7 +61,7 @@ def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> dic
             f"{c.name}: states are handed on from device to device, so their points have to be one after the other"
         )
     mine = every[me]
-    given = arrived(c, axis, here, inputs, local, mine)
+    given = yield from arrived(c, axis, here, inputs, local, mine)
     values = given.values
     known = here.sized(**{local.rows: len(mine)})
     names = [y.target for y in resumed.states]
@@ -72,24 +72,26 @@ def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> dic
     left = zeros
     if me == 0:
         first = replace(local.cascade, outs=(*(n for n in c.outs if n not in names), *names))
-        outs = inner(first, only(first, values), known, "states")
+        outs = yield from inner(first, only(first, values), known, "states")
         left = {n: outs[n] for n in names}
     elif used:
         alone = here.memo(("left", c.digest, rank), lambda: prune(replace(resumed.cascade, outs=tuple(names))))
-        left = inner(alone, only(alone, {**values, **dict(zip(resumed.before, zeros.values(), strict=True))}), known, "states")
+        started = dict(zip(resumed.before, zeros.values(), strict=True))
+        left = yield from inner(alone, only(alone, {**values, **started}), known, "states")
     sent = {n: x[None] for n, x in left.items()}
     for t in transitions:
         if t.cascade is not None:
-            sent[f"M {t.state}"] = _transition(t, t.cascade, values, known, inner, device, 0 < me and used)[None]
+            found = yield from _transition(t, t.cascade, values, known, inner, device, 0 < me and used)
+            sent[f"M {t.state}"] = found[None]
     wide = {n: x.to(left[names[0]].dtype) for n, x in sent.items()}
     side = {n: routes.stacked(size, to=lambda s, d, n=n: (d > s or last) and not (n[:2] == "M " and s == 0)) for n in wide}  # type: ignore[misc]
-    left_by = moved(transport, f"states of {c.name}", wide, side, given.anchors)
+    left_by = yield Move(axis.name, f"states of {c.name}", wide, side, given.anchors)
     if me > 0:
         before = _after(me, left_by, c, resumed, transitions)
         more = dict(zip(resumed.before, before.values(), strict=True))
-        outs = inner(resumed.cascade, only(resumed.cascade, {**values, **more}), known, "states")
+        outs = yield from inner(resumed.cascade, only(resumed.cascade, {**values, **more}), known, "states")
     if last:
-        outs |= {n: once(transport, x) for n, x in _after(size, left_by, c, resumed, transitions).items()}
+        outs |= {n: once(me == 0, x) for n, x in _after(size, left_by, c, resumed, transitions).items()}
     return tied({n: outs[n] for n in c.outs}, [*given.waiting, *left_by.values()])
 
 
@@ -104,10 +106,11 @@ def _zeros(c: Cascade, ranks: tuple[str, ...], here: Here, device: torch.device)
 
 def _transition(
     t: Transition, c: Cascade, values: Values, here: Here, inner: Inner, device: torch.device, used: bool
-) -> torch.Tensor:
+) -> Generator[Step, States, torch.Tensor]:
     """M of the points of this device; zeros where nobody asks for it."""
     if used:
-        return inner(c, only(c, values), here, "states")[t.state]
+        found = yield from inner(c, only(c, values), here, "states")
+        return found[t.state]
     return _zeros(c, axes_of(c, t.state), here, device)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-import torch
-
 from einfuse.distributed import columns, heads, prefix, states
 from einfuse.distributed.here import Axis, Here, Kind, Values
+from einfuse.distributed.steps import Program
 from einfuse.ir import Cascade, SpecError
 from einfuse.ir.passes import shard
 
@@ -19,12 +18,12 @@ _RUN = {"columns": columns.run, "heads": heads.run, "states": states.run, "prefi
 Route = tuple[Axis, Exchange]
 
 
-def run(c: Cascade, axes: Sequence[Route], here: Here, inputs: Values, kind: Kind = "") -> dict[str, torch.Tensor]:
-    """The outputs of a cascade on this device: by the exchange of the first axis, inside which the others are handled."""
+def run(c: Cascade, axes: Sequence[Route], here: Here, inputs: Values, kind: Kind = "") -> Program:
+    """The program of a cascade on this device: by the exchange of the first axis, inside which the others are handled."""
     if not axes:
         return here.evaluate(c, inputs, kind)
     (axis, exchange), *rest = axes
-    return _RUN[exchange](c, axis, here, inputs, lambda c, x, here, kind: run(c, rest, here, x, kind))
+    return (yield from _RUN[exchange](c, axis, here, inputs, lambda c, x, here, kind: run(c, rest, here, x, kind)))
 
 
 def obstacle(c: Cascade, axis: Axis, exchange: Exchange) -> SpecError | None:

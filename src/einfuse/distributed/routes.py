@@ -79,57 +79,93 @@ def stacked(size: int, axis: int = 0, to: Callable[[int, int], bool] = lambda s,
 # -- along a route ---------------------------------------------------------------------------------------------------------------------
 
 
-def there(transport: Transport, name: str, xs: Sequence[torch.Tensor], routes: Sequence[Route]) -> list[torch.Tensor]:
-    """What every tensor becomes along its route, all of them in one message to each device."""
-    me = transport.rank
+def there(
+    transport: Transport, name: str, xs: Sequence[Sequence[torch.Tensor]], along: Sequence[Route]
+) -> list[list[torch.Tensor]]:
+    """What every tensor becomes along its route, all of them in one message to each device.
+
+    ``xs`` are those of each part that this device is; every device is as many, and routes lead from part to part.
+    """
+    mine, each = _parts(transport, len(xs)), len(xs)
     parts = {
-        d: [x.index_select(r.take, _on(r.takes[me][d], x)) for x, r in zip(xs, routes, strict=True)] for d in _all(transport)
+        d: [
+            x.index_select(r.take, _on(r.takes[s][t], x))
+            for s, t in _links(mine, to)
+            for x, r in zip(xs[s % each], along, strict=True)
+        ]
+        for d, to in _all(transport, each)
     }
-    shapes = {s: [(r.shape(x.shape, s, me), x.dtype) for x, r in zip(xs, routes, strict=True)] for s in _all(transport)}
+    shapes = {
+        d: [(r.shape(x.shape, s, t), x.dtype) for s, t in _links(of, mine) for x, r in zip(xs[t % each], along, strict=True)]
+        for d, of in _all(transport, each)
+    }
     got = messages(transport, name, parts, shapes)
-    out = []
-    for n, (x, r) in enumerate(zip(xs, routes, strict=True)):
-        shape = r.shape(x.shape, me, me)
-        shape[r.put] = r.extents[me]
-        y = x.new_zeros(shape)
-        for s in _all(transport):
-            y.index_copy_(r.put, _on(r.puts[s][me], x), got[s][n])
-        out.append(y)
+    out = [[x.new_zeros(_extended(r, x.shape, t)) for x, r in zip(xs[t % each], along, strict=True)] for t in mine]
+    for d, of in _all(transport, each):
+        pieces = iter(got[d])
+        for s, t in _links(of, mine):
+            for y, r in zip(out[t % each], along, strict=True):
+                y.index_copy_(r.put, _on(r.puts[s][t], y), next(pieces))
     return out
 
 
 def back(
-    transport: Transport, name: str, gs: Sequence[torch.Tensor], routes: Sequence[Route], shapes: Sequence[Sequence[int]]
-) -> list[torch.Tensor]:
-    """The transpose of `there`: tensors of ``shapes``, sums over the devices that rows went to, in their order."""
-    me = transport.rank
+    transport: Transport,
+    name: str,
+    gs: Sequence[Sequence[torch.Tensor]],
+    along: Sequence[Route],
+    shapes: Sequence[Sequence[Sequence[int]]],
+) -> list[list[torch.Tensor]]:
+    """The transpose of `there`: tensors of ``shapes``, sums over the parts that rows went to, in their order."""
+    mine, each = _parts(transport, len(gs)), len(gs)
     parts = {
-        s: [g.index_select(r.put, _on(r.puts[s][me], g)) for g, r in zip(gs, routes, strict=True)] for s in _all(transport)
+        d: [
+            g.index_select(r.put, _on(r.puts[s][t], g))
+            for s, t in _links(of, mine)
+            for g, r in zip(gs[t % each], along, strict=True)
+        ]
+        for d, of in _all(transport, each)
     }
-    wanted = {d: [(r.shape(x, me, d), g.dtype) for x, g, r in zip(shapes, gs, routes, strict=True)] for d in _all(transport)}
+    wanted = {
+        d: [
+            (r.shape(shape, s, t), g.dtype)
+            for s, t in _links(mine, to)
+            for shape, g, r in zip(shapes[s % each], gs[s % each], along, strict=True)
+        ]
+        for d, to in _all(transport, each)
+    }
     got = messages(transport, f"the gradient of {name}", parts, wanted)
-    out = []
-    for n, (shape, g, r) in enumerate(zip(shapes, gs, routes, strict=True)):
-        y = torch.zeros(tuple(shape), dtype=torch.promote_types(g.dtype, torch.float32), device=g.device)
-        for d in _all(transport):
-            y.index_add_(r.take, _on(r.takes[me][d], g), got[d][n].to(y.dtype))
-        out.append(y.to(g.dtype))
-    return out
+    out = [
+        [
+            torch.zeros(tuple(shape), dtype=torch.promote_types(g.dtype, torch.float32), device=g.device)
+            for shape, g in zip(shapes[s % each], gs[s % each], strict=True)
+        ]
+        for s in mine
+    ]
+    for d, to in _all(transport, each):
+        pieces = iter(got[d])
+        for s, t in _links(mine, to):
+            for y, r in zip(out[s % each], along, strict=True):
+                y.index_add_(r.take, _on(r.takes[s][t], y), next(pieces).to(y.dtype))
+    return [[y.to(g.dtype) for y, g in zip(ys, own, strict=True)] for ys, own in zip(out, gs, strict=True)]
 
 
-def summed(transport: Transport, name: str, xs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Sums over all devices, in their order and so with the same bits on each: every device adds up one part of the numbers."""
-    flat = torch.cat([x.flatten().to(torch.promote_types(x.dtype, torch.float32)) for x in xs]) if xs else torch.empty(0)
-    parts = list(flat.tensor_split(transport.size))
-    me, every = transport.rank, _all(transport)
-    mine = messages(transport, name, {d: [parts[d]] for d in every}, {s: [(list(parts[me].shape), flat.dtype)] for s in every})
-    total = mine[0][0]
-    for s in every[1:]:
-        total = total + mine[s][0]
-    got = messages(transport, name, {d: [total] for d in every}, {s: [(list(parts[s].shape), flat.dtype)] for s in every})
+def summed(transport: Transport, name: str, xs: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
+    """Sums over all parts, in their order and so with the same bits on each device, which adds up one stretch of the numbers."""
+    flat = [torch.cat([x.flatten().to(torch.promote_types(x.dtype, torch.float32)) for x in own]) for own in xs]
+    stretches = [list(f.tensor_split(transport.size)) for f in flat]
+    me, every = transport.rank, range(transport.size)
+    like = (list(stretches[0][me].shape), flat[0].dtype)
+    mine = messages(transport, name, {d: [own[d] for own in stretches] for d in every}, {s: [like] * len(xs) for s in every})
+    first, *others = [x for s in every for x in mine[s]]
+    total = first
+    for x in others:
+        total = total + x
+    shapes = {s: [(list(stretches[0][s].shape), flat[0].dtype)] for s in every}
+    got = messages(transport, name, {d: [total] for d in every}, shapes)
     whole = torch.cat([got[s][0] for s in every])
-    pieces = whole.split([x.numel() for x in xs])
-    return [p.view(x.shape).to(x.dtype) for p, x in zip(pieces, xs, strict=True)]
+    pieces = whole.split([x.numel() for x in xs[0]])
+    return [p.view(x.shape).to(x.dtype) for p, x in zip(pieces, xs[0], strict=True)]
 
 
 def messages(
@@ -163,5 +199,23 @@ def _on(rows: Rows, x: torch.Tensor) -> torch.Tensor:
     return rows.to(x.device)
 
 
-def _all(transport: Transport) -> list[int]:
-    return list(range(transport.size))
+def _parts(transport: Transport, each: int, device: int | None = None) -> range:
+    """The parts that a device is, this one or another."""
+    d = transport.rank if device is None else device
+    return range(d * each, (d + 1) * each)
+
+
+def _all(transport: Transport, each: int) -> list[tuple[int, range]]:
+    """All devices with the parts that each is."""
+    return [(d, _parts(transport, each, d)) for d in range(transport.size)]
+
+
+def _links(of: range, to: range) -> list[tuple[int, int]]:
+    return [(s, t) for t in to for s in of]
+
+
+def _extended(r: Route, like: Sequence[int], t: int) -> list[int]:
+    """The shape of what a part gets."""
+    shape = r.shape(like, t, t)
+    shape[r.put] = r.extents[t]
+    return shape

@@ -13,11 +13,12 @@ import torch
 
 from einfuse.distributed import columns, programs, routes
 from einfuse.distributed import layout as layouts
-from einfuse.distributed.dry import Count, counted
+from einfuse.distributed import parts as splitting
+from einfuse.distributed.dry import Count, Counting, counted
 from einfuse.distributed.errors import ExchangeError
 from einfuse.distributed.explain import explained
-from einfuse.distributed.here import Axis, Here, Kind, Values, has_features, tensors
-from einfuse.distributed.layout import PAIRS_PER_KEY, Layout, contiguous
+from einfuse.distributed.here import At, Axis, Here, Kind, Values, has_features, tensors
+from einfuse.distributed.layout import PAIRS_PER_KEY, Layout, contiguous, even
 from einfuse.distributed.layout import Kind as LayoutKind
 from einfuse.distributed.programs import Exchange
 from einfuse.distributed.transport import Group, Transport
@@ -39,13 +40,22 @@ SLOTS = 96
 
 
 def shard(
-    attention: Attention, mesh: DeviceMesh, *, exchange: Exchange | None = None, timeout: float = 60.0, **ranks: str
+    attention: Attention,
+    mesh: DeviceMesh,
+    *,
+    exchange: Exchange | None = None,
+    parts: int | None = None,
+    timeout: float = 60.0,
+    **ranks: str,
 ) -> Sharded:
     """The attention with ranks of its spec along axes of a mesh: ``shard(attn, mesh, i="seq", j="seq", h="head")``.
 
     ``exchange`` names the one to take along sequence ranks; None: that which sends the fewest bytes. Raises SpecError with the statement in
     the way where the attention cannot be sharded like that, before any process group is touched. An exchange that takes longer than
     ``timeout`` seconds is an ExchangeError.
+
+    ``parts`` makes the same bits on any number of devices that goes into it: sequences are cut into so many parts of even lengths, and a
+    device computes each of its own as if it had no other. What parts have in common arrives once for each.
     """
     names = mesh.mesh_dim_names or ()
     for rank, name in ranks.items():
@@ -56,7 +66,8 @@ def shard(
     axes = axes_of(attention.cascade, ranks)
     check(attention.cascade, axes, exchange)
     device = torch.device(mesh.device_type)
-    out = Sharded(attention, axes, {a.name: Group(mesh.get_group(a.name), device, timeout) for a in axes}, exchange)
+    transports = {a.name: Group(mesh.get_group(a.name), device, timeout) for a in axes}
+    out = Sharded(attention, axes, transports, exchange, parts=parts)
     out.mesh = mesh
     return out
 
@@ -103,19 +114,34 @@ class Sharded:
         transports: Mapping[str, Transport],
         exchange: Exchange | None = None,
         evaluate: Any = None,
+        parts: int | None = None,
     ) -> None:
-        self.attention, self.exchange = attention, exchange
-        self.all = axes
-        self.axes = tuple(a for a in axes if transports[a.name].size > 1)
-        self.transports, self.plan = transports, None
+        self.attention, self.exchange, self.parts = attention, exchange, parts
+        self.all, self.transports, self.plan = axes, transports, None
+        cut = [a.name for a in axes if a.ranks[0] not in attention.cascade.over]
+        if parts is not None and len(cut) != 1:
+            raise ValueError(f"{attention.name}: parts are those of one axis of positions, found {', '.join(cut) or 'none'}")
+        self.at = {a.name: self._at(a) for a in axes}
+        self.axes = tuple(a for a in axes if self.at[a.name].size > 1)
         self.evaluate = evaluate or self._evaluate
         self.kept: Recent[Any, Any] = Recent(1024)
 
     plan: Layout | None
 
+    def _at(self, axis: Axis) -> At:
+        """Where this device is along an axis: its first part, where there are more parts than devices."""
+        t = self.transports[axis.name]
+        if self.parts is None or axis.ranks[0] in self.attention.cascade.over:
+            return At(t.rank, t.size)
+        if self.parts < 1 or self.parts % t.size:
+            raise ValueError(
+                f"{self.attention.name}: parts={self.parts} do not go evenly to the {t.size} devices of `{axis.name}`"
+            )
+        return At(t.rank * (self.parts // t.size), self.parts)
+
     def on(self, plan: Layout) -> Sharded:
         """The same, whose devices hold what the layout says."""
-        out = Sharded(self.attention, self.all, self.transports, self.exchange, self.evaluate)
+        out = Sharded(self.attention, self.all, self.transports, self.exchange, self.evaluate, self.parts)
         out.plan, out.kept, out.mesh = plan, self.kept, self.mesh
         return out
 
@@ -134,7 +160,7 @@ class Sharded:
             named = dict(zip(c.outs, made if isinstance(made, tuple) else (made,), strict=True))
             return _returned([*dtensors().whole(c, self.all, self.mesh, found, named).values()])
         here, inputs = self.asked(c, args, given)
-        outs = programs.run(c, self.chosen(c, here, inputs), here, inputs)
+        outs = splitting.run(c, self.chosen(c, here, inputs), here, self.transports, inputs)
         precision = binding.precision_of(c, tensors(inputs))
         return _returned([outs[n].to(precision) if has_features(c, n) else outs[n] for n in c.outs])
 
@@ -172,7 +198,7 @@ class Sharded:
         scan = chunk.scan_of(self.attention.cascade) is not None
         made = [
             x
-            for x in layouts.candidates(total, transport.size, live, tile)
+            for x in layouts.candidates(total, self.at[axis.name].size, live, tile)
             if kind in (None, x[0]) and (not scan or x[0] == "contiguous")
         ]
         if not made:
@@ -208,7 +234,7 @@ class Sharded:
             layouts[axis.name] = self._layout(c, axis, held, told[axis])
         whole = {n: torch.empty(shapes[n], dtype=x.dtype, device="meta") for n, x in found.items()}
         sizes: Mapping[str, int] = binding.sizes(c, whole)  # type: ignore[assignment]  # nothing is traced here
-        here = Here(self.transports, layouts, sizes, self.evaluate, accumulation(found.values()), training, self.kept)
+        here = Here(self.at, layouts, sizes, self.evaluate, accumulation(found.values()), training, self.kept)
         for axis in self.axes:
             self._grouped(c, axis, here, told[axis])
         return here
@@ -241,18 +267,28 @@ class Sharded:
                     f"{c.name}: devices hold {list(counts[source[size]])} entries of {size} in {source[size]}, and {list(counts[n])} in {n}"
                 )
             source.setdefault(size, n)
-            made = self.plan.rows(axis.name, sum(counts[n])) if self.plan is not None else contiguous(counts[n])
-            if [len(r) for r in made] != list(counts[n]):
-                raise ValueError(
-                    f"{c.name}: by the layout devices hold {[len(r) for r in made]} entries of {n}, found {list(counts[n])}"
-                )
+            made, said = self._parts(axis, counts[n])
+            each = len(made) // len(counts[n])
+            holding = [sum(map(len, made[d * each : (d + 1) * each])) for d in range(len(counts[n]))]
+            if holding != list(counts[n]):
+                raise ValueError(f"{c.name}: {said} devices hold {holding} entries of {n}, found {list(counts[n])}")
             out.setdefault(size, self.kept.setdefault(("rows", axis.name, self.plan, tuple(counts[n])), made))
         return out
+
+    def _parts(self, axis: Axis, counts: Sequence[int]) -> tuple[Sequence[routes.Rows], str]:
+        """The rows of every part of so many entries of the devices, and what says so."""
+        if self.plan is not None:
+            return self.plan.rows(axis.name, sum(counts)), "by the layout"
+        if self.parts is None or axis.ranks[0] in self.attention.cascade.over:
+            return contiguous(counts), ""
+        return contiguous(even(sum(counts), self.parts)), f"in {self.parts} parts"
 
     def _told(self, c: Cascade, axis: Axis, mine: Mapping[str, int], found: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
         """How many entries of every input each device holds. Raises ExchangeError where they were called differently."""
         transport = self.transports[axis.name]
-        called = hashlib.sha256(repr((c.digest, axis, self.exchange, [_kind(x) for x in found.values()])).encode()).digest()
+        called = hashlib.sha256(
+            repr((c.digest, axis, self.exchange, self.parts, [_kind(x) for x in found.values()])).encode()
+        ).digest()
         words = [int.from_bytes(called[:7], "little"), *mine.values()]
         known = ("told", axis, transport.rank, tuple(words), self.plan)
         if self.plan is not None and known in self.kept:
@@ -295,12 +331,14 @@ class Sharded:
     def _least(self, c: Cascade, n: int, found: Sequence[Sequence[Exchange]], here: Here, inputs: Values) -> Exchange:
         if len(found[n]) == 1 or self.axes[n].ranks[0] in c.over:
             return found[n][0]
-        return min(found[n], key=lambda e: self.bytes(c, here, inputs, n, e).most)
+        return min(found[n], key=lambda e: self.bytes(c, here, inputs, n, e, apart=True).most)
 
-    def bytes(self, c: Cascade, here: Here, inputs: Values, n: int, exchange: Exchange) -> Count:
-        """The bytes of every link of an axis, with that exchange there."""
+    def bytes(self, c: Cascade, here: Here, inputs: Values, n: int, exchange: Exchange, apart: bool = False) -> Count:
+        """The bytes of every link of an axis, with that exchange there; ``apart``: with every part on a device of its own."""
         axes = [(a, exchange if k == n else "columns") for k, a in enumerate(self.axes)]
-        return counted(c, axes, here, inputs, self.axes[n].name)
+        name = self.axes[n].name
+        transports = {**self.transports, name: Counting(*self.at[name])} if apart else self.transports
+        return counted(c, axes, here, transports, inputs, name)
 
     # -- running what is local -----------------------------------------------------------------------------------------------------
 

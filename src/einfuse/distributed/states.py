@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from einfuse.distributed import routes
-from einfuse.distributed.exchange import moved, once, tied
+from einfuse.distributed.exchange import once, tied
 from einfuse.distributed.here import Axis, Here, Values, consecutive, device_of, only, size_of
-from einfuse.distributed.inner import Inner
 from einfuse.distributed.inputs import arrived
+from einfuse.distributed.steps import Inner, Move, Program
 from einfuse.ir import Cascade, SpecError
 from einfuse.ir.passes import shard, split
 
@@ -23,22 +23,23 @@ def rank_of(c: Cascade, axis: Axis) -> str:
     return found.rank
 
 
-def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> dict[str, torch.Tensor]:
+def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> Program:
     """The outputs, whole."""
-    transport = here.transports[axis.name]
+    at = here.at[axis.name]
     rank, held = axis.ranks[0], shard.held(c, axis.ranks)
     rows = here.layouts[axis.name][size_of(c, rank)]
-    listed, mine, device = not all(map(consecutive, rows)), rows[transport.rank], device_of(inputs)
+    listed, mine, device = not all(map(consecutive, rows)), rows[at.rank], device_of(inputs)
     local = here.memo(("local", c.digest, rank, listed), lambda: shard.run(c, rank, listed, held))
     found = here.memo(("split", c.digest, rank, listed), lambda: split.run(local.cascade))
-    given = arrived(c, axis, here, inputs, local, mine)
+    given = yield from arrived(c, axis, here, inputs, local, mine)
     values = given.values
     values[found.partial.inputs[-1].name] = torch.tensor([[0, len(mine)]], device=device)
     known = here.sized(**{local.rows: len(mine), split.PARTS: 1})
-    states = inner(found.partial, only(found.partial, values), known, "partial")
-    at = len(c.over)
-    side = dict.fromkeys(states, routes.stacked(transport.size, at))
-    every = moved(transport, f"states of {c.name}", states, side, given.anchors)
+    states = yield from inner(found.partial, only(found.partial, values), known, "partial")
+    side = dict.fromkeys(states, routes.stacked(at.size, len(c.over)))
+    every = yield Move(axis.name, f"states of {c.name}", states, side, given.anchors)
     more = {found.held[n]: x for n, x in every.items()} | split.constants(found.sizes, known.sizes)
-    merged = inner(found.merged, only(found.merged, {**values, **more}), known.sized(**{split.PARTS: transport.size}), "states")
-    return tied({n: once(transport, merged[n]) for n in c.outs}, [*given.waiting, *every.values()])
+    merged = yield from inner(
+        found.merged, only(found.merged, {**values, **more}), known.sized(**{split.PARTS: at.size}), "states"
+    )
+    return tied({n: once(at.rank == 0, merged[n]) for n in c.outs}, [*given.waiting, *every.values()])

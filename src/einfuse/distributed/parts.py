@@ -1,0 +1,100 @@
+"""One device as several: the parts of a sequence that it holds, whose programs run side by side and make each exchange together.
+
+So many parts make the same numbers on any devices: a part computes what it would on a device of its own, from the same tensors, and what
+parts bring is added up in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from einfuse.distributed import programs
+from einfuse.distributed.exchange import moved, shared
+from einfuse.distributed.here import At, Axis, Here, Values, axes_of, tensors
+from einfuse.distributed.steps import Move, Program, Share, Step
+from einfuse.distributed.transport import Transport
+from einfuse.ir import Cascade
+from einfuse.ir.passes.shard import held
+
+Transports = Mapping[str, Transport]
+Made = dict[str, torch.Tensor]
+
+
+def run(c: Cascade, axes: Sequence[programs.Route], here: Here, transports: Transports, inputs: Values) -> Made:
+    """The outputs of this device: those of its parts, one after the other."""
+    axis = next((a for a, _ in axes if here.at[a.name].size > transports[a.name].size), None)
+    if axis is None:
+        return _lockstep([programs.run(c, axes, here, inputs)], transports, None)[0]
+    own = of_device(here.at[axis.name].size, transports[axis.name])
+    at = [{**here.at, axis.name: At(p, here.at[axis.name].size)} for p in own]
+    given = _cut(c, axis, here, inputs, own)
+    made = _lockstep(
+        [programs.run(c, axes, replace(here, at=a), x) for a, x in zip(at, given, strict=True)], transports, axis.name
+    )
+    out = {}
+    for n in c.outs:
+        along = next((k for k, r in enumerate(axes_of(c, n)) if r in axis.ranks), None)
+        out[n] = made[0][n] if along is None else torch.cat([x[n] for x in made], along)
+    return out
+
+
+def of_device(count: int, transport: Transport) -> range:
+    """Those of so many parts that a device holds."""
+    each = count // transport.size
+    return range(transport.rank * each, (transport.rank + 1) * each)
+
+
+def _cut(c: Cascade, axis: Axis, here: Here, inputs: Values, own: range) -> list[Values]:
+    """The inputs of every part: of those that lie along the axis its own rows, laid out as they would be on a device of its own."""
+    out = [dict(inputs) for _ in own]
+    for n, a in held(c, axis.ranks).items():
+        rows = here.rows(axis, c.input(n).given[0][a])
+        for values, x in zip(out, tensors(inputs)[n].split([len(rows[p]) for p in own], a), strict=True):
+            values[n] = x.contiguous()
+    return [*out]
+
+
+def _lockstep(running: Sequence[Program], transports: Transports, axis: str | None) -> list[Made]:
+    """What every program returns, all of which make the same steps; ``axis`` is that of the parts."""
+    found: Sequence[Made | None] = [None] * len(running)
+    while True:
+        steps, done = list[Step](), list[Made]()
+        for p, x in zip(running, found, strict=True):
+            try:
+                steps.append(next(p) if x is None else p.send(x))
+            except StopIteration as end:
+                done.append(end.value)
+        if not steps:
+            return done
+        assert not done, "parts make the same steps"
+        found = _performed(steps, transports, axis)
+
+
+def _performed(steps: Sequence[Step], transports: Transports, axis: str | None) -> list[Made]:
+    """A step of every part in one exchange: between the parts, or with other devices that have the same parts."""
+    first, transport = steps[0], transports[steps[0].axis]
+    if first.axis == axis or len(steps) == 1:
+        own = [s.tensors for s in steps]
+        if isinstance(first, Share):
+            return shared(transport, first.name, own)
+        return moved(transport, first.name, own, first.along, [x for s in steps if isinstance(s, Move) for x in s.anchors])
+    if isinstance(first, Share):
+        return _shared_once(steps, transport)
+    moves = [s for s in steps if isinstance(s, Move)]
+    given = {f"{k:04d} {n}": s.tensors[n] for k, s in enumerate(moves) for n in s.along}
+    along = {f"{k:04d} {n}": r for k, s in enumerate(moves) for n, r in s.along.items()}
+    found = moved(transport, first.name, [given], along, [x for s in moves for x in s.anchors])[0]
+    return [{n: found[f"{k:04d} {n}"] for n in s.along} for k, s in enumerate(moves)]
+
+
+def _shared_once(steps: Sequence[Step], transport: Transport) -> list[Made]:
+    """What several parts have is one tensor, of which there is one sum."""
+    known: dict[int, tuple[str, torch.Tensor]] = {}
+    for s in steps:
+        for n in sorted(s.tensors):
+            known.setdefault(id(s.tensors[n]), (f"{len(known):04d}", s.tensors[n]))
+    found = shared(transport, steps[0].name, [dict(known.values())])[0]
+    return [{n: found[known[id(x)][0]] for n, x in s.tensors.items()} for s in steps]
