@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
+from devices import meeting, on_all, oracle
 
 import einfuse
-from einfuse.distributed import shard
+from einfuse.distributed import Sharded, shard
+from einfuse.distributed.here import Axis
 from einfuse.ir import SpecError
 
 
@@ -83,3 +86,20 @@ def test_names_are_looked_at_first() -> None:
 def test_results_of_other_rows_are_handed_on_between_kernels() -> None:
     with pytest.raises(AssertionError, match="a process group was touched"):
         shard(einfuse.compile(SHIFT), Mesh(), i="seq")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("exchange", "ranks"), [("columns", ("i", "j")), ("heads", ("i", "j")), ("states", ("j",))])
+def test_a_gradient_has_no_derivative(exchange: Any, ranks: tuple[str, ...]) -> None:
+    """On every device, also that without rows, and before anything is exchanged."""
+    meet = meeting(2)
+
+    def device(rank: int) -> None:
+        q = torch.randn(1, 2, 3 if ranks == ("j",) else 3 * rank, 4, requires_grad=True)
+        k = torch.randn(1, 2, 3 * rank, 4, requires_grad=True)
+        transports = {"seq": meet.of(rank)}
+        sharded = Sharded(einfuse.compile("full"), (Axis("seq", ranks),), transports, exchange, evaluate=oracle)  # type: ignore[arg-type]
+        (g,) = torch.autograd.grad(sharded(q, k, k).sum(), q, create_graph=True)  # type: ignore[union-attr]  # one output
+        with pytest.raises(NotImplementedError, match="the gradient of a sharded attention has no derivative"):
+            g.square().sum().backward()
+
+    on_all(2, device)

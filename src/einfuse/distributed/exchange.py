@@ -6,11 +6,11 @@ order of the parts, whichever devices they are on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from einfuse.distributed import routes
 from einfuse.distributed.routes import Route
@@ -72,6 +72,36 @@ def _rows(xs: Sequence[Any], count: int) -> list[Sequence[Any]]:
     return [xs[k * each : (k + 1) * each] for k in range(count)]
 
 
+class _Last(torch.autograd.Function):
+    """Gradients as they are, which have none themselves. A second backward meets it before any exchange, on every device."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: torch.Tensor, *gs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(g.view_as(g) for g in gs)
+
+    @staticmethod
+    def backward(ctx: Any, *gs: torch.Tensor) -> tuple[None, ...]:
+        raise NotImplementedError(
+            "einfuse.distributed: the gradient of a sharded attention has no derivative; take it of the attention on one device"
+        )
+
+
+def _no_further(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """A backward whose gradients are `_Last`, where they may be differentiated."""
+
+    @functools.wraps(backward)
+    def inside(ctx: Any, *gs: torch.Tensor) -> tuple[Any, ...]:
+        with torch.no_grad():
+            found = backward(ctx, *gs)
+        if not torch.is_grad_enabled():
+            return found
+        anchor = torch.empty(0, requires_grad=True)
+        last = iter(_Last.apply(anchor, *(x for x in found if isinstance(x, torch.Tensor))))  # type: ignore[no-untyped-call]
+        return tuple(next(last) if isinstance(x, torch.Tensor) else x for x in found)
+
+    return inside
+
+
 class _Moved(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -85,7 +115,7 @@ class _Moved(torch.autograd.Function):
         return tuple(y for own in outs for y in own)
 
     @staticmethod
-    @once_differentiable
+    @_no_further
     def backward(ctx: Any, *given: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gs, needs = _rows(given, ctx.parts), _rows(ctx.needs_input_grad[5 : 5 + len(given)], ctx.parts)
         every = range(len(ctx.along))
@@ -108,7 +138,7 @@ class _Shared(torch.autograd.Function):
         return tuple(x.view_as(x) for x in xs)
 
     @staticmethod
-    @once_differentiable
+    @_no_further
     def backward(ctx: Any, *gs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         found = routes.summed(ctx.transport, ctx.name, _rows(gs, ctx.parts))
         return (None, None, None, *found, *[None] * (len(gs) - len(found)))  # one sum for what is one tensor in all parts
@@ -121,7 +151,7 @@ class _Once(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    @once_differentiable
+    @_no_further
     def backward(ctx: Any, *gs: torch.Tensor) -> tuple[None, torch.Tensor]:
         (g,) = gs
         return None, g if ctx.first else torch.zeros_like(g)
@@ -134,6 +164,6 @@ class _Tied(torch.autograd.Function):
         return tuple(x.view_as(x) for x in xs[:count])
 
     @staticmethod
-    @once_differentiable
+    @_no_further
     def backward(ctx: Any, *gs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return (None, *gs, *(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.rest))
