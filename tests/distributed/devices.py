@@ -20,6 +20,8 @@ from einfuse.runtime.attention import Attention
 from einfuse.runtime.recent import Recent
 
 T = TypeVar("T")
+SCANS = ("delta", "gated_delta", "gla", "hedgehog", "joint", "linear", "mamba", "packed_linear", "performer", "retention")
+SCANS += ("retnet", "rwkv6", "ssd", "window_linear", "lmu", "stack")
 
 
 class Meeting:

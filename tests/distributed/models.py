@@ -119,3 +119,35 @@ def layered(rank: int, size: int, given: Mapping[str, Any]) -> dict[str, Any]:
     with replace_sdpa("torch"):
         found["after"] = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     return found
+
+
+def encoder() -> torch.nn.Module:
+    """Two layers of torch's own, the same in every process."""
+    torch.manual_seed(2)
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    return torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+
+def beside_fsdp(rank: int, size: int, given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Outputs of this process and whole gradients: parameters lie along ``dp``, which has a sequence each, and sequences along ``seq``."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import parallelize_module
+
+    from einfuse.distributed.style import AlongSequence
+
+    mesh = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("dp", "seq"))
+    model: Any = encoder()
+    parallelize_module(model, mesh["seq"], {"layers.*.self_attn": AlongSequence()})
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh["dp"])
+    fully_shard(model, mesh=mesh["dp"])
+    one, rows = rank // (size // 2), rows_of(given["tokens"].shape[1], given["counts"])[rank % (size // 2)]
+    with replace_sdpa("torch"):
+        out = model(given["tokens"][one : one + 1, rows])
+        (out * given["weight"][one : one + 1, rows]).sum().backward()
+    gradients = {n: 2 * p.grad.full_tensor() for n, p in model.named_parameters()}  # FSDP takes the mean
+    for g in gradients.values():
+        dist.all_reduce(g, group=mesh.get_group("seq"))
+    return {"rows": rows, "out": out.detach(), **gradients}

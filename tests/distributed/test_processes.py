@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import SCANS
 from processes import Pool, rows_of
 from work import along, given_to, on_device, page, part, placed, trained, weights_of
 
@@ -18,13 +19,17 @@ CASES: list[tuple[str, str | None, tuple[str, ...], torch.dtype, tuple[int, ...]
     ("causal", "columns", ("i", "j"), torch.float32, (4, 5, 4)),
     ("causal", "heads", ("i", "j"), torch.float32, (4, 5, 4)),
     ("causal", "states", ("j",), torch.float32, (4, 5, 4)),
+    ("causal", "columns", ("i", "j"), torch.bfloat16, (4, 5, 4)),
+    ("causal", "heads", ("i", "j"), torch.bfloat16, (4, 5, 4)),
     ("causal", None, ("i", "j"), torch.bfloat16, (13, 0, 0)),
     ("sliding_window", "columns", ("i", "j"), torch.float32, (2, 0, 11)),
     ("document", "columns", ("i", "j"), torch.float32, (4, 5, 4)),
     ("alibi", "columns", ("i", "j"), torch.float32, (6, 6, 1)),
     ("alibi", "states", ("j",), torch.bfloat16, (6, 6, 1)),
     ("sink", "states", ("j",), torch.float32, (1, 1, 11)),
+    ("alibi", "heads", ("i", "j"), torch.float32, (1, 1, 0)),  # fewer tokens than devices
     ("entmax15", "columns", ("i", "j"), torch.float32, (4, 5, 4)),
+    ("lssar", "columns", ("i", "j"), torch.float32, (4, 5, 4)),
     ("talking_heads", "columns", ("i", "j"), torch.float32, (4, 5, 4)),
     ("gated_delta", "prefix", ("i",), torch.float32, (4, 5, 4)),
     ("mamba", "prefix", ("i",), torch.float32, (0, 7, 6)),
@@ -38,9 +43,32 @@ CASES: list[tuple[str, str | None, tuple[str, ...], torch.dtype, tuple[int, ...]
 def test_three_processes_are_one(
     devices: Pool, name: str, exchange: str | None, ranks: tuple[str, ...], dtype: torch.dtype, counts: tuple[int, ...]
 ) -> None:
-    attention, shape = einfuse.compile(name), Shape(1, 8, 13, 13, (8, 8), 4)
+    n = sum(counts)
+    check(devices, name, exchange, ranks, dtype, counts, Shape(1, 8, n, n, (8, 8), 4), 2e-5 if dtype == torch.float32 else 4e-2)
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_scans_hand_on_their_states(devices: Pool, name: str) -> None:
+    """As written and in float64: of processes it is asked that states and their gradients arrive."""
+    check(devices, name, "prefix", ("i",), torch.float64, (4, 0, 5), Shape(1, 2, 9, 9, (4, 2), 2), 1e-12, written=True)
+
+
+def check(
+    devices: Pool,
+    name: str,
+    exchange: str | None,
+    ranks: tuple[str, ...],
+    dtype: torch.dtype,
+    counts: tuple[int, ...],
+    shape: Shape,
+    error: float,
+    written: bool = False,
+) -> None:
+    """Outputs and gradients of all processes beside those of the cascade as written."""
+    attention = einfuse.compile(name)
     c, place = attention.cascade, held(attention.cascade, ranks)
-    made = devices.run(on_device, name=name, exchange=exchange, ranks=ranks, dtype=dtype, counts=counts, shape=shape)
+    asked = {"name": name, "exchange": exchange, "ranks": ranks, "dtype": dtype, "counts": counts, "shape": shape}
+    made = devices.run(on_device, **asked, written=written)
     given = given_to(c, shape, dtype)
     floats = {n: x.double().requires_grad_() for n, x in given.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
     leaves = {**given, **floats}
@@ -53,7 +81,6 @@ def test_three_processes_are_one(
     for n, x in floats.items():
         truth[f"d{n}"] = torch.zeros_like(x) if x.grad is None else x.grad
         places[f"d{n}"] = place.get(n)
-    error = 2e-5 if dtype == torch.float32 else 4e-2
     for rank, found in enumerate(made):
         for n, x in found.items():
             expected = part(truth[n].detach(), places[n], rows_of(truth[n].shape[places[n] or 0], counts), rank)

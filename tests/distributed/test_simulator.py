@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from devices import parts, whole_and_parts
+from devices import SCANS, parts, whole_and_parts
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -68,10 +68,6 @@ def test_a_drawn_attention(data: st.DataObject, text: str, devices: int) -> None
 @given(st.data(), selections(), st.integers(2, 3))
 def test_a_drawn_attention_that_chooses(data: st.DataObject, text: str, devices: int) -> None:
     check(data.draw, einfuse.compile(text), devices)  # type: ignore[arg-type]
-
-
-SCANS = ("delta", "gated_delta", "gla", "hedgehog", "joint", "linear", "mamba", "packed_linear", "performer", "retention")
-SCANS += ("retnet", "rwkv6", "ssd", "window_linear", "lmu", "stack")
 
 
 @pytest.mark.parametrize("name", SCANS)

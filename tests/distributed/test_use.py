@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models import TOKENS, batch, layered, llama, over, step
-from processes import Pool
+from models import TOKENS, batch, beside_fsdp, encoder, layered, llama, over, step
+from processes import Pool, pool
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional
 
@@ -59,6 +59,25 @@ def test_torchs_function_over_devices(devices: Pool) -> None:
         assert f"found {len(rows)} queries beside 9 keys" in found["cache"]
         assert found["flex"].startswith("einfuse.distributed.use: flex_attention would see this device's tokens alone")
         assert "flash_attn_func" in found["flash"]
+
+
+def test_beside_fsdp() -> None:
+    """Two sequences, each over two processes, and every parameter in halves."""
+    tokens, weight = torch.randn(2, 2, 9, 8, generator=torch.Generator().manual_seed(4)).unbind()
+    model = encoder()
+    expected = model(tokens)
+    (expected * weight).sum().backward()
+    devices = pool(4)
+    try:
+        made = devices.run(beside_fsdp, tokens=tokens, weight=weight, counts=(4, 5))
+    finally:
+        devices.close()
+    for rank, found in enumerate(made):
+        torch.testing.assert_close(
+            found["out"], expected.detach()[rank // 2 : rank // 2 + 1, found["rows"]], atol=1e-5, rtol=1e-5
+        )
+        for n, p in model.named_parameters():
+            torch.testing.assert_close(found[n], p.grad, atol=1e-4, rtol=1e-4, msg=n)
 
 
 def test_an_axis_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

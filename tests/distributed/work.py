@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from devices import oracle
 from processes import rows_of
 
 import einfuse
@@ -37,7 +38,7 @@ def along(c: Cascade, ranks: tuple[str, ...], name: str) -> int | None:
 
 
 def on_device(rank: int, size: int, given: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Outputs and gradients of one device, of two calls, which have to be the same bits."""
+    """Outputs and gradients of one device, of two calls that have to be the same bits. ``written``: by the cascade as written."""
     from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
     from einfuse.distributed import shard
@@ -46,6 +47,8 @@ def on_device(rank: int, size: int, given: Mapping[str, Any]) -> dict[str, torch
     c, ranks, shape = attention.cascade, given["ranks"], given["shape"]
     mesh: DeviceMesh = init_device_mesh("cpu", (size,), mesh_dim_names=("seq",))
     sharded = shard(attention, mesh, exchange=given["exchange"], **dict.fromkeys(ranks, "seq"))
+    if given.get("written"):
+        sharded.evaluate = oracle
     place = held(c, ranks)
     found: dict[str, torch.Tensor] = {}
     for _ in range(2):
