@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from einfuse.ir import Cascade
+from einfuse.ir.expr import size
 from einfuse.ir.interpreter import evaluate_indices
 from einfuse.ir.passes import routed, split
 from einfuse.ir.ranking import members
@@ -36,7 +37,6 @@ def by_groups(
 ) -> Iterator[Node]:
     """The launches of a cascade over groups of the rows that the lists name in place of its ``table``."""
     groups, first, second = made
-    c = found.cascade
     lists = _Lists.of(table, found, given, backend)
     over, rows, span = lists.over, lists.length, lists.span
     lanes, count = len(lists.index), -(-rows * lists.slots // TILE) + span
@@ -66,9 +66,11 @@ def by_groups(
     tables |= {groups.at[found.chosen]: (lanes, count), groups.at[found.rows]: (lanes, count, TILE)}
     known = given.more({n: torch.empty(s, dtype=torch.int32, device="meta") for n, s in tables.items()}, sizes)
     yield first.kernel(groups.cascade, known, backend, {y: Output(s, wide) for y, s in shapes.items()}, states, placed=True)
-    axis = len(c.over)
-    yield of_rows({n: f"{n} of rows" for n in states.values()}, axis, rows)
-    held = {groups.held[y]: torch.empty(s, dtype=wide, device="meta").narrow(axis, 0, rows) for y, s in shapes.items()}
+    axes = {states[p.name]: p.axes.index(size(groups.room)) for p in groups.cascade.places}
+    yield of_rows(axes, rows)
+    held = {
+        groups.held[y]: torch.empty(s, dtype=wide, device="meta").narrow(axes[states[y]], 0, rows) for y, s in shapes.items()
+    }
     names = {groups.held[y]: f"{n} of rows" for y, n in states.items()}
     if any(t.name == table for t in groups.finalise.inputs):  # a condition of an output, too
         names[table] = f"table of {table}"
@@ -155,10 +157,10 @@ def tables_of(names: Mapping[str, str], spans: Mapping[str, int]) -> Host:
     return Host("make tables", tuple(names), tuple(names.values()), do)
 
 
-def of_rows(names: Mapping[str, str], axis: int, rows: int) -> Host:
-    """States [.., room, ..] as those of the rows [.., rows, ..] alone."""
+def of_rows(axes: Mapping[str, int], rows: int) -> Host:
+    """States with room along an axis each as those of the rows alone, which are named as theirs "of rows"."""
 
     def do(tensors: Tensors, call: Given) -> None:
-        tensors |= {mine: tensors[n].narrow(axis, 0, rows) for n, mine in names.items()}
+        tensors |= {f"{n} of rows": tensors[n].narrow(axis, 0, rows) for n, axis in axes.items()}
 
-    return Host("rows of states", tuple(names), tuple(names.values()), do)
+    return Host("rows of states", tuple(axes), tuple(f"{n} of rows" for n in axes), do)

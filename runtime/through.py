@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from einfuse.ir import Cascade, SpecError
-from einfuse.ir.expr import index, reads
+from einfuse.ir.expr import index, reads, size
 from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes import lift, routed, split, through
 from einfuse.ir.ranking import members
@@ -256,7 +256,8 @@ class Driving(Program):
             self.made[key] = made, Program(made.partial, self.strict, wide=True), Program(made.merged, self.strict, self.wide)
         made, first, second = self.made[key]
         numbers = {**given.numbers, **split.constants(made.sizes, given.sizes)}
-        width = sum(math.prod(x.shape[2:]) for x in self._states(first, made, given, 1).values())
+        width = sum(math.prod(x.shape) // TILE for x in self._states(first, made, given, 1).values())
+        row = _axes(made.partial, found.rows)
         yield room(outs)
         for n, window in enumerate(lists.windows(max(1, MOST // max(1, lists.slots * width)))):
             groups, chunks = lists.groups(window.rows) * window.points, -(-window.rows // CHUNK) * window.points
@@ -268,9 +269,9 @@ class Driving(Program):
             states = self._states(first, made, known, groups)
             own = {x: f"{x} part {n}" for x in states}
             yield first.kernel(made.partial, known, backend, states, at | own)
-            held = {made.held[x]: y.described().flatten(0, 1) for x, y in states.items()}
+            held = {made.held[x]: y.described().movedim(row[x], 1).flatten(0, 1) for x, y in states.items()}
             flat = {made.held[x]: f"{made.held[x]} {n}" for x in states}
-            yield _flattened({own[x]: flat[made.held[x]] for x in states})  # one axis for all pairs
+            yield _flattened({own[x]: flat[made.held[x]] for x in states}, {own[x]: row[x] for x in states})
             merging = replace(known.more(held, {made.chunks: chunks, made.pairs: groups * TILE}), numbers=numbers)
             yield second.kernel(made.merged, merging, backend, outs, of | flat, placed=True)
 
@@ -303,8 +304,10 @@ class Driving(Program):
         made, first, second = turning
         wide = accumulation(given.tensors.values())
         axes = {y: first.cascade.input(made.held[y]).axes for y in made.gives}
-        rest = [math.prod(int(evaluate(a, given.sizes)) for a in x[len(lists.over) + 1 :]) for x in axes.values()]
-        lanes = lists.lanes(2 * sum(rest) * wide.itemsize, backend.workers(given.device))
+        row = {y: x.index(size(made.room)) for y, x in axes.items()}
+        one = {**given.sizes, made.room: 1}
+        each = [math.prod(int(evaluate(a, one)) for a in x[len(lists.over) :]) for x in axes.values()]
+        lanes = lists.lanes(2 * sum(each) * wide.itemsize, backend.workers(given.device))
         count, turns, rows = lists.points * lanes, lists.turns(-(-lists.rows // lanes)), lists.rows + lanes
         yield lists.in_turns(lanes, made, functools.partial(backend.by_block, folder=cache.folder() / backend.name))
         sizes = {**given.sizes, made.lanes: count, made.turns: turns, made.room: rows}
@@ -323,12 +326,11 @@ class Driving(Program):
         next_ = {made.gives[y]: Output(s, wide) for y, s in shapes.items()}
         names = {made.gives[y]: n for y, n in states.items()} | {made.held[y]: n for y, n in states.items()}
         yield first.kernel(made.cascade, given.more(more, sizes), backend, next_, names, placed=True)
-        flat = {y: f"{y} of rows" for y in shapes}
-        yield of_rows({states[y]: n for y, n in flat.items()}, len(lists.over), lists.rows)
-        held = {made.held[y]: more[made.held[y]].narrow(len(lists.over), 0, lists.rows) for y in shapes}
+        yield of_rows({states[y]: row[y] for y in shapes}, lists.rows)
+        held = {made.held[y]: more[made.held[y]].narrow(row[y], 0, lists.rows) for y in shapes}
         numbers = {**given.numbers, **split.constants(made.sizes, given.sizes)}
         finishing = replace(given.more(held), numbers=numbers)
-        yield second.kernel(made.finalise, finishing, backend, outs, {made.held[y]: n for y, n in flat.items()})
+        yield second.kernel(made.finalise, finishing, backend, outs, {made.held[y]: f"{n} of rows" for y, n in states.items()})
 
     # -- blocks of rows that are listed -------------------------------------------------------------------------------------------
 
@@ -341,13 +343,14 @@ class Driving(Program):
         ints = dict.fromkeys((*made.at.values(), made.first, made.count), (groups,)) | {made.columns: (pairs,)}
         tables = {n: torch.empty(s, dtype=torch.int32, device="meta") for n, s in ints.items()}
         known = given.more(tables, {made.groups: groups, made.pairs: pairs})
-        ranks = {x.target: len(x.ranks) for x in made.cascade.body if isinstance(x, Einsum)}
-        inner = {n: x.shape[len(lists.over) + 1 :] for n, x in outs.items()}
-        assert all(len(inner[n]) + 1 == ranks[n] for n in outs), "a row of an output is a row of a block"
-        blocks = {n: Output((groups, found.width, *inner[n]), x.dtype) for n, x in outs.items()}
+        row, over = _axes(made.cascade, found.rows), len(lists.over)
+        shapes = {n: [groups, *x.shape[over:]] for n, x in outs.items()}
+        for n in outs:
+            shapes[n][row[n]] = found.width
+        blocks = {n: Output(tuple(shapes[n]), x.dtype) for n, x in outs.items()}
         names = {n: f"blocks of {n}" for n in outs}
         yield self.kernel(made.cascade, known, backend, blocks, names)
-        yield _unblocked(names, {n: x.shape for n, x in outs.items()}, len(lists.over))
+        yield _unblocked(names, {n: x.shape for n, x in outs.items()}, row, over)
 
 
 def _of_rows(cascade: Cascade) -> bool:
@@ -355,21 +358,28 @@ def _of_rows(cascade: Cascade) -> bool:
     return sum(r.is_sequence and r.name not in cascade.over for r in cascade.ranks) < 2
 
 
-def _unblocked(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], over: int) -> Host:
-    """Outputs by blocks [groups, width, ..] as those of all rows [.., rows, ..]."""
+def _axes(cascade: Cascade, rows: str) -> dict[str, int]:
+    """The axis of the rows of every output that has them, behind the one axis of groups."""
+    bodies = {x.target: x.ranks for x in cascade.body if isinstance(x, Einsum)}
+    return {n: 1 + bodies[n].index(rows) for n in cascade.outs}
+
+
+def _unblocked(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], row: Mapping[str, int], over: int) -> Host:
+    """Outputs by blocks [groups, .., width, ..] as those of all rows [.., rows, ..]."""
 
     def do(tensors: Tensors, call: Given) -> None:
         for n, blocks in names.items():
-            shape = shapes[n]
-            tensors[n] = tensors[blocks].view(*shape[:over], -1, *shape[over + 1 :]).narrow(over, 0, shape[over])
+            shape, axis = shapes[n], over - 1 + row[n]
+            found = tensors[blocks].unflatten(0, (*shape[:over], -1)).movedim(over, axis).flatten(axis, axis + 1)
+            tensors[n] = found.narrow(axis, 0, shape[axis])
 
     return Host("rows of blocks", tuple(names.values()), tuple(names), do)
 
 
-def _flattened(names: Mapping[str, str]) -> Host:
-    """Parts [groups, tile, ..] as parts [pairs, ..]."""
+def _flattened(names: Mapping[str, str], row: Mapping[str, int]) -> Host:
+    """Parts [groups, .., tile, ..] as parts [pairs, ..]: one axis for all pairs."""
 
     def do(tensors: Tensors, call: Given) -> None:
-        tensors |= {flat: tensors[n].flatten(0, 1) for n, flat in names.items()}
+        tensors |= {flat: tensors[n].movedim(row[n], 1).flatten(0, 1) for n, flat in names.items()}
 
     return Host("parts of pairs", tuple(names), tuple(names.values()), do)

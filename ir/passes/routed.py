@@ -130,7 +130,7 @@ def run(found: Routed, tile: int) -> Groups:
     said = {found.atom: ex.call("<", lists[found.rows], size)}
     body = through.at_lists(cut.partial, lists, said, lambda e: bounds in ex.reads(e))
     states = through.of_rows(c, body, cut.states, found.rows)
-    axes = {y: through.roomy(cut, y, size, room) for y in states}
+    axes = {y: through.roomy(cut, y, ranks.index(found.rows), room) for y, ranks in states.items()}
     tables = [Tensor(at[r], (ex.size(lanes),), "int", made=True) for r in found.others]
     tables += [Tensor(at[found.chosen], (ex.size(lanes), ex.size(groups)), "int", made=True)]
     tables += [Tensor(at[found.rows], (ex.size(lanes), ex.size(groups), ex.const(tile)), "int", made=True)]

@@ -26,13 +26,13 @@ gathered, so that it is one product of matrices for each tile. Sums over the row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Place, Rank, Tensor
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Place, Rank, State, Tensor
 from einfuse.ir.passes import split, walk
 from einfuse.ir.rewrite import expressions, fresh, statements, taken
 
@@ -206,14 +206,16 @@ def _merged(
     here, row = ex.index(chunk), ex.load(of[found.rows], ex.index(chunk), ex.index(found.rows))
     lists = {r: ex.load(of[r], here) for r in c.over} | {found.rows: row}
     at = ex.load(place, here, ex.index(found.rows), ex.index(part))
-    held, ambient, size = {*cut.held.values()}, len(c.over) + 1, ex.size(c.rank(found.rows).size)
+    held, ambient = {n: y for y, n in cut.held.items()}, len(c.over) + 1
+    ranks = of_rows(c, statements(cut.partial), cut.states, found.rows)
 
-    def flat(axes: tuple[Expr, ...], own: Expr) -> tuple[Expr, ...]:
+    def flat(state: str, axes: tuple[Expr, ...]) -> tuple[Expr, ...]:
         """What is left of the axes of a part where its pair has been named."""
-        return tuple(a for a in axes[ambient:] if a != own)
+        own = ambient + ranks[held[state]].index(found.rows)
+        return axes[ambient:own] + axes[own + 1 :]
 
     def stored(e: Expr) -> Expr | None:
-        return replace(e, args=(at, *flat(e.args, row))) if e.op == "load" and e.name in held else None
+        return replace(e, args=(at, *flat(e.name, e.args))) if e.op == "load" and e.name in held else None
 
     known = ex.call(">=", at, ex.ZERO)
     body = []
@@ -225,7 +227,7 @@ def _merged(
     tables = [Tensor(of[r], (ex.size(chunks),), "int", made=True) for r in c.over]
     tables.append(Tensor(of[found.rows], (ex.size(chunks), ex.const(rows)), "int", made=True))
     tables.append(Tensor(place, (ex.size(chunks), ex.const(rows), ex.const(slots)), "int", made=True))
-    parts_of = (replace(t, axes=(ex.size(pairs), *flat(t.axes, size))) if t.name in held else t for t in merged.inputs)
+    parts_of = (replace(t, axes=(ex.size(pairs), *flat(t.name, t.axes))) if t.name in held else t for t in merged.inputs)
     return replace(
         merged,
         over=(chunk,),
@@ -261,7 +263,7 @@ def turns(found: Listed, tile: int, short: bool) -> Turns:
     tables = [Tensor(at[r], (ex.size(lanes),), "int", made=True) for r in c.over]
     tables += [Tensor(at[found.columns], (ex.size(lanes), ex.size(count)), "int", made=True)]
     tables += [Tensor(at[found.rows], (ex.size(lanes), ex.size(count), ex.const(tile)), "int", made=True)]
-    held = {y: Tensor(n, roomy(cut, y, size, room)) for y, n in cut.held.items()}
+    held = {y: Tensor(n, roomy(cut, y, ranks[y].index(found.rows), room)) for y, n in cut.held.items()}
     kept = tuple(t for t in cut.partial.inputs if t.name not in (bounds, found.atom.name))
     moved = replace(
         cut.partial,
@@ -282,7 +284,7 @@ def turns(found: Listed, tile: int, short: bool) -> Turns:
     return Turns(moved, cut.finalise, cut.held, gives, start, at, lanes, count, room, cut.sizes)
 
 
-def of_rows(c: Cascade, body: tuple[Einsum, ...], states: tuple[str, ...], rows: str) -> dict[str, tuple[str, ...]]:
+def of_rows(c: Cascade, body: Iterable[Einsum | State], states: tuple[str, ...], rows: str) -> dict[str, tuple[str, ...]]:
     """The ranks of every state. Raises SpecError where a row does not have it to itself."""
     ranks = {x.target: x.ranks for x in body if x.target in states}
     if any(rows not in r for r in ranks.values()):
@@ -290,10 +292,11 @@ def of_rows(c: Cascade, body: tuple[Einsum, ...], states: tuple[str, ...], rows:
     return ranks
 
 
-def roomy(cut: split.Split, state: str, rows: Expr, room: str) -> tuple[Expr, ...]:
-    """The axes of a state with room for more than all rows."""
+def roomy(cut: split.Split, state: str, row: int, room: str) -> tuple[Expr, ...]:
+    """The axes of a state with room for more than all rows, whose rank is its own one of number ``row``."""
     axes = next(t.axes for t in cut.finalise.inputs if t.name == cut.held[state])
-    return tuple(ex.size(room) if a == rows else a for a in axes)
+    at = len(cut.merge.over) + row
+    return (*axes[:at], ex.size(room), *axes[at + 1 :])
 
 
 def _joined(cut: split.Split, lists: Mapping[str, Expr], gives: Mapping[str, str], names: set[str]) -> list[Einsum]:
