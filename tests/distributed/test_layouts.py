@@ -109,6 +109,7 @@ def test_an_axis_that_could_be_several_is_named() -> None:
     [
         ("causal", "columns", ("i", "j")),
         ("document", "heads", ("i", "j")),
+        ("document", "rows", ("i", "j")),
         ("sliding_window", "columns", ("i", "j")),
         ("alibi", "states", ("j",)),
         ("gated_delta", "prefix", ("i",)),
@@ -163,6 +164,22 @@ def test_explain_says_what_was_taken_and_why_not_the_others() -> None:
     assert "  heads: no fewer bytes; at most 384 bytes from one device" in first  # halves of q, k, v and o
     assert "  states: not possible: entmax15: states are exchanged where one rank of keys is sharded" in first
     assert "  prefix: not possible: entmax15 is no scan over `i` and `j`" in first
+
+
+def test_few_rows_go_to_many_columns() -> None:
+    """And many rows stay where they are: what moves is what has fewer bytes, forward and backward together."""
+    attention, k = einfuse.compile("full"), torch.zeros(1, 2, 6, 4, requires_grad=True)
+
+    def taken(queries: int) -> str:
+        meet, q = meeting(2), torch.zeros(1, 2, queries, 4, requires_grad=True)
+
+        def device(rank: int) -> str:
+            return Sharded(attention, SEQUENCE, {"seq": meet.of(rank)}, evaluate=oracle).explain(q, k, k)  # type: ignore[arg-type]
+
+        return on_all(2, device)[0]
+
+    assert "full over `seq`, 2 devices, i and j along it: rows\n  columns: no fewer bytes; at most 768 bytes" in taken(1)
+    assert "  rows: no fewer bytes" in taken(6)
 
 
 def test_one_device_makes_the_plain_call() -> None:
