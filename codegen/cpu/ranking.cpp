@@ -14,59 +14,96 @@
 
 typedef int64_t Key;
 constexpr long STEP = 16;  // candidates that are compared together
+constexpr long WORD = 64;  // candidates for which a word says which are set aside: its end is guessed wrong less often than that of a step
 constexpr long FEW = 256;  // numbers that are ordered by counting the larger ones: no branch depends on them
+typedef float Values __attribute__((vector_size(4 * STEP)));
+typedef int32_t Truths __attribute__((vector_size(4 * STEP)));
+typedef uint16_t Shorts __attribute__((vector_size(2 * STEP)));
+typedef uint8_t Bytes __attribute__((vector_size(STEP)));
+
+template <class X> static inline X loaded(const void* p) {
+  X x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
 
 // The order of numbers as that of integers: -0 is 0, and NaN is behind every number.
 static inline int32_t ordered(float value) {
   const float x = value + 0.0f;
-  int32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
+  const int32_t bits = loaded<int32_t>(&x);
   if (x != x) return INT32_MIN;
   return bits < 0 ? bits ^ INT32_MAX : bits;
 }
 static inline float value_of(Key key) {
   const int32_t order = (int32_t)(key >> 32), bits = order < 0 ? order ^ INT32_MAX : order;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
+  return loaded<float>(&bits);
 }
 static inline Key key_of(float value, long at) { return (Key)((uint64_t)(uint32_t)ordered(value) << 32 | (uint32_t)~(uint32_t)at); }
 static inline long coordinate(Key key) { return (uint32_t)~(uint32_t)key; }
 
-// How many of the numbers are larger than each of them.
-template <class X> static inline void count_larger(const X* all, long n, X* count) {
-  std::fill(count, count + n, 0);
-  for (long k = 0; k < n; ++k) {
-    const X one = all[k];
-#pragma omp simd
-    for (long c = 0; c < n; ++c) count[c] += one > all[c] ? 1 : 0;
+// How many of the numbers are larger than each of them. Behind both there is room for a vector.
+template <class X, class N> static inline void count_larger(const X* all, long n, N* count) {
+  typedef X Vector __attribute__((vector_size(4 * STEP)));
+  for (long c = 0; c < n; c += 4 * STEP / sizeof(X)) {
+    const Vector here = loaded<Vector>(all + c);
+    decltype(here < here) larger = {};
+    for (long k = 0; k < n; ++k) larger -= all[k] - Vector{} > here;
+    std::memcpy(count + c, &larger, sizeof larger);
   }
+}
+
+// A bit for each of `WORD` candidates.
+static inline uint64_t word(const Truths* held) {
+  Truths bit;
+  for (int c = 0; c < STEP; ++c) bit[c] = 1 << c;
+  uint64_t out = 0;
+  for (int half = 0; half < 2; ++half) {
+    const Truths both = (held[2 * half] & bit) | (held[2 * half + 1] & bit << STEP);
+    uint64_t parts[8], any = 0;
+    std::memcpy(parts, &both, sizeof both);
+    for (const uint64_t part : parts) any |= part;
+    out |= (uint64_t)(uint32_t)(any | any >> 32) << 32 * half;
+  }
+  return out;
 }
 
 struct Row {
   const float* values;
-  const uint8_t* exists;  // by `step`; where there is none all candidates exist
-  long step, span;
+  const uint8_t* exists;  // 0: all of them
+  long span;
 
-  bool there(long c) const { return !exists || exists[c * step]; }
+  // The candidates from `at` on, and which of them exist: none behind the last one.
+  Values read(long at, Truths& there) const {
+    const long n = std::min(STEP, span - at);
+    if (n == STEP) {
+      there = Truths{} == 0;
+      if (exists) there = __builtin_convertvector(__builtin_convertvector(loaded<Bytes>(exists + at), Shorts), Truths) != 0;
+      return loaded<Values>(values + at);
+    }
+    Values last = {};
+    there = Truths{};
+    for (long c = 0; c < n; ++c) last[c] = values[at + c], there[c] = -(!exists || exists[at + c]);
+    return last;
+  }
 };
 
 struct Choice {
-  const long slots, groups;
-  const long room;
-  Key *kept, *place;      // those set aside, and where each of them stands in the list
-  float *largest, *above;  // of the groups
-  void* held;             // all of these: 0 where there is no memory
+  const long slots, groups, room;
+  Key *kept, *place, *order;  // those set aside, where each of them stands in the list, and the coordinates as they stand there
+  float* largest;             // of the groups
+  int32_t* above;             // how many groups have a larger one
+  void* held;                 // all of these: 0 where there is no memory
   long count = 0;
   bool bounded = false;  // does what is chosen from now on have at least the value `bound`?
   float bound = 0;
 
   explicit Choice(long slots) : slots(slots), groups((2 * slots + STEP - 1) / STEP * STEP), room(2 * slots + FEW) {
-    held = std::malloc((room + FEW) * sizeof(Key) + 2 * groups * sizeof(float));
+    held = std::malloc((room + 2 * FEW + 2 * STEP) * sizeof(Key) + 2 * groups * sizeof(float));
     kept = (Key*)held;
-    place = kept + room;
-    largest = (float*)(place + FEW);
-    above = largest + groups;
+    place = kept + room + STEP;
+    order = place + FEW + STEP;
+    largest = (float*)(order + FEW);
+    above = (int32_t*)(largest + groups);
   }
   Choice(const Choice&) = delete;
   ~Choice() { std::free(held); }
@@ -75,9 +112,9 @@ struct Choice {
     count = 0;
     bounded = false;
     if (row.span >= 2 * groups) deal(row);
-    for (long at = 0; at < row.span; at += STEP) {
-      take(row, at, std::min(at + STEP, row.span));
-      if (count + STEP > room) best();
+    for (long at = 0; at < row.span; at += WORD) {
+      take(row, at);
+      if (count + WORD > room) best();
     }
     if (count > FEW) best();
     const long n = std::min(count, slots);
@@ -86,60 +123,41 @@ struct Choice {
       for (long k = 0; k < n; ++k) list[k] = coordinate(kept[k]);
     } else {
       count_larger(kept, count, place);
-      for (long k = 0; k < count; ++k)
-        if (place[k] < n) list[place[k]] = coordinate(kept[k]);
+      for (long k = 0; k < count; ++k) order[place[k]] = coordinate(kept[k]);
+      std::copy(order, order + n, list);
     }
     std::fill(list + n, list + slots, MISSING);
   }
   void deal(const Row& row) {
-    float* const most = largest;
-    std::fill(most, most + groups, -INFINITY);
-    for (long at = 0; at < row.span; at += groups) {
-      const long n = std::min(groups, row.span - at);
-      const float* const values = row.values + at;
-      if (!row.exists) {
-#pragma omp simd
-        for (long c = 0; c < n; ++c) most[c] = values[c] > most[c] ? values[c] : most[c];
-      } else if (row.step == 1) {
-        const uint8_t* const exists = row.exists + at;
-#pragma omp simd
-        for (long c = 0; c < n; ++c) most[c] = values[c] > most[c] && exists[c] ? values[c] : most[c];
-      } else {
-        for (long c = 0; c < n; ++c) most[c] = values[c] > most[c] && row.there(at + c) ? values[c] : most[c];
+    for (long group = 0; group < groups; group += STEP) {
+      Values most = Values{} - INFINITY;
+      for (long at = group; at < row.span; at += groups) {
+        Truths there;
+        const Values here = row.read(at, there);
+        most = there & here > most ? here : most;
       }
+      std::memcpy(largest + group, &most, sizeof most);
     }
     if (groups > FEW) {
-      std::nth_element(most, most + (slots - 1), most + groups, std::greater<float>());
-      bound = most[slots - 1];
+      std::nth_element(largest, largest + (slots - 1), largest + groups, std::greater<float>());
+      bound = largest[slots - 1];
     } else {
-      count_larger(most, groups, above);
+      count_larger(largest, groups, above);
       float least = INFINITY;  // of those that few are above
-      const float few = (float)slots;
-#pragma omp simd reduction(min : least)
-      for (long c = 0; c < groups; ++c) least = std::min(least, above[c] < few ? most[c] : INFINITY);
+      for (long c = 0; c < groups; ++c) least = std::min(least, above[c] < slots ? largest[c] : INFINITY);
       bound = least;
     }
     bounded = bound > -INFINITY;
   }
-  void take(const Row& row, long first, long last) {
-    const float* const values = row.values;
-    unsigned held = 0;
-    if (last - first < STEP || !bounded) {
-      for (long c = first; c < last; ++c) held |= (unsigned)(!bounded || values[c] >= bound) << (c - first);
-    } else {
-#pragma omp simd reduction(| : held)
-      for (int c = 0; c < (int)STEP; ++c) held |= (unsigned)(values[first + c] >= bound) << c;
-      if (held && row.exists && row.step == 1) {
-        const uint8_t* const exists = row.exists + first;
-        unsigned there = 0;
-#pragma omp simd reduction(| : there)
-        for (int c = 0; c < (int)STEP; ++c) there |= (unsigned)(exists[c] != 0) << c;
-        held &= there;
-      }
+  void take(const Row& row, long first) {
+    Truths found[WORD / STEP] = {};
+    for (long c = 0; c < WORD / STEP && first + c * STEP < row.span; ++c) {
+      const Values here = row.read(first + c * STEP, found[c]);
+      if (bounded) found[c] &= here >= bound;
     }
-    for (; held; held &= held - 1) {
-      const long c = first + __builtin_ctz(held);
-      if (row.there(c)) kept[count++] = key_of(values[c], c);
+    for (uint64_t left = word(found); left; left &= left - 1) {
+      const long c = first + __builtin_ctzll(left);
+      kept[count++] = key_of(row.values[c], c);
     }
   }
   void best() {
@@ -152,8 +170,8 @@ struct Choice {
   }
 };
 
-// Pointers: values, what exists (or 0), the list. Strides: of what exists. Sizes: the number of axes before the last, the candidates of a row,
-// the slots, and the extents of those axes.
+// Pointers: values, what exists (or 0), the list. Strides: of what exists, but for the candidates, which are neighbours. Sizes: the number of
+// axes before the last, the candidates of a row, the slots, and the extents of those axes.
 extern "C" int einfuse_kernel(const void* const* ptrs, const long* strides, const long* sizes, const double*, int threads) {
   const long axes = sizes[0], span = sizes[1], slots = sizes[2];
   const long* const extents = sizes + 3;
@@ -172,7 +190,7 @@ extern "C" int einfuse_kernel(const void* const* ptrs, const long* strides, cons
       if (!choose.held) continue;
       const uint8_t* exists = (const uint8_t*)ptrs[1];
       for (long a = axes - 1, rest = r; exists && a >= 0; rest /= extents[a--]) exists += rest % extents[a] * strides[a];
-      choose({(const float*)ptrs[0] + r * span, exists, exists ? strides[axes] : 0, span}, (int64_t*)ptrs[2] + r * slots);
+      choose({(const float*)ptrs[0] + r * span, exists, span}, (int64_t*)ptrs[2] + r * slots);
     }
   }
   return failed;

@@ -1,4 +1,4 @@
-"""`best`: the choice of coordinates (`einfuse.ir.ranking`) by compiled code that reads every row of scores once."""
+"""`best`: the choice of coordinates (`einfuse.ir.ranking`) by compiled code that reads every row of scores twice."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ def best(values: torch.Tensor, exists: torch.Tensor | None, slots: int, folder: 
     *extents, span = values.shape
     out = torch.empty((*extents, slots), dtype=torch.int64)
     lives = None if exists is None else exists.expand(values.shape)
+    if lives is not None and lives.stride(-1) != 1:
+        lives = lives.contiguous()
     strides = () if lives is None else lives.stride()
     words = array("q", (values.data_ptr(), 0 if lives is None else lives.data_ptr(), out.data_ptr()))
     steps, sizes = array("q", strides), array("q", (len(extents), span, slots, *extents))
