@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
@@ -18,11 +18,12 @@ from einfuse.codegen.plan import plain
 from einfuse.codegen.scan import Piece, ScanPlan
 from einfuse.codegen.targets import Target, of_amd, of_nvidia
 from einfuse.ir import EinfuseError, Scalar, ranking
+from einfuse.runtime.names import NAMES
+from einfuse.runtime.names import BackendName as BackendName
 
 Kernel = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], int | None]
 """Runs one plan: tensors (outputs included), host numbers and sizes, all by name. Gives the number of values that spilled, if known."""
 
-BackendName = Literal["cpu", "triton", "torch", "loops"]
 Tilings = tuple[tuple[int, int], ...]
 Sorted = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -322,6 +323,7 @@ BACKENDS: dict[BackendName, Backend] = {
     "torch": TorchBackend(),
     "loops": LoopsBackend(),
 }
+assert tuple(BACKENDS) == NAMES, "every name has a back end"
 
 
 _warned: list[str] = []

@@ -15,8 +15,8 @@ from typing import Any, Protocol, cast
 
 from einfuse.ir import EinfuseError, SpecError
 from einfuse.ir.passes.pipeline import PASSES
+from einfuse.runtime.names import NAMES
 
-BACKENDS = ("cpu", "triton", "torch", "loops")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -105,7 +105,7 @@ def _text_commands(commands: Commands[argparse.ArgumentParser]) -> None:
 def _inside_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     emit = _add(commands, "emit", "inside:emit", "print the generated kernels of a spec")
     _spec(emit)
-    emit.add_argument("--backend", choices=BACKENDS, required=True)
+    emit.add_argument("--backend", choices=NAMES, required=True)
     emit.add_argument("--dtype", choices=DTYPES, default="float32", help="of the tensors; %(default)s unless given")
     emit.add_argument("--backward", action="store_true", help="the backward kernels as well")
     emit.add_argument("--size", action="append", default=[], metavar="NAME=N", type=_size, help="a width; 64 unless given")
@@ -154,7 +154,7 @@ def _measuring_commands(commands: Commands[argparse.ArgumentParser]) -> None:
     verify = _add(commands, "verify", "measure:verify", "compare kernels and gradients with the float64 oracle", report=True)
     verify.add_argument("specs", nargs="*", metavar="SPEC")
     verify.add_argument("--all", action="store_true", help="every spec of the library")
-    verify.add_argument("--backend", action="append", choices=BACKENDS, help="again for more; cpu and triton unless given")
+    verify.add_argument("--backend", action="append", choices=NAMES, help="again for more; cpu and triton unless given")
     verify.add_argument("--dtype", action="append", choices=DTYPES, help="again for more; float32 and bfloat16 unless given")
     verify.add_argument("--seed", type=int, default=0, help="of the inputs; %(default)s unless given")
     verify.add_argument("--cross", action="store_true", help="compile every Triton kernel for sm_80, sm_90 and gfx942 as well")
