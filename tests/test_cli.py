@@ -304,6 +304,28 @@ def test_verify_fails_with_one_when_a_kernel_is_wrong(
     assert "WRONG" in capsys.readouterr().out
 
 
+def test_verify_goes_on_where_a_spec_is_refused(
+    capsys: pytest.CaptureFixture[str], good: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import einfuse
+    from einfuse.runtime.verify import Certificate, Row
+
+    def verify(attention: einfuse.Attention, **options: Any) -> Certificate:
+        if attention.name == "causal":
+            raise einfuse.EinfuseError("rows are kept")
+        return Certificate(tuple(Row(attention.name, "cpu", "float32", what, 0.0, 1e-6, True) for what in ("o", "d q", "d k")))
+
+    monkeypatch.setattr(einfuse, "verify", verify)
+    assert main(["verify", good, "causal", "bias"]) == 1
+    shown = capsys.readouterr().out
+    assert (
+        "6 comparisons, all good\nright: the values of 2 specs, the gradients of 2\ncausal is refused: rows are kept\n" in shown
+    )
+    assert reported(capsys, "verify", good, "causal", code=1)["refused"] == {"causal": "rows are kept"}
+    assert main(["verify", "causal"]) == 1
+    assert capsys.readouterr().err == "einfuse verify: rows are kept\n"
+
+
 @pytest.mark.slow
 def test_verify_cross_compiles(capsys: pytest.CaptureFixture[str], good: str) -> None:
     argv = ("verify", good, "--cross", "--forward-only", "--backend", "triton", "--dtype", "bfloat16")

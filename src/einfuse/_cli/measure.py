@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import einfuse
 from einfuse._cli import inputs, screen
 from einfuse.codegen.targets import Target
+from einfuse.ir import EinfuseError
 from einfuse.runtime.backends import interpret_triton
 from einfuse.runtime.bench import BenchRow, BenchShape
 from einfuse.runtime.cross import USUAL
@@ -22,22 +23,31 @@ def verify(args: argparse.Namespace) -> int:
     dtypes = tuple(args.dtype or ("float32", "bfloat16"))
     targets = tuple(dict.fromkeys((*(USUAL if args.cross else ()), *(args.target or ()))))
     rows: list[Row] = []
+    refused: dict[str, str] = {}
     steps = len(attentions) * (len(backends) * len(dtypes) + (len(dtypes) if targets else 0))
     with screen.working(steps) as step:
         for attention in attentions:
             gradients = not args.forward_only
-            found = einfuse.verify(
-                attention, backends=backends, dtypes=dtypes, gradients=gradients, seed=args.seed, progress=step
-            )
+            try:
+                found = einfuse.verify(
+                    attention, backends=backends, dtypes=dtypes, gradients=gradients, seed=args.seed, progress=step
+                )
+            except EinfuseError as error:
+                if len(attentions) == 1:
+                    raise
+                refused[attention.name] = str(error)
+                continue
             rows += found.rows
             for dtype in dtypes if targets else ():
                 step(f"{attention.name} compiled for {', '.join(targets)}, {dtype}")
                 rows += _crossed(attention, targets, dtype, gradients)
-    ok = all(r.ok for r in rows)
+    ok = all(r.ok for r in rows) and not refused
     if args.json:
-        screen.report({"ok": ok, "rows": [asdict(r) for r in rows]})
+        screen.report({"ok": ok, "rows": [asdict(r) for r in rows], "refused": {**refused}})
     else:
         show_rows(rows)
+        if len(attentions) > 1:
+            show_counts(rows, refused)
     return 0 if ok else 1
 
 
@@ -72,6 +82,16 @@ def show_rows(rows: Sequence[Row]) -> None:
         console.print(
             "nan: the oracle has no number there, so nothing was compared; no example inputs were found for which it has"
         )
+
+
+def show_counts(rows: Sequence[Row], refused: Mapping[str, str]) -> None:
+    """Of how many specs the values are right, and the gradients; which are refused, and why."""
+    values, gradients = ([r for r in rows if r.what.startswith("d ") is which] for which in (False, True))
+    right = [len({r.name for r in some} - {r.name for r in some if not r.ok}) for some in (values, gradients)]
+    console = screen.out()
+    console.print(f"right: the values of {right[0]} specs, the gradients of {right[1]}")
+    for name, why in refused.items():
+        console.print(f"{name} is refused: {why}", soft_wrap=True)
 
 
 def bench(args: argparse.Namespace) -> int:
