@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from einfuse.codegen.plan import FUNCTIONS
 from einfuse.ir import DType
@@ -71,16 +71,23 @@ def random(lines: Sequence[str]) -> list[str]:
     return [HASHED] if any("hashed(" in line for line in lines) else []
 
 
-def form(fn: str, args: Sequence[tuple[str, DType]], out: DType) -> str:
-    """``fn(*args)`` as a tensor of type ``out``; operands are brought to the type the function computes in."""
+def form(
+    fn: str,
+    args: Sequence[tuple[str, DType]],
+    out: DType,
+    forms: Mapping[str, str] = FORMS,
+    kinds: Mapping[DType, str] = KINDS,
+    cast: str = "to",
+) -> str:
+    """``fn(*args)`` as a tensor of type ``out``; operands are brought to the type the function computes in, by the method ``cast``."""
     f = FUNCTIONS[fn]
     types = [kind for _, kind in f.values(args)]
     wanted = f.computes_in(types)
     skipped = len(args) - len(types)
     texts = [
-        name if wanted is None or kind == wanted or n < skipped else f"{name}.to({KINDS[wanted]})"
+        name if wanted is None or kind == wanted or n < skipped else f"{name}.{cast}({kinds[wanted]})"
         for n, (name, kind) in enumerate(args)
     ]
-    text = FORMS[fn].format(*texts)
+    text = forms[fn].format(*texts)
     found = "bool" if f.result == "bool" else wanted or types[0]
-    return text if found == out else f"({text}).to({KINDS[out]})"
+    return text if found == out else f"({text}).{cast}({kinds[out]})"
