@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 
@@ -81,15 +82,37 @@ class Backend(Protocol):
     def on(self, device: torch.device) -> Backend: ...
 
 
+class Folder(Protocol):
+    """What the folder of a back end in `einfuse.codegen` gives."""
+
+    def emit(self, plan: KernelPlan) -> str: ...
+    def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """What most back ends say: one worker, no kernels of two plans, scans as plain torch."""
+    """What most back ends say: the kernels of their folder, one worker, no kernels of two plans, scans as plain torch."""
 
+    name: BackendName
     row_values: bool = False
     narrow: int = 0
     beside: int = 1
     short_blocks: bool = False
     in_turns: bool = False
+
+    @property
+    def identity(self) -> str:
+        return self.name
+
+    @property
+    def folder(self) -> Folder:
+        return cast(Folder, importlib.import_module(f"einfuse.codegen.{self.name}"))
+
+    def emit(self, plan: KernelPlan) -> str:
+        return self.folder.emit(plan)
+
+    def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel:
+        return self.folder.build(plan, source, folder)
 
     def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
         return hold(plan, small)
@@ -136,7 +159,6 @@ class CpuBackend(Usual):
     """C++ with vector extensions and OpenMP; a kernel that cannot be built here runs as plain torch, which a warning says once."""
 
     name: BackendName = "cpu"
-    identity: str = "cpu"
     in_turns: bool = True
 
     def tilings(self, storage: Storage, width: int, gradients: int) -> Tilings:
@@ -149,11 +171,6 @@ class CpuBackend(Usual):
         plan = plain(plan)
         whole = hold(plan, small)
         return whole if whole.tile is None and not any(b.turns for b in plan.ambient) else plan
-
-    def emit(self, plan: KernelPlan) -> str:
-        from einfuse.codegen import cpu
-
-        return cpu.emit(plan)
 
     def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel:
         from einfuse.codegen import cpu
@@ -243,11 +260,6 @@ class TritonBackend(Usual):
 
         return triton.emit(plan, triton.Options(target=self.target))
 
-    def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel:
-        from einfuse.codegen import triton
-
-        return triton.build(plan, source, folder)
-
     def workers(self, device: torch.device) -> int:
         """The multiprocessors of a GPU; the interpreter is one."""
         if self.processors is not None:
@@ -274,7 +286,6 @@ class TorchBackend(Usual):
     """Plain torch, tile by tile: readable, and what runs where there is no compiler."""
 
     name: BackendName = "torch"
-    identity: str = "torch"
 
     def tilings(self, storage: Storage, width: int, gradients: int) -> Tilings:
         return ((256, 256),)
@@ -282,39 +293,18 @@ class TorchBackend(Usual):
     def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
         return hold(plain(plan), small)
 
-    def emit(self, plan: KernelPlan) -> str:
-        from einfuse.codegen import torch as reference
-
-        return reference.emit(plan)
-
-    def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel:
-        from einfuse.codegen import torch as reference
-
-        return reference.build(plan, source, folder)
-
 
 @dataclass(frozen=True, slots=True)
 class LoopsBackend(Usual):
     """Plans run as they are written, in straight loops: for reading, and for checking the others."""
 
     name: BackendName = "loops"
-    identity: str = "loops"
 
     def tilings(self, storage: Storage, width: int, gradients: int) -> Tilings:
         return ((16, 16),)
 
     def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
         return plan
-
-    def emit(self, plan: KernelPlan) -> str:
-        from einfuse.codegen import loops
-
-        return loops.emit(plan)
-
-    def build(self, plan: KernelPlan, source: str, folder: Path) -> Kernel:
-        from einfuse.codegen import loops
-
-        return loops.build(plan, source, folder)
 
 
 BACKENDS: dict[BackendName, Backend] = {
