@@ -307,11 +307,28 @@ class LoopsBackend(Usual):
         return plan
 
 
+@dataclass(frozen=True, slots=True)
+class PallasBackend(Usual):
+    """Pallas kernels of JAX, in Pallas' interpret mode. Scans are refused."""
+
+    name: BackendName = "pallas"
+
+    def tilings(self, storage: Storage, width: int, gradients: int) -> Tilings:
+        return ((64, 64),)
+
+    def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
+        return plain(plan)
+
+    def pieces(self, plan: ScanPlan, crew: int) -> tuple[Piece, ...]:
+        raise EinfuseError(f"{plan.name} is a scan, for which the back end pallas has no kernels; use cpu, triton or torch")
+
+
 BACKENDS: dict[BackendName, Backend] = {
     "cpu": CpuBackend(),
     "triton": TritonBackend(),
     "torch": TorchBackend(),
     "loops": LoopsBackend(),
+    "pallas": PallasBackend(),
 }
 assert tuple(BACKENDS) == NAMES, "every name has a back end"
 

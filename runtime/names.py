@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-BackendName = Literal["cpu", "triton", "torch", "loops"]
+BackendName = Literal["cpu", "triton", "torch", "loops", "pallas"]
 NAMES: tuple[BackendName, ...] = get_args(BackendName)

@@ -28,6 +28,8 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: before any test module is
 os.environ.setdefault("EINFUSE_POISON", "1")  # what kernels write starts as NaN: read when einfuse is imported
+# Kernels of Pallas run once each: what takes the time is to compile them. Read when JAX is first used.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 if WORKER:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker a core
 if (

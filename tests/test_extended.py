@@ -12,12 +12,14 @@ import torch
 import einfuse
 from einfuse.codegen import plan
 from einfuse.codegen.cpu import functions as cpp
+from einfuse.codegen.pallas import functions as pallas
 from einfuse.codegen.torch import functions as on_torch
 from einfuse.codegen.triton import functions as triton
 from einfuse.ir import FUNCTIONS, Cascade, call, const, meaning
 from einfuse.ir.functions import Function
 from einfuse.ir.passes import opt, registry
 from einfuse.ir.passes.sequence import Pass
+from einfuse.runtime.names import NAMES, BackendName
 
 ROOT = Path(__file__).parents[1]
 SPEC = """
@@ -56,7 +58,8 @@ def cube(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         cpp.FORMS, "cube", cpp.Form(lambda args, vector: "({0} * {0} * {0})".format(args[0].text), "({0} * {0} * {0})")
     )
     monkeypatch.setitem(triton.FORMS, "cube", lambda args, to: "{0} * {0} * {0}".format(args[0].text))
-    monkeypatch.setitem(on_torch.FORMS, "cube", "{0} * {0} * {0}")
+    for table in (on_torch.FORMS, pallas.FORMS):
+        monkeypatch.setitem(table, "cube", "{0} * {0} * {0}")
 
 
 def formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -69,8 +72,10 @@ def drawn() -> list[torch.Tensor]:
 
 
 @pytest.mark.usefixtures("cube")
-@pytest.mark.parametrize("backend", ["cpu", "triton", "torch", "loops"])
-def test_every_back_end_has_a_function_that_was_added(backend: str) -> None:
+@pytest.mark.parametrize("backend", NAMES)
+def test_every_back_end_has_a_function_that_was_added(backend: BackendName) -> None:
+    if backend == "pallas":
+        pytest.importorskip("jax")
     found = einfuse.compile(SPEC, backend=backend)(*drawn())
     torch.testing.assert_close(found, formula(*drawn()))
 

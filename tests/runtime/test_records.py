@@ -131,7 +131,7 @@ def _there_and_back(name: str) -> None:
 def test_the_pieces_of_a_scan() -> None:
     """What is kept of a scan for each back end, texts included."""
     (plan,) = [c.plan for c in einfuse.compile("gated_delta").candidates("cpu", torch.float32, False, {})]
-    for backend in BACKENDS.values():
+    for backend in (b for name, b in BACKENDS.items() if name != "pallas"):  # it refuses scans
         pieces = backend.pieces(plan, 2)
         found = records.loads(records.dumps(pieces))
         assert [(p.plan, p.source, p.options) for p in found] == [(p.plan, p.source, p.options) for p in pieces]
