@@ -45,6 +45,18 @@ def test_causal_work_is_balanced_by_a_zigzag() -> None:
     assert ring(found.cost.columns) <= 0.76
 
 
+def test_unequal_shards_have_equal_work() -> None:
+    """Where the pairs of a triangle are halved: only if it is asked for, for other layers have as much to do as a device has rows."""
+    found = one_of("causal", 2).layout(N, "unequal")
+    assert [len(rows) for rows in found.held] == [
+        pytest.approx(N * 0.5**0.5, rel=0.01),
+        pytest.approx(N * (1 - 0.5**0.5), rel=0.02),
+    ]
+    assert found.cost is not None
+    assert found.cost.balance < 1.01
+    assert torch.equal(torch.cat(found.held), torch.arange(N))
+
+
 def test_documents_are_dealt() -> None:
     generator = torch.Generator().manual_seed(0)
     cuts = torch.randint(1, N, (36,), generator=generator).sort().values
@@ -64,7 +76,7 @@ def test_what_a_mask_reads_has_to_be_given_and_scans_are_in_order() -> None:
         scan.layout(16, "zigzag")
 
 
-@pytest.mark.parametrize("kind", ["contiguous", "zigzag", "dealt"])
+@pytest.mark.parametrize("kind", ["contiguous", "zigzag", "dealt", "unequal"])
 def test_tensors_go_apart_and_come_together(kind: Any) -> None:
     """Rotations by position are those of the whole, labels stay beside their tokens, and gradients come back to their places."""
     attention, n = einfuse.compile("causal"), 13
@@ -161,6 +173,7 @@ def test_explain_says_what_was_taken_and_why_not_the_others() -> None:
     assert (
         "    0 -> 1: 192 bytes forward, 0 backward\n    1 -> 0: 0 bytes forward, 192 backward" in first
     )  # no key of later rows
+    assert "    device 0 visits 6 pairs, 0.57 of the mean\n    device 1 visits 15 pairs, 1.43 of the mean" in first
     assert "  heads: no fewer bytes; at most 384 bytes from one device" in first  # halves of q, k, v and o
     assert "  states: not possible: entmax15: states are exchanged where one rank of keys is sharded" in first
     assert "  prefix: not possible: entmax15 is no scan over `i` and `j`" in first

@@ -32,6 +32,7 @@ CASES: list[tuple[str, str | None, tuple[str, ...], torch.dtype, tuple[int, ...]
     ("alibi", "heads", ("i", "j"), torch.float32, (1, 1, 0)),  # fewer tokens than devices
     ("entmax15", "columns", ("i", "j"), torch.float32, (4, 5, 4)),
     ("lssar", "columns", ("i", "j"), torch.float32, (4, 5, 4)),
+    ("moba", "columns", ("i", "j"), torch.float32, (4, 5, 4)),
     ("talking_heads", "columns", ("i", "j"), torch.float32, (4, 5, 4)),
     ("gated_delta", "prefix", ("i",), torch.float32, (4, 5, 4)),
     ("mamba", "prefix", ("i",), torch.float32, (0, 7, 6)),

@@ -74,6 +74,14 @@ def test_an_exchange_that_was_asked_for_is_the_one_that_is_refused() -> None:
         shard(einfuse.compile("causal"), Mesh(), exchange="prefix", i="seq")  # type: ignore[arg-type]
 
 
+def test_a_choice_is_refused_where_it_is_made() -> None:
+    clusters = einfuse.compile("clusters")
+    with pytest.raises(SpecError, match=r"clusters.attn:8:\d+: clusters cannot be sharded over `i`: qs reduces over `i`"):
+        shard(clusters, Mesh(), exchange="columns", i="seq", j="seq")  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=r"clusters.attn:8:\d+: clusters cannot be split: qs is chosen among all keys"):
+        shard(clusters, Mesh(), exchange="rows", i="seq", j="seq")  # type: ignore[arg-type]
+
+
 def test_names_are_looked_at_first() -> None:
     with pytest.raises(ValueError, match="rank i is to lie along 'sequence', and the mesh has the axes seq, head"):
         shard(einfuse.compile("causal"), Mesh(), i="sequence")  # type: ignore[arg-type]

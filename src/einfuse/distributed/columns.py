@@ -12,6 +12,7 @@ from einfuse.distributed import routes
 from einfuse.distributed.exchange import tied
 from einfuse.distributed.here import Axis, Here, Value, Values, consecutive, coordinates, device_of, only, size_of, tensors
 from einfuse.distributed.inputs import replicated
+from einfuse.distributed.layout import cost
 from einfuse.distributed.routes import Route, Rows
 from einfuse.distributed.steps import Inner, Move, Program
 from einfuse.ir import Cascade, Scalar, SpecError, classify
@@ -136,6 +137,16 @@ def tiles(
     arrays = {k: (x.double() if x.is_floating_point() else x).detach().cpu().numpy() for k, x in tables.items()}
     found = classify(stage.need, (rows.name, n, tile), (columns.name, m, tile), sizes, numbers, arrays, ambient)
     return (found.kind != 0).reshape(-1, *found.kind.shape[-2:]).any(0), tile
+
+
+def pairs(c: Cascade, axis: Axis, here: Here, values: Values, by_rows: bool) -> tuple[int, ...]:
+    """The pairs of the tiles that rows of every part visit, or that visit its columns; none where columns cannot be told apart."""
+    stage = next((s for s in _stages(c, axis) if s.columns is not None), None)
+    if stage is None:
+        return ()
+    live, tile = tiles(stage, here.sizes, *asked(stage, values))
+    rank = stage.owner if by_rows else stage.columns
+    return cost(here.layouts[axis.name][size_of(stage.cascade, str(rank))], live if by_rows else live.T, tile).pairs
 
 
 def visited(c: Cascade, axis: Axis, total: int, given: Values) -> tuple[npt.NDArray[np.bool_], int]:

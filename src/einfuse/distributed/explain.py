@@ -1,12 +1,12 @@
-"""What a sharded call sends, in words."""
+"""What a sharded call sends and who does how much, in words."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from einfuse.distributed import programs
+from einfuse.distributed import columns, programs
 from einfuse.distributed.dry import Count
-from einfuse.distributed.here import Here, Values
+from einfuse.distributed.here import Axis, Here, Values
 from einfuse.ir import Cascade
 
 if TYPE_CHECKING:
@@ -30,8 +30,17 @@ def explained(sharded: Sharded, c: Cascade, here: Here, inputs: Values) -> str:
                 count = sharded.bytes(c, here, inputs, n, e)
                 mark = "taken" if e == exchange else "no fewer bytes" if sharded.exchange is None else "not asked for"
                 out.append(f"  {e}: {mark}; at most {count.most:,} bytes from one device")
-                out += _links(count) if e == exchange else []
+                out += [*_links(count), *_work(c, axis, e, here, inputs, size)] if e == exchange else []
     return "\n".join(out) + "\n"
+
+
+def _work(c: Cascade, axis: Axis, exchange: programs.Exchange, here: Here, inputs: Values, size: int) -> list[str]:
+    """The pairs that every device visits, by tiles: those of the rows that it has, or of the columns where these stay."""
+    found = columns.pairs(c, axis, here, inputs, exchange == "columns") if exchange in ("columns", "rows") else ()
+    each = len(found) // size
+    work = [sum(found[d * each : (d + 1) * each]) for d in range(size if found else 0)]
+    mean = max(sum(work), 1) / size
+    return [f"    device {d} visits {n:,} pairs, {n / mean:.2f} of the mean" for d, n in enumerate(work)]
 
 
 def _links(count: Count) -> list[str]:

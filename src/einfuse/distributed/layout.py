@@ -20,7 +20,7 @@ from einfuse.distributed.exchange import moved, once
 from einfuse.distributed.routes import Rows
 from einfuse.distributed.transport import Transport
 
-Kind = Literal["contiguous", "zigzag", "dealt"]
+Kind = Literal["contiguous", "zigzag", "dealt", "unequal"]
 CHUNKS = (512, 1024, 2048)
 """Positions that are dealt out together; fewer where the sequence is short."""
 PAIRS_PER_KEY = 100.0
@@ -107,6 +107,14 @@ def even(total: int, parts: int) -> list[int]:
     return [total * (n + 1) // parts - total * n // parts for n in range(parts)]
 
 
+def unequal(total: int, devices: int, tile: int, work: npt.NDArray[np.float64]) -> tuple[Rows, ...]:
+    """Rows one after the other, cut where the work so far is that of so many devices; ``work`` is that of the tiles."""
+    done = np.append(0.0, np.cumsum(work))
+    at = np.interp(np.linspace(0, done[-1], devices + 1), done, np.arange(len(done)) * tile)
+    ends = np.minimum(np.rint(at).astype(np.int64), total)
+    return contiguous(np.diff(np.append(np.append(0, ends[1:-1]), total)).tolist())
+
+
 def zigzag(total: int, devices: int) -> tuple[Rows, ...]:
     """Two parts each: one from the front, and that as far from the end."""
     parts = contiguous(even(total, 2 * devices))
@@ -125,17 +133,21 @@ def dealt(total: int, devices: int, chunk: int, work: npt.NDArray[np.float64]) -
     return tuple(torch.cat([parts[n] for n in sorted(h)]) if h else torch.arange(0) for h in hands)
 
 
-def candidates(total: int, devices: int, live: Live, tile: int) -> list[tuple[Kind, tuple[Rows, ...]]]:
-    """The layouts to choose from, where ``live`` says which tiles of rows visit which tiles of columns."""
+def candidates(total: int, devices: int, live: Live, tile: int, kind: Kind | None) -> list[tuple[Kind, tuple[Rows, ...]]]:
+    """The layouts to choose from, where ``live`` says which tiles of rows visit which tiles of columns: those of a kind, or those in which
+    devices hold as many rows as each other, for a model does more with rows than attention.
+    """
+    per_tile = live.sum(1).astype(np.float64)
+    if kind == "unequal":
+        return [(kind, unequal(total, devices, tile, per_tile))]
     out: list[tuple[Kind, tuple[Rows, ...]]] = [
         ("contiguous", contiguous(even(total, devices))),
         ("zigzag", zigzag(total, devices)),
     ]
-    per_tile = live.sum(1).astype(np.float64)
     for chunk in sorted({max(tile, min(c, total // (4 * devices) // tile * tile)) for c in CHUNKS}):
         starts = np.arange(0, len(per_tile), chunk // tile)
         out.append(("dealt", dealt(total, devices, chunk, np.add.reduceat(per_tile, starts))))
-    return out
+    return [x for x in out if kind in (None, x[0])]
 
 
 def cost(held: Sequence[Rows], live: Live, tile: int) -> Cost:

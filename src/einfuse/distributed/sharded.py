@@ -186,7 +186,8 @@ class Sharded:
         """Who should hold which of so many positions: the kind that is named, or the one in which the slowest device is done first.
 
         ``given`` are the tables and numbers that masks read. Work is counted in pairs, of tiles that are visited, and a key of another device
-        takes as long as ``pairs_per_key`` of them. Deterministic, so every device finds the same without asking.
+        takes as long as ``pairs_per_key`` of them. All devices hold as many positions, but by the kind "unequal", which cuts a sequence where
+        its pairs are halved. Deterministic, so every device finds the same without asking.
         """
         found = [a for a in self.all if a.ranks[0] not in self.attention.cascade.over]
         if len(found) != 1:
@@ -196,13 +197,9 @@ class Sharded:
         (axis,), transport = found, self.transports[found[0].name]
         live, tile = columns.visited(self.attention.cascade, axis, total, given)
         scan = chunk.scan_of(self.attention.cascade) is not None
-        made = [
-            x
-            for x in layouts.candidates(total, self.at[axis.name].size, live, tile)
-            if kind in (None, x[0]) and (not scan or x[0] == "contiguous")
-        ]
-        if not made:
+        if scan and kind not in (None, "contiguous"):
             raise ValueError(f"{self.attention.name}: the points of a scan are held one after the other, not {kind}")
+        made = layouts.candidates(total, self.at[axis.name].size, live, tile, "contiguous" if scan else kind)
         costs = [layouts.cost(rows, live, tile) for _, rows in made]
         best = min(range(len(made)), key=lambda n: costs[n].time(pairs_per_key))
         return Layout(made[best][0], axis.name, made[best][1], transport, costs[best])
