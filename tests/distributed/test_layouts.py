@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from devices import Meeting, Simulated, meeting, on_all, oracle, parts
+from torch.utils.checkpoint import checkpoint
 
 import einfuse
 from einfuse.distributed import Sharded
@@ -193,6 +194,32 @@ def test_few_rows_go_to_many_columns() -> None:
 
     assert "full over `seq`, 2 devices, i and j along it: rows\n  columns: no fewer bytes; at most 768 bytes" in taken(1)
     assert "  rows: no fewer bytes" in taken(6)
+
+
+def test_columns_arrive_again_under_a_checkpoint() -> None:
+    """What is kept for a backward is then what a device holds, and the gradients are the same bits."""
+    attention = einfuse.compile("causal", backend="torch")
+
+    def made(again: bool) -> list[tuple[int, tuple[torch.Tensor, ...]]]:
+        meet = meeting(2)
+
+        def device(rank: int) -> tuple[int, tuple[torch.Tensor, ...]]:
+            own = [torch.randn(1, 2, 8, 4, generator=torch.Generator().manual_seed(rank)).requires_grad_() for _ in "qkv"]
+            sharded, kept = Sharded(attention, SEQUENCE, {"seq": meet.of(rank)}, "columns"), dict[int, int]()  # type: ignore[arg-type]
+
+            def keep(x: torch.Tensor) -> torch.Tensor:
+                kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+                return x
+
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+                o = checkpoint(sharded, *own, use_reentrant=False) if again else sharded(*own)
+            return sum(kept.values()), torch.autograd.grad(o.square().sum(), own)
+
+        return on_all(2, device)
+
+    for (kept, expected), (less, found) in zip(made(False), made(True), strict=True):
+        assert less == 3 * 2 * 8 * 4 * 4 < kept
+        assert all(map(torch.equal, expected, found))
 
 
 def test_one_device_makes_the_plain_call() -> None:
