@@ -11,6 +11,7 @@ import torch
 
 from einfuse.distributed import Layout, Sharded
 from einfuse.distributed.here import Axis, Kind, Values, axes_of
+from einfuse.distributed.transport import Arrival
 from einfuse.ir import Cascade, Expr, interpret
 from einfuse.ir import expr as ex
 from einfuse.ir.passes import shard
@@ -43,7 +44,7 @@ class Simulated:
         self.meeting, self.rank, self.size = meeting, rank, meeting.size
         self.sent = [0] * meeting.size
 
-    def exchange(self, name: str, sends: Mapping[int, torch.Tensor], receives: Mapping[int, int]) -> dict[int, torch.Tensor]:
+    def post(self, name: str, sends: Mapping[int, torch.Tensor], receives: Mapping[int, int]) -> Arrival:
         meeting = self.meeting
         meeting.left[self.rank] = (name, {d: x.clone() for d, x in sends.items()})
         for d, x in sends.items():
@@ -55,7 +56,7 @@ class Simulated:
         none = torch.empty(0, dtype=torch.uint8)
         got = {s: left[s][1].get(self.rank, none) for s in receives}
         assert {s: x.numel() for s, x in got.items()} == dict(receives), name
-        return got
+        return lambda: got
 
 
 def on_all(size: int, work: Callable[[int], T]) -> list[T]:

@@ -123,6 +123,7 @@ def test_an_axis_that_could_be_several_is_named() -> None:
         ("causal", "columns", ("i", "j")),
         ("document", "heads", ("i", "j")),
         ("document", "rows", ("i", "j")),
+        ("sliding_window", "ahead", ("i", "j")),
         ("sliding_window", "columns", ("i", "j")),
         ("alibi", "states", ("j",)),
         ("gated_delta", "prefix", ("i",)),
@@ -196,6 +197,33 @@ def test_few_rows_go_to_many_columns() -> None:
     assert "  rows: no fewer bytes" in taken(6)
 
 
+def test_rows_begin_before_columns_arrive() -> None:
+    attention, meet, x = einfuse.compile("full"), meeting(2), torch.randn(1, 2, 3, 4, dtype=torch.float64)
+
+    def device(rank: int) -> list[str]:
+        done = list[str]()
+
+        class Heard(Simulated):
+            def post(self, name: str, *given: Any) -> Any:
+                got = super().post(name, *given)
+                done.append(f"sent {name}")
+                return lambda: (done.append(f"got {name}"), got())[1]  # type: ignore[func-returns-value]
+
+        def evaluate(c: Any, *given: Any) -> Any:
+            done.append(c.name)
+            return oracle(c, *given)
+
+        sharded = Sharded(attention, SEQUENCE, {"seq": Heard(meet, rank)}, "ahead", evaluate=evaluate)  # type: ignore[arg-type]
+        sharded(x, x, x)
+        return done
+
+    for done in on_all(2, device):
+        sent, first, got, second, merged = done[2:]
+        assert (sent, got) == ("sent columns of full", "got columns of full")
+        assert first == second == "full_i_local_j_local_partial"
+        assert merged == "full_i_local_j_local_merged"
+
+
 def test_columns_arrive_again_under_a_checkpoint() -> None:
     """What is kept for a backward is then what a device holds, and the gradients are the same bits."""
     attention = einfuse.compile("causal", backend="torch")
@@ -226,7 +254,7 @@ def test_one_device_makes_the_plain_call() -> None:
     class Alone:
         rank, size = 0, 1
 
-        def exchange(self, *given: object) -> Any:
+        def post(self, *given: object) -> Any:
             raise AssertionError("nothing is exchanged")
 
     attention = einfuse.compile("causal", backend="torch")

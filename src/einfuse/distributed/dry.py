@@ -12,6 +12,7 @@ import torch
 
 from einfuse.distributed import parts, programs
 from einfuse.distributed.here import At, Axis, Here, Kind, Values, axes_of, has_features, tensors
+from einfuse.distributed.transport import Arrival
 from einfuse.ir import Cascade
 from einfuse.ir import expr as ex
 from einfuse.ir.passes.shard import held
@@ -39,10 +40,10 @@ class Counting:
         self.rank, self.size = rank, size
         self.sent = [0] * size
 
-    def exchange(self, name: str, sends: Mapping[int, torch.Tensor], receives: Mapping[int, int]) -> dict[int, torch.Tensor]:
+    def post(self, name: str, sends: Mapping[int, torch.Tensor], receives: Mapping[int, int]) -> Arrival:
         for d, x in sends.items():
             self.sent[d] += x.numel()
-        return {s: torch.empty(n, dtype=torch.uint8, device="meta") for s, n in receives.items()}
+        return lambda: {s: torch.empty(n, dtype=torch.uint8, device="meta") for s, n in receives.items()}
 
 
 def counted(

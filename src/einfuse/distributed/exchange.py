@@ -17,6 +17,7 @@ from einfuse.distributed.routes import Route
 from einfuse.distributed.transport import Transport
 
 Tensors = Mapping[str, torch.Tensor]
+Begun = Callable[[], list[list[torch.Tensor]]]
 
 
 def moved(
@@ -25,18 +26,26 @@ def moved(
     parts: Sequence[Tensors],
     along: Mapping[str, Route],
     anchors: Sequence[torch.Tensor] = (),
+    begun: Begun | None = None,
 ) -> list[dict[str, torch.Tensor]]:
     """The tensors of every part of this device along their routes, in one exchange; differentiable. Every device calls it with the same names.
 
-    ``anchors`` are those of `Move`.
+    ``anchors`` are those of `Move`; ``begun``: it is under way.
     """
     names = sorted(along)
     if not names:
         return [{} for _ in parts]
+    arrival = begun or begin(transport, name, parts, along)
     known = [x for x in anchors if x.requires_grad]
     given = [x[n] for x in parts for n in names]
-    outs = _Moved.apply(transport, name, [along[n] for n in names], len(parts), len(known), *given, *known)  # type: ignore[no-untyped-call]
+    outs = _Moved.apply(transport, name, arrival, [along[n] for n in names], len(parts), len(known), *given, *known)  # type: ignore[no-untyped-call]
     return [dict(zip(names, own, strict=True)) for own in _rows(outs, len(parts))]
+
+
+def begin(transport: Transport, name: str, parts: Sequence[Tensors], along: Mapping[str, Route]) -> Begun:
+    """Begins what `moved` waits for."""
+    names = sorted(along)
+    return routes.there(transport, name, [[x[n].detach() for n in names] for x in parts], [along[n] for n in names])
 
 
 def shared(transport: Transport, name: str, parts: Sequence[Tensors]) -> list[dict[str, torch.Tensor]]:
@@ -105,10 +114,17 @@ def _no_further(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple
 class _Moved(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, transport: Transport, name: str, along: Sequence[Route], parts: int, anchors: int, *given: torch.Tensor
+        ctx: Any,
+        transport: Transport,
+        name: str,
+        arrival: Begun,
+        along: Sequence[Route],
+        parts: int,
+        anchors: int,
+        *given: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        xs = _rows([x.detach() for x in given[: parts * len(along)]], parts)
-        outs = routes.there(transport, name, xs, along)
+        xs = _rows(given[: parts * len(along)], parts)
+        outs = arrival()
         ctx.along, ctx.transport, ctx.name, ctx.parts, ctx.anchors = along, transport, name, parts, anchors
         ctx.shapes = [[x.shape for x in own] for own in xs]
         ctx.mark_non_differentiable(*(y for own in outs for y in own if not y.is_floating_point()))
@@ -117,7 +133,7 @@ class _Moved(torch.autograd.Function):
     @staticmethod
     @_no_further
     def backward(ctx: Any, *given: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gs, needs = _rows(given, ctx.parts), _rows(ctx.needs_input_grad[5 : 5 + len(given)], ctx.parts)
+        gs, needs = _rows(given, ctx.parts), _rows(ctx.needs_input_grad[6 : 6 + len(given)], ctx.parts)
         every = range(len(ctx.along))
         wanted = [n for n in every if (gs[0][n].is_floating_point() if ctx.anchors else any(own[n] for own in needs))]
         found = routes.back(
@@ -128,7 +144,7 @@ class _Moved(torch.autograd.Function):
             [[own[n] for n in wanted] for own in ctx.shapes],
         )
         by = [dict(zip(wanted, own, strict=True)) for own in found]
-        return (None, None, None, None, None, *(own.get(n) for own in by for n in every), *[None] * ctx.anchors)
+        return (*[None] * 6, *(own.get(n) for own in by for n in every), *[None] * ctx.anchors)
 
 
 class _Shared(torch.autograd.Function):

@@ -12,9 +12,9 @@ from dataclasses import replace
 import torch
 
 from einfuse.distributed import programs
-from einfuse.distributed.exchange import moved, shared
+from einfuse.distributed.exchange import Begun, begin, moved, shared
 from einfuse.distributed.here import At, Axis, Here, Values, axes_of, tensors
-from einfuse.distributed.steps import Move, Program, Share, Step
+from einfuse.distributed.steps import Begin, Program, Share, Step
 from einfuse.distributed.transport import Transport
 from einfuse.ir import Cascade
 from einfuse.ir.passes.shard import held
@@ -60,6 +60,7 @@ def _cut(c: Cascade, axis: Axis, here: Here, inputs: Values, own: range) -> list
 def _lockstep(running: Sequence[Program], transports: Transports, axis: str | None) -> list[Made]:
     """What every program returns, all of which make the same steps; ``axis`` is that of the parts."""
     found: Sequence[Made | None] = [None] * len(running)
+    begun: dict[str, Begun] = {}
     while True:
         steps, done = list[Step](), list[Made]()
         for p, x in zip(running, found, strict=True):
@@ -70,27 +71,29 @@ def _lockstep(running: Sequence[Program], transports: Transports, axis: str | No
         if not steps:
             return done
         assert not done, "parts make the same steps"
-        found = _performed(steps, transports, axis)
+        found = _performed(steps, transports, steps[0].axis == axis or len(steps) == 1, begun)
 
 
-def _performed(steps: Sequence[Step], transports: Transports, axis: str | None) -> list[Made]:
-    """A step of every part in one exchange: between the parts, or with other devices that have the same parts."""
-    first, transport = steps[0], transports[steps[0].axis]
-    if first.axis == axis or len(steps) == 1:
-        own = [s.tensors for s in steps]
-        if isinstance(first, Share):
-            return shared(transport, first.name, own)
-        return moved(transport, first.name, own, first.along, [x for s in steps if isinstance(s, Move) for x in s.anchors])
-    if isinstance(first, Share):
-        return _shared_once(steps, transport)
-    moves = [s for s in steps if isinstance(s, Move)]
-    given = {f"{k:04d} {n}": s.tensors[n] for k, s in enumerate(moves) for n in s.along}
-    along = {f"{k:04d} {n}": r for k, s in enumerate(moves) for n, r in s.along.items()}
-    found = moved(transport, first.name, [given], along, [x for s in moves for x in s.anchors])[0]
-    return [{n: found[f"{k:04d} {n}"] for n in s.along} for k, s in enumerate(moves)]
+def _performed(steps: Sequence[Step], transports: Transports, between: bool, begun: dict[str, Begun]) -> list[Made]:
+    """A step of every part in one exchange, ``between`` the parts or with other devices that have the same parts."""
+    name, transport = steps[0].axis, transports[steps[0].axis]
+    shares = [s for s in steps if isinstance(s, Share)]
+    if shares:
+        return shared(transport, shares[0].name, [s.tensors for s in shares]) if between else _shared_once(shares, transport)
+    moves = [s.move if isinstance(s, Begin) else s for s in steps if not isinstance(s, Share)]
+    if between:
+        given, along = [s.tensors for s in moves], moves[0].along
+    else:
+        given = [{f"{k:04d} {n}": s.tensors[n] for k, s in enumerate(moves) for n in s.along}]
+        along = {f"{k:04d} {n}": r for k, s in enumerate(moves) for n, r in s.along.items()}
+    if isinstance(steps[0], Begin):
+        begun[name] = begin(transport, moves[0].name, given, along)
+        return [{} for _ in steps]
+    found = moved(transport, moves[0].name, given, along, [x for s in moves for x in s.anchors], begun.pop(name, None))
+    return found if between else [{n: found[0][f"{k:04d} {n}"] for n in s.along} for k, s in enumerate(moves)]
 
 
-def _shared_once(steps: Sequence[Step], transport: Transport) -> list[Made]:
+def _shared_once(steps: Sequence[Share], transport: Transport) -> list[Made]:
     """What several parts have is one tensor, of which there is one sum."""
     known: dict[int, tuple[str, torch.Tensor]] = {}
     for s in steps:

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from einfuse.distributed import columns, heads, prefix, rows, states
+from einfuse.distributed import ahead, columns, heads, prefix, rows, states
 from einfuse.distributed.here import Axis, Here, Kind, Values
 from einfuse.distributed.steps import Program
 from einfuse.ir import Cascade, SpecError
 from einfuse.ir.passes import shard
 
-Exchange = Literal["columns", "rows", "heads", "states", "prefix"]
-EXCHANGES: tuple[Exchange, ...] = ("columns", "rows", "heads", "states", "prefix")
-_RUN = {"columns": columns.run, "rows": rows.run, "heads": heads.run, "states": states.run, "prefix": prefix.run}
+Exchange = Literal["columns", "ahead", "rows", "heads", "states", "prefix"]
+EXCHANGES: tuple[Exchange, ...] = ("columns", "ahead", "rows", "heads", "states", "prefix")
+_RUN = {
+    "columns": columns.run,
+    "ahead": ahead.run,
+    "rows": rows.run,
+    "heads": heads.run,
+    "states": states.run,
+    "prefix": prefix.run,
+}
 
 Route = tuple[Axis, Exchange]
 
@@ -32,6 +39,8 @@ def obstacle(c: Cascade, axis: Axis, exchange: Exchange) -> SpecError | None:
         match exchange:
             case "columns":
                 shard.by_columns(c, axis.ranks)
+            case "ahead":
+                ahead.check(c, axis)
             case "rows":
                 rows.ranks_of(c, axis)
             case "heads":

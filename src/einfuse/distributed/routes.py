@@ -15,6 +15,9 @@ from einfuse.distributed.transport import Transport
 
 Rows = torch.Tensor
 """Numbers of rows, int64, on the host."""
+Parts = Mapping[int, Sequence[torch.Tensor]]
+Wanted = Mapping[int, Sequence[tuple[Sequence[int], torch.dtype]]]
+"""Tensors for every device, and the shapes and dtypes of those from it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,8 +84,8 @@ def stacked(size: int, axis: int = 0, to: Callable[[int, int], bool] = lambda s,
 
 def there(
     transport: Transport, name: str, xs: Sequence[Sequence[torch.Tensor]], along: Sequence[Route]
-) -> list[list[torch.Tensor]]:
-    """What every tensor becomes along its route, all of them in one message to each device.
+) -> Callable[[], list[list[torch.Tensor]]]:
+    """Sends tensors along their routes, all of them in one message to each device; what it returns waits for what every one becomes.
 
     ``xs`` are those of each part that this device is; every device is as many, and routes lead from part to part.
     """
@@ -99,14 +102,19 @@ def there(
         d: [(r.shape(x.shape, s, t), x.dtype) for s, t in _links(of, mine) for x, r in zip(xs[t % each], along, strict=True)]
         for d, of in _all(transport, each)
     }
-    got = messages(transport, name, parts, shapes)
-    out = [[x.new_zeros(_extended(r, x.shape, t)) for x, r in zip(xs[t % each], along, strict=True)] for t in mine]
-    for d, of in _all(transport, each):
-        pieces = iter(got[d])
-        for s, t in _links(of, mine):
-            for y, r in zip(out[t % each], along, strict=True):
-                y.index_copy_(r.put, _on(r.puts[s][t], y), next(pieces))
-    return out
+    got = posted(transport, name, parts, shapes)
+
+    def arrived() -> list[list[torch.Tensor]]:
+        found = got()
+        out = [[x.new_zeros(_extended(r, x.shape, t)) for x, r in zip(xs[t % each], along, strict=True)] for t in mine]
+        for d, of in _all(transport, each):
+            pieces = iter(found[d])
+            for s, t in _links(of, mine):
+                for y, r in zip(out[t % each], along, strict=True):
+                    y.index_copy_(r.put, _on(r.puts[s][t], y), next(pieces))
+        return out
+
+    return arrived
 
 
 def back(
@@ -168,23 +176,27 @@ def summed(transport: Transport, name: str, xs: Sequence[Sequence[torch.Tensor]]
     return [p.view(x.shape).to(x.dtype) for p, x in zip(pieces, xs[0], strict=True)]
 
 
-def messages(
-    transport: Transport,
-    name: str,
-    parts: Mapping[int, Sequence[torch.Tensor]],
-    wanted: Mapping[int, Sequence[tuple[Sequence[int], torch.dtype]]],
-) -> dict[int, list[torch.Tensor]]:
+def messages(transport: Transport, name: str, parts: Parts, wanted: Wanted) -> dict[int, list[torch.Tensor]]:
     """One message to and from each device, of several tensors; what a device has for itself stays where it is."""
+    return posted(transport, name, parts, wanted)()
+
+
+def posted(transport: Transport, name: str, parts: Parts, wanted: Wanted) -> Callable[[], dict[int, list[torch.Tensor]]]:
+    """`messages`, begun: what it returns waits for them."""
     me = transport.rank
     sends = {d: _bytes(p) for d, p in parts.items() if d != me}
     counts = {s: sum(torch.Size(n).numel() * t.itemsize for n, t in w) for s, w in wanted.items() if s != me}
-    got = transport.exchange(name, sends, counts)
-    out: dict[int, list[torch.Tensor]] = {me: list(parts[me])}
-    for s, held in got.items():
-        sizes = [torch.Size(n).numel() * t.itemsize for n, t in wanted[s]]
-        pieces = zip(held.split(sizes), wanted[s], strict=True)
-        out[s] = [_typed(piece, tuple(shape), dtype) for piece, (shape, dtype) in pieces]
-    return out
+    got = transport.post(name, sends, counts)
+
+    def arrived() -> dict[int, list[torch.Tensor]]:
+        out: dict[int, list[torch.Tensor]] = {me: list(parts[me])}
+        for s, held in got().items():
+            sizes = [torch.Size(n).numel() * t.itemsize for n, t in wanted[s]]
+            pieces = zip(held.split(sizes), wanted[s], strict=True)
+            out[s] = [_typed(piece, tuple(shape), dtype) for piece, (shape, dtype) in pieces]
+        return out
+
+    return arrived
 
 
 def _bytes(parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -328,7 +328,10 @@ class Sharded:
     def _least(self, c: Cascade, n: int, found: Sequence[Sequence[Exchange]], here: Here, inputs: Values) -> Exchange:
         if len(found[n]) == 1 or self.axes[n].ranks[0] in c.over:
             return found[n][0]
-        return min(found[n], key=lambda e: self.bytes(c, here, inputs, n, e, apart=True).most)
+        sent = [
+            e for e in found[n] if e != "ahead"
+        ]  # what columns sends; whether to begin without them is not a question of bytes
+        return min(sent, key=lambda e: self.bytes(c, here, inputs, n, e, apart=True).most)
 
     def bytes(self, c: Cascade, here: Here, inputs: Values, n: int, exchange: Exchange, apart: bool = False) -> Count:
         """The bytes of every link of an axis, with that exchange there; ``apart``: with every part on a device of its own."""

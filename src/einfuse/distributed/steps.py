@@ -28,6 +28,17 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True)
+class Begin:
+    """Begins a move, which is the next step over that axis. It brings nothing yet."""
+
+    move: Move
+
+    @property
+    def axis(self) -> str:
+        return self.move.axis
+
+
+@dataclass(frozen=True, slots=True)
 class Share:
     """Tensors of which every device of an axis has the same: they stay as they are, and their gradients are summed over all devices."""
 
@@ -36,7 +47,7 @@ class Share:
     tensors: Mapping[str, torch.Tensor]
 
 
-Step = Move | Share
+Step = Move | Begin | Share
 Program = Generator[Step, dict[str, torch.Tensor], dict[str, torch.Tensor]]
 """Returns the outputs. All devices make the same steps."""
 Inner = Callable[[Cascade, Values, Here, Kind], Program]

@@ -7,12 +7,15 @@ from einfuse.distributed.here import Axis, sequence
 from einfuse.distributed.programs import EXCHANGES, Exchange, obstacle
 from einfuse.ir import Cascade, SpecError
 
+SHOWN = tuple(e for e in EXCHANGES if e != "ahead")
+"""That one may be taken by what may take both columns and rows."""
+
 
 def row(name: str) -> str:
     """One spec: a mark for every exchange that it may take. States are those of keys whose rows all devices have."""
     c = einfuse.compile(name).cascade
     ranks = sequence(c)
-    found = {e: _obstacle(c, ranks, e) for e in EXCHANGES}
+    found = {e: _obstacle(c, ranks, e) for e in SHOWN}
     marks = ["" if error else "yes" for error in found.values()]
     why = next(iter(found.values())) if not any(marks) else None
     return f"| `{name}` | {', '.join(ranks)} | {' | '.join(marks)} | {why.message if why else ''} |"
@@ -28,5 +31,5 @@ def _obstacle(c: Cascade, ranks: tuple[str, ...], exchange: Exchange) -> SpecErr
 
 def table() -> str:
     """All specs, by name."""
-    head = ["| spec | ranks | " + " | ".join(EXCHANGES) + " | why not |", "|---|---|" + "---|" * (len(EXCHANGES) + 1)]
+    head = ["| spec | ranks | " + " | ".join(SHOWN) + " | why not |", "|---|---|" + "---|" * (len(SHOWN) + 1)]
     return "\n".join([*head, *(row(s.name) for s in einfuse.list_specs())]) + "\n"
