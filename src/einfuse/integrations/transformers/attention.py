@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import warnings
@@ -181,8 +182,14 @@ def _check(module: torch.nn.Module, rest: Mapping[str, Any]) -> None:
 def _unknown(kind: type, given: tuple[str, ...]) -> tuple[str, ...]:
     """Those of the arguments that the eager attention of the model's file takes by name. torch.compile calls this, and does not trace it."""
     eager = _eager(kind)
-    own = set(inspect.signature(eager).parameters) if eager is not None else set()
+    own = _parameters(eager) if eager is not None else frozenset()
     return tuple(n for n in given if n in own - _USUAL)
+
+
+@functools.lru_cache(256)
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    """The names of what a function takes: every layer of every step asks for those of one."""
+    return frozenset(inspect.signature(function).parameters)
 
 
 vars(_unknown)["_dynamo_marked_constant"] = True  # as `torch.compiler.assume_constant_result`, which imports the compiler
