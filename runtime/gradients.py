@@ -24,7 +24,7 @@ from einfuse.runtime.launch import Built, Launch
 from einfuse.runtime.outputs import Output, described, gradient, is_only, of_backward
 from einfuse.runtime.pairs import Pairs
 from einfuse.runtime.recent import Recent
-from einfuse.runtime.scatter import accumulate, adding, contracted, total
+from einfuse.runtime.scatter import accumulate, adding, axes, contracted, total
 from einfuse.runtime.specialise import Fused, Printed
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Gradients:
 
         It gives out the gradient of every tensor in ``wanted``, in its own dtype.
         """
-        return Graph(functools.partial(self._nodes, backend, wanted), known, [f"gradient of {n}" for n in wanted])
+        return Graph(functools.partial(self._nodes, backend, wanted), known, [f"gradient of {n}" for n in wanted], same=True)
 
     def _nodes(self, backend: Backend, wanted: tuple[str, ...], known: Given) -> list[Node]:
         nodes: list[Node] = []
@@ -164,9 +164,11 @@ class Gradients:
 def _added(parts: Sequence[tuple[Cascade, Gradient]], known: Given) -> Host:
     """Adds parts of gradients to the sums of their inputs."""
 
+    whole = [(cascade, part, axes(part.ranks, part.index) if part.times is None else None) for cascade, part in parts]
+
     def add(sums: dict[str, torch.Tensor], tensors: Tensors, now: Given) -> None:
-        for cascade, part in parts:
-            accumulate(sums, cascade, *contracted(part, tensors), now)
+        for cascade, part, at in whole:
+            accumulate(sums, cascade, *contracted(part, tensors), now, at=at)
 
     return adding((p for _, p in parts), (n for _, p in parts for n in p.statements), known, add)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from einfuse.ir import DoesNotFitError, Scalar
+from einfuse.ir import DoesNotFitError, Scalar, debug
 from einfuse.runtime import memory
 from einfuse.runtime.given import Given
 from einfuse.runtime.outputs import Output
@@ -72,21 +72,35 @@ class Kernel:
     sized: Mapping[str, str] = field(default_factory=dict)
     numbers: Mapping[str, Scalar] = field(default_factory=dict, init=False)
     sizes: Mapping[str, int] = field(default_factory=dict, init=False)
+    same: bool = field(default=False, init=False)
+    """Whether its tensors lie alike, with the same numbers and sizes, in every call: the first one binds it."""
     _launch: Launched | None = field(default=None, init=False)
+    _again: Callable[[Tensors], None] | None = field(default=None, init=False)
 
     def run(self, tensors: Tensors, call: Given) -> bool:
         """Launches it."""
+        if self._again is not None and not debug.enabled("launch"):
+            self._again(tensors)
+            return False
         if self._launch is None:
             self._launch = self.build()
         numbers, sizes = self._told(call)
-        return self._launch({**tensors, **self._more(tensors)} if self.names or self.tables else tensors, numbers, sizes)
+        smaller = self._launch(self._mine(tensors), numbers, sizes)
+        if self.same and not smaller:
+            self._again = self.bound(tensors, call)
+        return smaller
 
     def bound(self, tensors: Tensors, call: Given) -> Callable[[Tensors], None] | None:
         """The launch for tensors that lie as these do, outputs included, of a call like this one; None where it cannot be bound."""
-        bound = getattr(self._launch, "bound", None)
-        if bound is None or self.names or self.tables:
-            return None
-        return bound(tensors, *self._told(call))  # type: ignore[no-any-return]  # of `Launch`
+        bind = getattr(self._launch, "bound", None)
+        launch: Callable[[Tensors], None] | None = None if bind is None else bind(self._mine(tensors), *self._told(call))
+        if launch is None or not (self.names or self.tables):
+            return launch
+        return lambda tensors: launch(self._mine(tensors))
+
+    def _mine(self, tensors: Tensors) -> Tensors:
+        """The tensors by the names that the kernel knows them by."""
+        return {**tensors, **self._more(tensors)} if self.names or self.tables else tensors
 
     def _told(self, call: Given) -> tuple[Mapping[str, Scalar], Mapping[str, int]]:
         """The numbers and sizes that it takes at a call."""
@@ -170,19 +184,27 @@ def tried(run: Callable[[], object], smaller: Callable[[], bool]) -> bool:
 class Graph:
     """The nodes of a call in the order they run, and the tensors ``outs`` that it gives out."""
 
-    __slots__ = ("_build", "_given", "_steps", "device", "nodes", "outs")
+    __slots__ = ("_build", "_given", "_same", "_steps", "device", "nodes", "outs")
 
-    def __init__(self, build: Callable[[Given], Iterable[Node]], given: Given, outs: Sequence[str]) -> None:
-        """``build`` makes the nodes for arguments like ``given``: once here, and again where a kernel asks for one that holds less."""
+    def __init__(self, build: Callable[[Given], Iterable[Node]], given: Given, outs: Sequence[str], same: bool = False) -> None:
+        """``build`` makes the nodes for arguments like ``given``: once here, and again where a kernel asks for one that holds less.
+
+        ``same``: it runs for calls of this very kind alone (`Given.kind`).
+        """
         self._build, self._given, self.outs, self.device = build, given.described(), tuple(outs), given.device
+        self._same = same
         self._plan()
 
     def _plan(self) -> None:
         self.nodes = tuple(self._build(self._given))
+        placed: set[str] = set()  # by the host, in strides of its own
         for node in self.nodes:
             node.makes = {n: x.following(self._given.sizes) for n, x in node.makes.items()}  # type: ignore[arg-type]  # of the names it has
             if isinstance(node, Kernel):
                 node.beside(self._given)
+                node.same = self._same and placed.isdisjoint(touched(node))
+            else:
+                placed |= {*node.gives}
         last = {n: place for place, node in enumerate(self.nodes) for n in touched(node)}
         made = {n for node in self.nodes for n in (*node.makes, *node.gives)} - {*self.outs}
         frees = [

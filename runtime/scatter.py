@@ -61,15 +61,19 @@ def accumulate(
     value: torch.Tensor,
     given: Given,
     window: Window | None = None,
+    at: Axes | None = None,
 ) -> None:
-    """``total[input][index] += value``; ``value`` has the axes ``part.ranks``, of which it may hold a ``window`` only. Deterministic."""
+    """``total[input][index] += value``; ``value`` has the axes ``part.ranks``, of which it may hold a ``window`` only. Deterministic.
+
+    ``at`` are the axes of the part where they are known.
+    """
     window = window or {}
     shape = list(given.tensors[part.input].shape)
-    axes = _axes(part.ranks, part.index)
-    value, ranks = value.sum(axes.gone) if axes.gone else value, axes.ranks
+    at = at or axes(part.ranks, part.index)
+    value, ranks = value.sum(at.gone) if at.gone else value, at.ranks
     held = total.get(part.input)
-    cut = {n: window[e.name] for n, e in enumerate(part.index) if e.op == "index" and e.name in window}
-    share = _direct(value, axes, [cut[n][1] - cut[n][0] if n in cut else extent for n, extent in enumerate(shape)])
+    cut = {n: window[e.name] for n, e in enumerate(part.index) if e.op == "index" and e.name in window} if window else {}
+    share = _direct(value, at, [cut[n][1] - cut[n][0] if n in cut else extent for n, extent in enumerate(shape)])
     if share is not None and list(share.shape) != shape:
         if held is None:
             held = total[part.input] = torch.zeros(shape, dtype=value.dtype, device=value.device)
@@ -127,7 +131,7 @@ def _row(index: tuple[Expr, ...], ranks: tuple[str, ...], value: torch.Tensor, s
 
 
 @dataclass(frozen=True, slots=True)
-class _Axes:
+class Axes:
     """The axes of a part's value: ``gone`` those that no index mentions, ``ranks`` the others, ``order`` the places of these among the axes
     of the input (None where one is not read at a rank of its own or at ``rank // divisor``), ``divided`` which are read so.
     """
@@ -139,16 +143,17 @@ class _Axes:
 
 
 @functools.lru_cache(1024)
-def _axes(ranks: tuple[str, ...], index: tuple[Expr, ...]) -> _Axes:
+def axes(ranks: tuple[str, ...], index: tuple[Expr, ...]) -> Axes:
+    """The axes of a part over ``ranks`` that is read at ``index``."""
     used = set().union(*(indices(e) for e in index)) if index else set()
     left = tuple(r for r in ranks if r in used)
     mine = [_own_rank(e) for e in index]
     plain = None not in mine and len(set(mine)) == len(mine) and set(mine) == set(left)
     order = [left.index(r) for r in mine if r is not None] if plain else None
-    return _Axes([n for n, r in enumerate(ranks) if r not in used], left, order, tuple(e.op == "//" for e in index))
+    return Axes([n for n, r in enumerate(ranks) if r not in used], left, order, tuple(e.op == "//" for e in index))
 
 
-def _direct(value: torch.Tensor, axes: _Axes, shape: list[int]) -> torch.Tensor | None:
+def _direct(value: torch.Tensor, axes: Axes, shape: list[int]) -> torch.Tensor | None:
     """By reshaping alone, where every axis is read at a rank of its own or at ``rank // divisor``."""
     if axes.order is None:
         return None
