@@ -108,12 +108,14 @@ class Guard:
                 self._look(x, given)
 
     def _integers(self, given: Given) -> None:
-        found = integers.ranges(self.cascade, self.counted.looked_at(given))
+        found = integers.ranges(self.cascade, self.counted.looked_at(given)) if self.counted.tables else {}
         if found is None:
             return
-        about = integers.Known.of(given, found, integers.rounded)
-        key = (*about.sizes.items(), *about.numbers.items(), *about.tables.items())
-        if not self.fit.made(key, lambda: integers.fits(self.cascade, about)):
+
+        def fit() -> bool:
+            return integers.fits(self.cascade, integers.Known.of(given, found, integers.rounded))
+
+        if not self.fit.made(integers.bits(given, found), fit):
             integers.check(self.cascade, integers.Known.of(given, found))
 
     def _look(self, watched: Watched, given: Given) -> None:

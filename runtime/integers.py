@@ -94,6 +94,15 @@ def rounded(found: Range) -> Range:
     return -(1 << (-found[0]).bit_length()) if found[0] < 0 else 0, 1 << found[1].bit_length() if found[1] > 0 else 0
 
 
+def bits(given: Given, tables: Mapping[str, Range]) -> tuple[object, ...]:
+    """How many bits each size, whole host number and range of a table takes, below 0 or not: what `rounded` ranges follow from."""
+    whole = [
+        y for n, x in given.numbers.items() if isinstance(x, int) for y in (n, x.bit_length() if x >= 0 else -x.bit_length())
+    ]
+    entries = [y for n, x in tables.items() for y in (n, *rounded(x))] if tables else ()
+    return (*given.sizes, *[x.bit_length() for x in given.sizes.values()], *whole, *entries)
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """From where to where sizes, whole host numbers and the entries of tables go."""

@@ -103,23 +103,48 @@ class Launch:
     def bound(
         self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Scalar], sizes: Mapping[str, int]
     ) -> Callable[[Mapping[str, torch.Tensor]], None] | None:
-        """The launch for tensors that lie as these do, of these numbers and sizes; None where there is more to it than pointers."""
-        bound = getattr(self.built.kernel, "bound", None)  # of the back ends' kernels, those of CPUs have one
-        return None if bound is None or self._folds else bound(tensors, numbers, sizes)
+        """The launch for tensors that lie as these do, of these numbers and sizes; None where a kernel has none."""
+        bind = getattr(self.built.kernel, "bound", None)  # of the back ends' kernels, those of CPUs have one
+        if bind is None:
+            return None
+        if not self._folds:
+            return bind(tensors, numbers, sizes)  # type: ignore[no-any-return]  # of `CpuKernel`
+        given = Given(tensors, numbers, sizes)
+        look, key = self._look(given), given.key
+        if look is None:  # the tables of every tile, whatever the masks read
+            return bind({**tensors, **self._every(given)}, numbers, sizes)  # type: ignore[no-any-return]  # as above
+        latest: tuple[object, Callable[[Mapping[str, torch.Tensor]], None] | None] = (None, None)
+
+        def again(tensors: Mapping[str, torch.Tensor]) -> None:
+            nonlocal latest
+            tables = self._looked(Given(tensors, numbers, sizes), key, look)
+            made, launch = latest
+            if launch is None or made is not tables:
+                launch = bind({**tensors, **tables}, numbers, sizes)
+                latest = tables, launch
+            launch(tensors)
+
+        return again
 
     def _tables(self, given: Given) -> dict[str, torch.Tensor]:
         """The tables for a launch: made once for the values that its masks read; of every tile where it is short and they are new."""
-        device = next(iter(given.tensors.values())).device
-        pairs, look = max(_pairs(self.built.cascade, x, given) for x in self._folds), LOOK.get(device.type, LOOK["cuda"])
-        if pairs < look and (device.type != "cpu" or pairs < look >> AGAIN):
-            return self._every(given, device)
+        look = self._look(given)
+        return self._every(given) if look is None else self._looked(given, given.key, look)
+
+    def _look(self, given: Given) -> bool | None:
+        """Whether a launch of these sizes looks at its masks, also where they are new; None: it never does."""
+        device = given.device.type
+        pairs, look = max(_pairs(self.built.cascade, x, given) for x in self._folds), LOOK.get(device, LOOK["cuda"])
+        return True if pairs >= look else False if device == "cpu" and pairs >= look >> AGAIN else None
+
+    def _looked(self, given: Given, key: tuple[object, ...], new: bool) -> dict[str, torch.Tensor]:
+        """The tables for the values that its masks read, which are looked at where they come again, or also where they are ``new``."""
         held = [given.tensors[n] for n in self._named if n in given.tensors]
-        key = given.key
         for known in self.built.tables:
             if known.key == key and known.tensors.are(held):
                 return known.made
-        if pairs < look and not self._again(key, held):
-            return self._every(given, device)
+        if not new and not self._again(key, held):
+            return self._every(given)
         made = self._made(given, True)
         same = Unchanged.of(held)
         if same is not None:
@@ -127,9 +152,9 @@ class Launch:
             del self.built.tables[:-REMEMBERED]
         return made
 
-    def _every(self, given: Given, device: torch.device) -> dict[str, torch.Tensor]:
+    def _every(self, given: Given) -> dict[str, torch.Tensor]:
         """The tables of every tile."""
-        key = (device, *(n for fold in self._folds for n in _tiles(self.built.cascade, fold, given)))
+        key = (given.device, *(n for fold in self._folds for n in _tiles(self.built.cascade, fold, given)))
         return self._all.made(key, lambda: self._made(given, False))
 
     def _again(self, key: object, held: Sequence[torch.Tensor]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,8 +48,7 @@ class Output:
         shape = [sizes.get(s, n) for s, n in zip(self.sizes, self.shape, strict=True)] if self.sizes else self.shape
         if self.cleared or self.strides is not None or math.prod(shape) * self.dtype.itemsize >= LARGE:
             return None
-        with torch.inference_mode(False):
-            return torch.empty((), dtype=self.dtype, device=device).expand(shape)
+        return _spread(tuple(shape), self.dtype, device)
 
     def following(self, sizes: Mapping[int | str, int]) -> Output:
         """The same, for calls with other values of these sizes; of this shape alone where a size of its own goes by the same name."""
@@ -65,6 +65,13 @@ class Output:
         if self.strides is None:
             return torch.empty(self.shape, dtype=self.dtype, device="meta")
         return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device="meta")
+
+
+@functools.lru_cache(256)
+def _spread(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """One number spread over a shape."""
+    with torch.inference_mode(False):
+        return torch.empty((), dtype=dtype, device=device).expand(shape)
 
 
 def materialised(outputs: Mapping[str, Output], device: torch.device) -> dict[str, torch.Tensor]:

@@ -37,18 +37,25 @@ class Reader:
     Sizes that are made of others (``H // group``, ``table * P``) are those of an earlier call where these are the same.
     """
 
-    __slots__ = ("_axes", "_base", "_defaults", "_ints", "_made", "names")
+    __slots__ = ("_axes", "_defaults", "_first", "_ints", "_made", "_made_of", "_plain", "names")
 
     def __init__(self, cascade: Cascade) -> None:
         tensors = [t for t in cascade.inputs if not t.param]
         self.names = tuple(t.name for t in tensors)
-        self._axes = tuple((t.name, tuple(e.name if e.op == "size" else None for e in t.axes)) for t in tensors)
+        self._axes = tuple((t.name, len(t.axes)) for t in tensors)
+        flat = [e.name if e.op == "size" else None for t in tensors for e in t.axes]
+        self._plain: dict[str, int] = {}
+        for place, size in enumerate(flat):
+            if size is not None:
+                self._plain.setdefault(size, place)
+        self._first = [place if n is None else self._plain[n] for place, n in enumerate(flat)]
         self._ints = {t.name: t.dtype == "int" for t in cascade.inputs if t.param}
         self._defaults = {t.name: _typed(t.default, t.dtype) for t in cascade.inputs if t.param and t.default is not None}
-        plain = {n for _, axes in self._axes for n in axes if n is not None}
         parts = {n for t in tensors for e in t.axes if e.op != "size" for n in made_of(e)}
         parts |= {n for r in cascade.ranks if r.extent is not None for n in made_of(r.extent)}
-        self._base = tuple(sorted(parts & plain))
+        self._made_of = [place for place, n in enumerate(flat) if n is None] + sorted(
+            self._plain[n] for n in parts & {*self._plain}
+        )
         self._made: Recent[tuple[int, ...], Mapping[str, int]] = Recent()
 
     def __call__(self, args: Sequence[Argument], kwargs: Mapping[str, Argument]) -> Given | None:
@@ -76,20 +83,18 @@ class Reader:
 
     def _sized(self, tensors: Mapping[str, torch.Tensor], numbers: dict[str, Scalar]) -> Given | None:
         ordered: dict[str, torch.Tensor] = {}
-        sizes: dict[str, int] = {}
-        odd: list[int] = []
+        extents: list[int] = []
         for name, axes in self._axes:
             x = tensors.get(name)
-            if not isinstance(x, torch.Tensor) or x.ndim != len(axes):
+            if not isinstance(x, torch.Tensor) or x.ndim != axes:
                 return None
             ordered[name] = x
-            for axis, n in zip(axes, x.shape, strict=True):
-                if axis is None:
-                    odd.append(n)
-                elif sizes.setdefault(axis, n) != n:
-                    return None
-        if odd or self._base:
-            made = self._made.get((*odd, *[sizes[n] for n in self._base]))
+            extents += x.shape
+        if [extents[place] for place in self._first] != extents:
+            return None
+        sizes = {n: extents[place] for n, place in self._plain.items()}
+        if self._made_of:
+            made = self._made.get(tuple([extents[place] for place in self._made_of]))
             if made is None:
                 return None
             sizes |= made
@@ -97,11 +102,10 @@ class Reader:
 
     def learn(self, given: Given) -> None:
         """Keeps the made sizes of a call that fits."""
-        plain = {n for _, axes in self._axes for n in axes}
-        odd = [n for name, axes in self._axes for a, n in zip(axes, given.tensors[name].shape, strict=True) if a is None]
-        if odd or self._base:
-            made = {n: x for n, x in given.sizes.items() if n not in plain}
-            self._made[(*odd, *[given.sizes[n] for n in self._base])] = made
+        if self._made_of:
+            extents = [n for name in self.names for n in given.tensors[name].shape]
+            made = {n: x for n, x in given.sizes.items() if n not in self._plain}
+            self._made[tuple([extents[place] for place in self._made_of])] = made
 
 
 @dataclass(slots=True)
@@ -113,35 +117,37 @@ class Ready:
     looks: bool
     recorded: Recorded | None
 
-    def __call__(self, given: Given, new: bool = False) -> list[torch.Tensor]:
-        """The outputs; ``new``: of sizes or numbers that were not looked at."""
-        if self.looks or new:
-            self.program.check_ranges(given)
+    def __call__(self, given: Given) -> list[torch.Tensor]:
+        """The outputs for tensors whose values were looked at."""
         if self.recorded is not None:
             return self.recorded(given)
         return self.graph.run(given.tensors, given)  # type: ignore[arg-type]  # our own dictionary, read by nobody else
 
+    def bound(self, given: Given) -> Callable[[dict[str, torch.Tensor]], list[torch.Tensor]] | None:
+        """The same for calls of the signature of this one, which takes the tensors alone; None where there is more to it."""
+        return self.graph.bound(given) if self.recorded is None else None
+
 
 @dataclass(slots=True)
 class Seen:
-    """Calls of one signature: the second of them binds what is left to run, so that lengths that grow at every call bind nothing."""
+    """Calls of one signature, whose sizes and numbers were looked at: the first of them binds what is left to run."""
 
     ready: Ready
     numbers: Mapping[str, Scalar]
     sizes: Mapping[str, int]
-    asked: bool = False
-    again: Callable[[dict[str, torch.Tensor]], list[torch.Tensor]] | None = None
-    """What takes the tensors alone; None where there is more to look at."""
+    again: Callable[[dict[str, torch.Tensor]], list[torch.Tensor]] | None
 
     def __call__(self, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """The outputs."""
+        if self.ready.looks:
+            self.ready.program.check_ranges(Given(tensors, self.numbers, self.sizes))
+        return self.run(tensors)
+
+    def run(self, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """The outputs for tensors whose values were looked at."""
         if self.again is not None and not debug.enabled("launch"):
             return self.again(tensors)
-        given = Given(tensors, self.numbers, self.sizes)
-        if not self.asked and not self.ready.looks and self.ready.recorded is None:
-            self.again = self.ready.graph.bound(given)
-        self.asked = True
-        return self.ready(given)
+        return self.ready(Given(tensors, self.numbers, self.sizes))
 
 
 @dataclass(slots=True)
@@ -179,9 +185,9 @@ class Calls:
         found = self.known.get(self._kind(given, *self._served(given)))
         if found is None:
             return None
-        outs = found(given, new=True)
-        self.seen[signed] = Seen(found, given.numbers, given.sizes)  # nothing was refused
-        return outs
+        found.program.check_ranges(given)
+        self.seen[signed] = seen = Seen(found, given.numbers, given.sizes, found.bound(given))  # nothing was refused
+        return seen.run(given.tensors)  # type: ignore[arg-type]  # our own dictionary, read by nobody else
 
     def prepared(self, given: Given, formed: bool) -> list[torch.Tensor]:
         """The outputs of a call whose arguments are known to fit, of a kind that is made ready by it."""
@@ -192,7 +198,8 @@ class Calls:
         graph = program.shared(given, backend, wanted)
         recorded = Recorded(program, backend, graph, wanted, self.operator) if wanted else None
         self.known[self._kind(given, backend, program)] = made = Ready(program, graph, program.guard.looks, recorded)
-        return made(replace(given, tensors=dict(given.tensors)), new=True)
+        program.check_ranges(given)
+        return made(replace(given, tensors=dict(given.tensors)))
 
     def _served(self, given: Given) -> tuple[Backend, Program]:
         """The back end of a call, and the program that serves it best there."""

@@ -52,9 +52,19 @@ def place(x: torch.Tensor) -> tuple[object, ...]:
 
 
 def _checksum(x: torch.Tensor) -> int | None:
-    """Of all bytes of a small tensor on the host (of its whole storage where it has gaps); None for another."""
-    if x.device.type != "cpu":
+    """Of all bytes of a small tensor on the host (of its whole storage where that holds no more); None for another."""
+    if not x.is_cpu:
         return None
-    whole = x.untyped_storage()
-    start, size = (x.data_ptr(), x.nbytes) if x.is_contiguous() else (whole.data_ptr(), whole.nbytes())
-    return zlib.crc32((ctypes.c_char * size).from_address(start)) if 0 < size <= SMALL else None
+    start, size = x.data_ptr(), x.nbytes
+    if not x.is_contiguous():
+        whole = x.untyped_storage()
+        if size < whole.nbytes():
+            x = x.detach().contiguous()
+            start = x.data_ptr()
+        else:
+            start, size = whole.data_ptr(), whole.nbytes()
+    return zlib.crc32(memoryview(_Bytes.from_address(start))[:size]) if 0 < size <= SMALL else None
+
+
+_Bytes = ctypes.c_char * SMALL
+"""One type for tensors of all sizes: ctypes takes longer to make one than to look through a mask. Only so much is read as there is."""

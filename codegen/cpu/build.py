@@ -84,61 +84,42 @@ class CpuKernel:
         return self._frugal[0]
 
     def __call__(self, tensors: Mapping[str, torch.Tensor], params: Mapping[str, Scalar], sizes: Mapping[str, int]) -> None:
-        """Runs it. All that it is given but the numbers are words of one array: pointers, strides, sizes, extents, lengths of tables."""
+        """Runs it."""
+        self.bound(tensors, params, sizes)(tensors)
+
+    def bound(
+        self, tensors: Mapping[str, torch.Tensor], params: Mapping[str, Scalar], sizes: Mapping[str, int]
+    ) -> Callable[[Mapping[str, torch.Tensor]], None]:
+        """What runs it for tensors that lie as these do, of these numbers and sizes, with the tables among them: what is left is pointers.
+
+        Threads may share it: what they share is only read.
+        """
         plan = self.plan
         if self._several and keep.too_long(plan, sizes):
-            return self.frugal()(tensors, params, sizes)
-        words: list[int] = []
+            return self.frugal().bound(tensors, params, sizes)
+        names, function, threads = self._tensors, self.function, self._threads
         strides: list[int] = []
         counts = [sizes[n] for n in plan.sizes]
-        for n in self._tensors:
+        for n in names:
             x = tensors[n]
             assert x.is_cpu, f"{n} is on {x.device}: this kernel runs on the CPU"
-            words.append(x.data_ptr())
             strides += x.stride()
             counts += x.shape
         assert len(strides) == self._axes, f"the kernel {plan.name} was built for tensors of other axes"
         tables = [tensors[n].contiguous() for n in self._tables]
-        if tables:
-            words += [x.data_ptr() for x in tables]
-            counts += [x.shape[-1] for x in tables[1::2]]
-        first = 8 * len(words)
-        held = array("q", words + strides + counts)
+        rest = [x.data_ptr() for x in tables]
+        held = array("q", strides + counts + [x.shape[-1] for x in tables[1::2]])
         numbers = array("d", [params[n] for n, _ in plan.params])
-        at = held.buffer_info()[0]
-        code = call(self.function, at, at + first, at + first + 8 * self._axes, numbers.buffer_info()[0], self._threads())
-        if code:
-            raise MemoryError(_no_memory(plan.name))
-
-    def bound(
-        self, tensors: Mapping[str, torch.Tensor], params: Mapping[str, Scalar], sizes: Mapping[str, int]
-    ) -> Callable[[Mapping[str, torch.Tensor]], None] | None:
-        """The same for tensors that lie as these do, of these numbers and sizes: what is left is pointers. None for one that takes tables.
-
-        Threads may share it: what they share is only read.
-        """
-        if self._tables or not all(tensors[n].is_cpu for n in self._tensors):
-            return None
-        if self._several and keep.too_long(self.plan, sizes):
-            return self.frugal().bound(tensors, params, sizes)
-        names, function, threads, name = self._tensors, self.function, self._threads, self.plan.name
-        strides = [x for n in names for x in tensors[n].stride()]
-        held = array("q", strides + [sizes[n] for n in self.plan.sizes] + [x for n in names for x in tensors[n].shape])
-        numbers = array("d", [params[n] for n, _ in self.plan.params])
         first, last = held.buffer_info()[0], numbers.buffer_info()[0]
-        counts = first + 8 * self._axes
+        second = first + 8 * self._axes
 
         def again(tensors: Mapping[str, torch.Tensor]) -> None:
-            pointers = array("q", [tensors[n].data_ptr() for n in names])
-            if call(function, pointers.buffer_info()[0], first, counts, last, threads()):
-                raise MemoryError(_no_memory(name))
+            pointers = array("q", [tensors[n].data_ptr() for n in names] + rest)
+            if call(function, pointers.buffer_info()[0], first, second, last, threads()):
+                raise MemoryError(f"not enough memory for the scratch buffers of the kernel {plan.name}")
 
-        again.held = held, numbers  # type: ignore[attr-defined]  # memory that it points to
+        again.held = held, numbers, tables  # type: ignore[attr-defined]  # memory that it points to
         return again
-
-
-def _no_memory(name: str) -> str:
-    return f"not enough memory for the scratch buffers of the kernel {name}"
 
 
 def build(plan: KernelPlan, source: str, folder: Path, flags: Sequence[str] = (), keeps: bool = False) -> CpuKernel:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import einfuse
-from einfuse.runtime import ranges
+from einfuse.runtime import integers, ranges
+from einfuse.runtime.given import Given
 
 PAGED = """attention paged_once over b, h {
   rank i: query; rank j: key = table * P; rank d, e: feature
@@ -37,9 +38,9 @@ def call(attention: einfuse.Attention, page: torch.Tensor, length: torch.Tensor)
     torch.testing.assert_close(found, right.float(), rtol=2e-5, atol=2e-6)
 
 
-@pytest.fixture
-def attention() -> einfuse.Attention:
-    made = einfuse.compile(PAGED, backend="torch")
+@pytest.fixture(params=["torch", pytest.param("cpu", marks=pytest.mark.slow)])
+def attention(request: pytest.FixtureRequest) -> einfuse.Attention:
+    made = einfuse.compile(PAGED, backend=request.param)
     made.program.guard.indices.clear()
     made.program.guard.points.clear()
     return made
@@ -89,6 +90,24 @@ def test_without_keys_or_rows_nothing_is_read(attention: einfuse.Attention) -> N
     page, length = torch.tensor([[9], [0]]), torch.tensor([1, 1])
     with pytest.raises(ValueError, match="= 9 at b = 0"):
         attention(q, cache, cache, page, length)
+
+
+def test_what_fits_is_known_by_bits() -> None:
+    """Two calls have one key where they have the same ranges, up to powers of two, and no others do."""
+    x = torch.empty(0)
+    calls = [
+        Given({"x": x}, {"shift": shift, "scale": 0.5}, sizes)
+        for shift in (-9, -8, -2, -1, 0, 1, 2, 7, 8)
+        for sizes in ({"B": 0, "N": 1}, {"B": 1, "N": 2}, {"N": 1, "B": 2}, {"B": 4, "N": 7}, {"B": 5, "N": 8})
+    ]
+    tables: list[dict[str, tuple[int, int]]] = [{}, {"x": (0, 3)}, {"x": (-1, 3)}, {"x": (0, 4)}]
+    seen = {}
+    for call in calls:
+        for table in tables:
+            known = integers.Known.of(call, table, integers.rounded)
+            ranges_ = (*known.sizes.items(), *known.numbers.items(), *known.tables.items())
+            assert seen.setdefault(integers.bits(call, table), ranges_) == ranges_
+    assert len({*seen.values()}) == len(seen)
 
 
 def test_integers_are_looked_at_again_where_a_power_of_two_does_not_fit() -> None:

@@ -9,8 +9,9 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import einfuse
-from einfuse.runtime import launch, split
+from einfuse.runtime import integers, launch, split
 from einfuse.runtime.backends import BACKENDS, BackendName
+from einfuse.runtime.graph import Graph
 
 
 def workers(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -75,7 +76,7 @@ def test_a_call_like_an_earlier_one_is_not_that_one(backend: BackendName) -> Non
 def test_a_bound_call_keeps_where_tensors_lie_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """From the third call of a signature on pointers alone are read: whatever else a call may change is another signature."""
+    """From the second call of a signature on pointers alone are read: whatever else a call may change is another signature."""
     attn = einfuse.compile("sliding_window", backend="cpu")
     q, k, v, other = (torch.randn(1, 2, 9, 8) for _ in range(4))
 
@@ -123,13 +124,26 @@ def test_a_bound_call_keeps_where_tensors_lie_and_nothing_else(
     assert capfd.readouterr().err.count("# launch sliding_window") == 5, "launches are shown where they are asked for"
 
 
-def test_keys_that_grow_bind_nothing() -> None:
-    """A signature that is met once costs no binding."""
+def test_a_step_of_new_lengths_is_bound_and_derives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step of decoding is a signature of its own; up to a power of two nothing about it has to be worked out."""
     attn = einfuse.compile("sliding_window", backend="cpu")
-    q, k = torch.randn(1, 2, 1, 8), torch.randn(1, 2, 9, 8)
-    for n in range(1, 10):
-        attn(q, k[:, :, :n], k[:, :, :n], window=4)
-    assert not any(x.again or x.asked for x in attn._calls.seen.values())
+    q, cache = torch.randn(1, 2, 1, 8), torch.randn(1, 2, 64, 8)
+    derived: list[str] = []
+    check, build = integers.check, Graph.__init__
+    monkeypatch.setattr(integers, "check", lambda *args: derived.append("ranges") or check(*args))
+    monkeypatch.setattr(Graph, "__init__", lambda *args: derived.append("graph") or build(*args))
+    for n in range(17, 32):
+        k = cache[:, :, :n] if n % 2 else cache[:, :, :n].clone()
+        for window in (4, 5):
+            found, right = attn(q, k, k, window=window), attn.reference(q, k, k, window=window)
+            torch.testing.assert_close(found, right.float(), rtol=2e-5, atol=2e-6)
+        if n == 18:
+            derived.clear()
+    assert not derived
+    assert all(x.again for x in attn._calls.seen.values())
+    assert len(attn._calls.seen) >= 2 * 14
+    attn(q, cache[:, :, :33], cache[:, :, :33], window=4)
+    assert derived, "beyond the power of two"
 
 
 def test_torch_sees_the_calls_it_has_to_see() -> None:
@@ -190,9 +204,25 @@ def test_the_mask_of_a_short_call_is_looked_at_where_it_comes_again(
         return len(looks)
 
     assert [layers(1), layers(1), layers(3)] == [0, 1, 0]
+    assert backend == "torch" or all(x.again for x in attn._calls.seen.values())
     pad[1, 5:9] = True
     assert [layers(1), layers(2)] == [0, 1]
     assert layers(3, q=2) == 1, "other rows"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("look", [0, 1 << 20])
+def test_a_bound_call_reads_the_mask_that_it_is_given(look: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where masks are looked at in every call, and where they never are: other values in other memory, and in the same."""
+    monkeypatch.setitem(launch.LOOK, "cpu", look)
+    attn = einfuse.compile(PADDED, backend="cpu")
+    q, k, v = (torch.randn(2, 2, n, 8) for n in (1, 150, 150))
+    for first in (3, 140, 150, 70):
+        pad = torch.arange(150)[None] >= torch.tensor([[first], [0]])
+        for _ in range(3):
+            torch.testing.assert_close(attn(q, k, v, pad), attn.reference(q, k, v, pad).float(), rtol=2e-5, atol=2e-6)
+            pad[1, :50] ^= True
+    assert [x.again is not None for x in attn._calls.seen.values()] == [True], "one signature"
 
 
 PADDED = """

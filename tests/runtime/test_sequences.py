@@ -283,16 +283,17 @@ FAULTS = {
     "strides of the first call": (
         "varied",
         0,
-        "from einfuse.codegen.cpu.build import CpuKernel\ncalled, first = CpuKernel.__call__, {}\n"
-        "def call(self, tensors, *rest):\n"
+        "from einfuse.codegen.cpu.build import CpuKernel\nbound, first = CpuKernel.bound, {}\n"
+        "def bind(self, tensors, *rest):\n"
         "    laid = {n: x.as_strided(x.shape, first.setdefault((self.library, n, x.shape), x.stride())) for n, x in tensors.items()}\n"
-        "    called(self, laid, *rest)\n"
-        "CpuKernel.__call__ = call",
+        "    return bound(self, laid, *rest)\n"
+        "CpuKernel.bound = bind",
     ),
     "lengths of the first call of a kind": (
         "varied",
         0,
-        "from einfuse.runtime.graph import Graph\nran = Graph.run\nGraph.run = lambda self, tensors, call=None: ran(self, tensors)",
+        "from dataclasses import replace\nfrom einfuse.runtime.graph import Graph\nbound = Graph.bound\n"
+        "Graph.bound = lambda self, given: bound(self, replace(given, numbers=self._given.numbers, sizes=self._given.sizes))",
     ),
     "one query a kind with several": (
         "varied",

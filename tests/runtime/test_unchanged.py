@@ -44,7 +44,17 @@ def test_memory_that_died_is_not_known() -> None:
     assert not seen.are([torch.arange(12)[None]])
 
 
-@pytest.mark.parametrize("view", [lambda x: x, lambda x: x[None, 1:], lambda x: x.view(3, 4).T], ids=["whole", "part", "gaps"])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x,
+        lambda x: x[None, 1:],
+        lambda x: x.view(3, 4).T,
+        lambda x: x.view(3, 4)[:, :2],
+        lambda x: x[3:6].expand(9, 3),
+    ],
+    ids=["whole", "part", "turned", "gaps", "spread"],
+)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.bfloat16])
 def test_what_is_written_behind_torch_is_seen_in_small_tensors(view: Callable[..., torch.Tensor], dtype: torch.dtype) -> None:
     doc = (torch.arange(12) > 5).to(dtype)
