@@ -16,6 +16,7 @@ import torch
 import einfuse
 from einfuse.cli import main
 from einfuse.ir.passes.pipeline import PASSES
+from einfuse.runtime.names import NAMES
 
 GOOD = """
 attention mine(window: int = 4) over b, h {
@@ -255,12 +256,21 @@ def test_the_linear_form_is_shown(capsys: pytest.CaptureFixture[str], good: str)
     assert "mine has no linear form: s_max is a max over j" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("backend", "mark"), [("cpu", "#include"), ("triton", "@triton.jit"), ("torch", "import torch")])
-def test_emit(capsys: pytest.CaptureFixture[str], good: str, backend: str, mark: str) -> None:
+MARKS = {
+    "cpu": "#include",
+    "triton": "@triton.jit",
+    "torch": "import torch",
+    "loops": "kernel mine",
+    "pallas": "pl.pallas_call(",
+}
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_emit(capsys: pytest.CaptureFixture[str], good: str, backend: str) -> None:
     assert main(["emit", good, "--backend", backend]) == 0
     forward = capsys.readouterr().out
     assert main(["emit", good, "--backend", backend, "--backward", "--dtype", "bfloat16", "--size", "D=32"]) == 0
-    assert mark in forward
+    assert MARKS[backend] in forward
     assert len(capsys.readouterr().out) > len(forward)
 
 

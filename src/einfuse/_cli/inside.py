@@ -15,13 +15,14 @@ from einfuse.runtime.binding import evaluate
 from einfuse.runtime.graph import Graph
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes
 
-LANGUAGES = {"cpu": "cpp", "triton": "python", "torch": "python"}
+LANGUAGES = {"cpu": "cpp", "loops": "text"}
+"""What a text is written in, of back ends that do not print Python."""
 
 
 def emit(args: argparse.Namespace) -> int:
     attention = inputs.attention(args.spec, args)
     text = attention.source(args.backend, getattr(torch, args.dtype), args.backward, **dict(args.size))
-    screen.code(text, LANGUAGES[args.backend])
+    screen.code(text, LANGUAGES.get(args.backend, "python"))
     return 0
 
 
