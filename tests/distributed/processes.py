@@ -57,7 +57,7 @@ def pool(size: int) -> Pool:
     """Processes that share one import of torch: forked from a server that has done nothing else."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["torch", "torch.distributed.device_mesh", "einfuse.distributed", "einfuse.runtime.examples"]
+        ["torch", "torch.distributed.device_mesh", "torch.distributed.fsdp", "einfuse.distributed", "einfuse.runtime.examples"]
     )
     store = os.path.join(tempfile.mkdtemp(), "store")
     ends, processes = [], []

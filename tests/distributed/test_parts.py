@@ -87,7 +87,6 @@ def made(attention: einfuse.Attention, axis: Axis, exchange: Any, devices: int, 
     ("name", "exchange", "ranks", "layout"),
     [
         ("alibi", "columns", ("i", "j"), True),
-        ("sliding_window", "columns", ("i", "j"), False),
         ("entmax15", "heads", ("i", "j"), False),
         ("alibi", "states", ("j",), False),
         ("gated_delta", "prefix", ("i",), False),

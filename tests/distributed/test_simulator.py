@@ -47,7 +47,7 @@ def check(draw: st.DrawFn, attention: Attention, devices: int) -> None:
         axis = Axis("seq", ranks if exchange != "states" else ("j",))
         if programs.obstacle(c, axis, exchange) is not None:
             continue
-        for mixed in (False, True):
+        for mixed in (False, True) if exchange != "ahead" else (True,):
             shape = Shape(1, 4, queries, queries if mixed else keys, (2, 3), 2)
             inputs, sizes = example_inputs(c, torch.float64, 0, shape), example_sizes(c, shape)
             held = layout(draw, queries, devices, mixed)
@@ -58,7 +58,7 @@ def check(draw: st.DrawFn, attention: Attention, devices: int) -> None:
             assert whole_and_parts(attention, (axis,), exchange, inputs, rows, mixed, kept) <= EXACT, (exchange, rows)
 
 
-@settings(max_examples=50, phases=(Phase.generate,))
+@settings(max_examples=46, phases=(Phase.generate,))
 @given(st.data(), specs(), st.integers(2, 5))
 def test_a_drawn_attention(data: st.DataObject, text: str, devices: int) -> None:
     check(data.draw, einfuse.compile(text), devices)  # type: ignore[arg-type]
