@@ -20,6 +20,7 @@ from pathlib import Path
 import einfuse
 from einfuse.codegen.cost import DEVICES, Cost, Device
 from einfuse.library.formulas import formulas
+from einfuse.library.pictures import DRAWING
 from einfuse.library.table import built_on
 from einfuse.runtime.sizes import Shape
 from einfuse.runtime.texts import costs
@@ -27,10 +28,8 @@ from einfuse.runtime.texts import costs
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "library/README.md", "docs/*.md")
 LINK = re.compile(r"(?<=\]\()([^)#:\s]+)(?=[)#])")
-SHOWN = ("causal", "sliding_window", "streaming", "chunked", "neighbourhood_2d")
 ARXIV = re.compile(r"arXiv[ :](\d{4}\.\d{4,5})")
 LENGTH = 4096
-DRAWING = re.compile(r"<svg.*?</svg>", re.DOTALL)
 
 
 def site(out: Path, specs: Iterable[einfuse.SpecInfo], root: Path = ROOT) -> None:
@@ -104,30 +103,6 @@ def index(families: dict[str, list[str]]) -> str:
     return "\n".join(parts)
 
 
-def poster(names: Iterable[str] = SHOWN) -> str:
-    """A row of masks, each with what its kernel visits and how often it reads the keys: the picture of the README."""
-    side, gap = 128, 24
-    parts = []
-    for n, name in enumerate(names):
-        attention = einfuse.compile(name)
-        drawing = DRAWING.search(attention._repr_mimebundle_()["text/html"])
-        assert drawing is not None, f"{name} has a mask"
-        live = re.search(r'aria-label="([^"]*)"', drawing[0])
-        (report,) = attention.passes()
-        at = n * (side + gap)
-        map_ = re.sub(r'width="\d+" height="\d+"', f'x="{at}" y="24" width="{side}" height="{side}"', drawing[0], count=1)
-        said = (live[1] if live else "", f"{report.before} passes -> {report.after}")
-        lines = [f'<text x="{at}" y="{side + 46 + 18 * k}">{html.escape(x)}</text>' for k, x in enumerate(said)]
-        parts += [f'<text x="{at}" y="14" font-weight="bold">{name}</text>', map_, *lines]
-    width = len(parts) // 4 * (side + gap) - gap
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{side + 74}" viewBox="0 0 {width} {side + 74}" role="img" '
-        f'aria-label="Tiles that kernels visit" font-family="sans-serif" font-size="12" fill="#6e7781">\n'
-        + "\n".join(parts)
-        + "\n</svg>\n"
-    )
-
-
 def _plain(text: str) -> str:
     """Words and formulas as they are, whatever markdown or HTML would make of their signs."""
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", html.escape(text, quote=False))
@@ -183,12 +158,7 @@ def _write(path: Path, text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--picture", action="store_true", help="write the picture of the README to that file, and nothing else")
-    args = parser.parse_args()
-    if args.picture:
-        _write(args.out, poster())
-    else:
-        site(args.out, einfuse.list_specs())
+    site(parser.parse_args().out, einfuse.list_specs())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import pytest
 import einfuse
 from einfuse import dsl
 from einfuse.library.formulas import formulas
-from einfuse.library.gallery import page, poster, site
+from einfuse.library.gallery import page, site
+from einfuse.library.pictures import PICTURES
 
 ROOT = Path(__file__).parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -38,12 +39,13 @@ def test_a_page_shows_text_passes_and_tiles() -> None:
     assert re.match(r'\| \[<svg [^>]*width="72" height="72".*</svg>\]\(alibi_window.md\)<br>\[alibi_window\]', card)
 
 
-def test_the_picture_of_the_readme_is_drawn_from_the_specs() -> None:
-    file = ROOT / "docs" / "tiles.svg"
-    assert file.read_text(encoding="utf-8") == poster(), "run `python -m einfuse.library.gallery docs/tiles.svg --picture`"
-    drawn = ET.parse(file).getroot()
-    assert [x.get("aria-label") for x in drawn.iter(f"{SVG}svg")][1] == "53 % of tiles live"
-    assert "docs/tiles.svg" in (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_pictures_of_the_readme_are_drawn_from_the_specs(name: str) -> None:
+    file = ROOT / "docs" / name
+    assert file.read_text(encoding="utf-8") == PICTURES[name](), "run `python -m einfuse.library.pictures docs`"
+    labels = [x.get("aria-label") for x in ET.parse(file).getroot().iter(f"{SVG}svg")]
+    assert labels[1] == {"overview.svg": "27 % of tiles live", "tiles.svg": "53 % of tiles live"}[name]
+    assert f"docs/{name}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
