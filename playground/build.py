@@ -7,6 +7,7 @@ this environment, those that the tests ran with, and einfuse is this checkout's.
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from einfuse._editor.page import library
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-CORE = ("pyodide.mjs", "pyodide.asm.mjs", "pyodide.asm.wasm", "python_stdlib.zip")
+CORE = ("pyodide.mjs", "pyodide.asm.mjs", "python_stdlib.zip")
 FRONT = ("lark", "jinja2", "markupsafe", "platformdirs")
 """Packages that a text is read and printed with. (The C part of markupsafe has a twin in Python.)"""
 ALGEBRA = ("sympy", "mpmath")
@@ -45,14 +46,16 @@ def build(out: Path) -> None:
     (made / "colours.json").write_text(json.dumps([asdict(r) for r in rules()]), encoding="utf-8")
     _bundle(out)
     (out / "library.json").write_text(json.dumps(library()), encoding="utf-8")  # to pick from, before Python runs
-    for name in ("index.html", "page.css"):
-        shutil.copyfile(HERE / name, out / name)
+    shutil.copyfile(HERE / "page.css", out / "page.css")
     for name in CORE:
         shutil.copyfile(HERE / "node_modules" / "pyodide" / name, out / "pyodide" / name)
+    wasm = (HERE / "node_modules" / "pyodide" / "pyodide.asm.wasm").read_bytes()
+    (out / "pyodide" / "pyodide.asm.wasm.gz").write_bytes(gzip.compress(wasm, mtime=0))
     _empty_lock(out / "pyodide")
     _packed(made / "python.zip", [*_checkout(), *_stand_in(), *_installed(FRONT)])
     _packed(made / "sympy.zip", _installed(ALGEBRA))
     subprocess.run(["node", "pack.mjs", *(made / n for n in ("python.zip", "sympy.zip")), out], cwd=HERE, check=True)
+    shutil.copyfile(HERE / "index.html", out / "index.html")  # last: a page that has it is whole
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     print(f"{out}: {size / 1e6:.1f} MB")
 

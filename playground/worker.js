@@ -1,26 +1,29 @@
-// Python, in a thread of its own: one request at a time, in order. Algebra is loaded when a proof asks for it that is not kept.
+// Python, in a thread of its own: one request at a time, in order. It starts from the memory of a Python that has answered (pack.mjs). Algebra is
+// loaded when a proof asks for it that is not kept.
+import { placed } from "./files.js";
 import { loadPyodide } from "./pyodide/pyodide.mjs";
 
-const bytes = async (name) => (await fetch(new URL(name, import.meta.url))).arrayBuffer();
+const fetched = self.fetch;
+const opened = async (name) => (await fetched(new URL(`${name}.gz`, import.meta.url))).body.pipeThrough(new DecompressionStream("gzip"));
+const bytes = async (name) => new Uint8Array(await new Response(await opened(name)).arrayBuffer());
+
+// Pyodide asks for its code by name; here it lies packed.
+self.fetch = async (url, ...rest) => {
+  if (!String(url).endsWith(".wasm")) return fetched(url, ...rest);
+  return new Response(await opened("pyodide/pyodide.asm.wasm"), { headers: { "Content-Type": "application/wasm" } });
+};
 
 async function start() {
   const [pyodide, packages] = await Promise.all([
-    loadPyodide({ indexURL: new URL("./pyodide/", import.meta.url).href }),
-    bytes("python.zip"),
+    loadPyodide({ indexURL: new URL("./pyodide/", import.meta.url).href, _loadSnapshot: bytes("memory") }),
+    bytes("python"),
   ]);
-  pyodide.unpackArchive(packages, "zip", { extractDir: "/packages" });
-  pyodide.runPython(`
-import os, sys
-sys.path.insert(0, "/packages")
-os.environ["EINFUSE_CACHE"] = "/packages/kept"
-for folder in ("/packages/kept", "/packages/kept/v1"):
-    os.chmod(folder, 0o700)  # as the cache wants it; an archive has no modes
-`);
+  placed(pyodide.FS, "/packages", packages);
   return { pyodide, page: pyodide.pyimport("einfuse._editor.page") };
 }
 
 async function withAlgebra({ pyodide }) {
-  pyodide.unpackArchive(await bytes("sympy.zip"), "zip", { extractDir: "/packages" });
+  placed(pyodide.FS, "/packages", await bytes("sympy"));
   pyodide.runPython("import importlib; importlib.invalidate_caches(); import sympy");
 }
 
