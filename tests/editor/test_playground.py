@@ -67,11 +67,11 @@ def test_the_command_serves_until_it_is_interrupted(
 @pytest.fixture
 def page(address: str) -> Iterator[Any]:
     """The page in a browser. Whatever it says on its console fails the test."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="drives the browser: pip install playwright")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="drives the browser: make browser")
     if not (PAGE / "index.html").is_file():
         pytest.skip("the page is not built: make playground")
     if CHROMIUM is None:
-        pytest.skip("no chromium is installed")
+        pytest.skip("no chromium is installed: make browser")
     said: list[str] = []
     with sync_api.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
