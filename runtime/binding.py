@@ -209,9 +209,8 @@ def sizes(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> dict[str, Si
             if axis.name not in bound:
                 bound[axis.name], source[axis.name] = found, t.name
             elif bound[axis.name] != found:
-                raise ValueError(
-                    f"{cascade.name}: axis {n} of {t.name} is {axis.name} = {bound[axis.name]} (from {source[axis.name]}), found {found}"
-                )
+                said = f"axis {n} of {t.name} is {axis.name} = {bound[axis.name]} (from {source[axis.name]}), found {found}"
+                raise ValueError(f"{cascade.name}: {said}{_shared(cascade, axis.name, bound[axis.name], found)}")
     extents = {r.size for r in cascade.ranks if r.extent is not None} - bound.keys()
     for t, n, axis in later:
         if not made_of(axis) & extents:
@@ -221,6 +220,13 @@ def sizes(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> dict[str, Si
         if made_of(axis) & extents:
             _divisor(cascade, t, n, axis, tensors[t.name].shape[n], bound)
     return bound
+
+
+def _shared(cascade: Cascade, size: str, heads: Size, found: int) -> str:
+    """How a spec says that heads share what it reads, where an argument looks as if they did."""
+    head = next((r.name for r in cascade.ranks if r.size == size and r.kind == "head"), None)
+    shared = head is not None and 0 < found < heads and heads % found == 0
+    return f"; heads that share it read it at `{head} // group`" if shared else ""
 
 
 def _of_ranks(cascade: Cascade, bound: dict[str, Size]) -> None:

@@ -93,6 +93,15 @@ def test_a_wrong_call_says_what_is_wrong(changes: dict[str, object], error: type
         assert word in message
 
 
+@pytest.mark.parametrize(("heads", "hint"), [(2, True), (3, False), (8, False)])
+def test_shared_heads_that_a_spec_does_not_know_of(heads: int, hint: bool) -> None:
+    reads = "in q[b, h, i, d]; in k[b, h, j, d]; s = sum[d](q * k); o[i] = max[j](s)"
+    own = einfuse.compile(f"attention own over b, h {{ rank i: query; rank j: key; rank d: feature; {reads}; out o }}")
+    with pytest.raises(ValueError, match=rf"axis 1 of k is H = 4 \(from q\), found {heads}") as caught:
+        own(torch.zeros(1, 4, 5, 6), torch.zeros(1, heads, 7, 6))
+    assert ("heads that share it read it at `h // group`" in str(caught.value)) == hint
+
+
 def test_too_many_and_doubled_arguments() -> None:
     q = torch.zeros(1, 1, 1, 1)
     with pytest.raises(TypeError, match=r"takes 5 tensors \(q, k, v, doc, table\), found 6"):
