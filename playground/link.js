@@ -1,9 +1,15 @@
 // A text in the fragment of a link, packed as the browser packs streams.
 const through = async (bytes, stream) => new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(stream)).arrayBuffer());
 
-export async function packed(value) {
-  const bytes = await through(new TextEncoder().encode(JSON.stringify(value)), new CompressionStream("deflate-raw"));
-  return btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+const base64 = async (value, format) =>
+  btoa(String.fromCharCode(...await through(new TextEncoder().encode(JSON.stringify(value)), new CompressionStream(format))));
+
+export const packed = async (value) => (await base64(value, "deflate-raw")).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+
+// A page of Compiler Explorer with Triton kernels, compiled for an H100. It takes a state packed as zlib packs.
+export async function explorer(source) {
+  const compilers = [{ id: "triton_nvidia_331", options: "" }];
+  return `https://godbolt.org/clientstate/${encodeURIComponent(await base64({ sessions: [{ id: 1, language: "triton", source, compilers }] }, "deflate"))}`;
 }
 
 // What a fragment holds; null where it is none of ours.

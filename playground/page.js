@@ -6,7 +6,7 @@ import { EditorState, StateEffect, StateField } from "@codemirror/state";
 import { Decoration, EditorView, WidgetType, drawSelection, highlightActiveLine, keymap, lineNumbers } from "@codemirror/view";
 import { colours } from "./colours.js";
 import { drawTiles, drawWeights, element, seconds, short, table } from "./drawing.js";
-import { packed, unpacked } from "./link.js";
+import { explorer, packed, unpacked } from "./link.js";
 import { ask, idle, onReady } from "./python.js";
 
 const $ = (selector, inside = document) => inside.querySelector(selector);
@@ -195,7 +195,10 @@ const VIEWS = {
   },
   source: async () => {
     const found = await ask("source", { ...asked(), backend: $("#source select").value });
-    if (found) $("#source pre").textContent = found.error ?? found.text;
+    if (!found) return;
+    $("#source pre").textContent = found.error ?? found.text;
+    $("#explore").hidden = !found.launched;
+    if (found.launched) $("#explore").href = await explorer(found.launched);
   },
   cost: async () => {
     const found = await ask("cost", { ...asked(), queries: sizes.queries, keys: sizes.keys, heads: sizes.heads });

@@ -8,10 +8,10 @@ from typing import Literal
 
 from einfuse.codegen import KernelPlan, Storage, hold, lower
 from einfuse.codegen.cost import Cost, cost
-from einfuse.codegen.plan import Fold, plain
+from einfuse.codegen.plan import Fold, plain, table_ranks
 from einfuse.codegen.scan import ScanPlan, ladder, team
 from einfuse.codegen.scan import lower as lower_scan
-from einfuse.ir import Cascade, EinfuseError, Einsum
+from einfuse.ir import Cascade, EinfuseError, Einsum, SpecError
 from einfuse.ir.passes.chunk import scan_of
 from einfuse.ir.passes.kernels import kernels
 from einfuse.runtime import derived
@@ -20,6 +20,7 @@ from einfuse.runtime.sizes import Shape, evaluate, example_sizes
 
 TILE = 64
 """Queries and keys of a tile, and the width of a feature."""
+LAUNCHED = Shape(1, 2, 128, 128, (TILE, TILE), 1)
 TARGET: Literal["sm_90"] = "sm_90"
 """The GPU for which the kernels of a scan are cut."""
 
@@ -45,6 +46,36 @@ def text(cascade: Cascade, backend: str) -> str:
         raise EinfuseError(f"the back ends that print text are {', '.join(PRINTERS)}, not {backend}")
     one, scan = PRINTERS[backend]
     return "\n\n".join(x for p in plans(cascade) for x in (scan(p) if isinstance(p, ScanPlan) else [one(p)]))
+
+
+def launched(cascade: Cascade) -> str:
+    """The Triton kernels, each with a launch on empty tensors: what a tool needs that compiles what it sees launched (Compiler Explorer).
+
+    Raises SpecError of a scan, whose kernels take several launches that share tensors.
+    """
+    out = []
+    for kernel, plan in zip(kernels(cascade), plans(cascade), strict=True):
+        if isinstance(plan, ScanPlan):
+            raise SpecError(f"a scan is launched in several steps, {plan.name} as well", cascade.loc)
+        sizes = example_sizes(kernel, LAUNCHED)
+        kinds = {"float": "float32", "int": "int64", "bool": "bool"}
+        dtypes = {t.name: kinds[t.dtype] for t in kernel.inputs}
+        shapes = _shapes(kernel, sizes)
+        for rank in table_ranks(plan):  # which a call makes of its mask
+            shapes |= {f"{rank}_count": (1, 2), f"{rank}_block": (1, 2, 2)}
+            dtypes |= {f"{rank}_count": "int32", f"{rank}_block": "int32"}
+        made = [f'"{n}": torch.empty({x}, dtype=torch.{dtypes.get(n, "float32")})' for n, x in shapes.items()]
+        numbers = {t.name: 1 if t.default is None else t.default for t in kernel.inputs if t.param}
+        out.append(f"{_triton(plan)}\n\ntensors = {{{', '.join(made)}}}\nlaunch(tensors, {numbers}, {sizes})\n")
+    return "\n\n".join(out)
+
+
+def _shapes(kernel: Cascade, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that a kernel reads or writes."""
+    found = {t.name: tuple(int(evaluate(a, sizes)) for a in t.axes) for t in kernel.inputs if not t.param}
+    ranks = {r.name: r.size if isinstance(r.size, int) else sizes[r.size] for r in kernel.ranks}
+    written = {x.target: x.ranks for x in kernel.body if isinstance(x, Einsum)}
+    return found | {o: tuple(ranks[r] for r in (*kernel.over, *written[o])) for o in kernel.outs if o in written}
 
 
 def _triton(plan: KernelPlan) -> str:
@@ -97,9 +128,5 @@ def costs(cascade: Cascade, shape: Shape, dtype: Storage = "bf16") -> list[Coste
         sizes = example_sizes(kernel, shape)
         drawn = picture(kernel, shape.queries, (TILE, TILE), shape.keys)
         live = {} if drawn is None else {s.rank: drawn.tiles.live_fraction for s in plan.steps if isinstance(s, Fold)}
-        shapes = {t.name: tuple(int(evaluate(a, sizes)) for a in t.axes) for t in kernel.inputs if not t.param}
-        ranks = {r.name: r.size if isinstance(r.size, int) else sizes[r.size] for r in kernel.ranks}
-        written = {x.target: x.ranks for x in kernel.body if isinstance(x, Einsum)}
-        shapes |= {o: tuple(ranks[r] for r in (*kernel.over, *written[o])) for o in kernel.outs if o in written}
-        out.append(Costed(plan.name, cost(plan, sizes, shapes, live)))
+        out.append(Costed(plan.name, cost(plan, sizes, _shapes(kernel, sizes), live)))
     return out

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from triton.runtime.interpreter import InterpretedFunction
 
 from einfuse._editor import page
 
@@ -95,6 +97,24 @@ def test_cost_grows_with_the_tiles_that_are_live() -> None:
     assert products(4096) == pytest.approx(
         2 * 2 * 2 * 64 * 1024 * 1024 * share
     )  # two products of 64 wide for every pair, of two heads
+
+
+@pytest.mark.parametrize(("name", "launches"), [("sliding_window", 1), ("document", 1), ("gla", None)])
+def test_kernels_are_shown_with_launches(
+    name: str, launches: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every tensor and number that a launch reads is there. A scan has several, which share tensors: none is shown."""
+    text = next(s["text"] for s in page.library()["specs"] if s["name"] == name)
+    found = ask("source", text=text, backend="triton")
+    assert ("launched" in found) == (launches is not None)
+    if launches is None:
+        return
+    seen: list[int] = []
+    monkeypatch.setattr(InterpretedFunction, "__getitem__", lambda self, grid: lambda *given, **named: seen.append(len(given)))
+    file = tmp_path / "shown.py"
+    file.write_text(found["launched"])
+    runpy.run_path(str(file))
+    assert len(seen) == launches
 
 
 def test_weights_are_those_of_softmax() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import shutil
 import threading
 import urllib.request
 import webbrowser
+import zlib
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -146,6 +150,11 @@ def test_every_view_is_reached_by_the_keyboard(page: Any) -> None:
         page.keyboard.press("ArrowRight")
         page.wait_for_selector(selector)
         assert page.get_attribute(f"#tab-{view}", "aria-selected") == "true"
+        if view == "source":
+            page.wait_for_selector("#explore[href]")
+            state = base64.b64decode(unquote(page.get_attribute("#explore", "href").rpartition("/")[2]))
+            (session,) = json.loads(zlib.decompress(state))["sessions"]
+            assert session["source"].startswith(page.inner_text("#source pre").rstrip())
     page.click("#tab-stages")
     before = page.inner_text("#stages pre")
     page.focus("#stages input")

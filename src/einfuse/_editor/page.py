@@ -18,6 +18,7 @@ from einfuse._editor.fixes import fix
 from einfuse._editor.names import offset
 from einfuse.dsl.params import default_of
 from einfuse.ir import Cascade, EinfuseError, SpecError
+from einfuse.ir.passes.chunk import scan_of
 from einfuse.ir.passes.kernels import kernels
 from einfuse.ir.passes.pipeline import PASSES
 from einfuse.ir.text import show, show_expr
@@ -156,10 +157,14 @@ def tiles(
 
 
 def source(text: str, backend: str, name: str | None = None, params: Params | None = None) -> Answer:
-    """The forward kernels as a back end prints them."""
+    """The forward kernels as a back end prints them; with their launches, too, where a compiler elsewhere can be shown them."""
     from einfuse.runtime import texts
 
-    return {"text": texts.text(_cascade(text, name, params), backend)}
+    cascade = _cascade(text, name, params)
+    found = {"text": texts.text(cascade, backend)}
+    if backend == "triton" and not any(scan_of(k) for k in kernels(cascade)):
+        found["launched"] = texts.launched(cascade)
+    return found
 
 
 def cost(
