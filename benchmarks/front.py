@@ -1,4 +1,5 @@
-"""How long the front end takes, as a user waits for it: `einfuse check FILE` as a process, and every spec of the library elaborated.
+"""How long the front end takes, as a user waits for it: `einfuse check FILE` as a process, every spec of the library elaborated, and a key
+stroke in each of them, from the change that an editor sends to `einfuse lsp` until the faults are there.
 
     python benchmarks/front.py [--repeats 11]
 
@@ -8,13 +9,16 @@ Medians of wall time. The first check of a text proves how its reductions fuse; 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = ROOT / "examples" / "alibi_window.attn"
@@ -45,6 +49,62 @@ def shown(times: list[tuple[float, float]]) -> str:
     return f"{wall:.2f} s ({spent:.2f} s of processor time)"
 
 
+class Editor:
+    """A client of the protocol: what it sends, and the faults that come back."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "einfuse", "lsp", "--stdio"]
+        self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.send("initialize", id=1, processId=None, rootUri=None, capabilities={})
+        self.until(lambda m: m.get("id") == 1)
+        self.send("initialized")
+
+    def send(self, method: str, id: int | None = None, **params: object) -> None:
+        body = json.dumps({"jsonrpc": "2.0", "method": method, "params": params} | ({} if id is None else {"id": id})).encode()
+        assert self.server.stdin is not None
+        self.server.stdin.write(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        self.server.stdin.flush()
+
+    def until(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Waits for a message."""
+        out = self.server.stdout
+        assert out is not None
+        while True:
+            length = 0
+            while line := out.readline().strip():
+                length = int(line.split(b":")[1]) if line.startswith(b"Content-Length") else length
+            if wanted(json.loads(out.read(length))):
+                return
+
+    def key_stroke(self, path: Path) -> float:
+        """Seconds from a change of an open text to its faults: the name that the last statement computes is misspelt."""
+        uri, text = path.as_uri(), path.read_text(encoding="utf-8")
+        before, out, after = text.rpartition("out ")
+
+        def said(m: dict[str, Any]) -> bool:
+            return m.get("method") == "textDocument/publishDiagnostics" and bool(m["params"]["uri"] == uri)
+
+        self.send("textDocument/didOpen", textDocument={"uri": uri, "languageId": "attn", "version": 1, "text": text})
+        self.until(said)
+        start = time.perf_counter()
+        changed = {"textDocument": {"uri": uri, "version": 2}, "contentChanges": [{"text": f"{before}{out}x{after}"}]}
+        self.send("textDocument/didChange", **changed)
+        self.until(lambda m: said(m) and bool(m["params"]["diagnostics"]))
+        taken = time.perf_counter() - start
+        self.send("textDocument/didClose", textDocument={"uri": uri})
+        return taken
+
+
+def key_strokes() -> str:
+    from einfuse.runtime.specs import library
+
+    editor = Editor()
+    taken = {name: 1e3 * editor.key_stroke(path) for name, path in library().items()}
+    editor.server.kill()
+    worst = max(taken, key=lambda n: taken[n])
+    return f"a key stroke: {statistics.median(taken.values()):.0f} ms in the median of {len(taken)} specs, {taken[worst]:.0f} at most ({worst})"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=11)
@@ -58,6 +118,7 @@ def main() -> None:
             first.append(checked(folder))
     print(f"einfuse check {SPEC.name}: {shown(again)}; the first time {shown(first)}")
     subprocess.run([sys.executable, "-c", ELABORATE], check=True)
+    print(key_strokes())
 
 
 if __name__ == "__main__":
