@@ -3,7 +3,8 @@
     python benchmarks/serving.py [--batch 64] [--tokens 512] [--width 64] [--threads 1] [--dtype float32] [--json FILE]
 
 Medians of processor time in turns, in microseconds. ``host``: with kernels that return at once. Heads: 8 on 2, pages of 16. ``paged``: one row
-of each sequence over keys with heads before tokens and tokens before heads, as pages have them, and over pages in order and in none.
+of each sequence over keys with heads before tokens and tokens before heads, and over pages in order and in none; ``large``: keys in
+large pages of the system, as the pages of a cache are.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from turns import Row, medians, no_kernels  # noqa: E402
 
 import einfuse  # noqa: E402
 from einfuse import serving  # noqa: E402
+from einfuse.runtime import memory  # noqa: E402
 
 HEADS, SHARED, PAGE = 8, 2, 16
 SPECS: dict[str, dict[str, object]] = {
@@ -64,10 +66,12 @@ def measured(batch: int, tokens: int, width: int, dtype: torch.dtype, repeats: i
     full = einfuse.compile("full", backend="cpu")
     heads = torch.randn(2, batch, SHARED, tokens, width, dtype=dtype)
     flat = torch.randn(2, batch, tokens, SHARED, width, dtype=dtype).transpose(2, 3)
+    large = memory.lasting(heads.shape, dtype, heads.device).copy_(heads)
     ordered, _, rows = planned("causal", batch, tokens, width, dtype)
     ordered.cache.page.copy_(torch.arange(ordered.cache.page.numel()).view_as(ordered.cache.page))
     paged = {
         "heads first": functools.partial(full, q[:, :, None], *heads),
+        "heads first, large": functools.partial(full, q[:, :, None], *large),
         "tokens first": functools.partial(full, q[:, :, None], *flat),
         "in order": lambda: ordered.run(rows),
         "paged": lambda: plan.run(q),

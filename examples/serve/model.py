@@ -61,9 +61,10 @@ class Model:
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         token: Any = {"k": (shared, width), "v": (shared, width)}
         sizes: Any = {"pages": c.pages, "width": c.width, "table": c.table, "batch": c.batch, "dtype": self.net.dtype}
-        self.cache = serving.Cache.empty(einfuse.compile("causal"), **sizes, **token)
-        each = [{n: torch.zeros_like(x) for n, x in self.cache.tensors.items()} for _ in range(config.num_hidden_layers)]
-        self.layers = [replace(self.cache, tensors=tensors) for tensors in each]
+        first, *more = (
+            serving.Cache.empty(einfuse.compile("causal"), **sizes, **token) for _ in range(config.num_hidden_layers)
+        )
+        self.cache, self.layers = first, [first, *(replace(first, tensors=x.tensors) for x in more)]
 
     @torch.no_grad()
     def __call__(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from einfuse.runtime.memory import LARGE, empty
+from einfuse.runtime.memory import HUGE, LARGE, empty, lasting
 
 CPU = torch.device("cpu")
 MAPS = Path("/proc/self/smaps")
@@ -28,6 +28,16 @@ def test_large_pages_are_asked_for_where_they_pay(numbers: int, asked: bool) -> 
     x = empty((numbers // 4, 4), torch.float32, CPU)
     assert (x.shape, x.dtype) == ((numbers // 4, 4), torch.float32)
     assert ("hg" in flags(x.data_ptr() + x.nbytes // 2)) == asked
+
+
+@pytest.mark.skipif(not MAPS.exists() or not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no large pages here")
+@pytest.mark.parametrize(("numbers", "asked"), [(HUGE, True), (64, False)])
+def test_what_stays_is_zeros_in_large_pages(numbers: int, asked: bool) -> None:
+    x = lasting((numbers // 4 + 1, 4), torch.bfloat16, CPU)
+    assert (x.shape, x.dtype) == ((numbers // 4 + 1, 4), torch.bfloat16)
+    assert not x.count_nonzero()
+    assert ("hg" in flags(x.data_ptr() + x.nbytes // 2)) == asked
+    assert x[-1].fill_(1).sum() == 4  # it is ours to write to
 
 
 def test_a_fake_tensor_has_no_memory_to_ask_for() -> None:

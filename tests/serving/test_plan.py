@@ -159,6 +159,7 @@ def test_kernels_of_gpus_do_the_same(backend: BackendName) -> None:
 def test_tokens_are_appended_to_their_pages() -> None:
     attention = einfuse.compile("causal")
     kept = serving.Cache.empty(attention, pages=9, width=P, table=TABLE, batch=BATCH, k=(2, 4), v=(2, 6))
+    assert (kept.tensors["k"].shape, kept.tensors["k"].stride(-3)) == ((9, P, 2, 4), 4)  # a head's rows of a page lie together
     kept.page.copy_(torch.tensor([[7, 2, 0, 5], [1, 6, 3, 4]]))
     kept.length.copy_(torch.tensor([5, 3]))
     k, v = torch.randn(6, 2, 4), torch.randn(6, 2, 6)

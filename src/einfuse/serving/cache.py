@@ -9,7 +9,14 @@ from typing import Any
 import torch
 
 from einfuse.ir.passes import cache as reading
+from einfuse.runtime import memory
 from einfuse.runtime.attention import Attention
+
+
+def _laid(pages: int, width: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Pages whose tokens come right before the features, behind heads: what one head reads of a page is one piece of memory."""
+    heads = shape[:-1]
+    return memory.lasting((pages, *heads, width, *shape[len(heads) :]), dtype, device).movedim(1 + len(heads), 1)
 
 
 def counts(starts: Any) -> Any:
@@ -51,7 +58,8 @@ class Cache:
         device: torch.device | str = "cpu",
         **token: Sequence[int] | torch.Tensor,
     ) -> Cache:
-        """A cache of so many pages of ``width`` tokens, for sequences of up to ``table`` pages.
+        """A cache of so many pages of ``width`` tokens, for sequences of up to ``table`` pages: zeros, in which a head has its rows of a page
+        side by side.
 
         ``k=(heads, D)`` is the shape of what a token brings of an input, for each that is read at keys; a tensor is a token of another dtype.
         Raises TypeError where inputs are left out, or are none that tokens bring.
@@ -60,7 +68,7 @@ class Cache:
         if set(token) != set(held):
             raise TypeError(f"{attention.name}: tokens bring {', '.join(held)}; found {', '.join(token) or 'nothing'}")
         shapes = {n: (tuple(x.shape), x.dtype) if isinstance(x, torch.Tensor) else (tuple(x), dtype) for n, x in token.items()}
-        tensors = {n: torch.zeros(pages, width, *shape, dtype=kind, device=device) for n, (shape, kind) in shapes.items()}
+        tensors = {n: _laid(pages, width, shape, kind, torch.device(device)) for n, (shape, kind) in shapes.items()}
         page, length = (
             torch.zeros(batch, table, dtype=torch.int32, device=device),
             torch.zeros(batch, dtype=torch.int32, device=device),
