@@ -4,7 +4,8 @@
 
 Medians of processor time in turns, in microseconds. ``host``: with kernels that return at once. Heads: 8 on 2, pages of 16. ``paged``: one row
 of each sequence over keys with heads before tokens and tokens before heads, and over pages in order and in none; ``large``: keys in
-large pages of the system, as the pages of a cache are.
+large pages of the system, as the pages of a cache are. ``prefix``: one row of each sequence, of whose tokens all share seven eighths,
+read by each or once for 16 of them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from einfuse.runtime import memory  # noqa: E402
 HEADS, SHARED, PAGE = 8, 2, 16
 SPECS: dict[str, dict[str, object]] = {
     "causal": {},
-    "alibi": {"slope": torch.rand(HEADS)},
+    "alibi": {"slope": 2.0 ** -torch.arange(1, HEADS + 1)},
     "sink": {"sink": torch.randn(HEADS)},
     "softcap": {},
     "sigmoid": {},
@@ -37,9 +38,9 @@ SPECS: dict[str, dict[str, object]] = {
 
 
 def planned(
-    name: str, batch: int, tokens: int, width: int, dtype: torch.dtype, rows: int = 1
+    name: str, batch: int, tokens: int, width: int, dtype: torch.dtype, rows: int = 1, shared: int = 0, prefixes: bool = False
 ) -> tuple[serving.Plan, torch.Tensor, torch.Tensor]:
-    """A plan over a full cache whose pages lie in no order, the starts of a step, and its queries."""
+    """A plan over a full cache whose pages lie in no order, the starts of a step, and its queries. Sequences ``shared`` so many tokens."""
     table = -(-(tokens + rows) // PAGE)
     attn = einfuse.compile(name, backend="cpu")
     token = {"k": (SHARED, width), "v": (SHARED, width)}
@@ -47,10 +48,11 @@ def planned(
     for x in cache.tensors.values():
         x.normal_()
     cache.page.copy_(torch.randperm(batch * table).view(batch, table))
+    cache.page[:, : shared // PAGE] = cache.page[0, : shared // PAGE].clone()
     cache.length.fill_(tokens)
     q = torch.randn(batch * rows, HEADS, width, dtype=dtype)
     extra = {n: x.to(dtype) if isinstance(x, torch.Tensor) else x for n, x in SPECS[name].items()}
-    plan = serving.plan(attn, cache, tiles=(rows,), q=q, **extra)  # type: ignore[arg-type]  # tensors and numbers
+    plan = serving.plan(attn, cache, tiles=(rows, 16) if prefixes else (rows,), prefixes=prefixes, q=q, **extra)  # type: ignore[arg-type]  # tensors and numbers
     starts = torch.arange(batch + 1, dtype=torch.int32) * rows
     plan.update(starts)
     return plan, starts, q
@@ -83,6 +85,12 @@ def measured(batch: int, tokens: int, width: int, dtype: torch.dtype, repeats: i
         one, _, rows = planned(name, batch, tokens, width, dtype)
         specs[name] = functools.partial(one.run, rows)
     found["specs"] = medians(specs, repeats)
+
+    common: Row = {}
+    for how, prefixes in (("each", False), ("once", True)):
+        one, _, rows = planned("causal", batch, tokens, width, dtype, 1, tokens * 7 // 8, prefixes)
+        common[how] = functools.partial(one.run, rows)
+    found["prefix"] = medians(common, repeats)
 
     drafts: Row = {}
     for n in (1, 4, 8):
