@@ -3,6 +3,7 @@
 from einfuse.codegen.cpu.build import BuildError as BuildError
 from einfuse.codegen.cpu.build import CpuKernel as CpuKernel
 from einfuse.codegen.cpu.build import build as build
+from einfuse.codegen.cpu.build import compiled as compiled
 from einfuse.codegen.cpu.build import find_compiler as find_compiler
 from einfuse.codegen.cpu.listing import by_block as by_block
 from einfuse.codegen.cpu.ranking import best as best

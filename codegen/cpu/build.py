@@ -149,6 +149,11 @@ def library(name: str, source: str, folder: Path, flags: Sequence[str] = ()) -> 
         return path, function
 
 
+def compiled(source: str, name: str, options: Sequence[str]) -> bytes:
+    """The library of a text that is no kernel's alone; ``options`` and then those of ``$CXXFLAGS`` follow `FLAGS`. Raises BuildError."""
+    return _compiled(find_compiler(), [*FLAGS, *own_flags()], source, identifier(name), options)
+
+
 @contextlib.contextmanager
 def _one_builder(path: Path) -> Iterator[None]:
     """Threads that want the same kernel wait for the first of them and find what it has built; others go on."""
@@ -238,14 +243,14 @@ def _opened(library: bytes, name: str) -> ctypes.CDLL:
 _loads = itertools.count()
 
 
-def _compiled(compiler: str, options: Sequence[str], source: str, name: str) -> bytes:
+def _compiled(compiler: str, options: Sequence[str], source: str, name: str, more: Sequence[str] = ()) -> bytes:
     """The library that the compiler makes of a text. Raises BuildError."""
     if compiler in _hung:
         raise BuildError(f"{compiler} took more than {LIMIT} s before")
     try:
         with tempfile.TemporaryDirectory(prefix="einfuse-", ignore_cleanup_errors=True) as folder:
             library = Path(folder, "kernel.so")
-            command = [compiler, *options, "-o", str(library), "-x", "c++", "-", *openmp.link_options()]
+            command = [compiler, *options, "-o", str(library), "-x", "c++", "-", *more, *openmp.link_options()]
             code, output = _run(command, source)
             if code:
                 tail = "\n".join(output.strip().splitlines()[-20:])
