@@ -9,7 +9,8 @@ that fit for all sizes, numbers and entries up to the next power of two fit for 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -44,6 +45,10 @@ class Decided:
         """The sizes and numbers of a call."""
         return tuple([given.sizes[n] if n in given.sizes else given.numbers[n] for n in self.asked])
 
+    def of(self, given: Given, whole: Callable[[], Given] | None) -> Given:
+        """The call with all of the tables: ``given``, or ``whole`` where it only describes one of them."""
+        return whole() if whole is not None and any(given.tensors[n].is_meta for n in self.tables) else given
+
     def held(self, given: Given) -> Sequence[torch.Tensor] | None:
         """The tables of a call; None where one is not on the host: looking would stall the device, and kernels clamp."""
         found = [given.tensors[n] for n in self.tables]
@@ -59,53 +64,66 @@ class Watched:
     live: Decided
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class Guard:
-    """The looks at the calls of one cascade, and what was seen. ``groups`` are the suspects whose indices the same things decide about."""
+    """The looks at the calls of one cascade, and what was seen. What to look at is found for the first call: many a cascade has none."""
 
     cascade: Cascade
-    counted: integers.Counted = field(init=False)
     fit: Recent[Key, bool] = field(default_factory=Recent)
     """Whether integers fit, by powers of two."""
-    groups: dict[Decided, tuple[Watched, ...]] = field(default_factory=dict)
-    extents: tuple[str, ...] = ()
     indices: Recent[Key, tuple[Unchanged, tuple[Watched, ...]]] = field(default_factory=Recent)
     """The suspects of a group whose index leaves its axis at some point, live or not."""
     points: Recent[Key, Unchanged] = field(default_factory=Recent)
     """What was looked at of live points."""
 
-    def __post_init__(self) -> None:
-        self.counted = integers.counted(self.cascade)
+    @functools.cached_property
+    def counted(self) -> integers.Counted:
+        """The tables whose values have to fit."""
+        return integers.counted(self.cascade)
+
+    @functools.cached_property
+    def groups(self) -> Mapping[Decided, tuple[Watched, ...]]:
+        """The suspects whose indices the same things decide about."""
+        groups: dict[Decided, tuple[Watched, ...]] = {}
         for n, x in enumerate(ranges.suspects(self.cascade)):
             decided = Decided.by(self.cascade, x.anywhere)
             watched = Watched(n, x, Decided.by(self.cascade, x.outside))
-            self.groups[decided] = (*self.groups.get(decided, ()), watched)
-        self.extents = tuple({r.size for r in self.cascade.ranks if isinstance(r.size, str)})
+            groups[decided] = (*groups.get(decided, ()), watched)
+        return groups
+
+    @functools.cached_property
+    def extents(self) -> tuple[str, ...]:
+        """The sizes of ranks: where one is 0, nothing is read."""
+        return tuple({r.size for r in self.cascade.ranks if isinstance(r.size, str)})
 
     @property
     def looks(self) -> bool:
         """Whether calls depend on what tables hold."""
         return bool(self.counted.tables) or any(x.tables for x in self.groups)
 
-    def __call__(self, given: Given) -> None:
-        """Raises ValueError where an integer would leave 32 bits, or a read its tensor."""
+    def __call__(self, given: Given, whole: Callable[[], Given] | None = None) -> None:
+        """Raises ValueError where an integer would leave 32 bits, or a read its tensor.
+
+        ``whole`` gives the call with the tables that ``given`` only describes (on the device meta): it is asked where they decide.
+        """
         self._integers(given)
         if not self.groups or not all(map(given.sizes.__getitem__, self.extents)):
             return
         for place, (decided, suspects) in enumerate(self.groups.items()):
-            tables = decided.held(given)
+            call = decided.of(given, whole)
+            tables = decided.held(call)
             if tables is None:
                 continue
-            key = (place, *decided.key(given))
+            key = (place, *decided.key(call))
             seen = self.indices.get(key)
             left = seen[1] if seen is not None and seen[0].are(tables) else None
             if left is None:
-                left = tuple(x for x in suspects if not ranges.inside(self.cascade, x.suspect, given))
+                left = tuple(x for x in suspects if not ranges.inside(self.cascade, x.suspect, call))
                 now = Unchanged.of(tables)
                 if now is not None:
                     self.indices[key] = now, left
             for x in left:
-                self._look(x, given)
+                self._look(x, x.live.of(given, whole))
 
     def _integers(self, given: Given) -> None:
         found = integers.ranges(self.cascade, self.counted.looked_at(given)) if self.counted.tables else {}

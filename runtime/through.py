@@ -109,7 +109,7 @@ class ListedProgram(Program):
     def check_ranges(self, given: Given) -> None:
         """See `Program.check_ranges`."""
         if self.tabled.guard.groups:
-            self.tabled.check_ranges(self._tabled(given))
+            self.tabled.guard(given.more(self._shapes(given)), functools.cache(lambda: self._tabled(given)))
 
     def kind(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Key:
         return exactly(given, backend.workers(given.device))  # windows are as many as rows take
@@ -150,7 +150,11 @@ class ListedProgram(Program):
         return given.more({n: members(given.tensors[n], span) for n, span in self._spans(given).items()})
 
     def _described(self, given: Given) -> Given:
-        return given.described().more({n: described_table(given.tensors[n], span) for n, span in self._spans(given).items()})
+        return given.described().more(self._shapes(given))
+
+    def _shapes(self, given: Given) -> dict[str, torch.Tensor]:
+        """The tables without their memory."""
+        return {n: described_table(given.tensors[n], span) for n, span in self._spans(given).items()}
 
     def _spans(self, given: Given) -> dict[str, int]:
         """The last axes of the tables."""

@@ -200,6 +200,18 @@ def test_the_number_that_divides_a_position_may_be_told_by_a_call() -> None:
         torch.testing.assert_close(found, truth.float(), rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]  # one output
 
 
+def test_no_table_is_made_where_lists_drive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it for the look at reads outside of a tensor: a block of chosen_blocks may be none of ``given``, whatever the list holds."""
+
+    def made(entries: Tensor, span: int) -> Tensor:
+        raise AssertionError("a table of all blocks for every row")
+
+    monkeypatch.setattr(through, "members", made)
+    attention = einfuse.compile("chosen_blocks", best=3, backend="torch")
+    q, k, v = torch.randn(1, 2, N, 8), torch.randn(1, 1, N, 8), torch.randn(1, 1, N, 8)
+    attention(q, k, v, given=torch.randn(1, 1, N, SPAN), block=WIDTH, near=1)
+
+
 def test_what_is_explained_is_what_runs() -> None:
     moba = einfuse.compile("moba", best=2, block=16, backend="cpu")
     q, k, v = torch.randn(1, 2, 300, 8), torch.randn(1, 1, 300, 8), torch.randn(1, 1, 300, 8)
