@@ -249,9 +249,10 @@ class Evaluator:
     ) -> Block:
         if e.op == "const":
             kind = None if isinstance(e.value, bool | int) else self.dtype
-            return Block(torch.tensor(e.value, dtype=kind, device=self.device), ())
+            assert isinstance(e.value, bool | int | float), "a constant is a number"
+            return Block(torch.full((), e.value, dtype=kind, device=self.device), ())
         if e.op == "size":
-            return Block(torch.tensor(self._size(e.name, span), device=self.device), ())
+            return Block(torch.full((), self._size(e.name, span), device=self.device), ())
         if e.op == "index":
             block = coordinate(e.name)
             assert block is not None, f"no coordinate for rank {e.name}"

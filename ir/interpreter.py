@@ -40,8 +40,10 @@ def evaluate_indices(
     inputs: Mapping[str, Tensor | Scalar],
     sizes: Mapping[str, int],
     window: Mapping[str, tuple[int, int]] | None = None,
+    device: torch.device | None = None,
 ) -> list[Tensor]:
-    """Index expressions at every point of ``ranks`` (inside ``window``): tensors that broadcast against those axes, in that order.
+    """Index expressions at every point of ``ranks`` (inside ``window``): tensors that broadcast against those axes, in that order, on a device
+    (that of the inputs).
 
     They may read ``inputs`` that the cascade itself does not (a table's gradient needs its place only when it is added up), and statements
     without a reducer.
@@ -49,6 +51,7 @@ def evaluate_indices(
     run = Evaluator(
         inferred(cascade), {t.name: inputs[t.name] for t in cascade.inputs if t.name in inputs}, dict(sizes), torch.float64
     )
+    run.device = device or run.device
     run.inputs |= {n: torch.as_tensor(x, device=run.device) for n, x in inputs.items() if n not in run.inputs}
     span = {r: (0, n) for r, n in run.extent.items()} | dict(window or {})
     held, env = run.in_order(ranks), dict[str, Block]()

@@ -15,6 +15,7 @@ from einfuse.ir import Cascade, Expr, Rank, Scalar, Tensor
 from einfuse.ir.expr import sizes as made_of
 from einfuse.ir.text import show_expr
 from einfuse.runtime.apart import transformed
+from einfuse.runtime.capture import capturing
 from einfuse.runtime.sizes import Size as Size
 from einfuse.runtime.sizes import evaluate as evaluate
 
@@ -96,6 +97,10 @@ def host_number(where: str, name: str, value: object, instead: str) -> object:
     reason = _beyond_a_number(value)
     if reason:
         raise TypeError(f"{where}: {name} is a number of the host, found a tensor {reason}; {instead}")
+    if not value.is_cpu and capturing():
+        raise TypeError(
+            f"{where}: {name} is a number of the host, and a CUDA graph cannot read it from a device; give a Python number"
+        )
     return value.item()
 
 

@@ -14,10 +14,11 @@ from einfuse.codegen import KernelPlan
 from einfuse.codegen.plan import Fold as PlanFold
 from einfuse.ir import Cascade, Fold, Scalar, TileMap, classify, debug
 from einfuse.ir.expr import reads
-from einfuse.ir.tiles import PARTIAL, combined
+from einfuse.ir.tiles import combined
 from einfuse.runtime import cache
 from einfuse.runtime.backends import Backend, Kernel
 from einfuse.runtime.binding import extent_of
+from einfuse.runtime.capture import capturing
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import tried
 from einfuse.runtime.recent import Recent
@@ -128,6 +129,8 @@ class Launch:
 
     def _tables(self, given: Given) -> dict[str, torch.Tensor]:
         """The tables for a launch: made once for the values that its masks read; of every tile where it is short and they are new."""
+        if capturing():  # the masks of its replays are not those of now
+            return self._made(given, False)
         look = self._look(given)
         return self._every(given) if look is None else self._looked(given, given.key, look)
 
@@ -181,11 +184,11 @@ def tile_tables(cascade: Cascade, step: PlanFold, given: Given, looked: bool | N
     if looked is None:
         looked = _pairs(cascade, step, given) >= LOOK.get(given.device.type, LOOK["cuda"])
     if not looked:
-        shared = _unseen(cascade, step, given)
+        count, blocks = _unseen(_tiles(cascade, step, given), given.device)
     else:
         maps = [fold_tiles(cascade, x, given) for x in {x.mask: x for x in folds}.values()]
         shared = combined(maps, {r: extent_of(cascade, r, given.sizes) for r in step.table_ranks})
-    count, blocks = (torch.from_numpy(x).to(given.device) for x in shared.csr(step.table_ranks))
+        count, blocks = (torch.from_numpy(x).to(given.device) for x in shared.csr(step.table_ranks))
     return {f"{step.rank}_count": count, f"{step.rank}_block": blocks}
 
 
@@ -195,9 +198,14 @@ def _pairs(cascade: Cascade, fold: PlanFold, given: Given) -> int:
     return math.prod(extent_of(cascade, r, given.sizes) for r in ranks)
 
 
-def _unseen(cascade: Cascade, step: PlanFold, given: Given) -> TileMap:
-    """Every tile as one that may hold points of both kinds, which is right for any mask."""
-    return TileMap(np.full(_tiles(cascade, step, given), PARTIAL, np.int8), step.table_ranks)
+def _unseen(tiles: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """`TileMap.csr` of every tile as one that may hold points of both kinds, which is right for any mask. No copy from the host."""
+    *rows, columns = tiles
+    count = torch.zeros((math.prod(rows), 2), dtype=torch.int32, device=device)
+    blocks = torch.zeros((math.prod(rows), 2, max(1, columns)), dtype=torch.int32, device=device)
+    count[:, 1] = columns
+    blocks[:, 1, :columns] = torch.arange(columns, dtype=torch.int32, device=device)
+    return count, blocks
 
 
 def _tiles(cascade: Cascade, step: PlanFold, given: Given) -> tuple[int, ...]:

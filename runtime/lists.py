@@ -60,11 +60,11 @@ class Lists:
         over = {r: extent_of(c, r, given.sizes) for r in c.over}
         rows, wide = extent_of(c, lister, given.sizes), extent_of(c, found.blocked, given.sizes)
         shape = (*over.values(), rows)
-        at = evaluate_indices(c, found.atom.args[:-1], (*c.over, lister), dict(given.numbers), given.sizes)
-        flat = torch.zeros(shape, dtype=torch.int64)
+        at = evaluate_indices(c, found.atom.args[:-1], (*c.over, lister), dict(given.numbers), given.sizes, None, given.device)
+        flat = torch.zeros(shape, dtype=torch.int64, device=given.device)
         for n, axis in zip(at, given_list.shape[:-1], strict=True):
             flat = flat * axis + n.long()
-        index = flat.expand(shape).reshape(-1, rows).to(given.device)
+        index = flat.expand(shape).reshape(-1, rows)
         span = -(-wide // found.width)  # what no row can ask for need not be sorted
         return Lists(table, given_list.shape[-1], span, wide % found.width != 0, index, lister, over)
 
@@ -106,8 +106,11 @@ class Lists:
     def grouped(self, w: Window, made: through.Parts, names: Mapping[str, str]) -> Host:
         """Makes the lists of a window of parts."""
         groups, chunks = self.groups(w.rows), -(-w.rows // CHUNK)
-        start = torch.arange(chunks).mul(CHUNK).clamp_max(w.rows - CHUNK)  # the last chunk may hold rows of the one before
-        inner = (start[:, None] + torch.arange(CHUNK)).to(self.index.device)
+        device = self.index.device
+        start = (
+            torch.arange(chunks, device=device).mul(CHUNK).clamp_max(w.rows - CHUNK)
+        )  # the last chunk may hold rows of the one before
+        inner = start[:, None] + torch.arange(CHUNK, device=device)
         column = next(r for r in made.at if r not in (*self.over, self.lister))
 
         def do(tensors: Tensors, call: Given) -> None:

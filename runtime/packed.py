@@ -7,7 +7,6 @@ not visited. Packed cascades are made once for an attention, the tables of bound
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from einfuse.ir import Cascade, Scalar
 from einfuse.ir.passes import pack
 from einfuse.ir.passes.pack import Packed, Table
+from einfuse.runtime.capture import capturing
+from einfuse.runtime.unchanged import place, told
 
 if TYPE_CHECKING:
     from einfuse.runtime.attention import Attention, Output
 
 _TABLES = WeakTensorKeyDictionary()
-"""Of bounds of sequences: their version, and what was made of them."""
+"""Of bounds of sequences: what they are known by, and what was made of them."""
 
 
 def varlen(
@@ -147,6 +148,8 @@ class Form:
     found: Packed
     attention: Attention
     bounds: tuple[torch.Tensor, ...]
+    tokens: tuple[int, ...]
+    """Where the bounds end."""
 
     @staticmethod
     def of(attention: Attention, bounds: Mapping[str, torch.Tensor]) -> Form:
@@ -154,60 +157,69 @@ class Form:
         if not bounds:
             raise ValueError(f"{attention.name} has no input with an axis for the batch and one for positions")
         seen: list[torch.Tensor] = []
-        same = []
+        tokens, same = [], []
         for size, cu in bounds.items():
             known = next((n for n, other in enumerate(seen) if _same(cu, other)), len(seen))
             if known == len(seen):
-                _check(attention.name, size, cu)
+                tokens.append(_tokens(attention.name, size, cu))
                 seen.append(cu)
             same.append(known)
         if len({len(cu) for cu in seen}) > 1:
             listed = ", ".join(f"{len(cu) - 1} of {size}" for size, cu in bounds.items())
             raise ValueError(f"{attention.name}: queries and keys must have as many sequences, found {listed}")
-        return Form(*attention.packed(pack.grouped(list(bounds), same)), tuple(seen))
+        return Form(*attention.packed(pack.grouped(list(bounds), same)), tuple(seen), tuple(tokens))
 
     def tables(self, tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """The tables of a call. Raises ValueError where a tensor has not as many tokens as its bounds say."""
         for name, at in self.found.inputs.items():
             x = tensors.get(name)
             if isinstance(x, torch.Tensor):
-                cu = self.bounds[self.found.group(self.attention.cascade.input(name).axes[at].name)]
-                if x.shape[at] != _made(cu)["tokens"]:
+                end = self.tokens[self.found.group(self.attention.cascade.input(name).axes[at].name)]
+                if x.shape[at] != end:
                     raise ValueError(
-                        f"{self.attention.name}: {name} has {x.shape[at]} tokens, the bounds of its sequences end at {_made(cu)['tokens']}"
+                        f"{self.attention.name}: {name} has {x.shape[at]} tokens, the bounds of its sequences end at {end}"
                     )
-        return {t.name: _table(t, self.bounds[t.group], self.bounds[t.owner]) for t in self.found.tables}
+        return {t.name: _table(t, self.bounds[t.group], self.bounds[t.owner], self.tokens[t.owner]) for t in self.found.tables}
 
 
-def _check(spec: str, size: str, cu: torch.Tensor) -> None:
-    """Raises TypeError or ValueError for what bounds no sequences. Looked at once for each version of the bounds."""
+def _tokens(spec: str, size: str, cu: torch.Tensor) -> int:
+    """Where bounds end. Raises TypeError or ValueError for what bounds no sequences. Looked at once for each version of the bounds."""
     if cu.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{spec}: the bounds of sequences must be int32 or int64, those of {size} are {cu.dtype}")
     if cu.ndim != 1 or not len(cu):
         raise ValueError(f"{spec}: the bounds of sequences must have the shape [B + 1], those of {size} have {tuple(cu.shape)}")
     known = _made(cu)
     if "tokens" not in known:
+        if capturing():
+            raise RuntimeError(
+                f"{spec}: the bounds of {size} are looked at on the host, which cannot be captured in a CUDA graph; make this call once before"
+            )
         listed = cu.tolist()
         if listed[0] != 0 or any(a > b for a, b in itertools.pairwise(listed)):
             raise ValueError(f"{spec}: the bounds of sequences start at 0 and never fall, those of {size} are {listed[:9]}")
         known["tokens"] = listed[-1]
+    return int(known["tokens"])
 
 
 def _made(cu: torch.Tensor) -> dict[Any, Any]:
-    """What is known of bounds: forgotten with them, and when they change."""
+    """What is known of bounds as they are now: another dictionary when they change, and forgotten with them."""
+    now = place(cu)
     found = _TABLES.get(cu)
-    if found is None or cu.is_inference() or found[0] != cu._version:
-        found = (0 if cu.is_inference() else cu._version, {})
-        _TABLES[cu] = found
+    if found is None or found[0] != now or not told(now):
+        _TABLES[cu] = found = now, {}
     return found[1]  # type: ignore[no-any-return]  # torch's dictionary is not typed
 
 
-def _table(t: Table, cu: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-    known = _made(owner)
+def _table(t: Table, cu: torch.Tensor, owner: torch.Tensor, tokens: int) -> torch.Tensor:
+    """A table of a call. A CUDA graph makes it anew at every replay, whose bounds end at the same token and may lie elsewhere."""
+    known, own = _made(owner), _made(cu)
     key = (t.what, id(cu) if t.what != "sequence" else 0)
     held = known.get(key)
-    if held is None or held[0]() is not cu or held[1] != cu._version:
-        sequence = torch.repeat_interleave(torch.arange(len(owner) - 1, device=owner.device), owner.diff())
+    if capturing() or held is None or held[0] is not own:
+        every = torch.arange(len(owner) - 1, device=owner.device)
+        sequence = torch.repeat_interleave(every, owner.diff(), output_size=tokens)
         made = {"sequence": sequence, "first": cu[:-1][sequence], "last": cu[1:][sequence]}[t.what].int()
-        held = known[key] = (weakref.ref(cu), cu._version, made)
-    return held[2]
+        if capturing():
+            return made
+        held = known[key] = own, made
+    return held[1]

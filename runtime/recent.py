@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, MutableMapping
 from typing import Generic, TypeVar
 from weakref import WeakValueDictionary
 
+from einfuse.runtime.capture import capturing
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -18,22 +20,25 @@ MOST = 256
 class Recent(MutableMapping[K, V]):
     """At most ``most`` values by key; the one that was used longest ago makes room. Threads may share it."""
 
-    __slots__ = ("_lock", "_values", "most")
+    __slots__ = ("_captured", "_lock", "_values", "most")
 
     def __init__(self, most: int = MOST) -> None:
         self.most = most
         self._values: OrderedDict[K, V] = OrderedDict()
         self._lock = threading.Lock()
+        self._captured: list[V] = []  # a CUDA graph reads their memory at every replay
 
     def made(self, key: K, make: Callable[[], V]) -> V:
         """The value of a key, made if there is none. Two threads may both make it; the one that comes first is kept, and both get it."""
         try:
-            return self[key]
+            value = self[key]
         except KeyError:
             value = make()
-        with self._lock:
-            value = self._values.setdefault(key, value)
-            self._bound()
+            with self._lock:
+                value = self._values.setdefault(key, value)
+                self._bound()
+        if capturing():
+            self._captured.append(value)
         return value
 
     def __getitem__(self, key: K) -> V:

@@ -125,13 +125,13 @@ class _Lists:
         c, axes = found.cascade, given.tensors[table].shape
         over = {r: extent_of(c, r, given.sizes) for r in found.others}
         length = extent_of(c, found.lister, given.sizes)
-        at = evaluate_indices(c, found.atom.args[:-1], (*over, found.lister), dict(given.numbers), given.sizes)
-        flat = torch.zeros((*over.values(), length), dtype=torch.int64)
+        at = evaluate_indices(c, found.atom.args[:-1], (*over, found.lister), dict(given.numbers), given.sizes, None, given.device)
+        flat = torch.zeros((*over.values(), length), dtype=torch.int64, device=given.device)
         for n, axis in zip(at, axes[:-1], strict=True):
             flat = flat * axis + n.long()
         mine = functools.partial(backend.by_block, folder=cache.folder() / backend.name)
         sort: Sort = mine if given.device.type == "cpu" else by_block
-        index = flat.reshape(-1, length).to(given.device)
+        index = flat.reshape(-1, length)
         return _Lists(table, over, index, extent_of(c, found.chosen, given.sizes), axes[-1], sort)
 
     @property

@@ -209,8 +209,8 @@ class Selection:
 
         def made() -> torch.Tensor:
             ranks = next(x.ranks for x in c.body if isinstance(x, Einsum) and x.target == step.value)
-            (found,) = evaluate_indices(c, (where,), (*c.over, *ranks), dict(given.numbers), given.sizes)
-            return found.bool().to(given.device)
+            (found,) = evaluate_indices(c, (where,), (*c.over, *ranks), dict(given.numbers), given.sizes, None, given.device)
+            return found.bool()
 
         return {step.exists: self.existing.made((step.target, given.device, given.key), made)}
 

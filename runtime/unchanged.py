@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from einfuse.runtime.capture import capturing
+
 SMALL = 1 << 19
 """The most bytes whose checksum is taken at a call: 0.2 ms at most, less than the attention that reads them takes."""
 Seen = tuple[weakref.ref[torch.Tensor], tuple[object, ...]]
@@ -28,13 +30,17 @@ class Unchanged:
 
     @staticmethod
     def of(tensors: Sequence[torch.Tensor]) -> Unchanged | None:
-        """What recognises these; None where one counts no versions (a large inference tensor): a change in place would go unseen."""
-        if any(x.is_inference() and _checksum(x) is None for x in tensors):
+        """What recognises these; None where a change in place would go unseen: one counts no versions (a large inference tensor), or a CUDA
+        graph is captured, whose replays call nobody.
+        """
+        if capturing() or any(x.is_inference() and _checksum(x) is None for x in tensors):
             return None
         return Unchanged(tuple((weakref.ref(holder(x)), place(x)) for x in tensors))
 
     def are(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether these are the same tensors, or the same views, with the same values."""
+        """Whether these are the same tensors, or the same views, with the same values; of a capture nobody knows."""
+        if capturing():
+            return False
         same = zip(self.tensors, tensors, strict=True)
         return all(ref() is holder(x) and seen == place(x) for (ref, seen), x in same)
 
@@ -49,6 +55,11 @@ def place(x: torch.Tensor) -> tuple[object, ...]:
     """What the values follow from beside the tensor that holds them."""
     version = None if x.is_inference() else x._version
     return version, _checksum(x), x.data_ptr(), x.shape, x.stride(), x.dtype, x.is_neg()
+
+
+def told(place: tuple[object, ...]) -> bool:
+    """Whether a change in place would show in `place`: torch counts what it writes there, or there is a checksum."""
+    return place[:2] != (None, None)
 
 
 def _checksum(x: torch.Tensor) -> int | None:

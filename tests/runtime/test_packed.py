@@ -276,3 +276,16 @@ def test_traced_functions_take_sequences_too() -> None:
     found: Any = attention(jagged_q, jagged_q, jagged_q, slope=slope)
     wanted = one_by_one(attention, cu, cu, q, q, q, slope=lambda b: slope)
     torch.testing.assert_close(found.values().transpose(0, 1), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_bounds_that_count_no_versions_are_read_as_they_are() -> None:
+    """Those made in inference mode."""
+    attention = einfuse.compile("causal", backend="torch")
+    q, k, v = (torch.randn(7, 2, 8) for _ in range(3))
+    with torch.inference_mode():
+        cu = torch.tensor([0, 3, 7])
+        first = einfuse.varlen(attention, q, k, v, cu_seqlens_q=cu)
+        cu[1] = 5
+        second = einfuse.varlen(attention, q, k, v, cu_seqlens_q=cu)
+    assert torch.equal(first, einfuse.varlen(attention, q, k, v, cu_seqlens_q=torch.tensor([0, 3, 7])))
+    assert torch.equal(second, einfuse.varlen(attention, q, k, v, cu_seqlens_q=torch.tensor([0, 5, 7])))

@@ -14,8 +14,9 @@ from einfuse.flex.arithmetic import fitted
 from einfuse.flex.bounds import CONDITION, UNKNOWN, Bounds
 from einfuse.flex.value import Part, Value
 from einfuse.ir import Expr, call, const, index, load, size
+from einfuse.runtime.capture import capturing
 from einfuse.runtime.recent import Recent
-from einfuse.runtime.unchanged import holder, place
+from einfuse.runtime.unchanged import holder, place, told
 
 if TYPE_CHECKING:
     from einfuse.flex.tracer import Tracer
@@ -126,14 +127,17 @@ def contents(x: torch.Tensor, at: Sequence[Bounds] = ()) -> Contents:
     """What a captured tensor holds where it is read, at indices between these bounds. A device is asked once for every version of it."""
     if x.dtype == torch.bool or x.device.type == "meta":
         return Contents(CONDITION if x.dtype == torch.bool else UNKNOWN)
+    if capturing():  # what a graph is replayed with, nobody knows
+        return Contents(UNKNOWN, x.is_floating_point())
     if torch._C._functorch.is_functorch_wrapped_tensor(x):
         x = bare(x)
     else:
         x = x[tuple(slice(*_span(b, n)) for b, n in zip(at, x.shape, strict=False))]
-    if x.is_inference() and place(x)[:2] == (None, None):
+    now = place(x)
+    if not told(now):
         return _look(x)
     known: Recent[tuple[object, ...], Contents] = _KNOWN.setdefault(holder(x), Recent(8))
-    return known.made(place(x), lambda: _look(x))
+    return known.made(now, lambda: _look(x))
 
 
 def _span(b: Bounds, extent: int) -> tuple[int, int]:
