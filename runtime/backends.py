@@ -17,8 +17,9 @@ import torch
 from einfuse.codegen import KernelPlan, Storage, both, hold
 from einfuse.codegen.plan import plain
 from einfuse.codegen.scan import Piece, ScanPlan
-from einfuse.codegen.targets import Target, of_amd, of_nvidia
+from einfuse.codegen.targets import Target
 from einfuse.ir import EinfuseError, Scalar, ranking
+from einfuse.runtime.devices import Precision, fp32_products, target_of
 from einfuse.runtime.names import NAMES
 from einfuse.runtime.names import BackendName as BackendName
 
@@ -231,10 +232,13 @@ class CpuBackend(Usual):
 
 @dataclass(frozen=True, slots=True)
 class TritonBackend(Usual):
-    """Triton, for GPUs; on CPU tensors under Triton's interpreter. ``target`` is the kind of GPU that tiles and options suit."""
+    """Triton, for GPUs; on CPU tensors under Triton's interpreter. ``target`` is the kind of GPU that tiles and options suit, ``precision``
+    that of fp32 matrix products, by torch's own switch (those of scans are exact).
+    """
 
     name: BackendName = "triton"
     target: Target = "sm_90"
+    precision: Precision = "ieee"
     processors: int | None = None  # multiprocessors of a GPU that is not at hand
     row_values: bool = True
     narrow: int = 16
@@ -243,12 +247,12 @@ class TritonBackend(Usual):
 
     @property
     def identity(self) -> str:
-        return f"{self.name} {self.target}"
+        return f"{self.name} {self.target}" + (f" {self.precision}" if self.precision != "ieee" else "")
 
     def tilings(self, storage: Storage, width: int, gradients: int) -> Tilings:
         from einfuse.codegen import triton
 
-        return triton.tilings(storage, width, gradients, self.target)
+        return triton.tilings(storage, width, gradients, self.target, self.precision)
 
     def holds(self, plan: KernelPlan) -> bool:
         from einfuse.codegen import triton
@@ -258,7 +262,7 @@ class TritonBackend(Usual):
     def emit(self, plan: KernelPlan) -> str:
         from einfuse.codegen import triton
 
-        return triton.emit(plan, triton.Options(target=self.target))
+        return triton.emit(plan, triton.Options(target=self.target, precision=self.precision))
 
     def workers(self, device: torch.device) -> int:
         """The multiprocessors of a GPU; the interpreter is one."""
@@ -277,8 +281,11 @@ class TritonBackend(Usual):
         return triton.build(piece.plan, piece.source, folder)  # type: ignore[arg-type]  # it reads the name alone
 
     def on(self, device: torch.device) -> Backend:
-        """For the kind of GPU that a device is: a machine may have several."""
-        return replace(self, target=target_of(device)) if device.type == "cuda" else self
+        """For the kind of GPU that a device is, of which a machine may have several, as torch's switch is now."""
+        if device.type != "cuda":
+            return self
+        target = target_of(device)
+        return replace(self, target=target, precision=fp32_products(target))
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,14 +348,6 @@ def _warn_of_torch(reason: str) -> None:
     if not _warned:
         _warned.append(reason)
         warnings.warn(f"CPU kernels run as tiled torch code, several times slower: {reason}", stacklevel=2)
-
-
-@functools.cache
-def target_of(device: torch.device) -> Target:
-    """The kind of a GPU: its own, or the nearest one that asks no more of it."""
-    if torch.version.hip:
-        return of_amd(torch.cuda.get_device_properties(device).gcnArchName)
-    return of_nvidia(torch.cuda.get_device_capability(device))
 
 
 def interpret_triton() -> None:

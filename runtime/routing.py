@@ -125,7 +125,9 @@ class _Lists:
         c, axes = found.cascade, given.tensors[table].shape
         over = {r: extent_of(c, r, given.sizes) for r in found.others}
         length = extent_of(c, found.lister, given.sizes)
-        at = evaluate_indices(c, found.atom.args[:-1], (*over, found.lister), dict(given.numbers), given.sizes, None, given.device)
+        at = evaluate_indices(
+            c, found.atom.args[:-1], (*over, found.lister), dict(given.numbers), given.sizes, None, given.device
+        )
         flat = torch.zeros((*over.values(), length), dtype=torch.int64, device=given.device)
         for n, axis in zip(at, axes[:-1], strict=True):
             flat = flat * axis + n.long()

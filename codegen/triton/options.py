@@ -39,11 +39,15 @@ class Options:
     descriptors: bool | None = None
 
 
-def block_sizes(storage: str, width: int, gradients: int = 0, target: Target = "sm_90") -> tuple[int, int]:
+def block_sizes(
+    storage: str, width: int, gradients: int = 0, target: Target = "sm_90", precision: Precision = "ieee"
+) -> tuple[int, int]:
     """A tile and a step for the widest feature rank, in a forward pass (two products a block) or in a kernel of a backward that adds up so many
     ``gradients`` (three products for one, four for two)."""
-    column = 0 if width <= 64 else 1 if width <= 128 else 2 if width <= 256 else 3
     if storage not in ("bf16", "f16"):
+        width *= 1 if precision == "ieee" else 2  # matrix units take as many bytes, which are half as many numbers
+    column = 0 if width <= 64 else 1 if width <= 128 else 2 if width <= 256 else 3
+    if storage not in ("bf16", "f16") and precision == "ieee":
         return ((32, 32), (16 if gradients else 32, 16), (16, 16), (16, 16))[column]
     if (
         TARGETS[target].rows == 64
@@ -52,15 +56,17 @@ def block_sizes(storage: str, width: int, gradients: int = 0, target: Target = "
     return ((64, 32), (64, 32), (32, 16), (16, 16))[column] if gradients else ((128, 64), (128, 32), (64, 32), (32, 16))[column]
 
 
-def tilings(storage: str, width: int, gradients: int = 0, target: Target = "sm_90") -> tuple[tuple[int, int], ...]:
+def tilings(
+    storage: str, width: int, gradients: int = 0, target: Target = "sm_90", precision: Precision = "ieee"
+) -> tuple[tuple[int, int], ...]:
     """Tiles and steps to try in turn until a kernel keeps its values in registers: those of `block_sizes`, then smaller ones.
 
     Larger blocks first, and among equals the larger tile: it is loaded once. Matrix products may need tiles of 64 (`Gpu.rows`). The
     smallest of all come last, with steps below what matrix products take: for kernels that compute over pairs and features at once.
     """
-    tile, step = block_sizes(storage, width, gradients, target)
+    tile, step = block_sizes(storage, width, gradients, target, precision)
     smaller = [(t, s) for t in _halved(tile) for s in _halved(step)]
-    whole = TARGETS[target].rows if storage in ("bf16", "f16") else MATRIX
+    whole = TARGETS[target].rows if storage in ("bf16", "f16") or precision != "ieee" else MATRIX
     ladder = sorted(smaller, key=lambda b: (b[0] < whole, -b[0] * b[1], -b[0]))
     few = (MATRIX, min(64, step))  # for calls of few rows: decoding
     return tuple(dict.fromkeys((*ladder[: MOST_TILINGS - 1], few, ladder[-1], (MATRIX, MATRIX // 2), (MATRIX, MATRIX // 4))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from einfuse.codegen.scan import ScanPlan
 from einfuse.codegen.targets import TARGETS, Target, of_amd, of_nvidia
 from einfuse.codegen.triton.layout import MATRIX, Layout
 from einfuse.runtime import backends
+from einfuse.runtime.given import Given
 from einfuse.runtime.inside import Candidate
 
 VARIED = ("causal", "gqa", "document", "linear", "gated_delta", "swin", "entmax15", "t5_bias", "paged", "talking_heads")
@@ -35,6 +37,14 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, tuple[int, int]]
     backends.target_of.cache_clear()
     yield found
     backends.target_of.cache_clear()
+
+
+@pytest.fixture
+def switch() -> Iterator[None]:
+    """torch's switch for products of fp32, put back."""
+    held = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(held)
 
 
 @pytest.mark.slow
@@ -80,15 +90,41 @@ def test_hazard_5_a_gpu_is_taken_for_one_that_asks_no_more(capability: tuple[int
     assert of_nvidia(capability) == target
 
 
+@pytest.mark.usefixtures("switch")
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_hazard_19_fp32_products_are_as_exact_as_torch_is_told(
+    gpus: dict[int, tuple[int, int]], capability: tuple[int, int]
+) -> None:
+    gpus[0] = capability
+    attention = einfuse.compile("causal")
+    given = Given.of(attention.cascade, {n: torch.randn(1, 1, 32, 16) for n in "qkv"}, {})
+    plan = attention.candidates("triton", torch.float32, False, {}, "sm_90")[0].plan
+    assert isinstance(plan, KernelPlan)
+    found, kinds = {}, set()
+    for said in ("highest", "high", "medium"):
+        torch.set_float32_matmul_precision(said)
+        backend = backends.choose(torch.device("cuda", 0))
+        assert isinstance(backend, backends.TritonBackend)
+        found[said] = set(re.findall(r'input_precision="(\w+)"', backend.emit(plan)))
+        kinds.add(attention.program.kind(given, replace(backend, processors=1)))
+        assert backend.tilings("f32", 64, 0)[0] == ((32, 32) if said == "highest" else backend.tilings("bf16", 128, 0)[0])
+    assert found == {"highest": {"ieee"}, "high": {"tf32"}, "medium": {"tf32"}}
+    assert len(kinds) == 2, "a call that was made ready is not that of the other precision"
+
+
 @pytest.mark.parametrize(
     ("name", "target"),
     [("gfx942:sramecc+:xnack-", "gfx942"), ("gfx950", "gfx950"), ("gfx90a", "gfx942"), ("gfx1100", "gfx942")],
 )
+@pytest.mark.usefixtures("switch")
 def test_hazard_6_memory_of_amd_is_that_of_the_architecture(name: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert of_amd(name) == target
     monkeypatch.setattr(torch.version, "hip", "6.4")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: type("Properties", (), {"gcnArchName": name}))
     assert backends.target_of.__wrapped__(torch.device("cuda", 0)) == target
+    monkeypatch.setattr(backends, "target_of", lambda device: target)
+    torch.set_float32_matmul_precision("high")
+    assert backends.choose(torch.device("cuda", 0)).identity == f"triton {target}", "tf32 is NVIDIA's"
 
 
 def test_hazard_6_a_gpu_that_triton_is_not_tested_for_runs_plain_torch() -> None:
