@@ -53,7 +53,7 @@ def keep(plan: KernelPlan) -> KernelPlan:
     taken = {op.out.name for op in operations(plan) if not isinstance(op, Store)} | {t.name for t in plan.tensors}
     steps = list(plan.steps)
     kept: list[Kept] = []
-    folds = [n for n, s in enumerate(steps) if isinstance(s, Fold)]
+    folds = [n for n, s in enumerate(steps) if isinstance(s, Fold) and s.phases]
     if plan.tile is None:
         return plan
     walks = {n: _walk(plan, n) for n in folds}

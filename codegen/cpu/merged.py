@@ -57,9 +57,13 @@ def sequential(plan: KernelPlan) -> bool:
 
 
 def _fit(rows: KernelPlan, columns: KernelPlan) -> bool:
-    """One fold each, over the other's tile, of the same ambient points and features; nothing of one is read by the other."""
+    """One fold each, which visits some tile, over the other's tile, of the same ambient points and features; nothing of one is read by the
+    other.
+    """
     mine, theirs = (tuple(s for s in p.steps if isinstance(s, Fold)) for p in (rows, columns))
     if len(mine) != 1 or len(theirs) != 1 or rows.tile is None or columns.tile is None:
+        return False
+    if not mine[0].phases or not theirs[0].phases:
         return False
     same = (rows.ambient, rows.compute, rows.narrow) == (columns.ambient, columns.compute, columns.narrow)
     crossed = mine[0].rank == columns.tile.rank and theirs[0].rank == rows.tile.rank

@@ -75,6 +75,26 @@ def test_tokens_that_see_themselves_are_enough_where_queries_are_keys(backend: B
     assert checked(masked(MASKS[8], backend), shape, length=LENGTHS) == {"k", "v"}
 
 
+@pytest.mark.parametrize("backend", ["torch", *OTHERS])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "  s = sum[d](q * k) where MASK\n  o[i, e] = sum[j](relu(s) * v)\n  out o\n}",
+        "  s = sum[d](q * k) where MASK\n  m = max[j](s)\n  o[i, e] = sum[j](exp(s - m) * v where j % 2 == 0)\n  out o\n}",
+    ],
+    ids=["a sum", "a maximum and a sum over fewer"],
+)
+@pytest.mark.parametrize("mask", ["j < 0", "j <= i and not (j <= i)"])
+def test_a_mask_that_no_pair_meets_leaves_loops_without_phases(mask: str, body: str, backend: BackendName) -> None:
+    attention = masked(mask, backend, body)
+    given = example_inputs(attention.cascade, torch.float32, 1, SHAPE)
+    leaves = [x.requires_grad_() for n, x in given.items() if n in "qkv" and isinstance(x, torch.Tensor)]
+    out = attention(**given)
+    assert isinstance(out, torch.Tensor)
+    gradients = torch.autograd.grad(out.sum(), leaves)
+    assert not any(x.count_nonzero() for x in (out, *gradients))
+
+
 @pytest.mark.parametrize("mask", ["i < length[b] and j < 7", "j <= i + length[b] - 24"])
 def test_queries_without_keys_are_hidden(mask: str) -> None:
     attention = masked(mask, "torch")
