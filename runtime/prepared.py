@@ -208,7 +208,7 @@ class Calls:
 
     def _kind(self, given: Given, backend: Backend, program: Program) -> Key:
         wanted = _wanted(given)
-        kind = (wanted, *program.kind(given, backend, wanted))
+        kind = (wanted, backend.identity, *program.kind(given, backend, wanted))
         return (os.environ.get(FORM), *given.sizes.values(), *kind) if self.formed else kind
 
     def _signature(self, args: Sequence[Argument], kwargs: Mapping[str, Argument]) -> Key | None:

@@ -216,7 +216,7 @@ class Program:
         if known is None:
             cascade = self.saving(wanted)
             known = self.kinds[wanted] = Kinds.of(cascade, tuple(given.sizes), self.walks.pair(cascade))
-        return (backend.identity, *known.key(given, backend.workers(given.device)))
+        return known.key(given, backend.workers(given.device))
 
     def nodes(self, cascade: Cascade, given: Given, backend: Backend, outs: Mapping[str, Output]) -> Sequence[Node]:
         """A forward for tensors like these: one kernel, or parts of the keys and their merge if that kept workers idle."""
@@ -248,7 +248,7 @@ class Program:
 
     def shared(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Graph:
         """The forward's graph, made once for a kind of call."""
-        key = ("forward", wanted, self.kind(given, backend, wanted))
+        key = ("forward", wanted, backend.identity, self.kind(given, backend, wanted))
         return self.graphs.made(key, lambda: self.graph(given, backend, wanted))
 
     def forward(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
