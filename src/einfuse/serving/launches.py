@@ -22,7 +22,6 @@ from einfuse.ir.passes import heads_as_rows, item_parts, items, split
 from einfuse.ir.passes.items import Items
 from einfuse.runtime import backends, binding
 from einfuse.runtime.attention import Attention
-from einfuse.runtime.backends import Backend
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Graph, Node
 from einfuse.runtime.outputs import Output, of_forward
@@ -71,13 +70,14 @@ class Maker:
         call = self._call(form, self._count(rows, above, most))
         cut, parts = self._cut(form, call)
         outs = {n: _output(form.cascade, call, n, form.cascade.outs) for n in form.cascade.outs}
+        spec = self.attention  # graphs keep what makes their nodes: it must not hold the cache
 
         def nodes(given: Given) -> Iterable[Node]:
             if cut is None:
-                return (self._kernel(form.cascade, given, outs),)
+                return (_kernel(spec, form.cascade, given, outs),)
             partial = item_parts.run(cut, form, parts)
             states = of_forward(partial, (), given.tensors, given.sizes)
-            return (self._kernel(partial, given, states, cut, wide=True), self._merge(cut, given, states, parts, outs))
+            return (_kernel(spec, partial, given, states, cut, wide=True), _merge(spec, cut, given, states, parts, outs))
 
         return Tile(rows, above, most, form, *self._laid(nodes, call, form.cascade.outs))
 
@@ -85,7 +85,7 @@ class Maker:
         """Items that write states of rows: of the tokens that several sequences share, and of the others; and what puts them together."""
         form, most = self._form(1), spans[-1][0]
         rows = self._call(form, self.total + 1)
-        whole, parts, outs = split.run(form.cascade), self.parts or 1, form.cascade.outs
+        whole, parts, outs, spec = split.run(form.cascade), self.parts or 1, form.cascade.outs, self.attention
         states: dict[str, Output] = {}
 
         def tile(kind: type[Tile], form: Items, call: Given, span: tuple[int, int, int]) -> Tile:
@@ -95,7 +95,7 @@ class Maker:
             states.update({n: _output(partial, call, n, ()) for n in partial.outs})
 
             def nodes(given: Given) -> Iterable[Node]:
-                return (self._kernel(partial, given, states, whole, wide=True),)
+                return (_kernel(spec, partial, given, states, whole, wide=True),)
 
             return kind(*span, form, *self._laid(nodes, call, tuple(whole.held.values())))
 
@@ -108,7 +108,7 @@ class Maker:
             own = self._form(span[0])
             made.append(tile(Tile, own, self._call(own, self._count(*span)), span))
         written = {n: _output(form.cascade, rows, n, outs) for n in outs}
-        merge = self._laid(lambda given: (self._merge(whole, given, states, 2 * parts, written),), rows, outs)
+        merge = self._laid(lambda given: (_merge(spec, whole, given, states, 2 * parts, written),), rows, outs)
         last = Tile(1, 0, 0, form, *merge)
         return (*made, last)
 
@@ -135,26 +135,12 @@ class Maker:
         if self.parts is not None:
             return (split.run(form.cascade), self.parts) if self.parts > 1 else (None, 1)
         rows = math.prod(binding.extent_of(form.cascade, r, call.sizes) for r in form.cascade.over)
-        parts = max(1, min(self._backend(call).workers(call.device) // max(rows, 1), MOST_PARTS))
+        parts = max(
+            1, min(backends.choose(call.device, self.attention.backend).workers(call.device) // max(rows, 1), MOST_PARTS)
+        )
         with contextlib.suppress(SpecError):  # several passes: each item keeps its keys to itself
             return (split.run(form.cascade), parts) if parts > 1 else (None, 1)
         return None, 1
-
-    def _backend(self, call: Given) -> Backend:
-        return backends.choose(call.device, self.attention.backend)
-
-    def _kernel(
-        self, cascade: Cascade, given: Given, outs: Mapping[str, Output], cut: split.Split | None = None, wide: bool = False
-    ) -> Node:
-        program = Program(cascade, self.attention.strict, wide=wide)
-        return program.kernel(cascade, given, self._backend(given), outs, cut.held if cut is not None else {})
-
-    def _merge(
-        self, cut: split.Split, given: Given, states: Mapping[str, Output], parts: int, outs: Mapping[str, Output]
-    ) -> Node:
-        held = {cut.held[n]: x.described() for n, x in states.items()}
-        numbers = {**given.numbers, **split.constants(cut.sizes, given.sizes)}
-        return self._kernel(cut.merged, replace(given.more(held, {split.PARTS: parts}), numbers=numbers), outs)
 
     def _laid(
         self, nodes: Callable[[Given], Iterable[Node]], call: Given, outs: tuple[str, ...]
@@ -164,6 +150,35 @@ class Maker:
         made = {n: x.materialised(call.device) for node in graph.nodes for n, x in node.makes.items() if n not in self.outs}
         self.outs |= {n: x for n, x in made.items() if n in outs}
         return graph, call.described(), {**call.tensors, **made, **self.outs}
+
+
+def _kernel(
+    spec: Attention,
+    cascade: Cascade,
+    given: Given,
+    outs: Mapping[str, Output],
+    cut: split.Split | None = None,
+    wide: bool = False,
+) -> Node:
+    """The launch of a cascade made of that of an attention."""
+    program = Program(cascade, spec.strict, wide=wide)
+    return program.kernel(
+        cascade, given, backends.choose(given.device, spec.backend), outs, cut.held if cut is not None else {}
+    )
+
+
+def _merge(
+    spec: Attention,
+    cut: split.Split,
+    given: Given,
+    states: Mapping[str, Output],
+    parts: int,
+    outs: Mapping[str, Output],
+) -> Node:
+    """The launch that makes outputs of the states of parts."""
+    held = {cut.held[n]: x.described() for n, x in states.items()}
+    numbers = {**given.numbers, **split.constants(cut.sizes, given.sizes)}
+    return _kernel(spec, cut.merged, replace(given.more(held, {split.PARTS: parts}), numbers=numbers), outs)
 
 
 def _group(c: Cascade, tensors: Mapping[str, torch.Tensor], keys: str) -> int:
