@@ -40,7 +40,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (tree / "src" / "einfuse" / "_page" / name).write_text(f"this is {name}")
     sdist = built("build_sdist", tree, out)
     with tarfile.open(sdist) as archive:
-        archive.extractall(tree / "unpacked", filter="tar")
+        archive.extractall(tree / "unpacked", **({"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}))  # type: ignore[arg-type]  # Python 3.11.4 and later
     (source,) = (tree / "unpacked").iterdir()
     return built("build_wheel", source, out)
 
