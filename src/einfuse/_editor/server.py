@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
+import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +24,10 @@ from einfuse.ir import Span, SpecError
 
 IDLE = 0.5
 """Seconds without a key stroke after which a text is fused as well."""
+REST = 3.0
+"""Seconds of a text that stands still before memory is tidied."""
+SWITCH = 5e-4
+"""Seconds that the analysis of one text may keep the answer to a key stroke waiting, a tenth of Python's own."""
 MOST_FILES = 1000
 """Files of a folder in which uses of a name are looked for."""
 
@@ -111,6 +117,9 @@ async def _check(uri: str, wait: float) -> None:
         errors = await asyncio.to_thread(faults, document.text, document.file, document.search)
         if _is_current(uri, number):
             _publish(uri, document, errors, number)
+        await asyncio.sleep(REST)
+        if _is_current(uri, number):
+            gc.collect()
 
 
 def _is_current(uri: str, number: int | None) -> bool:
@@ -242,4 +251,6 @@ def lenses(params: lsp.CodeLensParams) -> list[lsp.CodeLens]:
 
 def run() -> None:
     """Serves one editor on stdin and stdout."""
+    sys.setswitchinterval(SWITCH)
+    gc.set_threshold(50_000, 20, 1000)  # the oldest objects are looked through when the text stands still: that takes 0.2 s
     server.start_io()
