@@ -33,9 +33,10 @@ class Unchanged:
         """What recognises these; None where a change in place would go unseen: one counts no versions (a large inference tensor), or a CUDA
         graph is captured, whose replays call nobody.
         """
-        if capturing() or any(x.is_inference() and _checksum(x) is None for x in tensors):
+        if capturing():
             return None
-        return Unchanged(tuple((weakref.ref(holder(x)), place(x)) for x in tensors))
+        seen = tuple((weakref.ref(holder(x)), place(x)) for x in tensors)
+        return Unchanged(seen) if all(told(where) for _, where in seen) else None
 
     def are(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether these are the same tensors, or the same views, with the same values; of a capture nobody knows."""
@@ -69,11 +70,11 @@ def _checksum(x: torch.Tensor) -> int | None:
     start, size = x.data_ptr(), x.nbytes
     if not x.is_contiguous():
         whole = x.untyped_storage()
-        if size < whole.nbytes():
+        if size >= whole.nbytes():
+            start, size = whole.data_ptr(), whole.nbytes()
+        elif size <= SMALL:
             x = x.detach().contiguous()
             start = x.data_ptr()
-        else:
-            start, size = whole.data_ptr(), whole.nbytes()
     return zlib.crc32(memoryview(_Bytes.from_address(start))[:size]) if 0 < size <= SMALL else None
 
 
