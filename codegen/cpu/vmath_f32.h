@@ -195,28 +195,31 @@ INLINE V error_function(V x) {
 
 // sin(x + QUARTER pi / 2). The quarters are taken off in three steps; the first is exact, for x and a multiple of its constant end at the
 // same bit. The polynomials are those of their degrees with the smallest largest relative errors (3.8e-9, 1.2e-10) up to pi / 4.
-template <int QUARTER> INLINE V sine_from(V x) {
+template <int QUARTER> INLINE V sine_from(V given) {
+  const auto library = [](T v) { return QUARTER ? c_cos(v) : c_sin(v); };
 #if defined(__FMA__) || defined(__aarch64__)
-  if (__builtin_expect(!some(~(VI)(absolute(x) <= 3e5f)), 1)) {
-    const V n = nearest(x * 0.636619772f);
-    const V most = x - n * 1.57079637f, more = as_rounded(n * 4.37113883e-8f);
-    const V r = select((VI)(n == 0.f), x, most + more), part = r - most;  // -0 stays
-    const V lost = (most - (r - part)) + (more - part) + (multiply_add(n, spread(4.37113883e-8f), -more) + n * 1.71512451e-15f);
-    const VI q = whole(n) + (I)QUARTER;
-    const V s = r * r;
-    V c = spread(2.44331180e-5f), d = spread(-1.95152496e-4f);
-    c = c * s - 1.38873159e-3f;
-    c = c * s + 4.16666457e-2f;
-    const V top = 1.f - 0.5f * s;
-    c = top + (((1.f - top) - 0.5f * s) + (c * (s * s) - r * lost));
-    d = d * s + 8.33216052e-3f;
-    d = d * s - 1.66666546e-1f;
-    d = r + (d * (r * s) + lost * top);
-    const V y = select((VI)((q & 1) != 0), c, d);
-    return bits_real(bits_int(y) ^ ((q & 2) << 30));
-  }
+  const VI large = ~(VI)(absolute(given) <= 3e5f);
+  const V x = select(large, V{}, given);  // a lane does not say what the others are computed by
+  const V n = nearest(x * 0.636619772f);
+  const V most = x - n * 1.57079637f, more = as_rounded(n * 4.37113883e-8f);
+  const V r = select((VI)(n == 0.f), x, most + more), part = r - most;  // -0 stays
+  const V lost = (most - (r - part)) + (more - part) + (multiply_add(n, spread(4.37113883e-8f), -more) + n * 1.71512451e-15f);
+  const VI q = whole(n) + (I)QUARTER;
+  const V s = r * r;
+  V c = spread(2.44331180e-5f), d = spread(-1.95152496e-4f);
+  c = c * s - 1.38873159e-3f;
+  c = c * s + 4.16666457e-2f;
+  const V top = 1.f - 0.5f * s;
+  c = top + (((1.f - top) - 0.5f * s) + (c * (s * s) - r * lost));
+  d = d * s + 8.33216052e-3f;
+  d = d * s - 1.66666546e-1f;
+  d = r + (d * (r * s) + lost * top);
+  const V y = select((VI)((q & 1) != 0), c, d);
+  const V found = bits_real(bits_int(y) ^ ((q & 2) << 30));
+  return __builtin_expect(!some(large), 1) ? found : select(large, each(given, library), found);
+#else
+  return each(given, library);
 #endif
-  return each(x, [](T v) { return QUARTER ? c_cos(v) : c_sin(v); });
 }
 INLINE V sine(V x) { return sine_from<0>(x); }
 INLINE V cosine(V x) { return sine_from<1>(x); }

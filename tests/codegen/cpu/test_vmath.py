@@ -103,6 +103,18 @@ def test_large_angles(name: str, apply) -> None:
     assert error.max() <= 1.5, f"{error.max():.3f} ulp at {x[error.argmax()]}"
 
 
+@pytest.mark.parametrize("name", [*FUNCTIONS, "power"])
+def test_a_lane_does_not_depend_on_its_neighbours(name: str, apply) -> None:
+    """What a mask hides, or another token brings, shares a vector with what is seen."""
+    lo, hi = FUNCTIONS[name][1] if name in FUNCTIONS else (0, 9)
+    x = torch.rand(4096, generator=torch.Generator().manual_seed(2)) * (hi - lo) + lo
+    more = (x.flip(0) / hi,) if name == "power" else ()
+    seen = torch.arange(4096) % 3 == 0
+    alone = apply(name, x, *more)[seen]
+    for other in (math.nan, math.inf, -math.inf, 1e30, -1e30, 1e-42, 0.0):
+        assert torch.equal(apply(name, torch.where(seen, x, other), *more)[seen], alone), other
+
+
 def test_powers(apply) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.cat([torch.rand(200_000, generator=generator) * 4, torch.logspace(-44, 38, 20_000, dtype=torch.float64).float()])
