@@ -10,6 +10,7 @@ import torch
 from torch.autograd import forward_ad
 
 from einfuse.codegen import Storage
+from einfuse.codegen.plan import EIGHTHS, FLOATS
 from einfuse.codegen.precision import precision
 from einfuse.ir import Cascade, Expr, Rank, Scalar, Tensor
 from einfuse.ir.expr import sizes as made_of
@@ -24,6 +25,8 @@ STORAGE: dict[torch.dtype, Storage] = {
     torch.float32: "f32",
     torch.bfloat16: "bf16",
     torch.float16: "f16",
+    torch.float8_e4m3fn: "e4m3",
+    torch.float8_e5m2: "e5m2",
     torch.int64: "i64",
     torch.int32: "i32",
     torch.int16: "i16",
@@ -32,7 +35,7 @@ STORAGE: dict[torch.dtype, Storage] = {
     torch.bool: "bool",
 }
 DTYPE: dict[Storage, torch.dtype] = {s: d for d, s in STORAGE.items()}
-_KINDS = {"float": ("f64", "f32", "bf16", "f16"), "int": ("i64", "i32", "i16", "i8", "u8"), "bool": ("bool",)}
+_KINDS = {"float": FLOATS, "int": ("i64", "i32", "i16", "i8", "u8"), "bool": ("bool",)}
 
 
 def arguments(
@@ -150,6 +153,10 @@ def _tensor(cascade: Cascade, t: Tensor, value: object) -> torch.Tensor:
         raise TypeError(
             f"{cascade.name}: {t.name} must be {'an int' if dtype == 'int' else f'a {dtype}'} tensor, found {value.dtype}"
         )
+    if storage in EIGHTHS and value.requires_grad and torch.is_grad_enabled():
+        raise TypeError(
+            f"{cascade.name}: {t.name} is of {value.dtype}, which has no gradient; give {t.name}.detach(), or a wider float"
+        )
     if value.ndim != len(t.axes):
         raise ValueError(f"{cascade.name}: {_described(t)} has {len(t.axes)} axes, found the shape {tuple(value.shape)}")
     return value
@@ -178,11 +185,15 @@ def like(what: str, found: object, wanted: torch.Tensor) -> None:
 
 
 def one_dtype(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Raises TypeError where tensors with features differ in dtype; they decide the precision. Others (slopes, biases) are read and widened."""
+    """Raises TypeError where tensors with features differ in dtype; they decide the precision. Others (slopes, biases) are read and widened,
+    and so are floats of 8 bits, of which a call cannot be made alone.
+    """
     found = {n: tensors[n].dtype for n in cascade.with_features}
-    if len(set(found.values())) > 1:
+    wide = {d for d in found.values() if STORAGE[d] not in EIGHTHS}
+    if len(wide) > 1 or (found and not wide):
         listed = ", ".join(f"{n}: {d}" for n, d in found.items())
-        raise TypeError(f"{cascade.name}: tensors with feature axes must share one dtype, found {listed}")
+        wanted = "share one dtype" if wide else "not all be of 8 bits, since outputs have their dtype"
+        raise TypeError(f"{cascade.name}: tensors with feature axes must {wanted}, found {listed}")
 
 
 def precision_of(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> torch.dtype:

@@ -103,9 +103,9 @@ def cross_compile(
 def taken(
     attention: Attention, dtype: torch.dtype, backward: bool, call: Mapping[str, torch.Tensor | Scalar], target: Target
 ) -> list[Candidate]:
-    """The kernels that a call with these arguments, their floats in ``dtype``, launches on a GPU of that kind."""
+    """The kernels that a call with these arguments, their floats of 16 bits and more in ``dtype``, launches on a GPU of that kind."""
     tensors, numbers = binding.arguments(attention.cascade, (), call)
-    typed = {n: x.to(dtype) if x.is_floating_point() else x for n, x in tensors.items()}
+    typed = {n: x.to(dtype) if x.is_floating_point() and x.itemsize > 1 else x for n, x in tensors.items()}
     return [Candidate.taken(x) for x in launched(attention, typed, numbers, backward, TritonBackend(target=target))]
 
 

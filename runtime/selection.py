@@ -255,7 +255,7 @@ def _table(step: Table, known: Known, sizes: Mapping[str, int]) -> torch.Tensor:
 
 
 def _wide(x: torch.Tensor | Scalar) -> torch.Tensor | Scalar:
-    return x.float() if isinstance(x, torch.Tensor) and x.dtype in (torch.bfloat16, torch.float16) else x
+    return x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype.itemsize < 4 else x
 
 
 def _dtype(mine: Mapping[str, torch.Tensor | Scalar]) -> torch.dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from einfuse.codegen.cpu.functions import Ref, converted, spread
-from einfuse.codegen.plan import Coordinate, Load, Storage, Store, Value
+from einfuse.codegen.plan import FLOATS, Coordinate, Load, Storage, Store, Value
 from einfuse.ir import DType
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ ELEMENTS: dict[Storage, str] = {
     "f32": "float",
     "bf16": "bf16",
     "f16": "f16",
+    "e4m3": "e4m3",
+    "e5m2": "e5m2",
     "i64": "int64_t",
     "i32": "int32_t",
     "i16": "int16_t",
@@ -26,7 +28,7 @@ ELEMENTS: dict[Storage, str] = {
 
 
 def element_type(storage: Storage) -> DType:
-    return "float" if storage in ("f64", "f32", "bf16", "f16") else "bool" if storage == "bool" else "int"
+    return "float" if storage in FLOATS else "bool" if storage == "bool" else "int"
 
 
 def stride(tensor: str, axis: int) -> str:

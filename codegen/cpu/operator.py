@@ -23,6 +23,8 @@ _SCALAR: dict[Storage, str] = {
     "f32": "Float",
     "bf16": "BFloat16",
     "f16": "Half",
+    "e4m3": "Float8_e4m3fn",
+    "e5m2": "Float8_e5m2",
     "i64": "Long",
     "i32": "Int",
     "i16": "Short",

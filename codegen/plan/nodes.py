@@ -31,10 +31,19 @@ from typing import Literal
 from einfuse import ir
 from einfuse.ir import DType, Scalar
 
-Storage = Literal["f64", "f32", "bf16", "f16", "i64", "i32", "i16", "i8", "u8", "bool"]
-"""How an element lies in memory."""
+Storage = Literal["f64", "f32", "bf16", "f16", "e4m3", "e5m2", "i64", "i32", "i16", "i8", "u8", "bool"]
+"""How an element lies in memory. Floats of 8 bits are read and never written."""
 
-BYTES: dict[Storage, int] = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "bool": 1}
+EIGHTHS: tuple[Storage, ...] = ("e4m3", "e5m2")
+"""Floats of 8 bits, by the bits of their exponent and mantissa."""
+
+FLOATS: tuple[Storage, ...] = ("f64", "f32", "bf16", "f16", *EIGHTHS)
+"""What a float of the IR may be stored as."""
+
+BYTES: dict[Storage, int] = {
+    **{"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "e4m3": 1, "e5m2": 1},
+    **{"i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "bool": 1},
+}
 """Of an element."""
 
 FUNCTIONS = {**ir.FUNCTIONS, ir.COPY.name: ir.COPY}

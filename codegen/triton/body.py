@@ -9,17 +9,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from einfuse.codegen.plan import KernelPlan, Value
+from einfuse.codegen.plan import EIGHTHS, KernelPlan, Value
 from einfuse.codegen.triton.descriptors import Described
 from einfuse.codegen.triton.layout import Layout
 from einfuse.codegen.triton.names import Names
 from einfuse.ir import DType, Scalar
 
-STORAGE = {
+STORAGE: dict[str, str] = {
     "f64": "tl.float64",
     "f32": "tl.float32",
     "bf16": "tl.bfloat16",
     "f16": "tl.float16",
+    **dict.fromkeys(EIGHTHS, "tl.uint8"),  # widened by `helpers`: not every GPU has these types
     "i64": "tl.int64",
     "i32": "tl.int32",
     "i16": "tl.int16",
@@ -27,7 +28,6 @@ STORAGE = {
     "u8": "tl.uint8",
     "bool": "tl.uint8",
 }
-FLOATS = ("f64", "f32", "bf16", "f16")
 WIDTH = 120
 
 

@@ -22,6 +22,8 @@ def example(plan: KernelPlan) -> tuple[dict[str, torch.Tensor], dict[str, int | 
         "f32": torch.float32,
         "bf16": torch.bfloat16,
         "f16": torch.float16,
+        "e4m3": torch.float8_e4m3fn,
+        "e5m2": torch.float8_e5m2,
         "i64": torch.int64,
         "i32": torch.int32,
         "i16": torch.int16,

@@ -186,6 +186,22 @@ def _bf16(x):
     return x.to(tl.bfloat16)
 '''
 
+_E4M3 = '''
+@triton.jit
+def _e4m3(x):
+    """The number of 8 bits, with all of them set no number: those of an f16 but for a factor of 256."""
+    bits = x.to(tl.int32)
+    half = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.int16).to(tl.float16, bitcast=True)
+    return tl.where((bits & 0x7F) == 0x7F, float("nan"), half.to(tl.float32) * 256.0)
+'''
+
+_E5M2 = '''
+@triton.jit
+def _e5m2(x):
+    """The number of 8 bits, which are the upper half of an f16."""
+    return (x.to(tl.int32) << 8).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+'''
+
 _DOT = '''
 @triton.jit
 def _dot(a, b, acc=None):
@@ -226,6 +242,8 @@ _F32 = {
     "_middle_sum": _MIDDLE_SUM,
     "_interpreted": _INTERPRETED,
     "_bf16": _BF16,
+    "_e4m3": _E4M3,
+    "_e5m2": _E5M2,
     "_dot": _DOT,
     "_tf32": _TF32,
     "_row_dot": _ROW_DOT,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from einfuse.codegen.plan import Load, Store, Value
-from einfuse.codegen.triton.body import FLOATS, STORAGE, Body, Ref, number, wrapped
+from einfuse.codegen.plan import EIGHTHS, FLOATS, Load, Store, Value
+from einfuse.codegen.triton.body import STORAGE, Body, Ref, number, wrapped
 from einfuse.ir import DType
 
 
@@ -84,7 +84,7 @@ def print_pointed(body: Body, op: Load, storage: str, note: str) -> None:
     if op.where is not None:
         # Triton's interpreter widens a truth value that it spreads
         tests.append(f"({body.view(body.ref(op.where), dims)} != 0)")
-    float_like = storage in FLOATS
+    float_like = storage in FLOATS and storage not in EIGHTHS
     args = [place] + ([f"mask={' & '.join(tests)}", f"other={'0.0' if float_like else '0'}"] if tests else [])
     body.line(note)
     wanted = {"float": "f64" if body.plan.compute == "f64" else "f32", "int": "i32", "bool": ""}[op.out.dtype]
@@ -97,9 +97,12 @@ def print_pointed(body: Body, op: Load, storage: str, note: str) -> None:
         body.lines += wrapped(body.indent, f"{raw} = tl.load", args)
         remember(body, op.out, body.assign(op.out.name, f"{raw}.to({body.type('float')})"), raw, storage, dims)
     else:
-        name = body.names.fresh(op.out.name)
-        tail = ") != 0" if op.out.dtype == "bool" else f").to({body.type(op.out.dtype)})"
-        body.lines += wrapped(body.indent, f"{name} = tl.load", args, tail)
+        name, head = body.names.fresh(op.out.name), "tl.load"
+        if storage in EIGHTHS:
+            body.helpers.add(f"_{storage}")
+            head = f"_{storage}(tl.load"
+        tail = ") != 0" if op.out.dtype == "bool" else f"{')' * (storage in EIGHTHS)}).to({body.type(op.out.dtype)})"
+        body.lines += wrapped(body.indent, f"{name} = {head}", args, tail)
         remember(body, op.out, name, None, storage, dims)
 
 

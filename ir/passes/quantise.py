@@ -1,4 +1,4 @@
-"""Inputs as integers with scales: a read becomes a product, and a scale without the summed rank leaves the sum.
+"""Inputs as integers, or short floats, with scales: a read becomes a product, and a scale without the summed rank leaves the sum.
 
     in k[B, H, Nk, D]: float                            in k[B, H, Nk, D]: int; in k_scale[B, H, Nk]: float
     in v[B, H, Nk, E]: float                            in v[B, H, Nk, E]: int; in v_scale[H]: float
@@ -8,6 +8,7 @@
                                                         o[i, e] = o_sum[i, e] * v_scale[h]
 
 A scale has some of the axes of its input, named by what they count: ``batch``, ``head``, ``token`` (with which goes the batch) and ``feature``.
+Short floats stay ``float``: how an element lies in memory is not the cascade's matter.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Tensor
+from einfuse.ir.nodes import Cascade, DType, Einsum, Expr, Tensor
 from einfuse.ir.rewrite import fresh, taken
 
 AXES = ("batch", "head", "token", "feature")
@@ -27,22 +28,26 @@ KINDS = {"batch": "batch", "head": "head", "token": "key", "feature": "feature"}
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """The cascade over integers; ``scales`` are the names of the scales by input, ``kept`` the places of the axes that each has."""
+    """The cascade over what is scaled; ``scales`` are the names of the scales by input, ``kept`` the places of the axes that each has."""
 
     cascade: Cascade
     scales: dict[str, str]
     kept: dict[str, tuple[int, ...]]
 
 
-def run(cascade: Cascade, inputs: Mapping[str, tuple[str, ...]]) -> Quantised:
-    """The cascade (as built) with integers for ``inputs``, each with the axes of its scale. Raises SpecError for what cannot be."""
-    return _Quantiser(cascade, inputs).run()
+def run(cascade: Cascade, inputs: Mapping[str, tuple[str, ...]], floats: bool = False) -> Quantised:
+    """The cascade (as built) with integers (or ``floats``) for ``inputs``, each with the axes of its scale.
+
+    Raises SpecError for what cannot be.
+    """
+    return _Quantiser(cascade, inputs, "float" if floats else "int").run()
 
 
 @dataclass
 class _Quantiser:
     c: Cascade
     wanted: Mapping[str, tuple[str, ...]]
+    dtype: DType
     names: set[str] = field(init=False)
     scales: dict[str, str] = field(init=False, default_factory=dict)
     kept: dict[str, tuple[int, ...]] = field(init=False, default_factory=dict)
@@ -59,7 +64,7 @@ class _Quantiser:
             self.scales[name] = fresh(f"{name}_scale", self.names)
         inputs: list[Tensor] = []
         for t in self.c.inputs:
-            inputs.append(replace(t, dtype="int") if t.name in self.scales else t)
+            inputs.append(replace(t, dtype=self.dtype) if t.name in self.scales else t)
             if t.name in self.scales:
                 inputs.append(Tensor(self.scales[t.name], tuple(t.axes[n] for n in self.kept[t.name]), loc=t.loc))
         body: list[Einsum] = []

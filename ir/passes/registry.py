@@ -148,8 +148,8 @@ TRANSFORMS: tuple[Pass, ...] = (
         "quantise",
         quantise.run,
         ("flat",),
-        options={"inputs": scales},
-        does="inputs as integers with scales, which leave the sums that they are the same in",
+        options={"inputs": scales, "floats": truth},
+        does="inputs as integers or short floats with scales, which leave the sums that they are the same in",
     ),
     Pass("pack", pack.run, ("flat",), options={"groups": groups}, does="sequences of different lengths one after the other"),
     Pass(

@@ -79,7 +79,7 @@ BAD: dict[str, tuple[Callable[[], Three], str]] = {
     ),
     "complex": (lambda: each(lambda x: x.cfloat()), r"(q|query) must (be a|hold) float.*torch.complex64"),
     "conjugated": (lambda: one(lambda x: x.cfloat().conj(), 2), r"(v|value) must (be a|hold) float.*torch.complex64"),
-    "8 bits": (lambda: each(lambda x: x.to(torch.float8_e4m3fn)), r"(q|query) must (be a|hold) float.*float8_e4m3fn"),
+    "8 bits": (lambda: each(lambda x: x.to(torch.float8_e4m3fn)), r"((q|query) must hold float|q: torch).*float8_e4m3fn"),
     "quantised": (
         lambda: one(lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), 1),
         r"(k|key) must (be a|hold) float.*torch.qint8",

@@ -1,4 +1,4 @@
-"""Integers with scales: the values of the attention on what they stand for, alone and from pages."""
+"""Numbers of 8 bits with scales: the values of the attention on what they stand for, alone and from pages."""
 
 from __future__ import annotations
 
@@ -13,25 +13,32 @@ from einfuse.runtime import binding
 from einfuse.runtime.backends import BackendName
 from einfuse.runtime.examples import Shape, example_inputs
 
+DTYPES = {torch.int8: 1 / 127, torch.float8_e4m3fn: 1 / 16, torch.float8_e5m2: 1 / 8}
+"""By what part of the largest value another one is off at most."""
 AXES = {"token, head": (0, 1, 2), "head": (1,), "": (), "token": (0, 2), "head, feature": (1, 3)}
 
 
 @pytest.mark.parametrize("name", ["causal", "alibi", "entmax15", "cosine", "l2", "residual_scores", "topk"])
 @pytest.mark.parametrize("axes", AXES)
-def test_the_oracle_of_integers_is_that_of_what_they_stand_for(name: str, axes: str) -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_oracle_of_8_bits_is_that_of_what_they_stand_for(name: str, axes: str, dtype: torch.dtype) -> None:
     attention = einfuse.compile(name)
     given = example_inputs(attention.cascade, torch.float64, 0, Shape(2, 4, 5, 7, (3, 4), 2))
-    found = quantise.run(attention.cascade, dict.fromkeys(("k", "v"), tuple(axes.split(", ")) if axes else ()))
+    found = quantise.run(
+        attention.cascade, dict.fromkeys(("k", "v"), tuple(axes.split(", ")) if axes else ()), dtype != torch.int8
+    )
     small, plain = dict(given), dict(given)
     for n in ("k", "v"):
         x = given[n]
         assert isinstance(x, torch.Tensor)
         assert found.kept[n] == AXES[axes]
-        small[n], scale = serving.quantise(x, found.kept[n])
+        small[n], scale = serving.quantise(x, found.kept[n], dtype)
         small[found.scales[n]] = scale
         wide = scale[tuple(slice(None) if k in found.kept[n] else None for k in range(x.ndim))]
-        plain[n] = small[n] * wide  # type: ignore[operator]  # a tensor
-        assert (plain[n] - x).abs().max() <= x.abs().max() / 127  # type: ignore[operator]  # a tensor
+        plain[n] = small[n].to(x.dtype) * wide  # type: ignore[union-attr]  # a tensor
+        assert (plain[n] - x).abs().max() <= x.abs().max() * DTYPES[dtype]  # type: ignore[operator]  # a tensor
+        if dtype != torch.int8:
+            small[n] = small[n].to(x.dtype)  # type: ignore[union-attr]  # a tensor; the interpreter is given what a call would read
     one, other = (
         interpret(c, {**_defaults(c), **xs}, binding.sizes(c, {n: x for n, x in xs.items() if isinstance(x, torch.Tensor)}))  # type: ignore[arg-type]
         for c, xs in ((found.cascade, small), (attention.cascade, plain))
@@ -44,12 +51,13 @@ def _defaults(cascade: einfuse.ir.Cascade) -> dict[str, float]:  # type: ignore[
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpu", pytest.param("triton", marks=pytest.mark.slow)])
-def test_a_plan_reads_integers_from_pages(backend: BackendName) -> None:
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_a_plan_reads_8_bits_from_pages(dtype: torch.dtype, backend: BackendName) -> None:
     torch.manual_seed(0)
-    attention = serving.quantised(einfuse.compile("causal", backend=backend), k="token, head", v="token, head")
+    attention = serving.quantised(einfuse.compile("causal", backend=backend), dtype, k="token, head", v="token, head")
     tokens = {n: torch.randn(40, 2, 16) for n in ("k", "v")}
-    small = {n: serving.quantise(x, (0, 1)) for n, x in tokens.items()}
-    shapes = {n: torch.zeros(2, 16, dtype=torch.int8) for n in tokens} | {f"{n}_scale": (2,) for n in tokens}
+    small = {n: serving.quantise(x, (0, 1), dtype) for n, x in tokens.items()}
+    shapes = {n: torch.zeros(2, 16, dtype=dtype) for n in tokens} | {f"{n}_scale": (2,) for n in tokens}
     cache = serving.Cache.empty(attention, pages=8, width=8, table=5, batch=1, **shapes)  # type: ignore[arg-type]  # shapes and tokens
     cache.page[:] = torch.tensor([[6, 2, 0, 5, 1]])
     cache.length[:] = 40
@@ -59,7 +67,7 @@ def test_a_plan_reads_integers_from_pages(backend: BackendName) -> None:
     q = torch.randn(3, 4, 16)
     plan = serving.plan(attention, cache, q=q, tiles=(4,))
     plan.update(torch.tensor([0, 3]))
-    k, v = (x * s[..., None] for x, s in small.values())
+    k, v = (x.float() * s[..., None] for x, s in small.values())
     rows = torch.zeros(1, 4, 40, 16)
     rows[0, :, 37:] = q.transpose(0, 1)
     truth = einfuse.compile("causal").reference(rows, k.transpose(0, 1)[None], v.transpose(0, 1)[None])[0, :, 37:]  # type: ignore[call-overload]
@@ -80,3 +88,5 @@ def test_what_has_no_such_axis_is_refused() -> None:
         serving.quantised(causal, k="width")
     with pytest.raises(SpecError, match="delta cannot be quantised: it is a scan"):
         serving.quantised(einfuse.compile("delta"), k="head")
+    with pytest.raises(TypeError, match=r"values are written as torch.int8, .*_e4m3fn, torch.float8_e5m2, found torch.int16"):
+        serving.quantise(torch.ones(2), (), torch.int16)
