@@ -7,7 +7,7 @@ import importlib
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 
 from einfuse import _files as files
 from einfuse.codegen.plan import KernelPlan
+from einfuse.codegen.triton import reach
 from einfuse.codegen.triton.names import identifier
 from einfuse.ir import DoesNotFitError, EinfuseError
 
@@ -28,10 +29,11 @@ MODULES: WeakValueDictionary[str, ModuleType] = WeakValueDictionary()
 
 @dataclass(frozen=True, slots=True)
 class TritonKernel:
-    """A loaded kernel; a call writes the plan's output tensors. ``module`` is the imported text."""
+    """A loaded kernel; a call writes the plan's output tensors. ``module`` is the imported text, ``blocks`` what `reach` checks."""
 
     plan: KernelPlan
     module: ModuleType
+    blocks: Mapping[str, reach.Axes] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -42,8 +44,8 @@ class TritonKernel:
     ) -> int:
         """Runs it, and says how many values the compiler could not keep in registers (0 inside the interpreter).
 
-        Raises EinfuseError for tensors on the CPU outside the interpreter, DoesNotFitError where the device has not the memory that a
-        program shares.
+        Raises EinfuseError for tensors on the CPU outside the interpreter and for strides that blocks do not bear (`reach`),
+        DoesNotFitError where the device has not the memory that a program shares.
         """
         first = next(iter(tensors.values()), None)
         if first is not None and first.device.type == "cpu" and not _interprets():
@@ -51,6 +53,7 @@ class TritonKernel:
                 f"the triton back end runs on a GPU, and {next(iter(tensors))} is on the CPU: move the tensors, choose the cpu back end, or "
                 "set TRITON_INTERPRET=1 before triton is imported to run kernels in Triton's interpreter"
             )
+        reach.check(self.plan.name, self.blocks, tensors)
         with _device(tensors), _quiet():
             try:
                 compiled = self.module.launch(tensors, params, sizes, **options)
@@ -93,7 +96,8 @@ def _quiet() -> Iterator[None]:
 
 def build(plan: KernelPlan, source: str, directory: Path) -> TritonKernel:
     """The kernel of a text that `emit` made."""
-    return TritonKernel(plan, module(identifier(plan.name), source, directory))
+    blocks = reach.axes(plan) if isinstance(plan, KernelPlan) else {}  # scans count everything in 64 bits
+    return TritonKernel(plan, module(identifier(plan.name), source, directory), blocks)
 
 
 def module(kernel: str, source: str, directory: Path) -> ModuleType:

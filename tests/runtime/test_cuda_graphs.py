@@ -1,4 +1,4 @@
-"""A call that a CUDA graph captures is right at every replay, whatever its tensors hold then: hazards 8, 9, 11 and 13 of GPUs.
+"""A call that a CUDA graph captures is right at every replay, whatever its tensors hold then: hazards 8 to 13 of GPUs.
 
 No GPU is needed: while a `Tape` is on, torch says that a graph is captured; it keeps the launches, and runs them again.
 """
@@ -16,8 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import einfuse
 from einfuse.flex.tables import UNKNOWN, contents
-from einfuse.runtime import launch
-from einfuse.runtime.binding import host_number
+from einfuse.runtime import crossover, launch
+from einfuse.runtime.backends import TritonBackend
+from einfuse.runtime.binding import arguments, host_number
+from einfuse.runtime.inside import launched
 from einfuse.runtime.recent import Recent
 from einfuse.runtime.unchanged import Unchanged
 
@@ -33,6 +35,18 @@ attention {name} over b, h {{
   o[i, e] = sum[j](softmax[j](s) * v)
   out o
 }}
+"""
+
+LINEAR = """
+attention weighed over b, h {
+  rank i: query; rank j: key; rank d, e: feature
+  in q[b, h, i, d]
+  in k[b, h, j, d]
+  in v[b, h, j, e]
+  s = sum[d](q * k) / D
+  o[i, e] = sum[j](s * v) / (4 + sum[j](s))
+  out o
+}
 """
 
 
@@ -123,6 +137,20 @@ def test_hazard_9_what_a_graph_reads_is_not_given_back(tape: Tape) -> None:
     assert kept() is not None
 
 
+def test_hazard_10_bounds_of_parts_are_made_on_the_device(tape: Tape) -> None:
+    """One query on 16k keys takes them in parts. Tensors without memory are copied from the host by an operator that shows."""
+    attention = einfuse.compile("full")
+    given = {n: torch.empty(1, 4, 1 if n == "q" else 16384, 64, dtype=torch.bfloat16, device="meta") for n in "qkv"}
+    backend = TritonBackend(processors=132)
+    call = arguments(attention.cascade, (), given)
+    launched(attention, *call, backend=backend)  # what is worked out once
+    with Captured(tape):
+        kernels = launched(attention, *call, backend=backend)
+    assert [x.kernel.plan.name for x in kernels] == ["full_partial", "full_merged"]
+    assert "arange" in tape.operators
+    assert not tape.operators & {"_to_copy", "copy_", "lift_fresh", "lift", "scalar_tensor"}
+
+
 def test_hazard_11_tables_of_sequences_are_made_at_every_replay(tape: Tape) -> None:
     attention = einfuse.compile("causal", backend="torch")
     q, k, v = (torch.randn(12, 2, 8) for _ in range(3))
@@ -141,6 +169,22 @@ def test_hazard_11_a_number_on_a_device_is_refused(tape: Tape) -> None:
     assert host_number("f", "scale", torch.tensor(2.0), "") == 2.0
     with pytest.raises(TypeError, match="f: scale is a number of the host, and a CUDA graph cannot read it from a device"):
         host_number("f", "scale", torch.tensor(2.0, device="meta"), "")
+
+
+def test_hazard_12_no_kernel_is_timed_while_a_graph_is_captured(tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two forms that are near each other the model's rates decide."""
+    timed: list[str] = []
+    monkeypatch.setattr(crossover, "known", lambda kind, setting: None)
+    monkeypatch.setattr(crossover.Estimate, "near", True)
+    forms = einfuse.compile(LINEAR).forms
+    monkeypatch.setattr(type(forms), "calibrate", lambda self, kind, *rest: timed.append(kind))
+    sizes = {"B": 1, "H": 2, "Nq": 4096, "Nk": 4096, "D": 16, "E": 16}
+    tape.on = True
+    assert forms.choose(sizes, torch.empty(1), False) == "linear"
+    assert timed == []
+    tape.on = False
+    forms.choose({**sizes, "Nk": 4097}, torch.empty(1), False)
+    assert sorted(timed) == ["quadratic", "sums"]
 
 
 def test_hazard_13_nothing_that_was_seen_before_counts_as_seen(tape: Tape) -> None:

@@ -10,7 +10,7 @@ import einfuse
 from einfuse.runtime import backends
 
 
-def test_a_kernel_that_spills_gets_smaller_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hazard_3_a_kernel_that_spills_gets_smaller_tiles_within_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[tuple[int, int]] = []
     torch_backend = backends.BACKENDS["torch"]
 

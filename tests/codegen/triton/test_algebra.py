@@ -94,7 +94,7 @@ SPEC = """attention late(gap: int = 3) over b, h {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", ["causal", "sliding_window", SPEC])
-def test_kernels_of_many_blocks_are_right_in_rows_without_keys_too(spec: str) -> None:
+def test_hazard_18_kernels_of_many_blocks_are_right_in_rows_without_keys_too(spec: str) -> None:
     """150 rows are two tiles; the first rows of the last spec see nothing."""
     torch.manual_seed(0)
     attention = einfuse.compile(spec, backend="triton")

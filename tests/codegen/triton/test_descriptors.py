@@ -55,8 +55,16 @@ def test_a_launch_with_plain_tensors_takes_descriptors(tmp_path: Path, monkeypat
     [(2 * 40 * 65, 40 * 65, 65, 1), (2 * 40 * 128, 40 * 128, 128, 2), (0, 40 * 64, 64, 1)],
     ids=["of 130 bytes", "between features", "of 0"],
 )
-def test_other_strides_take_pointers(strides: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hazard_23_other_strides_take_pointers(
+    strides: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     k = torch.empty_strided((2, 2, 40, 64), strides, dtype=torch.bfloat16, device="meta")
+    assert taken(tmp_path, monkeypatch, k=k) == "pointers"
+
+
+def test_hazard_23_a_base_of_no_16_bytes_takes_pointers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice of a larger tensor, as a projection of queries, keys and values together gives it."""
+    k = torch.empty(2 * 2 * 40 * 64 + 1, dtype=torch.bfloat16)[1:].view(2, 2, 40, 64)
     assert taken(tmp_path, monkeypatch, k=k) == "pointers"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,14 +15,31 @@ import einfuse
 from einfuse.codegen.plan import Dot, KernelPlan, Load, Store, operations
 from einfuse.codegen.scan import ScanPlan
 from einfuse.codegen.targets import TARGETS, Target, of_amd, of_nvidia
+from einfuse.codegen.triton import build
 from einfuse.codegen.triton.layout import MATRIX, Layout
 from einfuse.runtime import backends
+from einfuse.runtime.backends import TritonBackend
+from einfuse.runtime.binding import DTYPE, arguments
 from einfuse.runtime.given import Given
-from einfuse.runtime.inside import Candidate
+from einfuse.runtime.inside import Candidate, launched
+from einfuse.runtime.static import job
+from einfuse.runtime.verify import Shape, example_inputs
 
 VARIED = ("causal", "gqa", "document", "linear", "gated_delta", "swin", "entmax15", "t5_bias", "paged", "talking_heads")
 OTHERS: tuple[Target, ...] = ("sm_86", "sm_100", "sm_120", "gfx950")
 """Targets that no other test compiles for; sm_89 has the limits of sm_86."""
+DIVIDED = """
+attention divided over b, h {
+  rank i: query; rank j: key; rank d, e: feature
+  in q[b, h, i, d]
+  in k[b, h, j, d]
+  in v[b, h, j, e]
+  in norm[b, h, i]
+  s = sum[d](q * k) / sqrt(D) where j <= i
+  o[i, e] = sum[j](exp(s) / norm * v)
+  out o
+}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +167,50 @@ def test_hazard_14_no_kernel_reads_what_it_writes(kernels: list[Candidate]) -> N
     assert seen > 20
 
 
+def test_hazard_15_blocks_that_32_bits_do_not_span_are_refused(tmp_path: Path) -> None:
+    """Where a block begins is counted in 64 bits, what is inside of it in 32: keys with tokens side by side, 2^25 of them."""
+    found = einfuse.compile("causal").candidates("triton", torch.bfloat16, False, {}, "sm_90")[0]
+    kernel = build(found.plan, found.source, tmp_path)  # type: ignore[arg-type]  # no scan
+    launches: list[object] = []
+    vars(kernel.module)["launch"] = lambda *args: launches.append(args)
+    sizes = {"B": 1, "H": 2, "Nk": 4096, "Nq": 4096, "group": 1}
+
+    def run(features: int, batch: int = 4096 * 64) -> None:
+        tensors = {n: torch.empty(1, 2, 4096, 64, dtype=torch.bfloat16, device="meta") for n in "qvo"}
+        k = torch.empty_strided((1, 2, 4096, 64), (batch, batch, 1, features), dtype=torch.bfloat16, device="meta")
+        kernel({**tensors, "k": k}, {}, sizes)
+
+    run(features=1 << 25, batch=1 << 40)
+    run(features=1 << 31)  # passed as a number of 64 bits
+    assert len(launches) == 2
+    with pytest.raises(
+        einfuse.EinfuseError, match=r"causal: .* block of k must lie within 2\^31 .* a stride of 67108864 along axis 3"
+    ):
+        run(features=1 << 26)
+    assert len(launches) == 2
+
+
 def test_hazard_16_grids_have_one_dimension(kernels: list[Candidate]) -> None:
     """Which may have 2^31 programs; the others end at 65,535."""
     for c in kernels:
         assert set(re.findall(r"program_id\((\d)\)", c.source)) <= {"0"}, c.plan.name
         assert not re.search(r"\[\([^)]*,\s*[^)\s]", c.source.split("def launch")[-1].split("(", 1)[1]), c.plan.name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_hazard_17_what_padding_divides_by_is_not_seen(dtype: torch.dtype) -> None:
+    """20 rows in a tile of 32: beyond them a kernel divides by what it reads there, which is 0."""
+    attention = einfuse.compile(DIVIDED, backend="triton")
+    torch.manual_seed(0)
+    leaves = [torch.randn(1, 1, 20, 16).to(dtype).requires_grad_() for _ in range(3)]
+    leaves.append((1 + torch.rand(1, 1, 20)).to(dtype).requires_grad_())
+    wide = [x.detach().double().requires_grad_() for x in leaves]
+    along = torch.randn(1, 1, 20, 16).to(dtype)
+    found = torch.autograd.grad(attention(*leaves), leaves, along)
+    truth = torch.autograd.grad(attention.reference(*wide), wide, along.double())
+    slack = 1e-5 if dtype == torch.float32 else 3e-2
+    for x, y in zip(found, truth, strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=slack, atol=slack * y.abs().max().item())
 
 
 def test_hazard_21_products_have_the_blocks_that_matrix_units_take(kernels: list[Candidate]) -> None:
@@ -165,6 +222,22 @@ def test_hazard_21_products_have_the_blocks_that_matrix_units_take(kernels: list
             found += len(dots)
             assert all(layout.blocks[r] >= MATRIX for op in dots for r in (*op.a.dims, *op.b.dims)), c.plan.name
     assert found > 40
+
+
+@pytest.mark.parametrize("name", ["causal", "gqa", "retention"])
+def test_hazard_22_what_is_measured_is_what_a_call_launches(name: str) -> None:
+    """Every tensor of a recorded launch has the dtype that its kernel was printed for: gradients, statistics and states too."""
+    attention = einfuse.compile(name)
+    given = example_inputs(attention.cascade, torch.bfloat16, 0, Shape(1, 4, 200, 200, (64, 64), 2))
+    call = arguments(attention.cascade, (), {n: x.to("meta") if isinstance(x, torch.Tensor) else x for n, x in given.items()})
+    kinds = set()
+    for x in launched(attention, *call, backward=True, backend=TritonBackend(processors=132)):
+        measured = job(x, "sm_90")
+        assert measured.source == x.kernel.source
+        for t in x.kernel.plan.tensors:
+            assert DTYPE[t.storage] == x.given.tensors[t.name].dtype, f"{t.name} of {x.kernel.plan.name}"
+            kinds.add((t.name.startswith("d_"), t.storage))
+    assert kinds >= {(False, "bf16"), (True, "bf16"), (True, "f32")}
 
 
 def test_scans_are_among_them(kernels: list[Candidate]) -> None:
