@@ -21,6 +21,9 @@ STAMP := .venv/installed
 GROUP = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["$(1)"], sep="\n")' \
   > .venv/$(1).txt && $(PIP) -r .venv/$(1).txt
 
+# Tests start some hundred processes: none should compile torch and einfuse anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test quick lanes lesser replay size check lint types format colours docs playground browser chromium vsix gpu wheel clean
 
