@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -23,6 +24,18 @@ from einfuse.runtime.recent import Recent
 T = TypeVar("T")
 SCANS = ("delta", "gated_delta", "gla", "hedgehog", "joint", "linear", "mamba", "packed_linear", "performer", "retention")
 SCANS += ("retnet", "rwkv6", "ssd", "window_linear", "lmu", "stack")
+
+
+class Derived(Recent[Any, Any]):
+    """What devices derive of one attention: one of them does, and the others wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__(4096)
+        self.deriving = threading.RLock()
+
+    def made(self, key: Any, make: Callable[[], Any]) -> Any:
+        with self.deriving:
+            return super().made(key, make)
 
 
 class Meeting:
@@ -97,10 +110,17 @@ def oracle(c: Cascade, values: Values, kind: Kind = "") -> dict[str, torch.Tenso
     Of states: a statistic of no points is 0, as kernels have it, and what is not chosen is finite, for torch differentiates that too.
     """
     if kind:
-        c = map_expressions(c, lambda e: ex.substitute(ex.substitute(e, _kept_apart), _no_points))
+        c = _of_states.made(c.digest, functools.partial(_with_no_points, c))
     tensors = {n: x for n, x in values.items() if isinstance(x, torch.Tensor)}
     sizes: Mapping[str, int] = binding.sizes(c, tensors)  # type: ignore[assignment]
     return interpret(c, values, sizes)
+
+
+def _with_no_points(c: Cascade) -> Cascade:
+    return map_expressions(c, lambda e: ex.substitute(ex.substitute(e, _kept_apart), _no_points))
+
+
+_of_states: Recent[str, Cascade] = Recent(1024)
 
 
 def _kept_apart(e: Expr) -> Expr | None:
@@ -134,6 +154,26 @@ def parts(total: int, cuts: Sequence[int]) -> list[torch.Tensor]:
     return [torch.arange(a, b) for a, b in itertools.pairwise(ends)]
 
 
+class Whole(NamedTuple):
+    """What one device makes: outputs, what they are weighed by, and the gradients of all float inputs."""
+
+    outs: Mapping[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor]
+    gradients: Mapping[str, torch.Tensor]
+
+
+def whole(c: Cascade, inputs: Mapping[str, Any]) -> Whole:
+    leaf = {n: x.clone().requires_grad_() if _float(x) else x for n, x in inputs.items()}
+    outs = oracle(c, leaf)
+    generator = torch.Generator().manual_seed(1)
+    weights = {n: torch.randn(x.shape, generator=generator, dtype=torch.float64) for n, x in outs.items()}
+    total = sum((x * weights[n]).sum() for n, x in outs.items() if x.requires_grad)
+    wanted = [n for n, x in leaf.items() if _float(x)]
+    grads = torch.autograd.grad(total, [leaf[n] for n in wanted], allow_unused=True) if isinstance(total, torch.Tensor) else []
+    gradients = {n: torch.zeros_like(leaf[n]) if g is None else g for n, g in zip(wanted, grads, strict=False)}
+    return Whole(outs, weights, gradients)
+
+
 def whole_and_parts(
     attention: Attention,
     axes: tuple[Axis, ...],
@@ -141,25 +181,20 @@ def whole_and_parts(
     inputs: Mapping[str, Any],
     rows: Mapping[str, Sequence[torch.Tensor]],
     plan: bool = False,
-    kept: Recent[Any, Any] | None = None,
+    kept: Derived | None = None,
+    known: Whole | None = None,
 ) -> float:
     """The largest difference between one device and many, in outputs and in all gradients, beside the magnitudes of each.
 
     ``rows`` says for the size of every sharded rank what each device holds; ``plan``: it is told so. ``kept`` is
-    what was derived of the attention before.
+    what was derived of the attention before, ``known`` what one device makes of the inputs.
     """
     c, (axis,) = attention.cascade, axes
     size = len(next(iter(rows.values())))
-    leaf = {n: x.clone().requires_grad_() if _float(x) else x for n, x in inputs.items()}
-    whole = oracle(c, leaf)
-    generator = torch.Generator().manual_seed(1)
-    weights = {n: torch.randn(x.shape, generator=generator, dtype=torch.float64) for n, x in whole.items()}
-    total = sum((x * weights[n]).sum() for n, x in whole.items() if x.requires_grad)
-    wanted = [n for n, x in leaf.items() if _float(x)]
-    grads = torch.autograd.grad(total, [leaf[n] for n in wanted], allow_unused=True) if isinstance(total, torch.Tensor) else []
-    truth = {n: torch.zeros_like(leaf[n]) if g is None else g for n, g in zip(wanted, grads, strict=False)}
+    one, weights, truth = known or whole(c, inputs)
+    wanted = [n for n, x in inputs.items() if _float(x)]
     held, along = shard.held(c, axis.ranks), {n: _axis(c, axis, n) for n in c.outs}
-    meet, derived = meeting(size), Recent[Any, Any](1024) if kept is None else kept
+    meet, derived = meeting(size), Derived() if kept is None else kept
 
     def device(rank: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Simulated]:
         mine = {n: _cut(c.input(n).given[0][held[n]], x, held[n], rows, rank) if n in held else x for n, x in inputs.items()}
@@ -187,7 +222,7 @@ def whole_and_parts(
     for rank, (outs, got, _) in enumerate(made):
         for n, x in outs.items():
             a = along[n]
-            expected = whole[n] if a is None else _cut(ex.size(c.rank(axes_of(c, n)[a]).size), whole[n], a, rows, rank)
+            expected = one[n] if a is None else _cut(ex.size(c.rank(axes_of(c, n)[a]).size), one[n], a, rows, rank)
             worst = max(worst, _distance(x, expected))
         for n, g in got.items() if truth else ():
             expected = _cut(c.input(n).given[0][held[n]], truth[n], held[n], rows, rank) if n in held else truth[n]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from devices import Meeting, Simulated, meeting, on_all, parts
+from devices import Derived, Meeting, Simulated, meeting, on_all, parts
 from processes import Pool
 from work import in_parts
 
@@ -44,7 +44,9 @@ def reference(attention: einfuse.Attention) -> dict[str, torch.Tensor]:
     return {**{n: o.detach() for n, o in outs.items()}, **{f"d{n}": x.grad for n, x in leaves.items() if x.grad is not None}}
 
 
-def made(attention: einfuse.Attention, axis: Axis, exchange: Any, devices: int, layout: bool) -> list[dict[str, torch.Tensor]]:
+def made(
+    attention: einfuse.Attention, axis: Axis, exchange: Any, devices: int, layout: bool, kept: Derived
+) -> list[dict[str, torch.Tensor]]:
     """Outputs and gradients of all devices, put together in the order of positions."""
     c, meet = attention.cascade, meeting(devices)
     inputs = given(attention)
@@ -52,6 +54,7 @@ def made(attention: einfuse.Attention, axis: Axis, exchange: Any, devices: int, 
 
     def device(rank: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         sharded = Sharded(attention, (axis,), {"seq": meet.of(rank)}, exchange, parts=PARTS)  # type: ignore[arg-type]
+        sharded.kept = kept
         if layout:
             plan = sharded.layout(N, "zigzag")
             sharded, rows = sharded.on(plan), plan.positions
@@ -94,7 +97,8 @@ def made(attention: einfuse.Attention, axis: Axis, exchange: Any, devices: int, 
 )
 def test_parts_are_the_same_bits_on_any_devices(name: str, exchange: Any, ranks: tuple[str, ...], layout: bool) -> None:
     attention = einfuse.compile(name, backend="cpu" if layout else "torch")  # compiled kernels once
-    (alone,), *others = [made(attention, Axis("seq", ranks), exchange, p, layout) for p in (1, 2, 4)]
+    kept = Derived()
+    (alone,), *others = [made(attention, Axis("seq", ranks), exchange, p, layout, kept) for p in (1, 2, 4)]
     truth = reference(attention)
     assert alone.keys() == truth.keys()
     for k, x in alone.items():
@@ -109,6 +113,8 @@ def test_parts_of_a_sequence_beside_heads() -> None:
     axes = (Axis("head", ("h",)), Axis("seq", ("i", "j")))
     inputs = example_inputs(attention.cascade, torch.float32, 0, Shape(1, 8, N, N, (4, 6), 2))
 
+    kept = Derived()
+
     def made_by(devices: int) -> list[dict[str, torch.Tensor]]:
         along = [Meeting(2) for _ in range(devices)], [Meeting(devices) for _ in range(2)]
         cuts = [sum(even(N, 4)[: r * 4 // devices]) for r in range(1, devices)]
@@ -119,7 +125,9 @@ def test_parts_of_a_sequence_beside_heads() -> None:
             rows = parts(N, cuts)[s]
             own = {n: x.chunk(2, 0 if n == "slope" else 1)[h] for n, x in inputs.items() if isinstance(x, torch.Tensor)}
             own = {n: (x if n == "slope" else x[:, :, rows]).clone().requires_grad_() for n, x in own.items()}
-            o = Sharded(attention, axes, transports, "columns", parts=4)(**own)  # type: ignore[arg-type]
+            sharded = Sharded(attention, axes, transports, "columns", parts=4)  # type: ignore[arg-type]
+            sharded.kept = kept
+            o = sharded(**own)
             torch.sin(o).sum().backward()  # type: ignore[arg-type]  # one output
             return {"o": o.detach(), **{n: x.grad for n, x in own.items()}}  # type: ignore[dict-item, union-attr]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from devices import Meeting, Simulated, on_all, oracle, parts
+from devices import Derived, Meeting, Simulated, on_all, oracle, parts
 
 import einfuse
 from einfuse.distributed import Sharded
@@ -47,6 +47,8 @@ def test_four_devices_are_one(name: str, exchange: Any, ranks: tuple[str, ...]) 
     along = ([Meeting(HEADS) for _ in range(SEQUENCE)], [Meeting(SEQUENCE) for _ in range(HEADS)])
     sizes = {str(c.rank(r).size) for r in ranks}
 
+    kept = Derived()
+
     def mine(n: str, x: torch.Tensor, s: int, h: int) -> torch.Tensor:
         """The part of an input, or of what has its axes, that a device holds."""
         for axis, a in enumerate(c.input(n).axes):
@@ -60,6 +62,7 @@ def test_four_devices_are_one(name: str, exchange: Any, ranks: tuple[str, ...]) 
         s, h = divmod(rank, HEADS)
         own = {n: mine(n, x.detach(), s, h).clone().requires_grad_(x.requires_grad) for n, x in leaves.items()}
         sharded = Sharded(attention, axes, device_of(rank, along), exchange, evaluate=oracle)  # type: ignore[arg-type]
+        sharded.kept = kept
         found = sharded(**own, **numbers)
         o = found[0] if isinstance(found, tuple) else found
         part, w = (x.chunk(HEADS, 1)[h] for x in (whole, weight))
