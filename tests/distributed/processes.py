@@ -28,7 +28,7 @@ class Pool:
         for end in self.ends:
             end.send_bytes(pickle.dumps((work, given)))
 
-    def result(self, rank: int, timeout: float = 120) -> Any:
+    def result(self, rank: int, timeout: float = 600) -> Any:
         """What a process made of its work, or its error."""
         if not self.ends[rank].poll(timeout):
             raise TimeoutError(f"process {rank} says nothing")

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from devices import Meeting, Simulated, meeting, on_all, oracle, parts
+from devices import Derived, Meeting, Simulated, meeting, on_all, oracle, parts
 from torch.utils.checkpoint import checkpoint
 
 import einfuse
-from einfuse.distributed import Sharded
+from einfuse.distributed import Sharded, schedule
 from einfuse.distributed.here import Axis
+from einfuse.distributed.schedule import Rates
 from einfuse.distributed.sharded import SLOTS
 from einfuse.runtime.examples import Shape, example_inputs
 
@@ -125,6 +126,7 @@ def test_an_axis_that_could_be_several_is_named() -> None:
         ("document", "rows", ("i", "j")),
         ("sliding_window", "ahead", ("i", "j")),
         ("sliding_window", "columns", ("i", "j")),
+        ("alibi", "rows_back", ("i", "j")),
         ("alibi", "states", ("j",)),
         ("gated_delta", "prefix", ("i",)),
         ("window_linear", "prefix", ("i",)),
@@ -181,24 +183,45 @@ def test_explain_says_what_was_taken_and_why_not_the_others() -> None:
     assert "  prefix: not possible: entmax15 is no scan over `i` and `j`" in first
 
 
+PLAIN = """attention plain over b {
+  rank i: query; rank j: key; rank d, e: feature
+  in q[b, i, d]
+  in k[b, j, d]
+  in v[b, j, e]
+  s[i, j] = sum[d](q * k)
+  o[i, e] = sum[j](softmax[j](s) * v)
+  out o
+}"""
+
+
 def test_few_rows_go_to_many_columns() -> None:
-    """And many rows stay where they are: what moves is what has fewer bytes, forward and backward together."""
-    attention, k = einfuse.compile("full"), torch.zeros(1, 2, 6, 4, requires_grad=True)
+    """And many rows stay where they are: what moves is what has fewer bytes, forward and backward each. There are no heads to exchange."""
+    attention, kept = einfuse.compile(PLAIN), Derived()
 
     def taken(queries: int) -> str:
-        meet, q = meeting(2), torch.zeros(1, 2, queries, 4, requires_grad=True)
+        meet, k = meeting(2), torch.zeros(1, 6, 64, dtype=torch.bfloat16, requires_grad=True)
+        q = torch.zeros(1, queries, 64, dtype=torch.bfloat16, requires_grad=True)
 
         def device(rank: int) -> str:
-            return Sharded(attention, SEQUENCE, {"seq": meet.of(rank)}, evaluate=oracle).explain(q, k, k)  # type: ignore[arg-type]
+            sharded = Sharded(attention, SEQUENCE, {"seq": meet.of(rank)}, evaluate=oracle)  # type: ignore[arg-type]
+            sharded.kept = kept
+            return sharded.explain(q, k, k)
 
         return on_all(2, device)[0]
 
-    assert "full over `seq`, 2 devices, i and j along it: rows\n  columns: no fewer bytes; at most 768 bytes" in taken(1)
-    assert "  rows: no fewer bytes" in taken(6)
+    # 6 keys of 256 bytes come; back go as many bytes of gradients, or 5 queries with their output gradients and three statistics
+    one, five, six = map(taken, (1, 5, 6))
+    assert "along it: rows\n  columns: no fewer bytes; at most 3,072 bytes from one device, 1,536 of them backward" in one
+    assert "along it: rows_back\n  columns: no fewer bytes; at most 3,072 bytes from one device, 1,536 of them backward" in five
+    assert "  rows_back: taken; at most 2,876 bytes from one device, 1,340 of them backward" in five
+    assert "along it: columns\n" in six
+    assert "  rows_back: no fewer bytes; at most 3,144 bytes from one device, 1,608 of them backward" in six
 
 
-def test_rows_begin_before_columns_arrive() -> None:
-    attention, meet, x = einfuse.compile("full"), meeting(2), torch.randn(1, 2, 3, 4, dtype=torch.float64)
+def test_kernels_run_while_columns_and_gradients_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is sent before a kernel begins, and a backward is the same in reverse."""
+    monkeypatch.setattr(schedule, "PIECES", (2,))
+    attention, meet = einfuse.compile("full"), meeting(2)
 
     def device(rank: int) -> list[str]:
         done = list[str]()
@@ -211,17 +234,76 @@ def test_rows_begin_before_columns_arrive() -> None:
 
         def evaluate(c: Any, *given: Any) -> Any:
             done.append(c.name)
-            return oracle(c, *given)
+            outs = oracle(c, *given)
+            [*outs.values()][-1].register_hook(lambda _: done.append(f"gradient of {c.name}"))
+            return outs
 
         sharded = Sharded(attention, SEQUENCE, {"seq": Heard(meet, rank)}, "ahead", evaluate=evaluate)  # type: ignore[arg-type]
-        sharded(x, x, x)
-        return done
+        x = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+        sharded(x, x, x).sum().backward()  # type: ignore[union-attr]  # one output
+        return done[2:]  # what devices were called with
 
+    name, partial, merged = "columns of full", "full_i_local_j_local_partial", "full_i_local_j_local_merged"
     for done in on_all(2, device):
-        sent, first, got, second, merged = done[2:]
-        assert (sent, got) == ("sent columns of full", "got columns of full")
-        assert first == second == "full_i_local_j_local_partial"
-        assert merged == "full_i_local_j_local_merged"
+        forward = [f"sent {name}", f"sent {name}", partial, f"got {name}", partial, f"got {name}", partial, merged]
+        assert done[: len(forward)] == forward
+        assert done[len(forward) :] == [
+            f"gradient of {merged}",
+            f"gradient of {partial}",
+            f"sent the gradient of {name}",
+            f"gradient of {partial}",
+            f"sent the gradient of {name}",
+            f"gradient of {partial}",
+            f"got the gradient of {name}",
+            f"got the gradient of {name}",
+        ]
+
+
+def test_what_is_done_sooner_is_taken() -> None:
+    """Own columns first where the kernels take longer than their states, and in pieces where columns take longer than the kernels."""
+    attention, x, kept = einfuse.compile("full"), torch.zeros(1, 1, 2048, 64), Derived()
+
+    def explained(x: torch.Tensor, link: float) -> str:
+        meet = meeting(2)
+
+        def device(rank: int) -> str:
+            rates = Rates(link, 1e11, 1e11, 2e10, 5e-5)
+            sharded = Sharded(attention, SEQUENCE, {"seq": meet.of(rank)}, evaluate=oracle, rates=rates)  # type: ignore[arg-type]
+            sharded.kept = kept
+            return sharded.explain(x, x, x)
+
+        first, second = on_all(2, device)
+        assert first == second
+        return first
+
+    # 2,048 columns of 512 bytes; 2,048 x 4,096 pairs of 266 operations; 2,048 states of 66 numbers, written and read by kernels of 0.05 ms
+    fast = explained(x, 1e9)
+    assert "along it: ahead\n  columns: later, 23.4 ms for 22.5 ms; at most 1,048,576 bytes from one device\n" in fast
+    assert "    columns take 1.05 ms at 1,000,000,000 bytes a second; a forward 22.5 ms in one piece, 23.4 ms at once\n" in fast
+    assert "    device 0 visits 8,388,608 pairs, 1.00 of the mean\n" in fast
+    assert "a forward 106 ms in 8 pieces, 127 ms at once" in explained(x, 1e7)
+    few = explained(x[:, :, :4], 1e12)
+    assert "along it: columns\n" in few
+    assert "  ahead: no sooner, 0.1 ms for 8.72e-05 ms; at most 2,048 bytes from one device\n" in few
+
+
+def test_pieces_hide_what_can_be_hidden() -> None:
+    """The slowest device counts: 1 s of its own, 2 s of others, 4 s until all is there, 0.1 s a state."""
+    found = schedule.times([4.0, 0.0], [1.0, 1.0], [2.0, 0.0], [0.1, 0.1])
+    assert (found.arrival, found.at_once) == (4.0, 7.0)
+    assert found.pieces == pytest.approx({1: 6.1, 2: 5.1, 4: 4.6, 8: 4.35})
+    assert (found.best, found.ahead) == (8, True)
+    assert not schedule.times([0.1], [1.0], [1.0], [0.1]).ahead
+
+
+def test_pieces_come_from_the_next_device_first() -> None:
+    own = list(torch.arange(12).split(4))
+    wanted = [torch.cat([own[s] for s in range(3) if s != d]) for d in range(3)]
+    assert [[p.tolist() for p in pieces] for pieces in schedule.in_turn(own, wanted, 2)] == [
+        [[4, 5, 6, 7], [8, 9, 10, 11]],
+        [[8, 9, 10, 11], [0, 1, 2, 3]],
+        [[0, 1, 2, 3], [4, 5, 6, 7]],
+    ]
 
 
 def test_columns_arrive_again_under_a_checkpoint() -> None:

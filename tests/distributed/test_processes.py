@@ -23,6 +23,8 @@ CASES: list[tuple[str, str | None, tuple[str, ...], torch.dtype, tuple[int, ...]
     ("causal", "heads", ("i", "j"), torch.bfloat16, (4, 5, 4)),
     ("causal", None, ("i", "j"), torch.bfloat16, (13, 0, 0)),
     ("causal", "ahead", ("i", "j"), torch.float32, (4, 5, 4)),
+    ("causal", "rows_back", ("i", "j"), torch.bfloat16, (4, 5, 4)),
+    ("alibi", "rows_back", ("i", "j"), torch.float32, (4, 9, 0)),
     ("causal", "rows", ("i", "j"), torch.float32, (4, 5, 4)),
     ("causal", "rows", ("i", "j"), torch.bfloat16, (4, 5, 4)),
     ("sliding_window", "columns", ("i", "j"), torch.float32, (2, 0, 11)),

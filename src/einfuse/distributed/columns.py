@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +11,24 @@ import torch
 
 from einfuse.distributed import routes
 from einfuse.distributed.exchange import tied
-from einfuse.distributed.here import Axis, Here, Value, Values, consecutive, coordinates, device_of, only, size_of, tensors
-from einfuse.distributed.inputs import replicated
+from einfuse.distributed.here import (
+    Axis,
+    Here,
+    Kind,
+    T,
+    Value,
+    Values,
+    consecutive,
+    coordinates,
+    device_of,
+    only,
+    size_of,
+    tensors,
+)
+from einfuse.distributed.inputs import Tensors, replicated
 from einfuse.distributed.layout import cost
-from einfuse.distributed.routes import Route, Rows
-from einfuse.distributed.steps import Inner, Move, Program
+from einfuse.distributed.routes import Rows
+from einfuse.distributed.steps import Inner, Move, Program, Step
 from einfuse.ir import Cascade, Scalar, SpecError, classify
 from einfuse.ir import expr as ex
 from einfuse.ir.passes import shard
@@ -31,18 +45,30 @@ def stages(c: Cascade, axis: Axis, here: Here) -> tuple[Stage, ...]:
 
 def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> Program:
     """The outputs: of each its own rows."""
+    outs, _ = yield from keeping(c, axis, here, inputs, inner, "", {})
+    return outs
+
+
+def keeping(
+    c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner, kind: Kind, known: Known
+) -> Generator[Step, Tensors, tuple[Tensors, Known]]:
+    """The outputs of `run`, whose stages are run as ``kind``, and what is ``known`` after it; what is known before does not arrive again."""
     me = here.at[axis.name].rank
-    whole, waiting = yield from replicated(axis, inputs, shard.held(c, axis.ranks))
+    whole, waiting = yield from replicated(c, axis, inputs, shard.held(c, axis.ranks))
     values: dict[str, Value] = {**inputs, **whole}
     for stage in stages(c, axis, here):
         local, rows, more = placed(stage, axis, here, values)
         cut = local[-1].cascade if local else stage.cascade
-        along = routed(stage, axis, here, local, rows)
-        found = yield Move(axis.name, f"columns of {stage.cascade.name}", tensors(values), along)
+        needs = needed(stage, axis, here, local, rows)
+        here_now = {n: known[n][1] for n, x in needs.items() if n in known and _same(known[n][0], x.rows)}
+        along = {n: routes.columns(*x) for n, x in needs.items() if n not in here_now}
+        moved = yield Move(axis.name, f"columns of {stage.cascade.name}", tensors(values), along)
+        known = {**known, **{n: (needs[n].rows, x) for n, x in moved.items()}}
+        found = {**here_now, **moved}
         waiting += found.values()
         sizes = {x.rows: len(rows[x.rank][me]) for x in local}
-        values |= yield from inner(cut, {**only(cut, {**values, **found}), **more}, here.sized(**sizes), "")
-    return tied({n: tensors(values)[n] for n in c.outs}, waiting)
+        values |= yield from inner(cut, {**only(cut, {**values, **found}), **more}, here.sized(**sizes), kind)
+    return tied(c.name, {n: tensors(values)[n] for n in c.outs}, waiting), known
 
 
 def placed(
@@ -72,18 +98,35 @@ def _local(c: Cascade, rank: str, listed: bool, held: Mapping[str, int], here: H
     return here.memo(key, lambda: shard.run(c, rank, listed, held, grouped=rank in c.over))
 
 
-def routed(
+class Needed(NamedTuple):
+    """Which rows along an ``axis`` of an input every device has, and which it needs."""
+
+    axis: int
+    held: Sequence[Rows]
+    rows: Sequence[Rows]
+
+
+Known = Mapping[str, tuple[Sequence[Rows], torch.Tensor]]
+"""What has arrived before, by the names of inputs: which rows every device got, and those of this one."""
+
+
+def needed(
     stage: Stage, axis: Axis, here: Here, local: Sequence[Local], rows: Mapping[str, Sequence[Rows]]
-) -> dict[str, Route]:
-    """The route of every input that a device does not have as it needs it."""
+) -> dict[str, Needed]:
+    """Of every input that a device does not have as it needs it."""
     cut = {n: x.rank for x in local for n, _ in x.cut}
     out = {}
     for name, along in stage.held.items():
         if name in cut and cut[name] == stage.owner:
             continue
         mine = here.rows(axis, stage.cascade.input(name).given[0][along])
-        out[name] = routes.columns(along, mine, rows[cut[name]]) if name in cut else routes.everything(along, mine)
+        whole = torch.arange(sum(map(len, mine)))
+        out[name] = Needed(along, mine, rows[cut[name]] if name in cut else [whole] * len(mine))
     return out
+
+
+def _same(rows: Sequence[Rows], others: Sequence[Rows]) -> bool:
+    return all(map(torch.equal, rows, others))
 
 
 def wanted(stage: Stage, axis: Axis, here: Here, values: Values) -> list[Rows]:
@@ -93,13 +136,23 @@ def wanted(stage: Stage, axis: Axis, here: Here, values: Values) -> list[Rows]:
     assert stage.columns is not None, "columns may be left out"
     c = stage.cascade
     numbers, tables = asked(stage, values)
-    seen = tuple((n, id(x), x._version) for n, x in tables.items())
     held = here.layouts[axis.name][size_of(c, stage.owner)]
-    key = ("wanted", c.digest, seen, tuple(numbers.items()), tuple(sorted(here.sizes.items())), tuple(map(id, held)))
-    found = here.memo(
-        key, lambda: (_wanted(stage, here, numbers, tables, held), tables, held)
-    )  # tables too: ids are those of living ones
-    return found[0]
+    return of_call(("wanted",), c, here, numbers, tables, held, lambda: _wanted(stage, here, numbers, tables, held))
+
+
+def of_call(
+    kind: tuple[object, ...],
+    c: Cascade,
+    here: Here,
+    numbers: Mapping[str, Scalar],
+    tables: Mapping[str, torch.Tensor],
+    rows: Sequence[Rows],
+    make: Callable[[], T],
+) -> T:
+    """What is made of tables, numbers, sizes and who holds which rows, once for the same ones."""
+    seen = tuple((n, id(x), x._version) for n, x in tables.items())
+    key = (kind, c.digest, seen, tuple(numbers.items()), tuple(sorted(here.sizes.items())), tuple(map(id, rows)))
+    return here.memo(key, lambda: (make(), tables, rows))[0]  # tables and rows too: ids are those of living ones
 
 
 def asked(stage: Stage, values: Values) -> tuple[dict[str, Scalar], dict[str, torch.Tensor]]:

@@ -28,9 +28,13 @@ class Count:
     backward: tuple[tuple[int, ...], ...]
 
     @property
+    def busiest(self) -> tuple[int, int]:
+        """The bytes of the device that sends the most, forward and backward."""
+        return max(((sum(f), sum(b)) for f, b in zip(self.forward, self.backward, strict=True)), key=sum, default=(0, 0))
+
+    @property
     def most(self) -> int:
-        """The bytes of the device that sends the most."""
-        return max((sum(f) + sum(b) for f, b in zip(self.forward, self.backward, strict=True)), default=0)
+        return sum(self.busiest)
 
 
 class Counting:

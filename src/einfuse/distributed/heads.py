@@ -39,20 +39,20 @@ def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> Pro
     at, device = here.at[axis.name], device_of(inputs)
     me = at.rank
     local, mine, widths = dealt(c, axis, here, at.size)
-    whole, waiting = yield from replicated(axis, inputs, shard.held(c, axis.ranks))
+    whole, waiting = yield from replicated(c, axis, inputs, shard.held(c, axis.ranks))
     own = {n: mine[width][me] for n, width in widths.items()}
     cut = dict(local.cut)
     kept = {n: x.index_select(cut[n], own[n].to(x.device)) if n in cut else x for n, x in whole.items()}
     along = inwards(c, axis, here, local, mine, widths)
-    found = yield Move(axis.name, "heads for positions", tensors(inputs), along)
+    found = yield Move(axis.name, f"heads for positions of {c.name}", tensors(inputs), along)
     heads = mine[1]
     values: dict[str, Value] = {**inputs, **kept, **found, **coordinates(local, heads[me], here, device)}
     outs = yield from inner(local.cascade, only(local.cascade, values), here.sized(**{local.rows: len(heads[me])}), "")
     anchors = [*whole.values(), *found.values()]
     back = outwards(c, axis, here, local.rank, heads)
-    made = yield Move(axis.name, "positions for heads", outs, back, anchors)
-    outs = {n: made[n] if _along(c, axis, n) is not None else once(me == 0, made[n]) for n in c.outs}
-    return tied(outs, [*waiting, *found.values(), *made.values()])
+    made = yield Move(axis.name, f"positions for heads of {c.name}", outs, back, anchors)
+    outs = {n: made[n] if _along(c, axis, n) is not None else once(c.name, me == 0, made[n]) for n in c.outs}
+    return tied(c.name, outs, [*waiting, *found.values(), *made.values()])
 
 
 def dealt(c: Cascade, axis: Axis, here: Here, size: int) -> tuple[Local, dict[int, list[Rows]], dict[str, int]]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 
 from einfuse.distributed.routes import Rows
+from einfuse.distributed.schedule import Rates
 from einfuse.ir import Cascade, Einsum, Expr, Scalar
 from einfuse.ir import expr as ex
 from einfuse.ir.passes.shard import Local
@@ -46,6 +47,7 @@ class Here:
     each of its parts, and all of this is said of parts.
 
     ``wide`` is the dtype that sums have. ``training``: some input has a gradient to come. ``kept`` is what was derived in earlier calls.
+    ``rates`` are those of devices and their links.
     """
 
     at: Mapping[str, At]
@@ -55,6 +57,7 @@ class Here:
     wide: torch.dtype
     training: bool
     kept: Recent[Any, Any]
+    rates: Rates
 
     def memo(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
         found: T = self.kept.made(key, make)

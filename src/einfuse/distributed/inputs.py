@@ -19,11 +19,11 @@ Tensors = dict[str, torch.Tensor]
 
 
 def replicated(
-    axis: Axis, inputs: Values, held: Collection[str]
+    c: Cascade, axis: Axis, inputs: Values, held: Collection[str]
 ) -> Generator[Step, Tensors, tuple[Tensors, list[torch.Tensor]]]:
     """The inputs that all devices have, those not in ``held``; and of these the ones whose gradients wait for an exchange."""
     given = {n: x for n, x in tensors(inputs).items() if n not in held}
-    whole = yield Share(axis.name, "gradients of inputs that all devices have", given)
+    whole = yield Share(axis.name, f"gradients of inputs of {c.name} that all devices have", given)
     return whole, [x for n, x in whole.items() if x is not inputs[n]]
 
 
@@ -39,7 +39,7 @@ class Arrived:
 def arrived(c: Cascade, axis: Axis, here: Here, inputs: Values, local: Local, rows: Rows) -> Generator[Step, Tensors, Arrived]:
     """The inputs of a device with these rows of the rank of ``local``: sharded ones that the local cascade does not cut come whole."""
     held = shard.held(c, axis.ranks)
-    whole, waiting = yield from replicated(axis, inputs, held)
+    whole, waiting = yield from replicated(c, axis, inputs, held)
     cut = dict(local.cut)
     along = {n: routes.everything(a, here.rows(axis, c.input(n).given[0][a])) for n, a in held.items() if n not in cut}
     gathered = yield Move(axis.name, f"columns of {c.name}", tensors(inputs), along)

@@ -85,8 +85,9 @@ class Layout:
         axes = [self._axis(x, dim, len(self.positions)) for x in xs]
         names = [f"{n:04d}" for n in range(len(xs))]
         along = {n: routes.everything(a, self.held) for n, a in zip(names, axes, strict=True)}
-        found = moved(self.transport, "parts of a layout", [dict(zip(names, xs, strict=True))], along)[0]
-        return tuple(once(self.transport.rank == 0, found[n]) for n in names)
+        name = "parts of a layout"
+        found = moved(self.transport, name, [dict(zip(names, xs, strict=True))], along)[0]
+        return tuple(once(name, self.transport.rank == 0, found[n]) for n in names)
 
     def _axis(self, x: torch.Tensor, dim: int | None, length: int | None = None) -> int:
         length = self.total if length is None else length

@@ -12,9 +12,9 @@ from dataclasses import replace
 import torch
 
 from einfuse.distributed import programs
-from einfuse.distributed.exchange import Begun, begin, moved, shared
+from einfuse.distributed.exchange import Begun, Turned, arrived, begin, shared
 from einfuse.distributed.here import At, Axis, Here, Values, axes_of, tensors
-from einfuse.distributed.steps import Begin, Program, Share, Step
+from einfuse.distributed.steps import Begin, Move, Program, Share, Step, Tensors, Turn
 from einfuse.distributed.transport import Transport
 from einfuse.ir import Cascade
 from einfuse.ir.passes.shard import held
@@ -60,7 +60,7 @@ def _cut(c: Cascade, axis: Axis, here: Here, inputs: Values, own: range) -> list
 def _lockstep(running: Sequence[Program], transports: Transports, axis: str | None) -> list[Made]:
     """What every program returns, all of which make the same steps; ``axis`` is that of the parts."""
     found: Sequence[Made | None] = [None] * len(running)
-    begun: dict[str, Begun] = {}
+    begun: dict[int, Begun] = {}  # by the move of the first program
     while True:
         steps, done = list[Step](), list[Made]()
         for p, x in zip(running, found, strict=True):
@@ -71,26 +71,40 @@ def _lockstep(running: Sequence[Program], transports: Transports, axis: str | No
         if not steps:
             return done
         assert not done, "parts make the same steps"
-        found = _performed(steps, transports, steps[0].axis == axis or len(steps) == 1, begun)
+        found = _performed(steps, transports, axis, begun)
 
 
-def _performed(steps: Sequence[Step], transports: Transports, between: bool, begun: dict[str, Begun]) -> list[Made]:
-    """A step of every part in one exchange, ``between`` the parts or with other devices that have the same parts."""
-    name, transport = steps[0].axis, transports[steps[0].axis]
+def _performed(steps: Sequence[Step], transports: Transports, axis: str | None, begun: dict[int, Begun]) -> list[Made]:
+    """A step of every part in one exchange, between the parts or with other devices that have the same parts."""
+    turns = [s for s in steps if isinstance(s, Turn)]
+    if turns:
+        return _turned(turns, transports, axis)
+    transport, between = transports[steps[0].axis], steps[0].axis == axis or len(steps) == 1
     shares = [s for s in steps if isinstance(s, Share)]
     if shares:
         return shared(transport, shares[0].name, [s.tensors for s in shares]) if between else _shared_once(shares, transport)
-    moves = [s.move if isinstance(s, Begin) else s for s in steps if not isinstance(s, Share)]
+    moves = [s.move if isinstance(s, Begin) else s for s in steps if isinstance(s, Begin | Move)]
     if between:
         given, along = [s.tensors for s in moves], moves[0].along
     else:
         given = [{f"{k:04d} {n}": s.tensors[n] for k, s in enumerate(moves) for n in s.along}]
         along = {f"{k:04d} {n}": r for k, s in enumerate(moves) for n, r in s.along.items()}
+    anchors = [x for m in moves for x in m.anchors]
+    under_way = begun.pop(id(moves[0]), None) or begin(transport, moves[0].name, given, along, anchors)
     if isinstance(steps[0], Begin):
-        begun[name] = begin(transport, moves[0].name, given, along)
+        begun[id(moves[0])] = under_way
         return [{} for _ in steps]
-    found = moved(transport, moves[0].name, given, along, [x for s in moves for x in s.anchors], begun.pop(name, None))
+    found = arrived(under_way)
     return found if between else [{n: found[0][f"{k:04d} {n}"] for n in s.along} for k, s in enumerate(moves)]
+
+
+def _turned(turns: Sequence[Turn], transports: Transports, axis: str | None) -> list[Made]:
+    def backward(kept: Sequence[Tensors], directions: Sequence[Tensors]) -> Sequence[Tensors]:
+        running = [t.backward(k, d) for t, k, d in zip(turns, kept, directions, strict=True)]
+        return _lockstep(running, transports, axis)
+
+    each = [t.inputs for t in turns], [t.outs for t in turns], [t.kept for t in turns]
+    return Turned(turns[0].name, *each, backward).apply()
 
 
 def _shared_once(steps: Sequence[Share], transport: Transport) -> list[Made]:

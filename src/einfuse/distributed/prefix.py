@@ -91,8 +91,8 @@ def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> Pro
         more = dict(zip(resumed.before, before.values(), strict=True))
         outs = yield from inner(resumed.cascade, only(resumed.cascade, {**values, **more}), known, "states")
     if last:
-        outs |= {n: once(me == 0, x) for n, x in _after(size, left_by, c, resumed, transitions).items()}
-    return tied({n: outs[n] for n in c.outs}, [*given.waiting, *left_by.values()])
+        outs |= {n: once(c.name, me == 0, x) for n, x in _after(size, left_by, c, resumed, transitions).items()}
+    return tied(c.name, {n: outs[n] for n in c.outs}, [*given.waiting, *left_by.values()])
 
 
 def _derived(c: Cascade, rank: str, held: dict[str, int]) -> tuple[Local, Resumed, tuple[Transition, ...]]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from einfuse.distributed import ahead, columns, heads, prefix, rows, states
+from einfuse.distributed import ahead, columns, heads, prefix, rows, rows_back, states
 from einfuse.distributed.here import Axis, Here, Kind, Values
 from einfuse.distributed.steps import Program
 from einfuse.ir import Cascade, SpecError
 from einfuse.ir.passes import shard
 
-Exchange = Literal["columns", "ahead", "rows", "heads", "states", "prefix"]
-EXCHANGES: tuple[Exchange, ...] = ("columns", "ahead", "rows", "heads", "states", "prefix")
+Exchange = Literal["columns", "ahead", "rows_back", "rows", "heads", "states", "prefix"]
+EXCHANGES: tuple[Exchange, ...] = ("columns", "ahead", "rows_back", "rows", "heads", "states", "prefix")
 _RUN = {
     "columns": columns.run,
     "ahead": ahead.run,
+    "rows_back": rows_back.run,
     "rows": rows.run,
     "heads": heads.run,
     "states": states.run,
@@ -41,6 +42,8 @@ def obstacle(c: Cascade, axis: Axis, exchange: Exchange) -> SpecError | None:
                 shard.by_columns(c, axis.ranks)
             case "ahead":
                 ahead.check(c, axis)
+            case "rows_back":
+                rows_back.check(c, axis)
             case "rows":
                 rows.ranks_of(c, axis)
             case "heads":
@@ -56,11 +59,13 @@ def obstacle(c: Cascade, axis: Axis, exchange: Exchange) -> SpecError | None:
     return None
 
 
-def legal(c: Cascade, axes: Sequence[Axis]) -> list[dict[Exchange, SpecError | None]]:
-    """For every axis, handled in that order, each exchange and why it cannot be taken. Raises SpecError where none of an axis can."""
+def legal(c: Cascade, axes: Sequence[Axis], wanted: Exchange | None = None) -> list[dict[Exchange, SpecError | None]]:
+    """For every axis, handled in that order, each exchange and why it cannot be taken: of axes of positions that which is ``wanted`` alone.
+    Raises SpecError where none of an axis can.
+    """
     out: list[dict[Exchange, SpecError | None]] = []
     for n, axis in enumerate(axes):
-        found = {e: obstacle(c, axis, e) for e in EXCHANGES}
+        found = {e: obstacle(c, axis, e) for e in (EXCHANGES if wanted is None or axis.ranks[0] in c.over else (wanted,))}
         out.append(found)
         if all(error is not None for error in found.values()):
             raise _refused(found)
@@ -71,10 +76,9 @@ def legal(c: Cascade, axes: Sequence[Axis]) -> list[dict[Exchange, SpecError | N
 
 def _inside(c: Cascade, axis: Axis, found: Mapping[Exchange, SpecError | None]) -> Cascade:
     """What the axes inside see."""
-    if found["columns"] is not None:
-        raise SpecError(
-            f"{c.name}: over `{axis.name}` it is sharded by {next(iter(found))}, inside which no other axis is", c.loc
-        )
+    if (found["columns"] if "columns" in found else obstacle(c, axis, "columns")) is not None:
+        taken = next(e for e, error in found.items() if error is None)
+        raise SpecError(f"{c.name}: over `{axis.name}` it is sharded by {taken}, inside which no other axis is", c.loc)
     stages = shard.by_columns(c, axis.ranks)
     if len(stages) > 1 or stages[0].owner is None:
         raise SpecError(f"{c.name} takes {len(stages)} kernels, which are sharded over one axis of a mesh", c.loc)

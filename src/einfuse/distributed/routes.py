@@ -123,8 +123,8 @@ def back(
     gs: Sequence[Sequence[torch.Tensor]],
     along: Sequence[Route],
     shapes: Sequence[Sequence[Sequence[int]]],
-) -> list[list[torch.Tensor]]:
-    """The transpose of `there`: tensors of ``shapes``, sums over the parts that rows went to, in their order."""
+) -> Callable[[], list[list[torch.Tensor]]]:
+    """The transpose of `there`: what it returns waits for tensors of ``shapes``, sums over the parts that rows went to, in their order."""
     mine, each = _parts(transport, len(gs)), len(gs)
     parts = {
         d: [
@@ -142,20 +142,26 @@ def back(
         ]
         for d, to in _all(transport, each)
     }
-    got = messages(transport, f"the gradient of {name}", parts, wanted)
-    out = [
-        [
-            torch.zeros(tuple(shape), dtype=torch.promote_types(g.dtype, torch.float32), device=g.device)
-            for shape, g in zip(shapes[s % each], gs[s % each], strict=True)
+    got = posted(transport, f"the gradient of {name}", parts, wanted)
+    dtypes, device = [[g.dtype for g in own] for own in gs], gs[0][0].device if gs[0] else None
+
+    def arrived() -> list[list[torch.Tensor]]:
+        found = got()
+        out = [
+            [
+                torch.zeros(tuple(shape), dtype=torch.promote_types(t, torch.float32), device=device)
+                for shape, t in zip(shapes[s % each], dtypes[s % each], strict=True)
+            ]
+            for s in mine
         ]
-        for s in mine
-    ]
-    for d, to in _all(transport, each):
-        pieces = iter(got[d])
-        for s, t in _links(mine, to):
-            for y, r in zip(out[s % each], along, strict=True):
-                y.index_add_(r.take, _on(r.takes[s][t], y), next(pieces).to(y.dtype))
-    return [[y.to(g.dtype) for y, g in zip(ys, own, strict=True)] for ys, own in zip(out, gs, strict=True)]
+        for d, to in _all(transport, each):
+            pieces = iter(found[d])
+            for s, t in _links(mine, to):
+                for y, r in zip(out[s % each], along, strict=True):
+                    y.index_add_(r.take, _on(r.takes[s][t], y), next(pieces).to(y.dtype))
+        return [[y.to(t) for y, t in zip(ys, own, strict=True)] for ys, own in zip(out, dtypes, strict=True)]
+
+    return arrived
 
 
 def summed(transport: Transport, name: str, xs: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:

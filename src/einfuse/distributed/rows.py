@@ -49,4 +49,4 @@ def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> Pro
     )
     sizes = here.sized(**{local.rows: len(mine), split.PARTS: at.size})
     merged = yield from inner(local.cascade, only(local.cascade, {**given.values, **own, **more}), sizes, "states")
-    return tied({n: merged[n] for n in c.outs}, [*given.waiting, *known.values()])
+    return tied(c.name, {n: merged[n] for n in c.outs}, [*given.waiting, *known.values()])

@@ -37,7 +37,7 @@ def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> Pro
     more = {found.held[n]: x for n, x in every.items()} | split.constants(found.sizes, here.sizes)
     whole = here.sized(**{split.PARTS: at.size})
     merged = yield from inner(found.merged, only(found.merged, {**given.values, **more}), whole, "states")
-    return tied({n: once(at.rank == 0, merged[n]) for n in c.outs}, [*given.waiting, *every.values()])
+    return tied(c.name, {n: once(c.name, at.rank == 0, merged[n]) for n in c.outs}, [*given.waiting, *every.values()])
 
 
 def partial(

@@ -29,7 +29,7 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Begins a move, which is the next step over that axis. It brings nothing yet."""
+    """Begins a move, which is a later step. It brings nothing yet."""
 
     move: Move
 
@@ -47,7 +47,24 @@ class Share:
     tensors: Mapping[str, torch.Tensor]
 
 
-Step = Move | Begin | Share
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Outputs of ``inputs`` whose backward is a program of its own: ``backward(kept, directions)``, of the tensors ``kept`` until then and the
+    gradients of the outputs, returns those of the inputs. Brings the outputs.
+    """
+
+    axis: str
+    name: str
+    inputs: Tensors
+    outs: Tensors
+    kept: Tensors
+    backward: Callable[[Tensors, Tensors], Program]
+
+
+Step = Move | Begin | Share | Turn
 Program = Generator[Step, dict[str, torch.Tensor], dict[str, torch.Tensor]]
 """Returns the outputs. All devices make the same steps."""
 Inner = Callable[[Cascade, Values, Here, Kind], Program]

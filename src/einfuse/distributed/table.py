@@ -7,8 +7,8 @@ from einfuse.distributed.here import Axis, sequence
 from einfuse.distributed.programs import EXCHANGES, Exchange, obstacle
 from einfuse.ir import Cascade, SpecError
 
-SHOWN = tuple(e for e in EXCHANGES if e != "ahead")
-"""That one may be taken by what may take both columns and rows."""
+SHOWN = tuple(e for e in EXCHANGES if e not in ("ahead", "rows_back"))
+"""The others are those of columns in another way."""
 
 
 def row(name: str) -> str:

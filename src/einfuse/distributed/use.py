@@ -82,7 +82,9 @@ class Devices:
         """An attention along the axis: with all of its sequences."""
         if id(attention) not in self.made:
             along = dict.fromkeys(sequence(attention.cascade), self.sequence)
-            found = shard(attention, self.mesh, exchange=self.exchange, timeout=self.timeout, parts=None, **along)
+            found = shard(
+                attention, self.mesh, exchange=self.exchange, timeout=self.timeout, parts=None, bandwidth=None, **along
+            )
             self.made[id(attention)] = attention, found if self.layout is None else found.on(self.layout)
         return self.made[id(attention)][1]
 
