@@ -68,7 +68,7 @@ def check(draw: st.DrawFn, attention: Attention, devices: int) -> None:
             assert error <= EXACT, (exchange, rows)
 
 
-@settings(max_examples=46, phases=(Phase.generate,))
+@settings(max_examples=52, phases=(Phase.generate,))
 @given(st.data(), specs(), st.integers(2, 5))
 def test_a_drawn_attention(data: st.DataObject, text: str, devices: int) -> None:
     check(data.draw, einfuse.compile(text), devices)  # type: ignore[arg-type]
