@@ -74,7 +74,7 @@ def _held(cascade: Cascade) -> None:
     A program holds rows of the rank that it owns; another rank beside it has to be of a known size, and no loop may go along it.
     """
     sequence = {r.name: r for r in cascade.ranks if r.is_sequence and r.name not in cascade.over}
-    looped = {r for x in cascade.body if isinstance(x, Einsum) for r in x.over if r in sequence}
+    looped = set(fold_ranks(cascade))
     for x in cascade.body:
         assert isinstance(x, Einsum), "canonicalise runs before folds exist"
         reduced = [r for r in x.over if r in sequence]

@@ -183,6 +183,14 @@ def test_reductions_that_keep_pairs_of_positions_are_refused_and_the_way_that_is
         torch.testing.assert_close(a, b)
 
 
+def test_a_sum_that_is_given_out_along_a_rank_of_known_size_is_refused() -> None:
+    """The rank is gone along to give the sum out, so that it is not held, whatever its size is."""
+    text = PAIRS.replace("rank r: key = R", "rank r: key = 3") + "  n[i, r] = sum[j](exp(s) * (r + j))\n  out n\n}"
+    with pytest.raises(SpecError, match="`n` reduces over j for every pair of i and r: no kernel holds") as caught:
+        einfuse.compile(text)
+    assert (caught.value.line, caught.value.hint[-19:]) == (9, "rank r: feature = 3")
+
+
 def test_states_that_move_with_a_let_made_of_lets() -> None:
     """The backward of two results of one map, over several tiles: its states move with a row scalar computed from another one."""
     text = """attention two over b {
