@@ -182,6 +182,13 @@ CHOOSING = {
   o[i, e] = sum[n](softmax[n](s) * v[b, h // group, sel[i, n], e])
   out o, sel
 }""",
+    "gradients of pairs, of slots that may not exist": """  rank n: feature = 2
+  sel[i, n] = topk[j -> n](-abs(i - j) where j > 7)
+  s[i, n, j] = sum[d](q * k[b, sel[i, n] % 2, j, d])
+  p[i, n, j] = softplus(s)
+  o[i, e] = sum[n](sum[j](p * v[b, sel[i, n] % 2, j, e]))
+  out o
+}""",
     "a part of a list, and the list as an output": """  rank n: feature = 4
   sel[i, n] = topk[j -> n](sum[d](q * k) where j <= i)
   kept[i, n] = sel where n < 1 + i % 3

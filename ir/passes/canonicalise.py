@@ -92,10 +92,11 @@ def _held(cascade: Cascade) -> None:
 
 
 def _unmasked(x: Statement, features: set[str], pairs: set[str], folded: set[str], outs: tuple[str, ...]) -> Statement:
-    """A statement whose condition mentions neither features nor computed pairs: of a reduction, those that do are choices of its map;
-    what a fold computes on the way needs none, as what reads it has the condition too."""
+    """A statement whose condition mentions neither features nor computed pairs: of a reduction, and of an output that a fold makes, those
+    that do are choices of its map; what a fold computes on the way needs none, as what reads it has the condition too."""
     assert isinstance(x, Einsum), "canonicalise runs before folds exist"
-    of_features = [p for p in ex.conjuncts(x.mask) if ex.indices(p) & features] if x.red else []
+    made = bool(x.red) or (x.target in outs and bool(folded & set(x.ranks)))
+    of_features = [p for p in ex.conjuncts(x.mask) if ex.indices(p) & features] if made else []
     of_pairs = [p for p in ex.conjuncts(x.mask) if ex.reads(p) & pairs]
     inside = not folded & set(x.over) and x.target not in outs
     if x.reducer.solves or not (of_features or of_pairs):
