@@ -30,6 +30,14 @@ from einfuse.runtime.tiles import Variant
 from einfuse.runtime.walks import Walks
 
 
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """How the lists of a call are read: do they drive the loops, or are they made into tables of truth values? And why."""
+
+    lists: bool
+    why: str
+
+
 @dataclass
 class Program:
     """Everything derived from one cascade. Thread-safe by idempotence: two threads may build the same kernel, either is right."""
@@ -54,9 +62,9 @@ class Program:
         """Raises ValueError where an integer would leave 32 bits, or a read its tensor (see `Guard`)."""
         self.guard(given)
 
-    def pays(self, given: Given) -> bool:
-        """Are the lists of a call less work than tables? Only of what takes lists."""
-        return False
+    def mode(self, given: Given) -> Mode:
+        """How the lists of a call are read. Only of what takes lists."""
+        return Mode(False, "no kernel takes lists")
 
     def canonical(self) -> Cascade:
         """The cascade that a backward is derived from, and that saves what it reads."""

@@ -166,3 +166,24 @@ def of_rows(axes: Mapping[str, int], rows: int) -> Host:
         tensors |= {f"{n} of rows": tensors[n].narrow(axis, 0, rows) for n, axis in axes.items()}
 
     return Host("rows of states", tuple(axes), tuple(f"{n} of rows" for n in axes), do)
+
+
+def unblocked(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], row: Mapping[str, int], over: int) -> Host:
+    """Outputs by blocks [groups, .., width, ..] as those of all rows [.., rows, ..]."""
+
+    def do(tensors: Tensors, call: Given) -> None:
+        for n, blocks in names.items():
+            shape, axis = shapes[n], over - 1 + row[n]
+            found = tensors[blocks].unflatten(0, (*shape[:over], -1)).movedim(over, axis).flatten(axis, axis + 1)
+            tensors[n] = found.narrow(axis, 0, shape[axis])
+
+    return Host("rows of blocks", tuple(names.values()), tuple(names), do)
+
+
+def flattened(names: Mapping[str, str], row: Mapping[str, int]) -> Host:
+    """Parts [groups, .., tile, ..] as parts [pairs, ..]: one axis for all pairs."""
+
+    def do(tensors: Tensors, call: Given) -> None:
+        tensors |= {flat: tensors[n].movedim(row[n], 1).flatten(0, 1) for n, flat in names.items()}
+
+    return Host("parts of pairs", tuple(names), tuple(names.values()), do)

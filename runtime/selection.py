@@ -21,6 +21,7 @@ from einfuse.ir.ranking import best, members, ordinary
 from einfuse.ir.reducers import MISSING
 from einfuse.runtime import backends, binding, cache
 from einfuse.runtime.given import Given
+from einfuse.runtime.program import Mode
 from einfuse.runtime.recent import Recent
 from einfuse.runtime.scoring import Windows
 
@@ -89,6 +90,31 @@ class Selection:
                     else (step.target, self._list(step, known, sizes))
                 )
             known = {**known, name: made}
+    def said(self, known: Known) -> list[str]:
+        """How a call chooses and how it reads what was chosen, with the reason, in words."""
+        out = []
+        for x in self.chosen.steps:
+            if isinstance(x, Scores):
+                kernels = self.scorers[x.target] is not None and x.target not in self.interpreted
+                how = "kernels" if kernels else "interpretation of whole numbers" if x.whole else "interpretation"
+                out.append(f"{x.target}: what is ranked is computed by {how}")
+        if not any(t.name in self._tables for t in self.rest.cascade.inputs):
+            return [*out, "the entries of lists are read one by one"]
+        if self.listed is None:
+            return [*out, "tables of truth values: lists are data without a bound"]
+        mode = _mode(self.listed, self._by_lists(self(known)))
+        return [*out, f"{'lists drive the loops' if mode.lists else 'tables of truth values'}: {mode.why}"]
+
+    @property
+    def _tables(self) -> dict[str, Table]:
+        return {x.name: x for x in self.chosen.steps if isinstance(x, Table)}
+
+    def _by_lists(self, known: Known) -> Known:
+        """The arguments of the rest that takes lists."""
+        assert self.listed is not None, "it was asked"
+        names, tables = [t.name for t in self.listed.cascade.inputs], self._tables
+        return {n: known[tables[n].source if n in tables else n] for n in names}
+
             yield step, known
 
     def reader(self, known: Known) -> tuple[Attention, Known]:
@@ -99,12 +125,11 @@ class Selection:
         """And all that was made for it."""
         tables = {x.name: x for x in self.chosen.steps if isinstance(x, Table)}
         scored = {t.name for x in self.chosen.steps if isinstance(x, Scores) for t in x.cascade.inputs}
-        left = [x for x in tables.values() if x.name not in scored]  # what only the rest reads
+        left = [x for x in self._tables.values() if x.name not in scored]  # what only the rest reads
         known = self._after([x for x in self.chosen.steps if x not in left], known)
         if self.listed is not None and not torch.compiler.is_compiling():  # what pays depends on sizes
-            names = [t.name for t in self.listed.cascade.inputs]
-            mine = {n: known[tables[n].source if n in tables else n] for n in names}
-            if _pays(self.listed, mine):
+            mine = self._by_lists(known)
+            if _mode(self.listed, mine).lists:
                 return self.listed, mine, known
         known = self._after(left, known)
         return self.rest, self._of_the_rest(known), known
@@ -238,9 +263,8 @@ def listed(step: Scores, found: Mapping[str, torch.Tensor], slots: int, choose: 
     return at if step.slots is not None else at[..., 0]
 
 
-def _pays(listed: Attention, mine: Known) -> bool:
-    given = Given.of(listed.cascade, *binding.arguments(listed.cascade, (), mine))
-    return listed.program.pays(given)
+def _mode(listed: Attention, mine: Known) -> Mode:
+    return listed.program.mode(Given.of(listed.cascade, *binding.arguments(listed.cascade, (), mine)))
 
 
 def _table(step: Table, known: Known, sizes: Mapping[str, int]) -> torch.Tensor:

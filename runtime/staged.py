@@ -22,7 +22,7 @@ from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Graph, Host, Node, Part, Tensors
 from einfuse.runtime.kinds import Key, exactly
 from einfuse.runtime.outputs import Output, described
-from einfuse.runtime.program import Program
+from einfuse.runtime.program import Mode, Program
 from einfuse.runtime.scan import ScanProgram
 
 FEW = 128
@@ -73,9 +73,10 @@ class StagedProgram(Program):
         for s in self._planned(given, ()):
             s.program.check_ranges(s.given)
 
-    def pays(self, given: Given) -> bool:
-        """See `Program.pays`."""
-        return any(s.program.pays(s.given) for s in self._planned(given, ()))
+    def mode(self, given: Given) -> Mode:
+        """See `Program.mode`: by lists where one stage takes them so."""
+        modes = [s.program.mode(s.given) for s in self._planned(given, ()) if through.drives(s.program.cascade)]
+        return next((m for m in modes if m.lists), modes[0]) if modes else super().mode(given)
 
     def kept(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
         """The outputs, then what the stages give to each other and their backward passes read."""

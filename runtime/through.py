@@ -32,9 +32,9 @@ from einfuse.runtime.graph import Graph, Host, Node, Part, Tensors, room
 from einfuse.runtime.kinds import Key, exactly
 from einfuse.runtime.lists import CHUNK, TILE, TURN, Lists
 from einfuse.runtime.outputs import Output, accumulation
-from einfuse.runtime.program import Program
+from einfuse.runtime.program import Mode, Program
 from einfuse.runtime.recent import Recent
-from einfuse.runtime.routing import described_table, of_rows, tables_of
+from einfuse.runtime.routing import described_table, flattened, of_rows, tables_of, unblocked
 
 MOST = 1 << 24
 """Numbers that the parts of a window may hold: few enough that the merge finds them in a cache, or at least in memory."""
@@ -75,7 +75,7 @@ class ListedProgram(Program):
 
     tabled: Program = field(init=False)
     driving: Driving | None = field(init=False)
-    paid: Recent[tuple[object, ...], bool] = field(default_factory=Recent)
+    modes: Recent[tuple[object, ...], Mode] = field(default_factory=Recent)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,27 +84,29 @@ class ListedProgram(Program):
         self.tabled = Program(plain, self.strict, self.wide)
         self.driving = Driving(plain, self.strict, self.wide, table=listed[0]) if len(listed) == 1 else None
 
-    def pays(self, given: Given) -> bool:
-        """Are lists less work than tables for a call? Lists of single rows are, unless they hold most of the columns.
+    def mode(self, given: Given) -> Mode:
+        """By lists where they are less work than tables. Lists of single rows are, unless they hold most of the columns.
 
         Where many rows share a list, tiles that no row of them reads are skipped by tables as well, without parts to put together.
         """
         if self.driving is None:
-            return False
+            return Mode(False, "there are several lists")
         slots = given.tensors[self.driving.table].shape[-1]
-        return self.paid.made((slots, given.key), lambda: self._pays(slots, given))
+        return self.modes.made((slots, given.key), lambda: self._mode(slots, given))
 
-    def _pays(self, slots: int, given: Given) -> bool:
+    def _mode(self, slots: int, given: Given) -> Mode:
         assert self.driving is not None, "there is one list"
-        if not self.driving.fits((self.driving.cascade,), given):
-            return False
+        obstacle = self.driving.obstacle((self.driving.cascade,), given)
+        if obstacle is not None:
+            return Mode(False, obstacle)
         routes = self.driving.routes(self.driving.cascade)
         if routes is not None:
-            return PAYS * slots <= extent_of(routes.cascade, routes.chosen, given.sizes)
+            return _less(slots, extent_of(routes.cascade, routes.chosen, given.sizes), routes.chosen)
         found = self.driving.found(self.driving.cascade, given)
         assert found is not None, "it fits"
-        alone = any(e == index(found.rows) for e in found.atom.args[:-1])
-        return alone and PAYS * slots * found.width <= extent_of(found.cascade, found.columns, given.sizes)
+        if not any(e == index(found.rows) for e in found.atom.args[:-1]):
+            return Mode(False, f"points of {found.rows} share a list, and tables skip the tiles that none of them reads")
+        return _less(slots * found.width, extent_of(found.cascade, found.columns, given.sizes), found.columns)
 
     def check_ranges(self, given: Given) -> None:
         """See `Program.check_ranges`."""
@@ -122,7 +124,7 @@ class ListedProgram(Program):
 
     def graph(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Graph:
         """The forward, by lists or by tables."""
-        if self.driving is not None and self.driving.fits((self.driving.saving(wanted),), given):
+        if self.driving is not None and self.driving.obstacle((self.driving.saving(wanted),), given) is None:
             return self.driving.graph(given, backend, wanted)
         return self._by_tables(given, self.tabled.graph(self._described(given), backend, wanted))
 
@@ -132,7 +134,7 @@ class ListedProgram(Program):
             steps = self.driving.steps(wanted, backend.row_values)
             whole = not any(self.driving.gradients.pairs(step) for step in steps)
             listed = [c for c, _ in steps if not _of_rows(c)]
-            if listed and whole and self.driving.fits(listed, known):
+            if listed and whole and self.driving.obstacle(listed, known) is None:
                 return self.driving.backward_graph(known, backend, wanted)
         return self._by_tables(known, self.tabled.backward_graph(self._described(known), backend, wanted))
 
@@ -175,30 +177,32 @@ class Driving(Program):
     def merges_steps(self) -> bool:
         return False  # the groups of one step are not those of the other
 
-    def fits(self, cascades: Sequence[Cascade], given: Given) -> bool:
-        """Can the lists drive the loops of all these cascades?"""
-        return all(self._fits(c, given) for c in cascades)
+    def obstacle(self, cascades: Sequence[Cascade], given: Given) -> str | None:
+        """Why the lists cannot drive the loops of all these cascades; None where they can."""
+        return next((o for c in cascades if (o := self._obstacle(c, given)) is not None), None)
 
-    def _fits(self, cascade: Cascade, given: Given) -> bool:
+    def _obstacle(self, cascade: Cascade, given: Given) -> str | None:
         if all(t.name != self.table for t in cascade.inputs):
-            return True
+            return None
         routes = self.routes(cascade)
         found = self.found(cascade, given) if routes is None else routes
+        if found is None:
+            return "no block of a rank follows from an entry"
         numbers = {t.name for t in cascade.inputs if t.param}
-        if found is None or any(reads(e) - numbers for e in found.atom.args[:-1]):
-            return False  # which list a row has follows from its place
+        if any(reads(e) - numbers for e in found.atom.args[:-1]):
+            return "which list a row has does not follow from its place"
         if isinstance(found, routed.Routed):
-            sums = found.lister == found.columns or self._groups(found) is not None
-            return sums and extent_of(cascade, found.lister, given.sizes) >= CHUNK
-        if found.width < NARROWEST:
-            return False
-        if found.blocked == found.rows:
-            return True
-        try:
-            split.run(found.cascade)
-        except SpecError:
-            return False
-        return extent_of(cascade, found.rows, given.sizes) >= CHUNK
+            lister, sums = found.lister, found.lister == found.columns or self._groups(found) is not None
+        else:
+            if found.width < NARROWEST:
+                return f"an entry is {found.width} wide, and products of matrices want {NARROWEST}"
+            if found.blocked == found.rows:
+                return None
+            lister, sums = found.rows, _splits(found.cascade)
+        if not sums:
+            return "what rows have of their entries cannot be put together"
+        rows = extent_of(cascade, lister, given.sizes)
+        return None if rows >= CHUNK else f"{rows} points of {lister} are fewer than {CHUNK}"
 
     def found(self, cascade: Cascade, given: Given) -> through.Listed | None:
         """How a cascade reads the table, where its lists can drive it."""
@@ -275,7 +279,7 @@ class Driving(Program):
             yield first.kernel(made.partial, known, backend, states, at | own)
             held = {made.held[x]: y.described().movedim(row[x], 1).flatten(0, 1) for x, y in states.items()}
             flat = {made.held[x]: f"{made.held[x]} {n}" for x in states}
-            yield _flattened({own[x]: flat[made.held[x]] for x in states}, {own[x]: row[x] for x in states})
+            yield flattened({own[x]: flat[made.held[x]] for x in states}, {own[x]: row[x] for x in states})
             merging = replace(known.more(held, {made.chunks: chunks, made.pairs: groups * TILE}), numbers=numbers)
             yield second.kernel(made.merged, merging, backend, outs, of | flat, placed=True)
 
@@ -354,7 +358,22 @@ class Driving(Program):
         blocks = {n: Output(tuple(shapes[n]), x.dtype) for n, x in outs.items()}
         names = {n: f"blocks of {n}" for n in outs}
         yield self.kernel(made.cascade, known, backend, blocks, names)
-        yield _unblocked(names, {n: x.shape for n, x in outs.items()}, row, over)
+        yield unblocked(names, {n: x.shape for n, x in outs.items()}, row, over)
+
+
+def _less(read: int, whole: int, rank: str) -> Mode:
+    """By lists where they leave out enough."""
+    return Mode(
+        PAYS * read <= whole, f"a list names {read} of {whole} points of {rank}, and {1 / PAYS:.2g} of them or less is worth it"
+    )
+
+
+def _splits(cascade: Cascade) -> bool:
+    try:
+        split.run(cascade)
+    except SpecError:
+        return False
+    return True
 
 
 def _of_rows(cascade: Cascade) -> bool:
@@ -366,24 +385,3 @@ def _axes(cascade: Cascade, rows: str) -> dict[str, int]:
     """The axis of the rows of every output that has them, behind the one axis of groups."""
     bodies = {x.target: x.ranks for x in cascade.body if isinstance(x, Einsum)}
     return {n: 1 + bodies[n].index(rows) for n in cascade.outs}
-
-
-def _unblocked(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], row: Mapping[str, int], over: int) -> Host:
-    """Outputs by blocks [groups, .., width, ..] as those of all rows [.., rows, ..]."""
-
-    def do(tensors: Tensors, call: Given) -> None:
-        for n, blocks in names.items():
-            shape, axis = shapes[n], over - 1 + row[n]
-            found = tensors[blocks].unflatten(0, (*shape[:over], -1)).movedim(over, axis).flatten(axis, axis + 1)
-            tensors[n] = found.narrow(axis, 0, shape[axis])
-
-    return Host("rows of blocks", tuple(names.values()), tuple(names), do)
-
-
-def _flattened(names: Mapping[str, str], row: Mapping[str, int]) -> Host:
-    """Parts [groups, .., tile, ..] as parts [pairs, ..]: one axis for all pairs."""
-
-    def do(tensors: Tensors, call: Given) -> None:
-        tensors |= {flat: tensors[n].movedim(row[n], 1).flatten(0, 1) for n, flat in names.items()}
-
-    return Host("parts of pairs", tuple(names), tuple(names.values()), do)

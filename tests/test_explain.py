@@ -56,6 +56,11 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "3 passes -> 1 over j" in said
     assert "score s: bilinear product qk (matrix units); affine in them" in said
+    assert main(["explain", "moba", "--shape", "1,1,256,256", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["choices"] == [
+        "sel: what is ranked is computed by kernels",
+        "tables of truth values: an entry is 4 wide, and products of matrices want 16",
+    ]
     assert main(["explain", "retention"]) == 1
     assert "is a scan" in capsys.readouterr().err
 

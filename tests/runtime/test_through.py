@@ -155,13 +155,13 @@ def test_rows_are_sorted_by_block_as_torch_sorts_them(tile: int) -> None:
         assert own.tolist() == [r for r in range(11) if index[lane, r] >= 0 and b in given[index[lane, r]].tolist()]
 
 
-def test_threads_and_repeats_give_the_same_bits() -> None:
+def test_threads_repeats_and_batches_give_the_same_bits() -> None:
     attention = by_lists(GIVEN, "cpu")
     x = {n: y.float() if y.is_floating_point() else y for n, y in drawn(4).items()}
-    given = [x.get(t.name, x["sel"]) for t in attention.cascade.inputs]
-    leaves = [y.requires_grad_() for y in given if y.is_floating_point()]
 
-    def run() -> list[Tensor]:
+    def run(batch: slice) -> list[Tensor]:
+        given = [x.get(t.name, x["sel"])[batch].clone() for t in attention.cascade.inputs]
+        leaves = [y.requires_grad_() for y in given if y.is_floating_point()]
         out = attention(*given)
         assert isinstance(out, Tensor)
         return [out, *torch.autograd.grad(out.square().sum(), leaves)]
@@ -169,10 +169,11 @@ def test_threads_and_repeats_give_the_same_bits() -> None:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        first = run()
-        torch.set_num_threads(2)
-        for _ in range(5):
-            assert all(map(torch.equal, first, run()))
+        first = run(slice(None))
+        for n in range(20):
+            torch.set_num_threads(1 + n % 2)
+            assert all(map(torch.equal, first, run(slice(None))))
+            assert all(map(torch.equal, (y[n % 2 :][:1] for y in first), run(slice(n % 2, n % 2 + 1))))
     finally:
         torch.set_num_threads(threads)
 
@@ -180,10 +181,18 @@ def test_threads_and_repeats_give_the_same_bits() -> None:
 def test_a_call_takes_lists_where_they_are_less_work() -> None:
     moba = einfuse.compile("moba", best=2, block=16)
     assert moba.selection is not None
+    reasons = {
+        300: "a list names 32 of 300 points of j, and 0.67 of them or less is worth it",
+        40: "40 points of i are fewer than 64",
+    }
     for keys, listed in ((300, True), (40, False)):
         q, k, v = torch.randn(1, 2, keys, 8), torch.randn(1, 1, keys, 8), torch.randn(1, 1, keys, 8)
         reader, _ = moba.selection.reader({"q": q, "k": k, "v": v})
         assert (reader is moba.selection.listed) == listed
+        assert moba.selection.said({"q": q, "k": k, "v": v}) == [
+            "sel: what is ranked is computed by kernels",
+            f"{'lists drive the loops' if listed else 'tables of truth values'}: {reasons[keys]}",
+        ]
         found, truth = moba(q, k, v), moba.reference(q, k, v)
         torch.testing.assert_close(found, truth.float(), rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]  # one output
 

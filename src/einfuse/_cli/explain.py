@@ -10,7 +10,7 @@ import torch
 import einfuse
 from einfuse._cli import inputs, screen
 from einfuse._cli.cascades import linear_form
-from einfuse._cli.inside import graphs
+from einfuse._cli.inside import described, graphs
 from einfuse._cli.tilemap import mapped
 from einfuse.codegen import KernelPlan
 from einfuse.codegen.cost import DEVICES, Cost, cost, state_bytes
@@ -42,8 +42,13 @@ def explain(args: argparse.Namespace) -> int:
     form = crossing(attention, args.shape, getattr(torch, args.dtype), args.backward, dict(args.size))
     live, kernels = explained(attention, args.shape, getattr(torch, args.dtype), args.backward, dict(args.size))
     walk = walked(attention, args.shape, kernels[0].plan)
+    shape: tuple[int, int, int, int] = args.shape
+    sizes = example_sizes(attention.cascade, Shape(*shape, (64, 64), 1)) | dict(args.size)
+    choices = (
+        [] if attention.selection is None else attention.selection.said(described(attention, sizes, getattr(torch, args.dtype)))
+    )
     if args.json:
-        screen.report({**_json(attention, live, kernels), "walk": walk, "linear": asdict(form)})
+        screen.report({**_json(attention, live, kernels), "walk": walk, "choices": [*choices], "linear": asdict(form)})
         return 0
     console = screen.out()
     console.print(f"{attention.name}: " + "; ".join(f"{r.counted} over {r.rank}" for r in attention.passes()))
@@ -52,6 +57,8 @@ def explain(args: argparse.Namespace) -> int:
     console.print(f"{100 * live:.4g} % of the tiles live; {state_bytes(kernels[0].plan)} bytes of state a row")
     if walk:
         console.print(f"{walk} (the kernels below are those of tiles)")
+    for line in choices:
+        console.print(line, markup=False)
     shown = screen.table(
         "kernel", ">products", ">arithmetic", ">special", ">memory", *(f"on {d.name}" for d in DEVICES.values())
     )
@@ -63,8 +70,6 @@ def explain(args: argparse.Namespace) -> int:
     console.print(shown)
     console.print(form.shown, markup=False)
     names = ("forward", "backward")
-    shape: tuple[int, int, int, int] = args.shape
-    sizes = example_sizes(attention.cascade, Shape(*shape, (64, 64), 1)) | dict(args.size)
     for name, graph in zip(names, graphs(attention, sizes, getattr(torch, args.dtype), args.backward), strict=False):
         console.print(f"{name} on this CPU:", *drawing.lines(graph, "  "), sep="\n", markup=False, soft_wrap=True)
     console.print("Times are the least that the named resource allows at its peak rate, not measurements.")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from einfuse._cli import inputs, screen
+from einfuse.ir import Scalar
 from einfuse.runtime import binding, drawing, inside
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import choose
@@ -41,15 +42,19 @@ def linear(args: argparse.Namespace) -> str:
 
 def graphs(attention: Attention, sizes: Mapping[str, int], dtype: torch.dtype, backward: bool) -> list[Graph]:
     """What a call of these sizes runs on this machine's CPU, and with ``backward`` what its gradients do."""
+    tensors, numbers = binding.arguments(attention.cascade, (), described(attention, sizes, dtype))
+    return inside.graphs(attention, tensors, numbers, backward, choose(torch.device("cpu"), attention.backend))
+
+
+def described(attention: Attention, sizes: Mapping[str, int], dtype: torch.dtype) -> dict[str, torch.Tensor | Scalar]:
+    """Arguments of these sizes, without memory."""
     c, kinds = attention.cascade, {"float": dtype, "int": torch.int64, "bool": torch.bool}
     few = example_inputs(c, dtype, 0, Shape(1, 1, 8, 8, (8, 8), 1))
-    made = {t.name: few[t.name] for t in c.inputs if t.param and t.name in few} | {
+    return {t.name: few[t.name] for t in c.inputs if t.param and t.name in few} | {
         t.name: torch.empty([int(evaluate(a, sizes)) for a in t.axes], dtype=kinds[t.dtype], device="meta")
         for t in c.inputs
         if not t.param
     }
-    tensors, numbers = binding.arguments(attention.cascade, (), made)
-    return inside.graphs(attention, tensors, numbers, backward, choose(torch.device("cpu"), attention.backend))
 
 
 def widths(attention: Attention, given: dict[str, int]) -> dict[str, int]:
