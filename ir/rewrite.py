@@ -103,6 +103,12 @@ def reading(c: Cascade, made: Mapping[str, tuple[str, ...]], outs: Iterable[str]
     return replace(out, inputs=tuple(t for t in (*c.inputs, *given) if t.name in used))
 
 
+def elsewhere(e: Expr, rank: str, ranks: Mapping[str, tuple[str, ...]]) -> bool:
+    """Does an expression read one of the statements with these ``ranks`` at another point of ``rank`` than the reader's own?"""
+    read = (y for y in ex.walk(e) if y.op == "load" and rank in ranks.get(y.name, ()))
+    return any(y.args[ranks[y.name].index(rank)] != ex.index(rank) for y in read)
+
+
 def used_ranks(c: Cascade) -> set[str]:
     """The ranks that the statements of a cascade without folds have or mention."""
     used: set[str] = set()

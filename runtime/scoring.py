@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from einfuse.ir import Scalar
+from einfuse.ir import Cascade, Scalar, interpret
 from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes import window as windowing
 from einfuse.ir.passes.choose import Scores
+from einfuse.ir.rewrite import elsewhere, expressions
+from einfuse.runtime import binding
 from einfuse.runtime.binding import extent_of
+from einfuse.runtime.given import Given
 
 if TYPE_CHECKING:
     from einfuse.runtime.attention import Attention
@@ -38,19 +41,11 @@ class Windows:
     def of(step: Scores, scorer: Attention) -> Windows | None:
         """None where no rank of the scores has rows that are independent and that some input tells the number of."""
         *before, last = scorer.stages or (scorer,)
-        c = last.cascade
-        values = next((x for x in c.body if isinstance(x, Einsum) and x.target == step.value), None)
-        if values is None:
+        found = _rows(last.cascade, step)
+        if found is None:
             return None
-        reduced = {r for x in c.body if isinstance(x, Einsum) for r in x.over}
-        for rank in values.ranks[: len(values.ranks) - step.ranked]:
-            if not c.rank(rank).is_sequence or rank in reduced:
-                continue
-            found = windowing.run(c, rank)
-            if found.cut:
-                made = type(last)(found.cascade, last.backend, last.strict, wide=last.wide, form="quadratic", inner=True)
-                return Windows(tuple(before), made, found, len(c.over) + values.ranks.index(rank))
-        return None
+        made = type(last)(found.cascade, last.backend, last.strict, wide=last.wide, form="quadratic", inner=True)
+        return Windows(tuple(before), made, found, _axis(step, found))
 
     def rows(self, step: Scores, sizes: Mapping[str, int], kind: str) -> tuple[int, int]:
         """How many rows there are, and how many a window has."""
@@ -66,10 +61,60 @@ class Windows:
         """Every window with the outputs of the last kernel for its rows."""
         for kernel in self.before:
             known = {**known, **_outputs(kernel, known)}
-        for lo in range(0, rows, step):
-            n = min(step, rows - lo)
-            views = {name: _tensor(known[name]).narrow(axis, lo, n) for name, axis in self.window.cut}
-            yield lo, n, _outputs(self.last, {**known, **views, self.window.at: lo})
+        for lo, n, mine in _cut(self.window, known, rows, step):
+            yield lo, n, _outputs(self.last, mine)
+
+
+def interpreted(step: Scores, known: Mapping[str, torch.Tensor | Scalar], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The outputs of a step by interpretation: for some rows at a time where it would hold more than `FAR` numbers for all of them."""
+    c, window = step.cascade, _rows(step.cascade, step)
+    given = Given.of(c, *binding.arguments(c, (), known))
+    if window is None or torch.compiler.is_compiling():
+        return interpret(c, given.inputs, given.sizes, dtype)
+    rows, axis = extent_of(c, window.rank, given.sizes), _axis(step, window)
+    most = max(
+        math.prod(extent_of(c, r, given.sizes) for r in (*c.over, *x.ranks, *x.over)) for x in c.body if isinstance(x, Einsum)
+    )
+    parts: list[dict[str, torch.Tensor]] = []
+    for _, _, mine in _cut(window, known, rows, max(1, FAR * rows // max(1, most))):
+        arguments = {t.name: mine[t.name] for t in window.cascade.inputs}
+        part = Given.of(window.cascade, *binding.arguments(window.cascade, (), arguments))
+        parts.append(interpret(window.cascade, part.inputs, part.sizes, dtype))
+    return {n: torch.cat([x[n] for x in parts], axis) for n in c.outs}
+
+
+def _rows(c: Cascade, step: Scores) -> windowing.Window | None:
+    """Some rows of a cascade that scores; None where no rank of the scores has rows that are independent and that some input tells the
+    number of."""
+    body = [x for x in c.body if isinstance(x, Einsum)]
+    ranks = {x.target: x.ranks for x in body}
+    reduced = {r for x in body for r in x.over}
+    for rank in ranks.get(step.value, ())[: len(step.ranks) - step.ranked]:
+        if (
+            not c.rank(rank).is_sequence
+            or rank in reduced
+            or any(elsewhere(e, rank, ranks) for x in body for e in expressions(x))
+        ):
+            continue
+        found = windowing.run(c, rank)
+        if found.cut:
+            return found
+    return None
+
+
+def _axis(step: Scores, window: windowing.Window) -> int:
+    """The axis of the rows in the scores."""
+    return len(step.cascade.over) + step.ranks.index(window.rank)
+
+
+def _cut(
+    window: windowing.Window, known: Mapping[str, torch.Tensor | Scalar], rows: int, step: int
+) -> Iterator[tuple[int, int, dict[str, torch.Tensor | Scalar]]]:
+    """The arguments of every window: where it begins, how many rows it has, and what it reads."""
+    for lo in range(0, rows, step):
+        n = min(step, rows - lo)
+        views = {name: _tensor(known[name]).narrow(axis, lo, n) for name, axis in window.cut}
+        yield lo, n, {**known, **views, window.at: lo}
 
 
 def _outputs(attention: Attention, known: Mapping[str, torch.Tensor | Scalar]) -> dict[str, torch.Tensor]:

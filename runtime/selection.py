@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from einfuse.ir import Cascade, Scalar, SpecError, interpret
+from einfuse.ir import Cascade, Scalar, SpecError
 from einfuse.ir.interpreter import evaluate_indices
 from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes.choose import Chosen, Scores, Step, Table
@@ -23,7 +23,7 @@ from einfuse.runtime import backends, binding, cache
 from einfuse.runtime.given import Given
 from einfuse.runtime.program import Mode
 from einfuse.runtime.recent import Recent
-from einfuse.runtime.scoring import Windows
+from einfuse.runtime.scoring import Windows, interpreted
 
 if TYPE_CHECKING:
     from einfuse.runtime.attention import Attention, Output
@@ -59,15 +59,11 @@ class Selection:
         def made(c: Cascade, wide: bool) -> Attention:
             return type(attention)(c, attention.backend, attention.strict, wide=wide, form="quadratic", inner=True)
 
-        def scorer(c: Scores) -> Attention | None:
-            try:
-                return None if c.whole else made(c.cascade if c.where is None else c.values, False)
-            except SpecError:
-                return None
-
-        scorers = {x.target: scorer(x) for x in chosen.steps if isinstance(x, Scores)}
-        told = [x for x in chosen.steps if isinstance(x, Scores) and x.where is not None and scorers[x.target] is not None]
-        traced = scorers | {x.target: made(x.cascade, False) for x in told}
+        scorers: dict[str, Attention | None] = {}
+        traced: dict[str, Attention | None] = {}
+        for x in chosen.steps:
+            if isinstance(x, Scores):
+                scorers[x.target], traced[x.target] = _scorers(x, made)
         listed = None if chosen.listed is None else made(chosen.listed, attention.wide)
         return Selection(attention.cascade, chosen, scorers, traced, made(chosen.rest, attention.wide), listed)
 
@@ -84,12 +80,16 @@ class Selection:
         sizes = Given.of(self.whole, *binding.arguments(self.whole, (), mine)).sizes
         for step in steps:
             with torch.no_grad():
-                name, made = (
-                    (step.name, _table(step, known, sizes))
-                    if isinstance(step, Table)
-                    else (step.target, self._list(step, known, sizes))
-                )
-            known = {**known, name: made}
+                if isinstance(step, Table):
+                    known = {**known, step.name: _table(step, known, sizes)}
+                else:
+                    known = {**known, **self._list(step, known, sizes)}
+            yield step, known
+
+    def reader(self, known: Known) -> tuple[Attention, Known]:
+        """What reads the lists in a call, and its arguments: lists drive its loops where that pays, else it reads tables."""
+        return self._reader(known)[:2]
+
     def said(self, known: Known) -> list[str]:
         """How a call chooses and how it reads what was chosen, with the reason, in words."""
         out = []
@@ -115,15 +115,8 @@ class Selection:
         names, tables = [t.name for t in self.listed.cascade.inputs], self._tables
         return {n: known[tables[n].source if n in tables else n] for n in names}
 
-            yield step, known
-
-    def reader(self, known: Known) -> tuple[Attention, Known]:
-        """What reads the lists in a call, and its arguments: lists drive its loops where that pays, else it reads tables."""
-        return self._reader(known)[:2]
-
     def _reader(self, known: Known) -> tuple[Attention, Known, Known]:
         """And all that was made for it."""
-        tables = {x.name: x for x in self.chosen.steps if isinstance(x, Table)}
         scored = {t.name for x in self.chosen.steps if isinstance(x, Scores) for t in x.cascade.inputs}
         left = [x for x in self._tables.values() if x.name not in scored]  # what only the rest reads
         known = self._after([x for x in self.chosen.steps if x not in left], known)
@@ -171,10 +164,15 @@ class Selection:
         still = known | {n: torch.zeros_like(torch.as_tensor(known[n])) for n in self.whole.outs if n in known}
         return self._outputs(found, known), self._outputs(moved, still)
 
-    def _list(self, step: Scores, known: Known, sizes: Mapping[str, int]) -> torch.Tensor:
+    def _list(self, step: Scores, known: Known, sizes: Mapping[str, int]) -> Known:
+        """The list of a step, and its scores where later steps read them."""
         slots = 1 if step.slots is None else int(binding.evaluate(step.slots, sizes))
-        found = self._by_windows(step, known, sizes, slots)
-        return listed(step, self.scores(step, known), slots, self._best) if found is None else found
+        found = None if step.kept else self._by_windows(step, known, sizes, slots)
+        if found is not None:
+            return {step.target: found}
+        scores = self.scores(step, known)
+        kept = {step.kept: scores[step.value]} if step.kept else {}
+        return {step.target: listed(step, scores, slots, self._best), **kept}
 
     def _by_windows(self, step: Scores, known: Known, sizes: Mapping[str, int], slots: int) -> torch.Tensor | None:
         """The list made for some rows after the other; None where their scores are few, or none can do without others."""
@@ -222,8 +220,7 @@ class Selection:
             else:
                 found = dict(zip(scorer.cascade.outs, outs if isinstance(outs, tuple) else (outs,), strict=True))
                 return found if step.where is None or capturing else found | self._existing(step, mine)
-        given = Given.of(step.cascade, *binding.arguments(step.cascade, (), mine))
-        return interpret(step.cascade, given.inputs, given.sizes, _dtype(mine))
+        return interpreted(step, mine, _dtype(mine))
 
     def _existing(self, step: Scores, mine: Known) -> dict[str, torch.Tensor]:
         """Where the points exist that coordinates tell: truth values that broadcast against the scores."""
@@ -238,6 +235,17 @@ class Selection:
             return found.bool()
 
         return {step.exists: self.existing.made((step.target, given.device, given.key), made)}
+
+
+def _scorers(step: Scores, made: Callable[[Cascade, bool], Attention]) -> tuple[Attention | None, Attention | None]:
+    """What computes the scores of a step, and the same for a graph that is captured; None where no kernels do."""
+    for way in step.ways:
+        try:
+            scorer = made(way.computed, False)
+        except SpecError:
+            continue
+        return scorer, scorer if way.where is None else made(way.cascade, False)
+    return None, None
 
 
 def scored(step: Scores, found: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -12,7 +12,7 @@ data only as tensors of ints and tables of truth values, like those that a call 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
@@ -31,6 +31,7 @@ class Scores:
 
     The output ``value`` holds what is ranked, along its last ``ranked`` axes, into as many slots as ``slots`` says; where ``ranked`` is 0 it
     holds the entries themselves. The output ``exists`` is 1 at the points that exist (None: all). ``whole`` numbers are ranked exactly.
+    ``kept`` is what the values are called where a later step reads them.
     """
 
     cascade: Cascade
@@ -40,6 +41,24 @@ class Scores:
     ranked: int
     slots: Expr | None
     whole: bool
+    kept: str | None = None
+
+    @property
+    def ranks(self) -> tuple[str, ...]:
+        """Those of the values, but for the ambient ones: rows, then candidates."""
+        return next(x.ranks for x in statements(self.cascade) if x.target == self.value)
+
+    @property
+    def ways(self) -> Iterator[Scores]:
+        """What kernels may compute, the first that they can: the step as it stands, then with the candidates of a row held whole, so that
+        other positions may be summed over for each of them. None for whole numbers."""
+        if self.whole:
+            return
+        yield self
+        rows, candidates = self.ranks[: len(self.ranks) - self.ranked], self.ranks[len(self.ranks) - self.ranked :]
+        if any(self.cascade.rank(r).is_sequence for r in rows):
+            ranks = (replace(r, kind="feature") if r.name in candidates and r.is_sequence else r for r in self.cascade.ranks)
+            yield replace(self, cascade=replace(self.cascade, ranks=tuple(ranks)))
 
     @property
     def where(self) -> Expr | None:
@@ -50,9 +69,9 @@ class Scores:
         return found.map.args[0]
 
     @property
-    def values(self) -> Cascade:
-        """The cascade without the output ``exists``."""
-        return prune(replace(self.cascade, outs=(self.value,)))
+    def computed(self) -> Cascade:
+        """What kernels compute of the cascade: not which points exist, where that is told without them."""
+        return self.cascade if self.where is None else prune(replace(self.cascade, outs=(self.value,)))
 
     @property
     def _numbers(self) -> set[str]:
@@ -128,6 +147,7 @@ class _Cut:
         self.taken = taken(c)
         self.types = types_of(c)
         self.made: dict[str, tuple[str, ...]] = {}
+        self.ranked: dict[str, tuple[str, ...]] = {}
         self.tables: dict[tuple[str, Expr | None], Table] = {}
         self.steps: list[Step] = []
 
@@ -146,8 +166,11 @@ class _Cut:
                 self.c.loc,
                 f"let it give a value too, such as what is ranked at the slots of `{self.c.outs[0]}`",
             )
-        rest = self._part((), values, self.c.name)  # which makes tables too
-        return Chosen(tuple(self.steps), rest)
+        rest = self._part((), values, self.c.name, self.made)  # which makes tables too
+        read = {t.name for x in self.steps if isinstance(x, Scores) for t in x.cascade.inputs}
+        return Chosen(
+            tuple(replace(x, kept=None) if isinstance(x, Scores) and x.kept not in read else x for x in self.steps), rest
+        )
 
     def _list(self, x: Einsum, ranks: tuple[str, ...], over: tuple[str, ...]) -> None:
         """The step of a choice, or of a statement that is a list."""
@@ -164,17 +187,21 @@ class _Cut:
             more.append(exists)
         whole = ex.scalar_type(x.map, self.types.__getitem__) == "int"
         slots = ex.size(self.c.rank(x.ranks[-1]).size) if x.reducer.slots else None
-        part = self._part(more, tuple(y.target for y in more), f"{self.c.name}_{x.target}")
+        part = self._part(more, tuple(y.target for y in more), f"{self.c.name}_{x.target}", self.made | self.ranked)
         name = exists.target if exists is not None else None
-        self.steps.append(Scores(part, x.target, value.target, name, len(over), slots, whole))
+        same = (y.target for y in statements(self.c) if ex.at(y.target, y.ranks) == x.map and y.ranks == value.ranks)
+        kept = None if whole else next(same, None)
+        self.steps.append(Scores(part, x.target, value.target, name, len(over), slots, whole, kept))
         self.made[x.target] = self.c.over
+        if kept is not None:
+            self.ranked[kept] = self.c.over
 
-    def _part(self, more: Sequence[Einsum], outs: tuple[str, ...], name: str) -> Cascade:
-        """What outputs need of the cascade and of ``more`` statements, with lists and tables as inputs."""
+    def _part(self, more: Sequence[Einsum], outs: tuple[str, ...], name: str, made: Mapping[str, tuple[str, ...]]) -> Cascade:
+        """What outputs need of the cascade and of ``more`` statements, with what was ``made`` before and tables as inputs."""
         kept: list[Statement] = [
             x for x in self.c.body if isinstance(x, Einsum) and (not x.reducer.chooses or x.target in self.made)
         ]
-        c = reading(replace(self.c, body=(*kept, *more)), self.made, outs, name)
+        c = reading(replace(self.c, body=(*kept, *more)), made, outs, name)
         c = map_expressions(c, lambda e: ex.substitute(e, lambda y: self._looked_up(y, c)))
         c = _filled_in(c, self.types)
         used = {n for x in statements(c) for e in expressions(x) for n in ex.reads(e)}

@@ -27,8 +27,9 @@ def kernels(cascade: Cascade) -> tuple[Cascade, ...]:
 
 def _ranked(step: choose.Scores) -> Iterator[Cascade]:
     """The kernels that compute what a step ranks; none where it is interpreted."""
-    if not step.whole:
+    for way in step.ways:
         try:
-            yield from kernels(step.cascade if step.where is None else step.values)
+            yield from kernels(way.computed)
         except SpecError:
-            return
+            continue
+        return

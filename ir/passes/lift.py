@@ -15,7 +15,7 @@ from dataclasses import replace
 from einfuse.ir import expr as ex
 from einfuse.ir.nodes import Cascade, Einsum, Expr
 from einfuse.ir.passes import stages
-from einfuse.ir.rewrite import expressions, map_expressions, reading
+from einfuse.ir.rewrite import elsewhere, expressions, map_expressions, reading
 
 
 def run(cascade: Cascade, rank: str) -> tuple[Cascade, ...] | None:
@@ -35,7 +35,7 @@ def run(cascade: Cascade, rank: str) -> tuple[Cascade, ...] | None:
     if not outs or any(ranks[n][:1] != (rank,) for n in outs):  # an output has its ambient axes first
         return None
     mine = [e for x in body if x.target not in together for e in expressions(x)]
-    if any(_elsewhere(e, rank, ranks) for y in mine for e in ex.walk(y)):
+    if any(elsewhere(e, rank, ranks) for e in mine):
         return None
     read = {*cascade.outs}.union(*map(ex.reads, mine))
     crossing = tuple(x.target for x in body if x.target in together & read)
@@ -64,11 +64,6 @@ def _together(body: list[Einsum], rank: str, late: set[str]) -> set[str]:
         if x.target not in late and (rank in x.over or any(found & ex.reads(e) for e in expressions(x))):
             found.add(x.target)
     return found
-
-
-def _elsewhere(e: Expr, rank: str, ranks: dict[str, tuple[str, ...]]) -> bool:
-    """Is a statement read at another point of ``rank`` than the reader's own?"""
-    return e.op == "load" and rank in ranks.get(e.name, ()) and e.args[ranks[e.name].index(rank)] != ex.index(rank)
 
 
 def _ambient(c: Cascade, rank: str) -> Cascade:

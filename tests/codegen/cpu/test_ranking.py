@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import einfuse
 from einfuse.codegen import cpu
+from einfuse.ir import Cascade, interpret
 from einfuse.ir.ranking import best
 from einfuse.runtime import scoring
 
@@ -59,3 +61,22 @@ def test_rows_that_are_scored_in_turn_choose_alike(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(scoring.Windows, "__call__", lambda w, known, n, step: called.append(step) or run(w, known, n, step))
     assert torch.equal(torch.as_tensor(selection(x)["sel"]), torch.as_tensor(whole))  # type: ignore[arg-type]
     assert called == [4]
+
+
+def test_scores_that_no_kernel_computes_are_made_for_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of what an earlier step ranked: a list cut where its probabilities reach a mass reads them, and does not compute them again."""
+    torch.manual_seed(0)
+    selection = einfuse.compile("mass_blocks", backend="torch").selection
+    assert selection is not None
+    q, k, v = torch.randn(3, 1, 2, 21, 8)
+    whole = selection({"q": q, "k": k, "v": v, "mass": 0.9})["sel"]
+    read: list[list[str]] = []
+
+    def counted(c: Cascade, *given: Any) -> dict[str, torch.Tensor]:
+        read.append([t.name for t in c.inputs if not t.param])
+        return interpret(c, *given)
+
+    monkeypatch.setattr(scoring, "FAR", 1)
+    monkeypatch.setattr(scoring, "interpret", counted)
+    assert torch.equal(torch.as_tensor(selection({"q": q, "k": k, "v": v, "mass": 0.9})["sel"]), torch.as_tensor(whole))
+    assert read == [["p", "at"]] * 6, "six blocks of queries"
