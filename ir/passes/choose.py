@@ -20,7 +20,7 @@ from einfuse.ir.definitions import Definitions
 from einfuse.ir.errors import SpecError
 from einfuse.ir.extents import most_of, not_negative, span_of
 from einfuse.ir.nodes import Cascade, DType, Einsum, Expr, Fold, Statement, Tensor
-from einfuse.ir.passes import stages
+from einfuse.ir.passes import lift, stages
 from einfuse.ir.rewrite import expressions, fresh, lists, map_expressions, prune, reading, statements, taken, types_of
 from einfuse.ir.spaces import inferred
 
@@ -166,11 +166,21 @@ class _Cut:
                 self.c.loc,
                 f"let it give a value too, such as what is ranked at the slots of `{self.c.outs[0]}`",
             )
-        rest = self._part((), values, self.c.name, self.made)  # which makes tables too
+        rest = self._apart(self._part((), values, self.c.name, self.made))  # which makes tables too
         read = {t.name for x in self.steps if isinstance(x, Scores) for t in x.cascade.inputs}
         return Chosen(
             tuple(replace(x, kept=None) if isinstance(x, Scores) and x.kept not in read else x for x in self.steps), rest
         )
+
+    def _apart(self, rest: Cascade) -> Cascade:
+        """The rest with ranks that it holds as ambient ones where each of their points is a problem of its own and reads the same lists."""
+        lists = {*self.made, *(t.name for t in self.tables.values())}
+        listed = [e for x in statements(rest) for y in expressions(x) for e in ex.walk(y) if e.op == "load" and e.name in lists]
+        for r in rest.ranks:
+            if not r.is_sequence and not any(r.name in ex.indices(e) for e in listed):
+                cut = lift.run(rest, r.name)
+                rest = cut[0] if cut is not None and len(cut) == 1 else rest
+        return rest
 
     def _list(self, x: Einsum, ranks: tuple[str, ...], over: tuple[str, ...]) -> None:
         """The step of a choice, or of a statement that is a list."""

@@ -221,6 +221,17 @@ def test_no_table_is_made_where_lists_drive(monkeypatch: pytest.MonkeyPatch) -> 
     attention(q, k, v, given=torch.randn(1, 1, N, SPAN), block=WIDTH, near=1)
 
 
+def test_heads_that_choose_together_are_computed_each_by_itself() -> None:
+    """But where something sums over them, as a loss of ``sparse_tokens``, and where each has lists of its own."""
+    over = {}
+    for name in ("nsa_selected", "hierarchical_tokens", "sparse_tokens", "mixture_of_heads"):
+        selection = einfuse.compile(name).selection
+        assert selection is not None
+        over[name] = selection.rest.cascade.over
+    together = {"nsa_selected": ("b", "h", "g"), "hierarchical_tokens": ("b", "h")}
+    assert over == together | {"sparse_tokens": ("b",), "mixture_of_heads": ("b",)}
+
+
 def test_what_is_explained_is_what_runs() -> None:
     moba = einfuse.compile("moba", best=2, block=16, backend="cpu")
     q, k, v = torch.randn(1, 2, 300, 8), torch.randn(1, 1, 300, 8), torch.randn(1, 1, 300, 8)
