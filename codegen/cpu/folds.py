@@ -171,7 +171,7 @@ class FoldPrinter:
         text, fold, rank = self.text, self.fold, self.fold.rank
         scope = self.scope.inner()
         lo, count, end = text.fresh(f"{rank}_lo"), text.fresh(f"{rank}_n"), text.fresh(f"{rank}_end")
-        scope.extents[rank] = Extent(lo, count, fold.step, whole=body.full)
+        scope.extents[rank] = Extent(lo, count, fold.step, text.room(rank, self.size, fold.step), whole=body.full)
         scope.scalars[f"size {rank}.lo"] = Ref(lo, "int")
         scope.recipes |= body.coordinates
         with text.block(f"const auto {body.function} = [&](const long {lo}{'' if body.full else f', const long {end}'})", "};"):
@@ -210,7 +210,7 @@ class FoldPrinter:
             for v in kept(node):
                 uses = body.uses.get(v.name, {"plain"})
                 if "rows" in uses and v.name in computed and len(v.dims) == 2:
-                    count, row = forms.shape("rows", *(str(scope.extents[d].most) for d in v.dims))
+                    count, row = forms.shape("rows", *(scope.extents[d] for d in v.dims))
                     pointer = self.pooled(
                         ("rows", v.dims, body.buffers.slot.get(v.name, v.name)), f"{v.name}_rows", "Pair", f"{count} * {row}"
                     )

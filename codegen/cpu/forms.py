@@ -48,25 +48,25 @@ def place(text: Text, scope: Scope, v: Value, form: Form) -> Place:
         return scope.places[v.name]
     if (v.name, form) not in scope.forms:
         rows, columns = (scope.extents[d] for d in v.dims)
-        count, row = shape(form, str(rows.most), str(columns.most))
+        count, row = shape(form, rows, columns)
         pointer = text.buffer(f"{v.name}_{form}", element_of(form), f"{count} * {row}")
         fill(text, scope, v, form, pointer, row, (rows, columns))
         scope.forms[v.name, form] = Place(pointer, v.dims[::-1] if "turned" in form else v.dims, (row, "1"))
     return scope.forms[v.name, form]
 
 
-def shape(form: Form, rows: str, columns: str) -> tuple[str, str]:
+def shape(form: Form, rows: Extent, columns: Extent) -> tuple[str, str]:
     """How many rows a copy of a rows x columns value has, and their distance in elements."""
     match form:
         case "plain":
-            return rows, f"padded({columns})"
+            return rows.room, f"padded({columns.most})"
         case "turned":
-            return columns, f"padded({rows})"
+            return columns.room, f"padded({rows.most})"
         case "rows":
-            return rows, f"padded({columns}) / 2"
+            return rows.room, f"padded({columns.most}) / 2"
         case "columns":
-            return f"pairs({rows})", f"padded({columns})"
-    return f"pairs({columns})", f"padded({rows})"
+            return f"pairs({rows.room})", f"padded({columns.most})"
+    return f"pairs({columns.room})", f"padded({rows.most})"
 
 
 def fill(text: Text, scope: Scope, v: Value, form: Form, pointer: str, row: str, extents: tuple[Extent, Extent]) -> None:

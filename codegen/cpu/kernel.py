@@ -156,7 +156,7 @@ class KernelPrinter:
             at = "tiles - 1 - item % tiles" if largest_last(plan) and not sequential(plan) else "item % tiles"
             text.line(f"const long {tile} = {at}, {lo} = {tile} * {plan.tile.block};")
             text.line(f"const long {hi} = minimum({lo} + {plan.tile.block}, {size}), {count} = {hi} - {lo};")
-            scope.extents[rank] = Extent(lo, count, plan.tile.block)
+            scope.extents[rank] = Extent(lo, count, plan.tile.block, text.room(rank, size, plan.tile.block))
             scope.scalars |= {f"size {rank}.lo": Ref(lo, "int"), f"size {rank}.hi": Ref(hi, "int")}
             scope.scalars |= {"tile": Ref(tile, "int"), "tiles": Ref("tiles", "int")}
             rest = "(item / tiles)"
@@ -169,7 +169,7 @@ class KernelPrinter:
             scope.scalars[f"coordinate {rank}"] = Ref(at, "int")
         for f in plan.features:
             whole = isinstance(f.size, int) and f.size == f.block
-            scope.extents[f.rank] = Extent("0", self.extent(f.size), f.block, whole, counted=not whole)
+            scope.extents[f.rank] = Extent("0", self.extent(f.size), f.block, str(f.block), whole, counted=not whole)
         for k in plan.kept:
             self.rows(k)
         known = len(text.lines)
@@ -190,7 +190,7 @@ class KernelPrinter:
         """A tensor that is a buffer of the thread: rows of the tile, each with all coordinates of a folded rank."""
         text, scope = self.text, self.scope
         size, tile = self.extent(kept.size), scope.extents[kept.tile]
-        buffer = text.buffer(kept.tensor, "T", f"{tile.most} * padded({size})", f"rows of {kept.tile} that several loops read")
+        buffer = text.buffer(kept.tensor, "T", f"{tile.room} * padded({size})", f"rows of {kept.tile} that several loops read")
         name = self.fresh_tensor(f"{buffer}_rows", 2)
         text.line(f"const long {name}_s0 = padded({size}), {name}_s1 = 1;")
         text.line(

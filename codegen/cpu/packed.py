@@ -67,6 +67,7 @@ class PackPrinter:
 
     def buffers(self) -> None:
         text, rank, step = self.text, self.fold.rank, self.fold.step
+        room = text.room(rank, self.size, step)
         self.keep, held = text.unique(f"keep_{rank}"), text.unique(f"{rank}_held")
         widths = [
             self.width(v) if form not in forms.PAIRED else f"{self.width(v)} / 2" for (_, form), v in self.packing.forms.items()
@@ -75,7 +76,7 @@ class PackPrinter:
         text.buffers.append("// blocks stay packed where several tiles read them and they fit in 64 MiB")
         text.buffers.append(f"const bool {self.keep} = shared_tiles && {bytes_} <= 64L << 20;")
         most = f"padded({self.size}) + {step}" if self.spare else self.size
-        text.buffers.append(f"const long {held} = {self.keep} ? {most} : {step};")
+        text.buffers.append(f"const long {held} = {self.keep} ? {most} : {room};")
         for (name, form), v in self.packing.forms.items():
             kind, width = element_of(v) if form == "plain" else forms.element_of(form), self.width(v)
             if "turned" in form:
@@ -110,7 +111,7 @@ class PackPrinter:
         """Packs the points from ``lo`` on to the place ``at`` of every buffer."""
         text, packing, rank = self.text, self.packing, self.fold.rank
         scope = self.scope.inner()
-        extent = scope.extents[rank] = Extent(lo, count, self.fold.step)
+        extent = scope.extents[rank] = Extent(lo, count, self.fold.step, text.room(rank, self.size, self.fold.step))
         scope.scalars[f"size {rank}.lo"] = Ref(lo, "int")
         values = {v.name: v for v in packing.forms.values()}
         scope.recipes |= {op.out.name: op for op in packing.ops if not isinstance(op, Store)}

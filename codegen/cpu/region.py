@@ -101,7 +101,7 @@ def existing(text: Text, scope: Scope, op: Dot, right: Place, form: Form) -> tup
     assert right.dims == (op.rank, op.out.dims[1]), "what may not exist are rows of the right operand"
     where = scope.places[op.where.name].pointer
     terms, columns = (scope.extents[d] for d in right.dims)
-    count, row = shape(form, str(terms.most), str(columns.most))
+    count, row = shape(form, terms, columns)
     key = ("existing", form, right.dims, terms.most)
     if key not in text.pool:
         text.pool[key] = text.buffer(f"existing_{op.rank}", forms.element_of(form), f"{count} * {row}")
@@ -125,8 +125,9 @@ def strides(scope: Scope, dims: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def block_size(scope: Scope, dims: tuple[str, ...]) -> str:
-    most = [scope.extents[d].most for d in dims]
-    return " * ".join([*map(str, most[:-1]), f"padded({most[-1]})"])
+    first, *rest = (scope.extents[d] for d in dims)
+    inner = [*(str(x.most) for x in rest[:-1]), *(f"padded({x.most})" for x in rest[-1:])]
+    return " * ".join([first.room, *inner]) if rest else f"padded({first.most})"
 
 
 def element_of(v: Value) -> str:

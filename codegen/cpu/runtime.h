@@ -1,12 +1,26 @@
 // What a kernel asks of the machine: scratch memory of a thread, the queue of its work, and which blocks are packed.
 
+// Buffers of less than a page lie one behind the other in memory that needs no asking for: of few rows, all do. A sanitizer sees each.
 struct Scratch {
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr size_t NEAR = 0, GRAIN = 64;
+#else
+  static constexpr size_t NEAR = 1 << 14, GRAIN = 4096;
+#endif
   void* held[MOST_BUFFERS] = {};
   int count = 0;
   bool ok = true;
+  size_t used = 0;
+  alignas(64) char near[NEAR + 64];
   template <class E> E* take(long n) {
-    const size_t bytes = ((size_t)(n + W) * sizeof(E) + 4095) / 4096 * 4096;
-    void* p = ok ? std::aligned_alloc(bytes >= (1 << 21) ? 1 << 21 : 4096, bytes >= (1 << 21) ? (bytes + (1 << 21) - 1) >> 21 << 21 : bytes)
+    size_t bytes = ((size_t)(n + W) * sizeof(E) + 63) / 64 * 64;
+    if (bytes < 4096 && used + bytes <= NEAR) {
+      char* const p = near + used;
+      used += bytes;
+      return (E*)std::memset(p, 0, bytes);
+    }
+    bytes = (bytes + GRAIN - 1) / GRAIN * GRAIN;
+    void* p = ok ? std::aligned_alloc(bytes >= (1 << 21) ? 1 << 21 : GRAIN, bytes >= (1 << 21) ? (bytes + (1 << 21) - 1) >> 21 << 21 : bytes)
                  : nullptr;
     if (!p) { ok = false; return nullptr; }
 #if defined(__linux__)

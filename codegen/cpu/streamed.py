@@ -97,7 +97,7 @@ class Streams:
             self.lists[name] = text.buffer(f"{name}_at", "long", f"2 * {step}")
         with text.block(f"const auto {make} = [&](const long {lo}, const long {count}, const long {at})", "};"):
             scope = self.scope.inner()
-            scope.extents[rank] = Extent(lo, count, step)
+            scope.extents[rank] = Extent(lo, count, step, text.room(rank, self.size, step))
             scope.scalars[f"size {rank}.lo"] = Ref(lo, "int")
             coordinates = {n: op for n, op in scope.recipes.items() if isinstance(op, Coordinate)}
             scope.recipes |= own

@@ -31,12 +31,14 @@ class Place:
 class Extent:
     """The part of a rank that a block covers: its first coordinate, how many exist, and how many it may hold (``whole``: always does).
 
-    ``counted``: nothing in the plan tells the lanes beyond the last coordinate from the others.
+    ``room`` is how many of these a rank of the call's size has (C++ text), ``counted``: nothing in the plan tells the lanes beyond the
+    last coordinate from the others.
     """
 
     start: str
     count: str
     most: int
+    room: str
     whole: bool = False
     counted: bool = False
 
@@ -114,6 +116,16 @@ class Text:
         self.indent -= 1
         self.names = names
         self.line(tail)
+
+    def room(self, rank: str, size: str, most: int) -> str:
+        """How many coordinates of a rank of a size a block holds that has room for ``most``."""
+        if size.isdecimal():
+            return str(min(int(size), most))
+        key = ("room", rank, most)
+        if key not in self.pool:
+            self.pool[key] = self.unique(f"{rank}_room")
+            self.buffers.append(f"const long {self.pool[key]} = minimum({most}L, {size});")
+        return self.pool[key]
 
     def buffer(self, name: str, element: str, count: str, note: str = "") -> str:
         """A new buffer of the thread."""
