@@ -16,11 +16,17 @@ VARIABLE = "EINFUSE_DEBUG"
 Topic = Literal["passes", "plan", "source", "launch"]
 TOPICS: tuple[Topic, ...] = get_args(Topic)
 
+_PLAIN = not hasattr(os.environ, "encodekey")  # somebody put a copy in its place
+_HELD, _KEY = (os.environ, VARIABLE) if _PLAIN else (vars(os.environ)["_data"], os.environ.encodekey(VARIABLE))
+"""What `os.environ` looks into, and by which key: asked for what is not set, it raises an error and catches it, in 0.7 us."""
+
 
 def enabled(topic: Topic) -> bool:
     """Whether the variable names the topic. Raises ValueError where it names anything else than topics."""
-    text = os.environ.get(VARIABLE)
-    if not text:  # the common case, on the way of every launch
+    if _KEY not in _HELD:  # the common case, on the way of every launch
+        return False
+    text = os.environ[VARIABLE]
+    if not text:
         return False
     asked = {part.strip() for part in text.split(",")}
     unknown = sorted(asked - {*TOPICS})

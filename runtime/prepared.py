@@ -162,6 +162,8 @@ class Calls:
     formed: bool = False
     """Whether there is a linear form, which exact sizes decide for."""
     read: Reader = field(init=False)
+    _latest: tuple[Key, Seen | None] = field(default=((), None), init=False)
+    """What `seen` was asked for last: to compare two signatures takes a quarter of the time of a look-up."""
 
     def __post_init__(self) -> None:
         self.read = Reader(self.program.cascade)
@@ -171,10 +173,13 @@ class Calls:
         signed = self._signature(args, kwargs)
         if signed is None:
             return None
-        try:
-            seen = self.seen[signed]
-        except KeyError:
-            return self._first(signed, args, kwargs) if self.known else None
+        known, seen = self._latest
+        if seen is None or known != signed:  # in a model, layer after layer has one signature
+            try:
+                seen = self.seen[signed]
+            except KeyError:
+                return self._first(signed, args, kwargs) if self.known else None
+            self._latest = signed, seen
         return seen(self.read.tensors(args, kwargs))
 
     def _first(self, signed: Key, args: Sequence[Argument], kwargs: Mapping[str, Argument]) -> list[torch.Tensor] | None:

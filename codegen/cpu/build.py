@@ -12,6 +12,7 @@ import platform
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import tempfile
 import threading
@@ -112,10 +113,11 @@ class CpuKernel:
         numbers = array("d", [params[n] for n, _ in plan.params])
         first, last = held.buffer_info()[0], numbers.buffer_info()[0]
         second = first + 8 * self._axes
+        packed = struct.Struct(f"{len(names) + len(rest)}q").pack  # ctypes hands on where the bytes lie
 
         def again(tensors: Mapping[str, torch.Tensor]) -> None:
-            pointers = array("q", [tensors[n].data_ptr() for n in names] + rest)
-            if call(function, pointers.buffer_info()[0], first, second, last, threads()):
+            pointers = packed(*[tensors[n].data_ptr() for n in names], *rest)
+            if call(function, pointers, first, second, last, threads()):
                 raise MemoryError(f"not enough memory for the scratch buffers of the kernel {plan.name}")
 
         again.held = held, numbers, tables  # type: ignore[attr-defined]  # memory that it points to
