@@ -6,7 +6,11 @@
 #include <cstring>
 
 struct bf16 { uint16_t bits; };
+#if defined(__aarch64__)
+using f16 = __fp16;  // where GNU's compilers know _Float16 in C++ from their 13th version on only
+#else
 using f16 = _Float16;
+#endif
 
 static inline float widen(bf16 x) { uint32_t u = (uint32_t)x.bits << 16; float f; memcpy(&f, &u, 4); return f; }
 template <class S> static inline S widen(S x) { return x; }
