@@ -37,6 +37,12 @@ FINAL = """attention final over b {
   out o, u
 }
 """
+SERVER = """
+from einfuse import cli
+from einfuse.runtime import derived
+derived.fused = derived.scheduled = derived.derivations = None  # a key stroke would wait for them: another process fuses
+cli.main(["lsp", "--stdio"])
+"""
 WRONG = SPEC.replace("* v)", "* vv)")
 
 
@@ -84,7 +90,7 @@ def editor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Editor]:
     (folder / "shapes.attn").write_text(SHAPES, encoding="utf-8")
     (folder / "near.attn").write_text(SPEC, encoding="utf-8")
     made = Editor(folder)
-    made.run(made.client.start_io(sys.executable, "-m", "einfuse", "lsp", "--stdio"))
+    made.run(made.client.start_io(sys.executable, "-c", SERVER))
     about = lsp.InitializeParams(lsp.ClientCapabilities(), root_uri=folder.as_uri())
     made.run(made.client.initialize_async(about))
     made.client.initialized(lsp.InitializedParams())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
-import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +16,7 @@ from pygls.uris import from_fs_path, to_fs_path
 from einfuse import dsl
 from einfuse._editor import hover as hovering
 from einfuse._editor import inside, names
+from einfuse._editor.aside import Aside
 from einfuse._editor.document import Document
 from einfuse._editor.faults import faults, quick_faults
 from einfuse._editor.fixes import fix
@@ -24,10 +24,6 @@ from einfuse.ir import Span, SpecError
 
 IDLE = 0.5
 """Seconds without a key stroke after which a text is fused as well."""
-REST = 3.0
-"""Seconds of a text that stands still before memory is tidied."""
-SWITCH = 5e-4
-"""Seconds that the analysis of one text may keep the answer to a key stroke waiting, a tenth of Python's own."""
 MOST_FILES = 1000
 """Files of a folder in which uses of a name are looked for."""
 
@@ -40,6 +36,8 @@ def _version() -> str:
 
 
 server = LanguageServer("einfuse", _version(), text_document_sync_kind=lsp.TextDocumentSyncKind.Full)
+aside = Aside()
+"""Runs whatever fuses."""
 
 
 @functools.lru_cache(32)
@@ -113,13 +111,16 @@ async def _check(uri: str, wait: float) -> None:
     document, number = _document(uri), server.workspace.get_text_document(uri).version
     _publish(uri, document, quick_faults(document.text, document.file, document.search), number)
     await asyncio.sleep(wait)
+    errors = await asyncio.to_thread(_all_faults, uri, number, document)
     if _is_current(uri, number):
-        errors = await asyncio.to_thread(faults, document.text, document.file, document.search)
-        if _is_current(uri, number):
-            _publish(uri, document, errors, number)
-        await asyncio.sleep(REST)
-        if _is_current(uri, number):
-            gc.collect()
+        _publish(uri, document, errors, number)
+        gc.collect()
+
+
+def _all_faults(uri: str, number: int | None, document: Document) -> list[SpecError]:
+    """Those that fusing finds too, unless the text changed before it could begin."""
+    with aside.turn:
+        return aside.ask(faults, document.text, document.file, document.search) if _is_current(uri, number) else []
 
 
 def _is_current(uri: str, number: int | None) -> bool:
@@ -140,8 +141,7 @@ async def changed(params: lsp.DidChangeTextDocumentParams) -> None:
 async def saved(params: lsp.DidSaveTextDocumentParams) -> None:
     """Another file may use what was saved: every open text is looked at again."""
     _read.cache_clear()
-    for uri in list(server.workspace.text_documents):
-        await _check(uri, 0)
+    await asyncio.gather(*(_check(uri, 0) for uri in server.workspace.text_documents))
 
 
 @server.feature(lsp.TEXT_DOCUMENT_DID_CLOSE)
@@ -226,7 +226,7 @@ def hover(params: lsp.HoverParams) -> lsp.Hover | None:
     uri = params.text_document.uri
     document = _document(uri)
     places = _Places(uri, document.text)
-    found = hovering.hover(document, *places.here(params.position))
+    found = aside.ask(hovering.hover, document, *places.here(params.position))
     if found is None:
         return None
     return lsp.Hover(lsp.MarkupContent(lsp.MarkupKind.Markdown, found.words), places.range(found.span))
@@ -246,11 +246,14 @@ def hints(params: lsp.InlayHintParams) -> list[lsp.InlayHint]:
 def lenses(params: lsp.CodeLensParams) -> list[lsp.CodeLens]:
     document = _document(params.text_document.uri)
     places = _Places(params.text_document.uri, document.text)
-    return [lsp.CodeLens(places.range(x.span), lsp.Command(x.words, "")) for x in inside.lenses(document)]
+    return [lsp.CodeLens(places.range(x.span), lsp.Command(x.words, "")) for x in aside.ask(inside.lenses, document)]
 
 
 def run() -> None:
     """Serves one editor on stdin and stdout."""
-    sys.setswitchinterval(SWITCH)
-    gc.set_threshold(50_000, 20, 1000)  # the oldest objects are looked through when the text stands still: that takes 0.2 s
-    server.start_io()
+    gc.freeze()  # what was imported stays
+    gc.set_threshold(700, 10, 1000)  # all objects are looked through when a text stands still: that takes some 20 ms
+    try:
+        server.start_io()
+    finally:
+        aside.stop()
