@@ -23,11 +23,6 @@ LOOKED_AT = FEWEST // 2
 Key = tuple[object, ...]
 
 
-def exactly(given: Given, workers: int) -> Key:
-    """The kind of calls of the same shapes, strides and dtypes: where nodes have sizes of their own."""
-    return (workers, *given.kind)
-
-
 @dataclass(frozen=True, slots=True)
 class Kinds:
     """The kinds of calls of one cascade. ``fixed`` are the sizes that count as they are, ``growing`` the lengths of its sequences, ``rows``
@@ -54,7 +49,7 @@ class Kinds:
     def key(self, given: Given, workers: int) -> Key:
         """The kind of a call; ``workers`` are those of its back end."""
         sizes = given.sizes
-        parts: list[object] = [workers, *[sizes[n] for n in self.fixed]]
+        parts: list[object] = [sizes[n] for n in self.fixed]
         for x in given.tensors.values():
             parts += (x.dtype, None if x.is_cpu else x.device)
         lengths = [sizes[n] for n in self.growing]

@@ -212,8 +212,7 @@ class Calls:
         return backend, self.program.suited(backend, lambda: precision_of(self.program.cascade, given.tensors).itemsize == 2)
 
     def _kind(self, given: Given, backend: Backend, program: Program) -> Key:
-        wanted = _wanted(given)
-        kind = (wanted, backend.identity, *program.kind(given, backend, wanted))
+        kind = program.key(given, backend, _wanted(given))
         return (os.environ.get(FORM), *given.sizes.values(), *kind) if self.formed else kind
 
     def _signature(self, args: Sequence[Argument], kwargs: Mapping[str, Argument]) -> Key | None:

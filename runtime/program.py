@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 
@@ -53,6 +54,8 @@ class Program:
     savings: dict[tuple[str, ...], Cascade] = field(default_factory=dict)
     kinds: dict[tuple[str, ...], Kinds] = field(default_factory=dict)
     walks: Walks = field(init=False)
+    exact: ClassVar[bool] = False
+    """Whether a graph serves calls of the same shapes and strides alone: where nodes have sizes of their own."""
 
     def __post_init__(self) -> None:
         self.walks = Walks(self.strict)
@@ -218,13 +221,18 @@ class Program:
 
         return Graph(nodes, given, tuple(outs))
 
-    def kind(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Key:
-        """What the forward of a call shares with those that the same graph serves."""
+    def key(self, given: Given, backend: Backend, wanted: tuple[str, ...] = (), backward: bool = False) -> Key:
+        """What a call shares with those that the same graph serves: here alone is said what graphs take from a back end."""
+        workers = backend.workers(given.device)
+        kind = given.kind if backward or self.exact else self._kinds(given, wanted).key(given, workers)
+        return ("backward" if backward else "forward", wanted, backend.identity, workers, *kind)
+
+    def _kinds(self, given: Given, wanted: tuple[str, ...]) -> Kinds:
         known = self.kinds.get(wanted)
         if known is None:
             cascade = self.saving(wanted)
             known = self.kinds[wanted] = Kinds.of(cascade, tuple(given.sizes), self.walks.pair(cascade))
-        return known.key(given, backend.workers(given.device))
+        return known
 
     def nodes(self, cascade: Cascade, given: Given, backend: Backend, outs: Mapping[str, Output]) -> Sequence[Node]:
         """A forward for tensors like these: one kernel, or parts of the keys and their merge if that kept workers idle."""
@@ -256,8 +264,7 @@ class Program:
 
     def shared(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Graph:
         """The forward's graph, made once for a kind of call."""
-        key = ("forward", wanted, backend.identity, self.kind(given, backend, wanted))
-        return self.graphs.made(key, lambda: self.graph(given, backend, wanted))
+        return self.graphs.made(self.key(given, backend, wanted), lambda: self.graph(given, backend, wanted))
 
     def forward(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> dict[str, torch.Tensor]:
         """The outputs, and what the backward for ``wanted`` will read."""
@@ -275,7 +282,7 @@ class Program:
     ) -> dict[str, torch.Tensor]:
         """The gradient of every tensor in ``wanted``, in its own dtype and layout."""
         known = given.more({**saved, **self.adjoints(gradients)})
-        key = ("backward", wanted, backend.identity, backend.workers(given.device), known.kind)
+        key = self.key(known, backend, wanted, backward=True)
         graph = self.graphs.made(key, lambda: self.backward_graph(known, backend, wanted))
         return dict(zip(wanted, graph.run(dict(known.tensors)), strict=True))
 

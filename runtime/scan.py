@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 
@@ -20,7 +21,6 @@ from einfuse.runtime.backends import Backend
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Node
-from einfuse.runtime.kinds import Key, exactly
 from einfuse.runtime.outputs import Output, accumulation, described, of_forward
 from einfuse.runtime.pieces import Pieces
 from einfuse.runtime.program import Program
@@ -42,6 +42,7 @@ class ScanProgram(Program):
     blocked: Cascade = field(init=False)
     derived: dict[tuple[str, ...], ScanBackward] = field(default_factory=dict)
     kernels: Recent[tuple[Specialisation, int], Pieces] = field(default_factory=Recent)
+    exact: ClassVar[bool] = True  # how many blocks there are is part of what kernels hand to each other
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,10 +110,6 @@ class ScanProgram(Program):
         return {**sizes, str(cascade.rank(fold.count).size): (points + fold.step - 1) // fold.step}
 
     # -- running -----------------------------------------------------------------------------------------------------------------
-
-    def kind(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Key:
-        """Calls of the same shapes, strides and dtypes: how many blocks there are is part of what kernels hand to each other."""
-        return exactly(given, backend.workers(given.device))
 
     def nodes(self, cascade: Cascade, given: Given, backend: Backend, outs: Mapping[str, Output]) -> Sequence[Node]:
         """The kernels of a scan, forward or backward, for tensors like these."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from einfuse.ir import Cascade
 from einfuse.ir.passes import choose, chunk, stages
@@ -20,7 +21,6 @@ from einfuse.runtime.backends import Backend
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Graph, Host, Node, Part, Tensors
-from einfuse.runtime.kinds import Key, exactly
 from einfuse.runtime.outputs import Output, described
 from einfuse.runtime.program import Mode, Program
 from einfuse.runtime.scan import ScanProgram
@@ -60,6 +60,7 @@ class StagedProgram(Program):
 
     stages: tuple[Cascade, ...] = ()
     parts: tuple[Program, ...] = field(init=False)
+    exact: ClassVar[bool] = True  # stages have sizes of their own
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,10 +88,6 @@ class StagedProgram(Program):
         """What a forward writes."""
         found = {s.names[n]: x for s in self._planned(given, wanted) for n, x in s.program.gives(s.given, s.wanted).items()}
         return {n: found[n] for n in self.kept(wanted)}
-
-    def kind(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Key:
-        """Calls of the same shapes, strides and dtypes: stages have sizes of their own."""
-        return exactly(given, backend.workers(given.device))
 
     def graph(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Graph:
         """The forward of every stage."""

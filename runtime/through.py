@@ -16,6 +16,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 
@@ -29,7 +30,6 @@ from einfuse.runtime.backends import Backend
 from einfuse.runtime.binding import evaluate, extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Graph, Host, Node, Part, Tensors, room
-from einfuse.runtime.kinds import Key, exactly
 from einfuse.runtime.lists import CHUNK, TILE, TURN, Lists
 from einfuse.runtime.outputs import Output, accumulation
 from einfuse.runtime.program import Mode, Program
@@ -76,6 +76,7 @@ class ListedProgram(Program):
     tabled: Program = field(init=False)
     driving: Driving | None = field(init=False)
     modes: Recent[tuple[object, ...], Mode] = field(default_factory=Recent)
+    exact: ClassVar[bool] = True  # windows are as many as rows take
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,9 +113,6 @@ class ListedProgram(Program):
         """See `Program.check_ranges`."""
         if self.tabled.guard.groups:
             self.tabled.guard(given.more(self._shapes(given)), functools.cache(lambda: self._tabled(given)))
-
-    def kind(self, given: Given, backend: Backend, wanted: tuple[str, ...] = ()) -> Key:
-        return exactly(given, backend.workers(given.device))  # windows are as many as rows take
 
     def kept(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
         return self.tabled.kept(wanted)

@@ -10,6 +10,9 @@ import torch
 import einfuse
 from einfuse.runtime import split
 from einfuse.runtime.backends import BACKENDS, BackendName
+from einfuse.runtime.examples import example_inputs
+from einfuse.runtime.given import Given
+from einfuse.runtime.sizes import Shape
 
 SHARED = """attention shared_keys(window: int = 1000) over b, h {
   rank i: query; rank j: key; rank d, e: feature
@@ -49,6 +52,16 @@ def workers(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 def attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> einfuse.Attention:
     workers(monkeypatch, 1)  # more may take keys in parts
     return einfuse.compile(SHARED, backend=request.param)
+
+
+@pytest.mark.parametrize("name", ["causal", "retention", "linformer", "moba"])
+def test_a_graph_belongs_to_one_back_end(name: str) -> None:
+    """Of one kernel, of a scan, of several kernels and of lists, forward and backward."""
+    attention = einfuse.compile(name)
+    inputs = example_inputs(attention.cascade, torch.float32, 0, Shape(1, 2, 32, 32, (8, 8), 1))
+    given = Given.called(attention.cascade, (), inputs)
+    keys = {attention.program.key(given, b, backward=after) for b in BACKENDS.values() for after in (False, True)}
+    assert len(keys) == 2 * len(BACKENDS)
 
 
 @pytest.mark.parametrize("queries", [1, 3])

@@ -124,7 +124,7 @@ def test_hazard_19_fp32_products_are_as_exact_as_torch_is_told(
         backend = backends.choose(torch.device("cuda", 0))
         assert isinstance(backend, backends.TritonBackend)
         found[said] = set(re.findall(r'input_precision="(\w+)"', backend.emit(plan)))
-        kinds.add(attention._calls._kind(given, replace(backend, processors=1), attention.program))
+        kinds.add(attention.program.key(given, replace(backend, processors=1)))
         assert backend.tilings("f32", 64, 0)[0] == ((32, 32) if said == "highest" else backend.tilings("bf16", 128, 0)[0])
     assert found == {"highest": {"ieee"}, "high": {"tf32"}, "medium": {"tf32"}}
     assert len(kinds) == 2, "a call that was made ready is not that of the other precision"
