@@ -75,6 +75,17 @@ def test_a_bare_name_means_one_module_to_every_test() -> None:
     )
 
 
+def test_the_map_of_the_tests_has_every_folder() -> None:
+    """And its links lead somewhere; every file begins with what it holds."""
+    tests = ROOT / "tests"
+    text = (tests / "README.md").read_text()
+    rows = re.findall(r"^\| \[.*?\]\((.*?)\) \|", text, re.MULTILINE)
+    files = sorted(tests.rglob("test_*.py"))
+    assert sorted(rows) == sorted({str(p.parent.relative_to(tests)) for p in files})
+    assert [x for x in re.findall(r"\]\((.*?)\)", text) if not (tests / x).exists()] == []
+    assert [str(p) for p in files if not re.match(r'"""\S.{20,}', p.read_text())] == []
+
+
 LONG = {"src/einfuse/flex/functions.py": 530}
 """Files that are longer than they should be, and how long they may be: no more than today, rounded up."""
 
