@@ -16,9 +16,9 @@ VARIABLE = "EINFUSE_DEBUG"
 Topic = Literal["passes", "plan", "source", "launch"]
 TOPICS: tuple[Topic, ...] = get_args(Topic)
 
-_PLAIN = not hasattr(os.environ, "encodekey")  # somebody put a copy in its place
-_HELD, _KEY = (os.environ, VARIABLE) if _PLAIN else (vars(os.environ)["_data"], os.environ.encodekey(VARIABLE))
-"""What `os.environ` looks into, and by which key: asked for what is not set, it raises an error and catches it, in 0.7 us."""
+_DATA = getattr(os.environ, "_data", None)
+_HELD, _KEY = (os.environ, VARIABLE) if _DATA is None else (_DATA, os.environ.encodekey(VARIABLE))
+"""What CPython's `os.environ` looks into, and by which key: asked for what is not set, it raises an error and catches it, in 0.7 us."""
 
 
 def enabled(topic: Topic) -> bool:
