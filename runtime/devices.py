@@ -20,6 +20,11 @@ def target_of(device: torch.device) -> Target:
     return of_nvidia(torch.cuda.get_device_capability(device))
 
 
+def switched() -> str:
+    """What torch's switch says of float32 matrix products on GPUs, as it is now."""
+    return str(torch.backends.cuda.matmul.fp32_precision)
+
+
 def fp32_products(target: Target) -> Precision:
-    """The precision of float32 matrix products by torch's switch, as it is now; AMD's are exact."""
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" and not TARGETS[target].amd else "ieee"
+    """The precision of float32 matrix products by that switch; AMD's are exact."""
+    return "tf32" if switched() == "tf32" and not TARGETS[target].amd else "ieee"

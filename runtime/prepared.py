@@ -18,6 +18,7 @@ from einfuse.ir import Cascade, Scalar, debug
 from einfuse.ir.expr import sizes as made_of
 from einfuse.runtime.backends import Backend, BackendName, choose
 from einfuse.runtime.binding import precision_of
+from einfuse.runtime.devices import switched
 from einfuse.runtime.forms import FORM
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Graph
@@ -221,15 +222,17 @@ class Calls:
             return None
         grad = torch.is_grad_enabled()
         parts: list[object] = [len(args), torch.get_num_threads(), os.environ.get(FORM) if self.formed else None, *kwargs]
+        elsewhere = False
         for x in (*args, *kwargs.values()) if kwargs else args:
             if plain(x):
                 assert isinstance(x, torch.Tensor), "it is one"
                 parts += (x.shape, x.stride(), x.dtype, None if x.is_cpu else x.device, grad and x.requires_grad)
+                elsewhere = elsewhere or not x.is_cpu
             elif type(x) is float or type(x) is int:
                 parts += (type(x), x if x else str(x))  # -0.0 is not 0.0 here
             else:
                 return None
-        return tuple(parts)
+        return (*parts, switched()) if elsewhere else tuple(parts)
 
     def takes(self, cascade: Cascade, args: Sequence[Argument], kwargs: Mapping[str, Argument]) -> bool:
         """Whether calls like this one can be kept ready: tensors are given for tensors, numbers for numbers, and nothing has to see them."""

@@ -17,7 +17,7 @@ from einfuse.codegen.scan import ScanPlan
 from einfuse.codegen.targets import TARGETS, Target, of_amd, of_nvidia
 from einfuse.codegen.triton import build
 from einfuse.codegen.triton.layout import MATRIX, Layout
-from einfuse.runtime import backends
+from einfuse.runtime import backends, prepared
 from einfuse.runtime.backends import TritonBackend
 from einfuse.runtime.binding import DTYPE, arguments
 from einfuse.runtime.given import Given
@@ -128,6 +128,28 @@ def test_hazard_19_fp32_products_are_as_exact_as_torch_is_told(
         assert backend.tilings("f32", 64, 0)[0] == ((32, 32) if said == "highest" else backend.tilings("bf16", 128, 0)[0])
     assert found == {"highest": {"ieee"}, "high": {"tf32"}, "medium": {"tf32"}}
     assert len(kinds) == 2, "a call that was made ready is not that of the other precision"
+
+
+@pytest.mark.usefixtures("switch")
+def test_hazard_19_a_repeated_call_is_as_exact_as_torch_is_told_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its signature is compared before anything is chosen for it."""
+
+    class OnGpu(torch.Tensor):
+        is_cpu = False
+
+    monkeypatch.setattr(prepared, "plain", lambda x: isinstance(x, torch.Tensor))
+    calls = einfuse.compile("causal")._calls
+    given = [torch.randn(1, 1, 32, 16) for _ in range(3)]
+    signatures = {}
+    for kind in (torch.Tensor, OnGpu):
+        for said in ("highest", "high", "highest"):
+            torch.set_float32_matmul_precision(said)
+            signatures[kind, said] = signatures.get((kind, said), set()) | {
+                calls._signature([x.as_subclass(kind) for x in given], {})
+            }
+    assert all(len(x) == 1 for x in signatures.values())
+    assert signatures[OnGpu, "high"] != signatures[OnGpu, "highest"]
+    assert signatures[torch.Tensor, "high"] == signatures[torch.Tensor, "highest"], "a processor has no such products"
 
 
 @pytest.mark.parametrize(
