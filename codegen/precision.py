@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from einfuse.codegen.plan import EIGHTHS, Storage
+from einfuse.codegen.plan import FLOAT8, Storage
 from einfuse.ir import Cascade
 
 Compute = Literal["f32", "f64"]
@@ -21,12 +21,12 @@ def precision(cascade: Cascade, storage: Mapping[str, Storage]) -> Storage:
 
     ``storage`` gives the types of the input tensors; those that it leaves out play no part. "f32" for a call without float tensors.
     """
-    mine = {storage[n] for n in cascade.with_features if n in storage}.difference(EIGHTHS)
+    mine = {storage[n] for n in cascade.with_features if n in storage}.difference(FLOAT8)
     order: tuple[Storage, ...] = ("bf16", "f16", "f32", "f64")
     if mine:
         return min(mine, key=order.index)
     floats = {storage[t.name] for t in cascade.inputs if t.dtype == "float" and not t.param and t.name in storage}
-    floats.difference_update(EIGHTHS)
+    floats.difference_update(FLOAT8)
     return "f32" if floats in (set(), {"bf16", "f16"}) else max(floats, key=order.index)
 
 

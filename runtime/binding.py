@@ -10,7 +10,7 @@ import torch
 from torch.autograd import forward_ad
 
 from einfuse.codegen import Storage
-from einfuse.codegen.plan import EIGHTHS, FLOATS
+from einfuse.codegen.plan import FLOAT8, FLOATS
 from einfuse.codegen.precision import precision
 from einfuse.ir import Cascade, Expr, Rank, Scalar, Tensor
 from einfuse.ir.expr import sizes as made_of
@@ -153,7 +153,7 @@ def _tensor(cascade: Cascade, t: Tensor, value: object) -> torch.Tensor:
         raise TypeError(
             f"{cascade.name}: {t.name} must be {'an int' if dtype == 'int' else f'a {dtype}'} tensor, found {value.dtype}"
         )
-    if storage in EIGHTHS and value.requires_grad and torch.is_grad_enabled():
+    if storage in FLOAT8 and value.requires_grad and torch.is_grad_enabled():
         raise TypeError(
             f"{cascade.name}: {t.name} is of {value.dtype}, which has no gradient; give {t.name}.detach(), or a wider float"
         )
@@ -189,7 +189,7 @@ def one_dtype(cascade: Cascade, tensors: Mapping[str, torch.Tensor]) -> None:
     and so are floats of 8 bits, of which a call cannot be made alone.
     """
     found = {n: tensors[n].dtype for n in cascade.with_features}
-    wide = {d for d in found.values() if STORAGE[d] not in EIGHTHS}
+    wide = {d for d in found.values() if STORAGE[d] not in FLOAT8}
     if len(wide) > 1 or (found and not wide):
         listed = ", ".join(f"{n}: {d}" for n, d in found.items())
         wanted = "share one dtype" if wide else "not all be of 8 bits, since outputs have their dtype"

@@ -226,8 +226,9 @@ class Calls:
         for x in (*args, *kwargs.values()) if kwargs else args:
             if plain(x):
                 assert isinstance(x, torch.Tensor), "it is one"
-                parts += (x.shape, x.stride(), x.dtype, None if x.is_cpu else x.device, grad and x.requires_grad)
-                elsewhere = elsewhere or not x.is_cpu
+                device = None if x.is_cpu else x.device
+                parts += (x.shape, x.stride(), x.dtype, device, grad and x.requires_grad)
+                elsewhere = elsewhere or device is not None
             elif type(x) is float or type(x) is int:
                 parts += (type(x), x if x else str(x))  # -0.0 is not 0.0 here
             else:

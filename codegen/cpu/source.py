@@ -8,7 +8,7 @@ from einfuse.codegen.cpu.keep import keep
 from einfuse.codegen.cpu.kernel import KernelPrinter, paired
 from einfuse.codegen.cpu.names import HEADERS
 from einfuse.codegen.exponentials import powers
-from einfuse.codegen.plan import EIGHTHS, KernelPlan, PlanPass, finished, prune, table_ranks
+from einfuse.codegen.plan import FLOAT8, KernelPlan, PlanPass, finished, prune, table_ranks
 
 PASSES = (PlanPass("keep", keep), PlanPass("powers", powers), PlanPass("prune", prune))
 """What becomes of a plan before it is printed."""
@@ -26,7 +26,7 @@ def emit(plan: KernelPlan, keeps: bool = True) -> str:
         "vmath",
         f"vmath_{plan.compute}",
         "memory",
-        *(["eighths", "eighths_lanes"] if any(t.storage in EIGHTHS for t in plan.tensors) else []),
+        *(["float8", "float8_lanes"] if any(t.storage in FLOAT8 for t in plan.tensors) else []),
         *(["pairs"] if paired(plan) else []),
         "matmul",
         "alive",

@@ -5,7 +5,7 @@ from einfuse.codegen.plan.dataflow import live as live
 from einfuse.codegen.plan.dataflow import prune as prune
 from einfuse.codegen.plan.dataflow import read_by as read_by
 from einfuse.codegen.plan.nodes import BYTES as BYTES
-from einfuse.codegen.plan.nodes import EIGHTHS as EIGHTHS
+from einfuse.codegen.plan.nodes import FLOAT8 as FLOAT8
 from einfuse.codegen.plan.nodes import FLOATS as FLOATS
 from einfuse.codegen.plan.nodes import FUNCTIONS as FUNCTIONS
 from einfuse.codegen.plan.nodes import Arg as Arg

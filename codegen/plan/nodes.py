@@ -34,10 +34,10 @@ from einfuse.ir import DType, Scalar
 Storage = Literal["f64", "f32", "bf16", "f16", "e4m3", "e5m2", "i64", "i32", "i16", "i8", "u8", "bool"]
 """How an element lies in memory. Floats of 8 bits are read and never written."""
 
-EIGHTHS: tuple[Storage, ...] = ("e4m3", "e5m2")
+FLOAT8: tuple[Storage, ...] = ("e4m3", "e5m2")
 """Floats of 8 bits, by the bits of their exponent and mantissa."""
 
-FLOATS: tuple[Storage, ...] = ("f64", "f32", "bf16", "f16", *EIGHTHS)
+FLOATS: tuple[Storage, ...] = ("f64", "f32", "bf16", "f16", *FLOAT8)
 """What a float of the IR may be stored as."""
 
 BYTES: dict[Storage, int] = {

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from einfuse.codegen.plan import EIGHTHS, KernelPlan, Value
+from einfuse.codegen.plan import FLOAT8, KernelPlan, Value
 from einfuse.codegen.triton.descriptors import Described
 from einfuse.codegen.triton.layout import Layout
 from einfuse.codegen.triton.names import Names
@@ -20,7 +20,7 @@ STORAGE: dict[str, str] = {
     "f32": "tl.float32",
     "bf16": "tl.bfloat16",
     "f16": "tl.float16",
-    **dict.fromkeys(EIGHTHS, "tl.uint8"),  # widened by `helpers`: not every GPU has these types
+    **dict.fromkeys(FLOAT8, "tl.uint8"),  # widened by `helpers`: not every GPU has these types
     "i64": "tl.int64",
     "i32": "tl.int32",
     "i16": "tl.int16",

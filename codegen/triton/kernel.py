@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from einfuse.codegen.order import largest_last
 from einfuse.codegen.plan import (
-    EIGHTHS,
+    FLOAT8,
     Block,
     Coordinate,
     Dot,
@@ -124,7 +124,7 @@ class Kernel:
                 passed = f'TensorDescriptor.from_tensor(tensors["{t.name}"], {shape})'
                 self.argument(f"tensor {t.name}", f"{t.name}_desc", passed)
                 continue
-            view = ".view(torch.uint8)" if t.storage in ("bool", *EIGHTHS) else ""
+            view = ".view(torch.uint8)" if t.storage in ("bool", *FLOAT8) else ""
             self.argument(f"tensor {t.name}", f"{t.name}_ptr", f'tensors["{t.name}"]{view}')
         tabulated = table_ranks(plan)
         for rank in tabulated:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from einfuse.codegen.plan import EIGHTHS, FLOATS, Load, Store, Value
+from einfuse.codegen.plan import FLOAT8, FLOATS, Load, Store, Value
 from einfuse.codegen.triton.body import STORAGE, Body, Ref, number, wrapped
 from einfuse.ir import DType
 
@@ -84,7 +84,7 @@ def print_pointed(body: Body, op: Load, storage: str, note: str) -> None:
     if op.where is not None:
         # Triton's interpreter widens a truth value that it spreads
         tests.append(f"({body.view(body.ref(op.where), dims)} != 0)")
-    float_like = storage in FLOATS and storage not in EIGHTHS
+    float_like = storage in FLOATS and storage not in FLOAT8
     args = [place] + ([f"mask={' & '.join(tests)}", f"other={'0.0' if float_like else '0'}"] if tests else [])
     body.line(note)
     wanted = {"float": "f64" if body.plan.compute == "f64" else "f32", "int": "i32", "bool": ""}[op.out.dtype]
@@ -98,10 +98,10 @@ def print_pointed(body: Body, op: Load, storage: str, note: str) -> None:
         remember(body, op.out, body.assign(op.out.name, f"{raw}.to({body.type('float')})"), raw, storage, dims)
     else:
         name, head = body.names.fresh(op.out.name), "tl.load"
-        if storage in EIGHTHS:
+        if storage in FLOAT8:
             body.helpers.add(f"_{storage}")
             head = f"_{storage}(tl.load"
-        tail = ") != 0" if op.out.dtype == "bool" else f"{')' * (storage in EIGHTHS)}).to({body.type(op.out.dtype)})"
+        tail = ") != 0" if op.out.dtype == "bool" else f"{')' * (storage in FLOAT8)}).to({body.type(op.out.dtype)})"
         body.lines += wrapped(body.indent, f"{name} = {head}", args, tail)
         remember(body, op.out, name, None, storage, dims)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from einfuse.codegen.cpu.access import ELEMENTS
 from einfuse.codegen.cpu.names import HEADERS
-from einfuse.codegen.plan import EIGHTHS, Const, Coordinate, Dot, Load, Map
+from einfuse.codegen.plan import FLOAT8, Const, Coordinate, Dot, Load, Map
 from einfuse.codegen.plan.scan import Relabel, ScanPlan, Solve, reads
 from einfuse.codegen.scan.cpu.body import Body, own
 from einfuse.codegen.scan.cpu.forms import TYPES, identifier
@@ -29,10 +29,10 @@ def emit(plan: ScanPlan) -> str:
     text = [f"// {plan.name}", "//", *(f"//   {x}".rstrip() for x in plan.equations.strip().splitlines())]
     text.append(f"using T = {'double' if plan.compute == 'f64' else 'float'};")
     text += [(Path(__file__).parent / "kernel.h").read_text(), HEADERS["hash"].read_text()]
-    used = sorted({t.storage for t in plan.tensors if t.storage in EIGHTHS})
+    used = sorted({t.storage for t in plan.tensors if t.storage in FLOAT8})
     if used:
         widened = [f"static inline float widen({s} x) {{ return float_of(x); }}" for s in used]
-        text += [HEADERS["eighths"].read_text(), *widened]
+        text += [HEADERS["float8"].read_text(), *widened]
     text += [f'extern "C" {_SIGNATURE} {{', *_arguments(plan)]
     text += [f"  const long points = {_points(plan)};", "  if (points <= 0) return 0;", "  int failed = 0;"]
     text += ["#pragma omp parallel num_threads(std::max(1L, std::min((long)threads, points)))", "  {"]

@@ -6,7 +6,7 @@ they do not depend on each other.
 
 from __future__ import annotations
 
-from einfuse.codegen.plan import EIGHTHS
+from einfuse.codegen.plan import FLOAT8
 from einfuse.codegen.plan.scan import ScanPlan
 from einfuse.codegen.scan.triton.body import Body
 from einfuse.codegen.scan.triton.layout import Layout
@@ -44,7 +44,7 @@ def _arguments(plan: ScanPlan) -> tuple[list[str], list[str]]:
     names, passed = [], []
     for t in plan.tensors:
         names.append(f"{identifier(t.name)}_ptr")
-        passed.append(f"tensors[{t.name!r}]{'.view(torch.uint8)' if t.storage in EIGHTHS else ''}")
+        passed.append(f"tensors[{t.name!r}]{'.view(torch.uint8)' if t.storage in FLOAT8 else ''}")
     for t in plan.tensors:
         for n in range(t.axes):
             names += [f"{identifier(t.name)}_s{n}", f"{identifier(t.name)}_n{n}"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from einfuse.codegen.plan import EIGHTHS, FUNCTIONS, Const, Coordinate, Dot, Load, Map, Param, Reduce, Size, Store, Value
+from einfuse.codegen.plan import FLOAT8, FUNCTIONS, Const, Coordinate, Dot, Load, Map, Param, Reduce, Size, Store, Value
 from einfuse.codegen.plan.scan import Op, Prefix, Region, Relabel, Solve
 from einfuse.codegen.scan.triton.body import Body, literal
 from einfuse.codegen.triton.functions import FORMS, Operand, Target, reduction
@@ -79,7 +79,7 @@ def _load(body: Body, op: Load) -> str:
     extra = f", mask={condition}, other=0" if condition else ""
     loaded = f"tl.load({_address(body, op.tensor, op.index, op.out.dims, op.clamp)}{extra})"
     storage = next(t.storage for t in body.plan.tensors if t.name == op.tensor)
-    if storage in EIGHTHS:
+    if storage in FLOAT8:
         body.helpers.add(f"_{storage}")
         loaded = f"_{storage}({loaded})"
     return f"{loaded}.to({body.type(op.out.dtype)})"

@@ -13,7 +13,7 @@ from einfuse.runtime.backends import BackendName
 from einfuse.runtime.cross import cross_compile
 from einfuse.runtime.examples import Shape, example_inputs
 
-EIGHTHS = [torch.float8_e4m3fn, torch.float8_e5m2]
+FLOAT8 = [torch.float8_e4m3fn, torch.float8_e5m2]
 BACKENDS: list[BackendName] = ["torch", "cpu", "triton", "loops", "pallas"]
 OTHERS = [pytest.param(b, marks=[pytest.mark.slow] * (b in ("cpu", "triton"))) for b in BACKENDS[:3]]
 ADDED = """attention added over b, h {
@@ -29,7 +29,7 @@ Inputs = dict[str, torch.Tensor | Scalar]
 
 def widened(given: Mapping[str, torch.Tensor | Scalar], dtype: torch.dtype) -> Inputs:
     """The same with floats of 8 bits as ``dtype``, which has all of their numbers."""
-    small = {n: x.to(dtype) for n, x in given.items() if isinstance(x, torch.Tensor) and x.dtype in EIGHTHS}
+    small = {n: x.to(dtype) for n, x in given.items() if isinstance(x, torch.Tensor) and x.dtype in FLOAT8}
     return {**given, **small}
 
 
@@ -44,7 +44,7 @@ def results(attention: einfuse.Attention, given: Inputs, dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", EIGHTHS, ids=str)
+@pytest.mark.parametrize("dtype", FLOAT8, ids=str)
 def test_each_of_256_numbers_is_itself(dtype: torch.dtype, backend: BackendName) -> None:
     attention, bits = einfuse.compile(ADDED, backend=backend), torch.arange(256).to(torch.uint8)
     rows, columns = bits.reshape(8, 32).view(dtype), bits.reshape(32, 8).view(dtype).T  # rows that lie together, and apart
@@ -60,9 +60,9 @@ def test_each_of_256_numbers_is_itself(dtype: torch.dtype, backend: BackendName)
 @pytest.mark.parametrize("name", ["alibi", "delta", "moba"])
 def test_a_call_is_that_of_what_they_stand_for(name: str, backend: BackendName) -> None:
     attention = einfuse.compile(name, backend=backend)
-    for n, (dtype, eighth) in enumerate(zip((torch.bfloat16, torch.float32), EIGHTHS, strict=True)):
+    for n, (dtype, short) in enumerate(zip((torch.bfloat16, torch.float32), FLOAT8, strict=True)):
         given = example_inputs(attention.cascade, dtype, n, Shape(1, 4, 21, 35, (16, 12), 2))
-        given |= {m: given[m].to(eighth) for m in ("k", "v", "slope") if m in given}  # type: ignore[union-attr]  # tensors
+        given |= {m: given[m].to(short) for m in ("k", "v", "slope") if m in given}  # type: ignore[union-attr]  # tensors
         one, other = (results(attention, x, dtype) for x in (given, widened(given, dtype)))
         assert all(map(torch.equal, one, other)), [(x - y).abs().max() for x, y in zip(one, other, strict=True)]
         wide = {n: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for n, x in given.items()}
