@@ -41,9 +41,10 @@ def within_reach(e: Expr) -> bool:
     return e.operations <= MAX_OPERATIONS and e.depth <= MAX_DEPTH
 
 
-def _compiled(symbols: list[Any], e: Any) -> Callable[..., Any]:
-    """``e``, or a list of such, as a function of arrays. A branch that divides by 0 is not a number."""
-    e = [z.xreplace({sp.zoo: sp.nan}) for z in e] if isinstance(e, list) else e.xreplace({sp.zoo: sp.nan})
+@functools.lru_cache(1024)  # of nine expressions eight were looked at before: specs differ less than their maps
+def _compiled(symbols: tuple[Any, ...], e: Any) -> Callable[..., Any]:
+    """``e``, or a tuple of such, as a function of arrays. A branch that divides by 0 is not a number."""
+    e = [z.xreplace({sp.zoo: sp.nan}) for z in e] if isinstance(e, tuple) else e.xreplace({sp.zoo: sp.nan})
     known = {
         **{f.sympy: f.of(np) for f in FUNCTIONS.values() if isinstance(f.sympy, str) and callable(f.numpy)},  # numpy has none
         "select": _select,
@@ -99,7 +100,7 @@ class Sampler:
 
     def _rank_once(self, f: Any, d: Any) -> int:
         others = sorted(f.free_symbols - {d}, key=str)
-        fn = _compiled([*others, d], f)
+        fn = _compiled((*others, d), f)
         rows = [self.points(x, 1 if x in self.row else SAMPLES)[:, None] for x in others]
         columns = self.points(d, SAMPLES)[None, :]
         with np.errstate(all="ignore"):
@@ -113,7 +114,7 @@ class Sampler:
             e = f.subs({x: start + n * step for n, x in enumerate(others)})
             symbols = sorted(e.free_symbols | {d}, key=str)
             with np.errstate(all="ignore"):
-                y = np.asarray(_compiled(symbols, e)(*(self.points(x, 7) for x in symbols)), float) * np.ones(7)
+                y = np.asarray(_compiled(tuple(symbols), e)(*(self.points(x, 7) for x in symbols)), float) * np.ones(7)
             if np.isfinite(y).all() and (np.abs(y) > 1e-9).all():
                 return self._without_dead_branches(e, d)
         raise NotSeparable(f"{f} vanishes at every trial point")
@@ -123,7 +124,7 @@ class Sampler:
         h = self.at_point(f, d)
         points = np.linspace(0 if d in self.positive else -RANGE, RANGE, 2 * SAMPLES + 1)
         with np.errstate(all="ignore"):
-            y = np.asarray(_compiled([d], h)(points), float) * np.ones(len(points))
+            y = np.asarray(_compiled((d,), h)(points), float) * np.ones(len(points))
         y = y[np.isfinite(y)]
         return bool((y == 0).any() or ((y > 0).any() and (y < 0).any()))
 
@@ -135,7 +136,7 @@ class Sampler:
             if len(inner) == 1:
                 if inner[0].free_symbols - {d}:
                     continue  # its sign may depend on the row
-                y = np.asarray(_compiled([d], inner[0])(points), float) * np.ones(50)
+                y = np.asarray(_compiled((d,), inner[0])(points), float) * np.ones(50)
                 if (y > 0).all():
                     replacements[q] = inner[0]
                 elif (y < 0).all():
@@ -145,7 +146,7 @@ class Sampler:
     def holds(self, lhs: Any, rhs: Any) -> bool:
         """Are the two sides equal on random points of two ranges?"""
         symbols = sorted(lhs.free_symbols | rhs.free_symbols, key=str)
-        sides = _compiled(symbols, [lhs, rhs])
+        sides = _compiled(tuple(symbols), (lhs, rhs))
         for scale in (1.0, 3.0):
             with np.errstate(all="ignore"):
                 a, b = sides(*[scale * self.points(x, 200) for x in symbols])
