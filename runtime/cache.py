@@ -14,6 +14,7 @@ import platform
 import re
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,8 +37,9 @@ FOLDER, SIZE = "EINFUSE_CACHE", "EINFUSE_CACHE_SIZE"
 USUAL_SIZE = "2G"
 LEFT = 0.75
 """The share of the most bytes that is left when entries are removed."""
-OFTEN = 64
-"""Entries are counted after the first one that a process writes, and then after every so many."""
+OFTEN, SELDOM, GROWTH = 64, 512, 1 / 8
+"""Entries are counted after the first one that a process writes, and again after that share of those there are: a large cache takes longer to
+count. It is after at least `OFTEN` more and at most `SELDOM`."""
 STALE = 24 * 3600
 """Seconds after which a half-written file belongs to a process that died."""
 
@@ -169,7 +171,8 @@ def key(*parts: object) -> str:
 
 def remembered(kind: str, name: str, make: Callable[[], T]) -> T:
     """The object of this kind and key (a plain record), from disk or made now and kept."""
-    path = folder() / kind / f"{name}.json"
+    root = folder()
+    path = root / kind / f"{name}.json"
     body = files.read(path)
     if body is not None:
         try:
@@ -179,12 +182,16 @@ def remembered(kind: str, name: str, make: Callable[[], T]) -> T:
             files.damaged(path)  # by whoever wrote a digest to it
     value = make()
     files.keep(path, records.dumps(value))
-    if next(_written) % OFTEN == 0:
-        trim(bound())
+    if next(_written) >= _due.get(root, 0):
+        most = bound()
+        _due[root] = sys.maxsize  # one thread counts
+        left = trim(most)
+        _due[root] = next(_written) + min(max(OFTEN, int(GROWTH * left)), SELDOM)
     return value
 
 
 _written = itertools.count()
+_due: dict[Path, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,19 +241,21 @@ def _listed(path: Path | str) -> list[os.DirEntry[str]]:
         return []  # not there, or no longer
 
 
-def trim(most: int) -> None:
-    """Removes what was used longest ago where the entries take more than ``most`` bytes, and what died while it was written.
+def trim(most: int) -> int:
+    """Removes what was used longest ago where the entries take more than ``most`` bytes, and what died while it was written; how many are left.
 
     A process that has opened an entry reads it to its end all the same; one that comes later makes it again.
     """
     found = entries(folder())
     latest = max((x.used for x in found), default=0.0)
     total = sum(x.size for x in found)
-    left = LEFT * most if total > most else total
+    wanted, removed = LEFT * most if total > most else total, 0
     for x in found:
-        gone = x.used < latest - STALE if x.place.endswith(files.PART) else total > left
+        gone = x.used < latest - STALE if x.place.endswith(files.PART) else total > wanted
         if gone and remove(x):
             total -= x.size
+            removed += 1
+    return len(found) - removed
 
 
 def remove(entry: Entry) -> bool:

@@ -351,6 +351,19 @@ def test_the_bound_holds_while_entries_are_written(fresh: Path, monkeypatch: pyt
     assert sum(x.size for x in cache.entries(cache.folder())) < 2 * 65536
 
 
+def test_a_large_cache_is_seldom_counted(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,000 entries beside 4,000: counted each time they have grown by an eighth, and not after every 64."""
+    for n in range(4_000):
+        (cache.folder() / "kind").mkdir(exist_ok=True)
+        (cache.folder() / "kind" / f"{n}.json").write_bytes(b"")
+    counted: list[int] = []
+    whole = cache.entries
+    monkeypatch.setattr(cache, "entries", lambda root: counted.append(1) or whole(root))
+    for n in range(4_000, 6_000):
+        cache.remembered("kind", str(n), lambda: 1)
+    assert len(counted) == 4
+
+
 # -- disks ---------------------------------------------------------------------------------------------------------------------------
 
 
