@@ -10,7 +10,7 @@ polynomials (Levi-Civita), so a cut is a fact about the map and not a want of cl
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,26 @@ def _compiled(symbols: tuple[Any, ...], e: Any) -> Callable[..., Any]:
         "logical_and": _Joined(np.logical_and),
         "logical_or": _Joined(np.logical_or),
     }
-    return sp.lambdify(symbols, e, [known, "numpy"])  # type: ignore[no-any-return]
+    return sp.lambdify(symbols, e, [known, "numpy"], printer=_printer()(known))  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _printer() -> Callable[[Mapping[str, Any]], Any]:
+    """A printer of functions of arrays with these names among them, which leaves conditions as they are: `NumPyPrinter` simplifies those
+    that choose between conditions, for minutes."""
+    from sympy.printing.numpy import NumPyPrinter
+
+    class Printer(NumPyPrinter):  # type: ignore[misc]
+        def _print_Piecewise(self, e: Any) -> str:
+            values, conditions = (", ".join(map(self._print, x)) for x in zip(*e.args, strict=True))
+            return f"select([{conditions}], [{values}])"
+
+        def _print_ITE(self, e: Any) -> str:
+            condition, a, b = map(self._print, e.args)
+            return f"select([{condition}], [{a}], {b})"
+
+    options = {"fully_qualified_modules": False, "inline": True, "allow_unknown_functions": True}
+    return lambda known: Printer(options | {"user_functions": {name: name for name in known}})
 
 
 class _Joined:
@@ -165,7 +184,7 @@ def exponential(e: Any) -> Any:
 @functools.lru_cache(256)
 def tidy(e: Any) -> Any:
     """Simplified, where that is surely quick: `sympy.simplify` tries everything it has, and first imports it (0.3 s)."""
-    if sp.count_ops(e) >= 60:
+    if not _quick(e, 60):
         return e
     short = sp.powsimp(sp.factor(e))
     return short if sp.count_ops(short) <= SHORT else sp.powsimp(sp.simplify(e))
@@ -177,7 +196,12 @@ def proven(lhs: Any, rhs: Any) -> bool:
     if sp.expand(_absorbed(lhs) - _absorbed(rhs)) == 0:
         return True  # most corrections: a hundred times cheaper than to simplify
     difference = sp.powsimp(lhs - rhs, combine="base")  # (a / b)^p (b / c)^p meet
-    return bool(difference == 0 or (sp.count_ops(difference) < 120 and sp.simplify(difference) == 0))
+    return bool(difference == 0 or (_quick(difference, 120) and sp.simplify(difference) == 0))
+
+
+def _quick(e: Any, most: int) -> bool:
+    """Whether `sympy.simplify` is surely quick: fewer operations than ``most``, and no condition that chooses between conditions."""
+    return bool(sp.count_ops(e) < most) and not e.has(sp.ITE)
 
 
 def _absorbed(e: Any) -> Any:

@@ -61,6 +61,8 @@ TEXTS = {
     "conditions": (chain(SCORE.replace("s", "s0", 1), "s@ = s#[i, max(j - 1, 0)] + s# where j != @", "w = s#", 25), REFUSED),
     "squares of weights": (chain(f"{SCORE}\n  m[i] = max[j](s)\n  p0 = exp(s - m)", "p@ = p# * p# + p#", "w = p#", 25), REFUSED),
     "choices of weights": (chain(f"{SCORE}\n  m[i] = max[j](s)\n  p0 = s - m", "p@ = p# if p# > @ else p# * p#", "w = p#", 40), REFUSED),
+    "conditions of choices": (chain(f"{SCORE}\n  r[i] = max[j](s)\n  p0 = s if r > 0.5 else s - r", "p@ = sin(p# * r + p#) + p# * p#",
+                                    "w = p# if p# > 0.5 else p# - r", 2), None),
     "squares of features": (chain("x0[i, d] = q", "x@ = x# * x# + x#", "w = sum[d](x#[i, d] * k)", 30), None),
     "a long chain of statements": (chain(SCORE.replace("s", "s0", 1), "s@ = 1.01 * s# + 0.5", "w = s#", 300), None),
     "a longer one": (chain(SCORE.replace("s", "s0", 1), "s@ = 1.01 * s# + 0.5", "w = s#", 1200), "more than 1,000 statements"),
