@@ -1,13 +1,18 @@
-"""Lowering is right, whatever a back end makes of it: every spec of the library, forward and backward, by its plans in straight loops."""
+"""Lowering is right, whatever a back end makes of it: specs of the library, forward and backward, by their plans in straight loops.
+
+A third of them, the same whatever specs there are beside it: back ends print the very plans of all (tests/runtime/test_library.py).
+"""
 
 from __future__ import annotations
+
+from zlib import crc32
 
 import pytest
 
 import einfuse
 from einfuse.runtime.verify import Shape
 
-SPECS = sorted(x.name for x in einfuse.list_specs())
+SPECS = [n for n in sorted(x.name for x in einfuse.list_specs()) if crc32(n.encode()) % 3 == 0]
 
 
 @pytest.mark.slow

@@ -243,8 +243,11 @@ def test_a_row_that_sees_nothing_is_zero_and_has_finite_gradients(name: str) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [pytest.param(n, torch.float32, id=f"{n}-fp32") for n in SPECS]
-    + [pytest.param(n, torch.bfloat16, id=f"{n}-bf16") for n in sorted(SPECS)[::4]],
+    [
+        pytest.param(n, d, id=f"{n}-{d}".replace("torch.", ""))
+        for k, n in enumerate(sorted(SPECS))
+        for d in [torch.bfloat16 if k % 4 == 0 else torch.float32]
+    ],
 )
 def test_range_and_masked_rows_in_compiled_kernels(name: str, dtype: torch.dtype) -> None:
     """Scores up to +-1e4 in fp32 and +-100 in bf16, and rows that see nothing: one build for both."""

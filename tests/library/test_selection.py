@@ -250,10 +250,11 @@ def test_the_oracle_is_the_formula(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "backend", ["torch", pytest.param("cpu", marks=pytest.mark.slow), pytest.param("triton", marks=pytest.mark.slow)]
+    ("name", "backend"),
+    [(n, "torch") for n in CASES]
+    + [pytest.param(n, ("cpu", "triton")[k % 2], marks=pytest.mark.slow) for k, n in enumerate(CASES)],
 )
-@pytest.mark.parametrize("name", CASES)
-def test_kernels_are_the_formula(name: str, backend: str, request: pytest.FixtureRequest) -> None:
+def test_kernels_are_the_formula(name: str, backend: str) -> None:
     if backend == "triton":
         einfuse.runtime.backends.interpret_triton()
     attention = einfuse.compile(name, backend=backend)  # type: ignore[arg-type]

@@ -59,6 +59,9 @@ def test_tangents_of_a_spec_are_those_of_its_formula(name: str) -> None:
     )  # one that masks let through
     same(attn.jvp(**floats, **rest, tangents=along)[1], expected)  # type: ignore[arg-type]  # as drawn
 
+    if name not in QUICK:
+        return
+
     def compiled(*points: torch.Tensor) -> Outputs:
         return as_tuple(attn(**dict(zip(floats, points, strict=True)), **rest))  # type: ignore[arg-type]  # as drawn
 

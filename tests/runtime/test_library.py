@@ -21,7 +21,7 @@ SHAPES = {
     "atlas": Shape(1, 1, 19, 19, (6, 7), 1),  # matrices of a state times matrices of a state, which an interpreter runs
 }
 COMBINATIONS: list[tuple[BackendName, str]] = [(b, d) for b in ("cpu", "triton") for d in ("float32", "bfloat16")]
-EVERYWHERE = ("causal", "alibi_window", "sigmoid", "t5_bias", "document", "rope", "cosine", "sink")
+EVERYWHERE = ("causal", "alibi_window", "t5_bias", "document", "cosine")
 OTHERS = [(n, COMBINATIONS[crc32(n.encode()) % 4]) for n in sorted(set(SPECS) - set(EVERYWHERE))]
 """Some specs on both back ends in both dtypes, every other one on one of the four, the same whatever specs there are beside it; `einfuse verify
 --all` does all of them."""
@@ -53,7 +53,7 @@ def test_kernels_are_right(name: str, combination: tuple[BackendName, str]) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["causal", "alibi_window", "sigmoid", "document", "cosine"])
+@pytest.mark.parametrize("name", ["causal", "document", "cosine"])
 @pytest.mark.parametrize(
     "shape", [Shape(1, 2, 1, 1, (1, 1), 1), Shape(1, 2, 7, 129, (3, 65), 2), Shape(2, 2, 130, 64, (64, 8), 1)], ids=str
 )

@@ -102,8 +102,7 @@ class Three(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # by torch._inductor itself
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("kind", ["export", "package"])
+@pytest.mark.parametrize(("kind", "dynamic"), [("export", False), ("package", True)])
 def test_a_saved_program_runs_in_a_process_that_can_compile_nothing(tmp_path: Path, kind: str, dynamic: bool) -> None:
     """It has einfuse, its kernels on disk, and neither the language nor what prints and compiles kernels."""
     model, g = Three(dynamic), torch.Generator().manual_seed(0)
