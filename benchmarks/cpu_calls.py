@@ -65,9 +65,9 @@ def small() -> Iterator[tuple[str, Row]]:
             yield (
                 f"{list(shape)} {str(dtype).removeprefix('torch.')}",
                 {
-                    "sdpa": lambda q=q: F.scaled_dot_product_attention(q, q, q, is_causal=True),
-                    "causal": lambda q=q: causal(q, q, q),
-                    "alibi": lambda q=q, slope=slope: alibi(q, q, q, slope=slope),
+                    "sdpa": functools.partial(F.scaled_dot_product_attention, q, q, q, is_causal=True),
+                    "causal": functools.partial(causal, q, q, q),
+                    "alibi": functools.partial(alibi, q, q, q, slope=slope),
                 },
             )
 
@@ -106,7 +106,7 @@ def train() -> Iterator[tuple[str, Row]]:
     """Forward and backward."""
     causal = einfuse.compile("causal")
 
-    def step(run: Callable[..., torch.Tensor], xs: Sequence[torch.Tensor], g: torch.Tensor) -> object:
+    def step(run: Callable[..., Any], xs: Sequence[torch.Tensor], g: torch.Tensor) -> object:
         return torch.autograd.grad(run(*xs), xs, g)
 
     for shape in ((1, 1, 1, 64), (1, 8, 16, 64), (8, 12, 64, 32)):

@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from serve.__main__ import llama  # noqa: E402
 from serve.engine import Engine  # noqa: E402
 from serve.model import Capacity, Model  # noqa: E402
 from serve.request import Request  # noqa: E402
-from turns import medians  # noqa: E402
+from turns import Row, medians  # noqa: E402
 
 Wish = tuple[list[int], int]
 """A prompt, and how many tokens are wanted."""
@@ -45,6 +47,12 @@ def served(model: Model, wishes: list[Wish]) -> None:
     engine.run()
 
 
+def each(run: Callable[[list[Wish]], None], batches: list[list[Wish]]) -> None:
+    """One batch after the other."""
+    for wishes in batches:
+        run(wishes)
+
+
 def main(argv: list[str] | None = None) -> int:
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name, usual in {"batch": 8, "prompt": 512, "new": 64, "threads": 1, "repeats": 3, "rows": 512}.items():
@@ -62,11 +70,11 @@ def main(argv: list[str] | None = None) -> int:
     mixed = [wish(draw.randrange(16, args.prompt), draw.choice((4, 8, 16, args.new))) for _ in range(4 * args.batch)]
     batches = [mixed[n : n + args.batch] for n in range(0, len(mixed), args.batch)]
     with torch.no_grad():
-        groups = {
+        groups: dict[str, Row] = {
             "at once": {"generate": lambda: generated(stock, equal), "engine": lambda: served(model, equal)},
             "mixed": {
-                "static generate": lambda: [generated(stock, b) for b in batches],
-                "static engine": lambda: [served(model, b) for b in batches],
+                "static generate": lambda: each(partial(generated, stock), batches),
+                "static engine": lambda: each(partial(served, model), batches),
                 "engine": lambda: served(model, mixed),
             },
         }

@@ -94,8 +94,8 @@ class Editor:
         self.send("textDocument/didOpen", textDocument={"uri": uri, "languageId": "attn", "version": 1, "text": text})
         self.until(said)
         start, before = time.perf_counter(), self.spent()
-        changed = {"textDocument": {"uri": uri, "version": 2}, "contentChanges": [{"text": f"{head}{out}x{tail}"}]}
-        self.send("textDocument/didChange", **changed)
+        after = [{"text": f"{head}{out}x{tail}"}]
+        self.send("textDocument/didChange", textDocument={"uri": uri, "version": 2}, contentChanges=after)
         self.until(lambda m: said(m) and bool(m["params"]["diagnostics"]))
         taken = time.perf_counter() - start, self.spent() - before
         self.send("textDocument/didClose", textDocument={"uri": uri})

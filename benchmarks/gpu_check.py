@@ -107,8 +107,9 @@ def captured(name: str, dtype: str) -> list[dict[str, Any]]:
     with torch.no_grad(), torch.cuda.graph(graph):
         out = attention(**held)
     for n, x in second.items():
-        if isinstance(x, torch.Tensor):
-            held[n].copy_(x)
+        there = held[n]
+        if isinstance(x, torch.Tensor) and isinstance(there, torch.Tensor):
+            there.copy_(x)
     graph.replay()
     with torch.no_grad():
         direct = attention(**held)

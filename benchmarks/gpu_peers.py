@@ -127,11 +127,12 @@ def scanned(name: str, b: int, h: int, n: int, d: int) -> dict[str, torch.Tensor
     """Arguments of a recurrence of the library on the device in bf16, laid out as flash-linear-attention has them: [batch, token, head,
     feature]."""
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("q", "k", "v"), (b, n, h, d))
-    shapes |= {
+    more: dict[str, dict[str, tuple[int, ...]]] = {
         "gla": {"g": (b, n, h, d)},
         "delta": {"beta": (b, n, h)},
         "gated_delta": {"g": (b, n, h), "beta": (b, n, h)},
-    }.get(name, {})
+    }
+    shapes |= more.get(name, {})
     made = {x: torch.randn(s, device="cuda", dtype=torch.bfloat16).requires_grad_() for x, s in shapes.items()}
     return made | ({"slope": 2.0 ** (-5.0 - torch.arange(h, device="cuda"))} if name == "retention" else {})
 
@@ -171,7 +172,7 @@ def fla(name: str, x: Mapping[str, torch.Tensor]) -> Run:
 
 def live_pairs(variant: Variant, x: Inputs) -> int:
     """The (query, key) pairs of all heads that the mask leaves."""
-    b, h, n, _ = x["q"].shape
+    b, h, n, _ = map(int, x["q"].shape)
     if variant.mask is None:
         return b * h * n * n
     at = torch.arange(n, device=x["q"].device)

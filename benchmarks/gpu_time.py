@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # einfuse need not be installed
 
@@ -110,7 +111,7 @@ def attention(name: str, shape: Shape, dtype: str, warm: bool, device: str = "cu
         try:
             remark = agreement(ours(**x), theirs())
         except RuntimeError as error:  # a back end that this device, build or shape does not have
-            none = Time(name, "forward", dtype, _label(shape), peer, *[NONE] * 5, f" (none: {error})"[:200])
+            none = Time(name, "forward", dtype, _label(shape), peer, NONE, NONE, NONE, NONE, NONE, f" (none: {error})"[:200])
             out.append(asdict(none))
             continue
         for direction, products in (("forward", 2), ("backward", 5)):
@@ -128,7 +129,7 @@ def decode(groups: int, keys: int, warm: bool) -> list[dict[str, Any]]:
     q = torch.randn(b, h, 1, d, device="cuda", dtype=torch.bfloat16)
     k, v = (torch.randn(b, groups, keys, d, device="cuda", dtype=torch.bfloat16) for _ in "kv")
     ours = einfuse.compile("gqa", backend="triton")
-    out = []
+    out: list[dict[str, Any]] = []
     for peer, theirs in gpu_peers.decoders(q, k, v).items():
         what = ("gqa", "decode", "bfloat16", f"B{b} H{h}/{groups} S{keys} D{d}", peer)
         with torch.no_grad():
@@ -275,7 +276,7 @@ def prepared(fn: Run, leaves: Sequence[torch.Tensor]) -> Run:
     return lambda: torch.autograd.grad(o, leaves, direction, retain_graph=True)
 
 
-def agreement(ours: torch.Tensor, theirs: torch.Tensor) -> str:
+def agreement(ours: Any, theirs: torch.Tensor) -> str:
     """A remark where the two do not compute the same thing."""
     difference = (ours.float() - theirs.float()).norm() / theirs.float().norm()
     return "" if difference < 0.02 else f" (OUTPUTS DIFFER by {difference:.1%})"
@@ -289,7 +290,7 @@ def _milliseconds(run: Run) -> float:
     run()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end)
+    return float(start.elapsed_time(end))
 
 
 def kernels_of(run: Run) -> dict[str, float] | None:
@@ -299,7 +300,7 @@ def kernels_of(run: Run) -> dict[str, float] | None:
     marks: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
     launch = TritonKernel.__call__
 
-    def marked(kernel: TritonKernel, *args: Any, **options: int) -> int:
+    def marked(kernel: TritonKernel, *args: Any, **options: Any) -> int:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         found = launch(kernel, *args, **options)
@@ -307,14 +308,11 @@ def kernels_of(run: Run) -> dict[str, float] | None:
         marks.append((kernel.plan.name, start, end))
         return found
 
-    TritonKernel.__call__ = marked  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(TritonKernel, "__call__", marked):
         for _ in range(5):
             torch.cuda._sleep(AHEAD)
             run()
             torch.cuda.synchronize()
-    finally:
-        TritonKernel.__call__ = launch  # type: ignore[method-assign]
     found: dict[str, list[float]] = {}
     for name, start, end in marks:
         found.setdefault(name, []).append(start.elapsed_time(end))

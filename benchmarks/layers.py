@@ -99,7 +99,8 @@ def shaw(q: Tensor, k: Tensor, v: Tensor, a: Tensor, c: Tensor) -> Tensor:
     at = offsets(q.shape[-2]).clamp(-reach, reach) + reach
     scores = q @ k.mT + torch.einsum("bhid,ijd->bhij", q, a[at])
     p = (scores * q.shape[-1] ** -0.5).softmax(-1)
-    return p @ v + torch.einsum("bhij,ije->bhie", p, c[at])
+    out: Tensor = p @ v + torch.einsum("bhij,ije->bhie", p, c[at])
+    return out
 
 
 def deberta(q: Tensor, k: Tensor, v: Tensor, pq: Tensor, pk: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ def deberta(q: Tensor, k: Tensor, v: Tensor, pq: Tensor, pk: Tensor) -> Tensor:
 
 def sigmoid(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     n = q.shape[-2]
-    scores = q @ k.mT * q.shape[-1] ** -0.5 - math.log(n)
+    scores: Tensor = q @ k.mT * q.shape[-1] ** -0.5 - math.log(n)
     return scores.sigmoid().masked_fill(hidden(n), 0) @ v
 
 
@@ -159,7 +160,7 @@ def twins(name: str, width: int, heads: int) -> tuple[nn.Module, nn.Module]:
     make, plain = LAYERS[name]
     ours = make(width, heads)
     peer = copy.deepcopy(ours)
-    peer.attention = plain
+    peer.attention = plain  # type: ignore[assignment]  # a function in the place of a module
     return ours, peer
 
 

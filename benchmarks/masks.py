@@ -137,7 +137,8 @@ def measured(what: str, name: str, n: int, repeats: int) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     if args.one:
-        one(*args.one, args.length, args.repeats)
+        what, name = args.one
+        one(what, name, args.length, args.repeats)
         return 0
     if args.length:
         print(f"{args.length} queries and keys, blocks of {BLOCK}; torch {torch.__version__}")

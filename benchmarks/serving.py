@@ -14,7 +14,9 @@ import argparse
 import functools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
@@ -43,7 +45,7 @@ def planned(
     """A plan over a full cache whose pages lie in no order, the starts of a step, and its queries. Sequences ``shared`` so many tokens."""
     table = -(-(tokens + rows) // PAGE)
     attn = einfuse.compile(name, backend="cpu")
-    token = {"k": (SHARED, width), "v": (SHARED, width)}
+    token: dict[str, Any] = {"k": (SHARED, width), "v": (SHARED, width)}
     cache = serving.Cache.empty(attn, pages=batch * table + 1, width=PAGE, table=table, batch=batch, dtype=dtype, **token)
     for x in cache.tensors.values():
         x.normal_()
@@ -71,7 +73,7 @@ def measured(batch: int, tokens: int, width: int, dtype: torch.dtype, repeats: i
     large = memory.lasting(heads.shape, dtype, heads.device).copy_(heads)
     ordered, _, rows = planned("causal", batch, tokens, width, dtype)
     ordered.cache.page.copy_(torch.arange(ordered.cache.page.numel()).view_as(ordered.cache.page))
-    paged = {
+    paged: Row = {
         "heads first": functools.partial(full, q[:, :, None], *heads),
         "heads first, large": functools.partial(full, q[:, :, None], *large),
         "tokens first": functools.partial(full, q[:, :, None], *flat),
@@ -80,19 +82,19 @@ def measured(batch: int, tokens: int, width: int, dtype: torch.dtype, repeats: i
     }
     found["paged"] = medians(paged, repeats)
 
-    specs: Row = {}
+    specs: dict[str, Callable[[], object]] = {}
     for name in SPECS:
         one, _, rows = planned(name, batch, tokens, width, dtype)
         specs[name] = functools.partial(one.run, rows)
     found["specs"] = medians(specs, repeats)
 
-    common: Row = {}
+    common: dict[str, Callable[[], object]] = {}
     for how, prefixes in (("each", False), ("once", True)):
         one, _, rows = planned("causal", batch, tokens, width, dtype, 1, tokens * 7 // 8, prefixes)
         common[how] = functools.partial(one.run, rows)
     found["prefix"] = medians(common, repeats)
 
-    drafts: Row = {}
+    drafts: dict[str, Callable[[], object]] = {}
     for n in (1, 4, 8):
         one, _, rows = planned("causal", batch, tokens, width, dtype, n)
         drafts[f"{n} rows"] = functools.partial(one.run, rows)

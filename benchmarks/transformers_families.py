@@ -10,6 +10,7 @@ transformers runs it with eager alone), `not built` (no small configuration runs
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where results are kept; families that it has are not run again")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     integrations.transformers.register("einfuse", backend=args.backend)
     kept = args.out.read_text().splitlines() if args.out and args.out.exists() else []
     done = {json.loads(line)["name"] for line in kept}
@@ -180,13 +181,19 @@ def built(kind: str, name: str) -> Any:
     raise first
 
 
+def kept_logits(kind: str, model: Any, batch: int, pad: str) -> torch.Tensor:
+    """Those of real positions."""
+    found: torch.Tensor = kept(kind, model, batch, pad).detach()
+    return found
+
+
 def calls(kind: str, model: Any) -> Iterator[tuple[str, Run]]:
     """The calls of a model: logits and gradients of real positions, and greedy tokens with growing and static caches."""
     texts = kind not in ("image", "sound")
     pads = {"image": ("none",), "sound": ("none", "right")}.get(kind, ("none", "left", "right"))
     for batch in (1, 2):
         for pad in pads:
-            yield f"logits, batch {batch}, padding {pad}", lambda batch=batch, pad=pad: kept(kind, model, batch, pad).detach()
+            yield f"logits, batch {batch}, padding {pad}", functools.partial(kept_logits, kind, model, batch, pad)
     if kind in ("causal", "seq2seq"):
         for batch, pad, cache in ((1, "none", None), (2, "left", None), (2, "left", "static")):
             yield (

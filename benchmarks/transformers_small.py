@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -79,7 +80,7 @@ LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 def configurations(kind: type) -> Iterator[Callable[[], Any]]:
     """What makes small configurations of a class, the smallest first: a layer of every type, or as it likes; heads small, or as it likes."""
     for types, heads in ((True, True), (False, True), (True, False), (False, False)):
-        yield lambda types=types, heads=heads: _small(kind, types, heads)
+        yield functools.partial(_small, kind, types, heads)
 
 
 def _small(kind: Any, types: bool, heads: bool) -> Any:

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.generation import GenerationMixin
-from transformers_families import LENGTH, Inputs, Run, apart, built, inputs, kept, result
+from transformers import GenerationMixin
+from transformers_families import LENGTH, Inputs, Run, apart, built, inputs, kept_logits, result
 
 import einfuse.integrations as integrations
 
@@ -74,7 +74,7 @@ def model(name: str) -> Any:
         ends: Any = {"max_source_positions": 10, "max_target_positions": 64, "decoder_start_token_id": 1, "pad_token_id": 0}
         torch.manual_seed(0)
         config = transformers.WhisperConfig(**sizes, **heads, **ends, bos_token_id=1, eos_token_id=2)
-        made = transformers.WhisperForConditionalGeneration(config).eval()
+        made = transformers.WhisperForConditionalGeneration(config).eval()  # type: ignore[no-untyped-call]
         for p in made.parameters():
             if p.ndim >= 2:
                 p.data.mul_(3)
@@ -94,11 +94,12 @@ def combinations(name: str, net: Any, steps: int, few: bool) -> Iterator[tuple[s
 
 def _logits(name: str, kind: str, net: Any, pad: str) -> torch.Tensor:
     if name != "Whisper":
-        return kept(kind, net, 2, pad).detach()
+        return kept_logits(kind, net, 2, pad)
     given, real = inputs("causal", net, 2, pad)
     mask = {} if pad == "none" else {"decoder_attention_mask": given["attention_mask"]}
     out = net(**_sound(net), decoder_input_ids=given["input_ids"], **mask)
-    return out.logits[real].detach()
+    found: torch.Tensor = out.logits[real].detach()
+    return found
 
 
 def _tokens(name: str, kind: str, net: Any, pad: str, cache: str, beams: int, steps: int) -> torch.Tensor:
@@ -116,7 +117,8 @@ def _tokens(name: str, kind: str, net: Any, pad: str, cache: str, beams: int, st
     more: Any = CACHES[cache]
     many: Any = {"max_new_tokens": steps, "do_sample": False, "num_beams": beams, "disable_compile": True}
     with torch.no_grad():
-        return GenerationMixin.generate(net, **given, **many, **more)
+        found: torch.Tensor = GenerationMixin.generate(net, **given, **many, **more)
+    return found
 
 
 def _sound(net: Any) -> Inputs:
@@ -164,7 +166,7 @@ def main() -> int:
     made.add_argument("--backend", default="torch")
     args = made.parse_args()
     torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     integrations.transformers.register("einfuse", backend=args.backend)
     wrong = 0
     for name in TABLE:

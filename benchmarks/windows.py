@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # einfuse need not be installed
 
@@ -41,7 +42,7 @@ class Case:
         torch.autograd.grad(out, [self.tensors[n] for n in "qkv"], torch.ones_like(out))
 
 
-def cases(args: argparse.Namespace, spec: str, **params: int) -> list[Case]:
+def cases(args: argparse.Namespace, spec: str, **params: Any) -> list[Case]:
     """A mask over whole images, by lists and by tiles."""
     n = args.side**2
     image = {x: torch.randn(args.batch, args.heads, n, args.width, requires_grad=True) for x in "qkv"}
