@@ -144,6 +144,27 @@ def guarded(e: Expr, guard: tuple[Expr, ...] = ()) -> Iterator[tuple[Expr, tuple
         yield from guarded(a, guard)
 
 
+def choices(e: Expr, x: Expr) -> tuple[Expr, ...]:
+    """The conditions of selects in ``e`` that all hold wherever ``x`` is a part of its value: ``p`` for ``x`` in ``select(p, 2 * x, 0) + 1``.
+
+    A condition itself is no part of the value. Where ``x`` stands in conditions only, or nowhere, there are none.
+    """
+    return tuple(_choices(e, x, holders(e, x)) or ())
+
+
+def _choices(e: Expr, x: Expr, holders: frozenset[int]) -> dict[Expr, None] | None:
+    if e == x:
+        return {}
+    if id(e) not in holders:
+        return None
+    if e.op == "select":
+        sides = [(e.args[1], e.args[0]), (e.args[2], call("not", e.args[0]))]
+        found = [{p: None, **inner} for a, p in sides if (inner := _choices(a, x, holders)) is not None]
+    else:
+        found = [inner for a in e.args if (inner := _choices(a, x, holders)) is not None]
+    return {p: None for p in found[0] if all(p in other for other in found)} if found else None
+
+
 def _chained(op: str, e: Expr) -> tuple[Expr, ...]:
     return _chained(op, e.args[0]) + _chained(op, e.args[1]) if e.op == op else (e,)
 

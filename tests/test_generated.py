@@ -148,6 +148,26 @@ DERIVED = {
   o[i, e] = z + 1 where i < 3 and e > 1
   out o
 }""",
+    "a mean of keys that a condition on features leaves none of in some rows": """  rank n: feature = 2
+  in u[b, n, j, d]
+  s[n, i, j] = sum[d](q * u) where n < i and j <= i
+  mu[n, i] = sum[j](s) / count[j](s)
+  o[n, i, e] = sum[j]((s - mu) * v)
+  out o
+}""",
+    "a mean of scores that a condition on them leaves none of in some rows": """  s = sum[d](q * k)
+  t = s where s > 2.5
+  mu = sum[j](t) / count[j](t)
+  o[i, e] = sum[j]((t - mu) * v)
+  out o
+}""",
+    "a root of a sum of squares that a condition leaves none of in some rows": """  rank n: feature = 2
+  in u[b, n, j, d]
+  s[n, i, j] = sum[d](q * u) where n < i and j <= i
+  z[n, i] = sqrt(sum[j](s * s))
+  o[n, i, e] = sum[j](s / z * v)
+  out o
+}""",
     "a condition on scores and their mean": """  s = sum[d](q * k) where j <= i
   mu = sum[j](s) / (i + 1)
   t = s where s >= mu

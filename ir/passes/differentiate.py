@@ -162,9 +162,25 @@ class _Reverse:
             return
         slope = self._slope(x, read)
         if not ex.is_const(slope, 0):
-            reduced = self._reduce(f"{adjoint(target.target)}_sum", call("*", bar, slope), points - set(target.ranks), mask)
+            reduced = self._reduce(
+                f"{adjoint(target.target)}_sum", self._handed(x, read, bar, slope), points - set(target.ranks), mask
+            )
             left = ex.conjunction(*(p for p in ex.conjuncts(mask) if not self._free(p) & (points - set(target.ranks))))
             self._add(target, reduced, left)
+
+    def _handed(self, x: Einsum, read: Expr, bar: Expr, slope: Expr) -> Expr:
+        """The adjoint times the slope. Where the map of a reduction over positions chooses what it reads, the same conditions choose the
+        adjoint: that of a row without points may be no number, and 0 times it is none either."""
+        row = bar.op == "load" and bar.name in self.row_values and any(self.cascade.rank(r).is_sequence for r in x.over)
+        where = ex.choices(x.map, read) if row else ()
+        if not where:
+            return call("*", bar, slope)
+
+        def there(e: Expr) -> Expr | None:
+            return ex.substitute(e.args[1], there) if e.op == "select" and e.args[0] in where else None
+
+        value = call("*", bar, ex.substitute(slope, there))
+        return call("select", ex.conjunction(*where) or ex.TRUE, value, ex.const(0.0))
 
     def _free_rule(self, x: Einsum, read: Expr, bar: Expr, mask: Expr | None) -> Expr | None:
         """The adjoint of a factor of a sum: (sum of bar * x) * d log(map) / d read, where that is free of the reduced ranks."""
@@ -257,7 +273,7 @@ class _Reverse:
             mask = ex.conjunction(*ex.conjuncts(x.mask), *ex.conjuncts(mask))
             plain = spread(self.cascade, read, {*x.ranks, *x.over}, self.taken)
             self.cascade, self.order = plain.cascade, [r.name for r in plain.cascade.ranks]
-            value = ex.product(call("*", bar, slope), *plain.places)
+            value = ex.product(self._handed(x, read, bar, slope), *plain.places)
             self.reads.setdefault((read.name, plain.args), []).append((x, value, mask))
 
     def _input_gradients(self) -> list[tuple[Gradient, str | None]]:
