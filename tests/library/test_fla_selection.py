@@ -113,6 +113,7 @@ def test_moba(parallel_moba: Callable[..., Tensor]) -> None:
 
 
 def test_one_block_of_moba_is_the_own_one(parallel_moba: Callable[..., Tensor]) -> None:
+    """Trap 7 of test_selection_traps.py: with one block theirs is full attention."""
     q, k, v = (x[:1] for x in drawn())
     q = q[:, :, 0]
     own, past = torch.arange(N)[:, None], torch.arange(N)

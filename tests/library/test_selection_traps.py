@@ -1,4 +1,9 @@
-"""What implementations of selection were wrong about, one test each: the name says what happened there, the test that it does not here."""
+"""What implementations of selection were wrong about, one test each: the name says what happened there, the test that it does not here.
+
+The traps, by the numbers that the tests name: 1 ties, 2 buffers of candidates, 3 nothing to choose, 4 lists and their gradients, 5 padding,
+6 counts, 7 the future, 8 the fast beside the plain, 9 slower than dense, 10 what a call may ask for, 11 found by reading. Of 9,
+tests/runtime/test_through.py says where lists drive loops and where they would not pay; benchmarks/selection.py measures it.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +79,7 @@ def agree(found: Tensor, truth: Tensor, x: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_another_set_each_run_where_values_are_equal(backend: BackendName) -> None:
-    """Zeros of a relu tie; the lower coordinate comes first, on one thread or two, alone or in a batch."""
+    """Trap 1. Zeros of a relu tie; the lower coordinate comes first, on one thread or two, alone or in a batch."""
     x, attention = drawn(), chosen("relu(0 * sum[d](q * mk)) + (1 if w == 3 else 0)", slots=3, backend=backend)
     before = torch.get_num_threads()
     try:
@@ -88,13 +93,14 @@ def test_another_set_each_run_where_values_are_equal(backend: BackendName) -> No
 
 
 def test_a_row_longer_than_a_buffer_of_candidates() -> None:
-    """Few different values, so that most of a row is as large as the last that is chosen."""
+    """Trap 2. Few different values, so that most of a row is as large as the last that is chosen."""
     values = torch.randint(0, 9, (2, 70_000)).float()
     at = best(values, None, 2048)
     assert torch.equal(at, values.sort(dim=-1, descending=True, stable=True).indices[:, :2048])
 
 
 def test_what_is_no_number_is_chosen() -> None:
+    """Trap 3."""
     nan = math.nan
     values = torch.tensor([[nan, 1.0, -math.inf, 2.0], [nan, nan, 0.0, -0.0]])
     for x in (values, values.double()):
@@ -103,7 +109,7 @@ def test_what_is_no_number_is_chosen() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_with_nothing_to_choose(backend: BackendName) -> None:
-    """-inf - -inf: the first rows, and all of them."""
+    """Trap 3. -inf - -inf: the first rows, and all of them."""
     for ranked in (f"{MEANS} where w * 4 + 4 <= i", f"{MEANS} where w > 50"):
         x = drawn()
         found, sel = call(chosen(ranked, backend=backend), x)
@@ -113,7 +119,7 @@ def test_rows_with_nothing_to_choose(backend: BackendName) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_slots_of_rows_with_nothing_to_choose(backend: BackendName) -> None:
-    """Slots are read as keys: a row without one gives 0, and no gradient that is no number."""
+    """Trap 3. Slots are read as keys: a row without one gives 0, and no gradient that is no number."""
     text = """attention read over b, h {
       rank i: query; rank j: key; rank n: feature = 3; rank d, e: feature
       in q[b, h, i, d]
@@ -132,7 +138,7 @@ def test_slots_of_rows_with_nothing_to_choose(backend: BackendName) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_token_that_several_queries_choose(backend: BackendName) -> None:
-    """What all of them give back to it is added; the last column is one like the others."""
+    """Trap 4. What all of them give back to it is added; the last column is one like the others."""
     x = drawn(keys=20)
     found, sel = call(chosen("w", backend=backend), x)
     assert (sel == torch.tensor([4, 3])).all()
@@ -141,7 +147,7 @@ def test_a_token_that_several_queries_choose(backend: BackendName) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_entry_of_minus_one_is_no_token(backend: BackendName) -> None:
-    """Nor is one behind the last, and one that stands twice counts once."""
+    """Trap 4. Nor is one behind the last, and one that stands twice counts once."""
     text = """attention given over b, h {
       rank i: query; rank j: key; rank d, e: feature
       in q[b, h, i, d]
@@ -154,15 +160,18 @@ def test_an_entry_of_minus_one_is_no_token(backend: BackendName) -> None:
     }"""
     x = drawn()
     entries = torch.tensor([[2, -1, 5, 5], [-1, -1, -1, -1], [18, 19, 400, -1]]).repeat(5, 1)[:13]
-    found = einfuse.compile(text, backend=backend)(*x, list=entries)
+    attention = einfuse.compile(text, backend=backend)
+    found = attention(*x, list=entries)
     assert isinstance(found, Tensor)
     agree(found, attend(x, (entries[..., None] == torch.arange(19)).any(-2)), x)
+    behind = torch.cat([torch.full((13, 30), -1), entries], -1)  # in columns of more than there are keys
+    assert torch.equal(attention(*x, list=behind), found)  # type: ignore[arg-type]  # one output
 
 
 @pytest.mark.parametrize("keys", [17, 18, 19, 20])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_padding_of_a_short_last_block(backend: BackendName, keys: int) -> None:
-    """Its mean is that of its own tokens, and exp(0) of what is behind them is not added, in the backward neither."""
+    """Trap 5. Its mean is that of its own tokens, and exp(0) of what is behind them is not added, in the backward neither."""
     x = drawn(keys=keys)
     found, sel = call(chosen("1e30 if w == 4 else sum[d](q * mk)", backend=backend), x)
     means = x[0] @ blocks_of(x[1]).mT
@@ -172,8 +181,26 @@ def test_padding_of_a_short_last_block(backend: BackendName, keys: int) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_dirty_padding_of_queries_and_of_what_comes_back_to_them(backend: BackendName) -> None:
+    """Trap 5. Rows behind the length hold no numbers, in the gradient of the output neither: nothing of them reaches a key."""
+    x, lengths = drawn(), torch.tensor([9, 5])
+    attention = chosen(seen=f"{CHOSEN} and i < length[b]", backend=backend)
+    behind = (torch.arange(13) >= lengths[:, None])[:, None, :, None]
+    back = torch.randn(2, 2, 13, WIDTH, dtype=torch.float64)
+    clean, dirty = (
+        torch.autograd.grad(call(attention, [q, *x[1:]], lengths)[0], x, given, allow_unused=True)
+        for q, given in (
+            (x[0], back.masked_fill(behind, 0)),
+            (x[0].masked_fill(behind, math.nan), back.masked_fill(behind, math.nan)),
+        )
+    )
+    for a, b in zip(clean[1:], dirty[1:], strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_more_slots_than_candidates(backend: BackendName) -> None:
-    """All are chosen, which is dense attention; the rest of the slots does not exist."""
+    """Trap 6. All are chosen, which is dense attention; the rest of the slots does not exist."""
     x = drawn()
     found, sel = call(chosen(slots=9, backend=backend), x)
     assert (sel[..., 5:] == -1).all()
@@ -182,7 +209,7 @@ def test_more_slots_than_candidates(backend: BackendName) -> None:
 
 
 def test_the_count_of_a_padded_length() -> None:
-    """Blocks behind the length are no candidates: what stands there changes nothing."""
+    """Trap 6. Blocks behind the length are no candidates: what stands there changes nothing."""
     x = drawn()
     attention = chosen(f"{MEANS} where w * 4 < length[b]", f"{CHOSEN} and j < length[b]", 9)
     found, sel = call(attention, x, torch.tensor([8, 8]))
@@ -196,6 +223,7 @@ def test_the_count_of_a_padded_length() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_count_of_one_row_used_for_another(backend: BackendName) -> None:
+    """Trap 6."""
     x, count = drawn(), torch.arange(26).reshape(2, 13) % 5
     found, sel = call(chosen(seen="j // 4 in kept[i]", slots=4, backend=backend), x, count=count)
     taken = torch.where(torch.arange(4) < count[:, None, :, None], sel, -1)
@@ -206,7 +234,7 @@ def test_the_count_of_one_row_used_for_another(backend: BackendName) -> None:
     "ranked", [f"{MEANS} where w * 4 + 3 <= i", "1e30 if w == i // 4 else sum[d](q * mk) where w * 4 <= i"]
 )
 def test_the_future_leaks_through_finite_mask_values_or_the_mean_of_the_own_block(ranked: str) -> None:
-    """Row by row: other tokens behind a row change nothing of it. Early rows have fewer blocks than slots."""
+    """Trap 7. Row by row: other tokens behind a row change nothing of it. Early rows have fewer blocks than slots."""
     attention, x = chosen(ranked, f"{CHOSEN} and j <= i", 3), drawn(19, 19)
     found, sel = call(attention, x)
     for row in range(18):
@@ -218,7 +246,41 @@ def test_the_future_leaks_through_finite_mask_values_or_the_mean_of_the_own_bloc
         torch.testing.assert_close(again[0][:, :, : row + 1], found[:, :, : row + 1])
 
 
+@pytest.mark.parametrize("past", [True, False])
+def test_the_future_leaks_where_queries_are_chosen(past: bool) -> None:
+    """Trap 7. A token that is among the best of all queries knows of later ones, by its definition; among those up to itself it does not."""
+    text = """attention taken over b, h {
+      rank i: query; rank x: query = Nq; rank j: key; rank n: feature = 3; rank d, e: feature
+      in q[b, h, i, d]
+      in k[b, h, j, d]
+      in v[b, h, j, e]
+      qs[i, n] = topk[x -> n](sum[d](q[b, h, x, d] * q[b, h, x, d]) WHERE)
+      s = sum[d](q * k) where i in qs[i] and j <= i
+      o[i, e] = sum[j](softmax[j](s) * v)
+      out o
+    }"""
+    attention = einfuse.compile(text.replace("WHERE", "where x <= i" if past else ""), backend="torch")
+    x = [y.detach() for y in drawn(13, 13)]
+    other = [y.clone() for y in x]
+    other[0][:, :, 9:] *= 100
+    found, again = attention(*x), attention(*other)
+    assert isinstance(found, Tensor)
+    assert isinstance(again, Tensor)
+    assert torch.equal(found[:, :, :9], again[:, :, :9]) is past
+
+
+def test_sinks_that_are_not_chosen() -> None:
+    """Traps 8 and 11. The first block, a column of the map and no row of it, is in every list, however little its keys agree with a query."""
+    x = drawn(40, 40)
+    with torch.no_grad():
+        x[0][..., 0], x[1][:, :, :4, 0] = 1, -50
+    found, sel = call(chosen("1e30 if w == 0 else sum[d](q * mk) where w * 4 <= i", f"{CHOSEN} and j <= i", 3), x)
+    assert (sel[..., 0] == 0).all()
+    agree(found, attend(x, holds(sel, 40) & (torch.arange(40) <= torch.arange(40)[:, None])), x)
+
+
 def test_an_exact_forward_with_a_wrong_backward() -> None:
+    """Trap 8."""
     x = [y[:1, :1, :6] for y in drawn()]
     x = [y.detach().requires_grad_() for y in x]
     attention = chosen(f"{MEANS} where w * 4 <= i", f"{CHOSEN} and j <= i", 1)
@@ -226,7 +288,7 @@ def test_an_exact_forward_with_a_wrong_backward() -> None:
 
 
 def test_sequences_of_unequal_lengths() -> None:
-    """Each has the result that it has alone."""
+    """Trap 10. Each has the result that it has alone."""
     x = drawn(12, 12, 3)
     lengths = torch.tensor([12, 4, 8])
     found, _ = call(chosen(f"{MEANS} where w * 4 < length[b]", f"{CHOSEN} and j < length[b] and j <= i"), x, lengths)
@@ -236,7 +298,18 @@ def test_sequences_of_unequal_lengths() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_buffers_of_an_earlier_call(backend: BackendName) -> None:
+    """Trap 10. Longer calls follow shorter ones, and the other way round."""
+    attention = chosen(seen="j // 4 in kept[i]", slots=4, backend=backend)
+    for queries, keys in ((5, 7), (30, 61), (3, 19)):
+        x = drawn(queries, keys)
+        found, sel = call(attention, x)
+        agree(found, attend(x, holds(sel, keys)), x)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_window_that_is_no_multiple_of_the_block_beside_the_choice(backend: BackendName) -> None:
+    """Trap 10."""
     x = drawn()
     found, sel = call(chosen(f"{MEANS} where w * 4 <= i", f"j <= i and (i - j < 5 or {CHOSEN})", backend=backend), x)
     rows, keys = torch.arange(13)[:, None], torch.arange(19)
@@ -244,7 +317,7 @@ def test_a_window_that_is_no_multiple_of_the_block_beside_the_choice(backend: Ba
 
 
 def test_a_tied_block_in_neither_part() -> None:
-    """What is in the list and what is not are all blocks, also where several are as good as the last that is chosen."""
+    """Trap 11. What is in the list and what is not are all blocks, also where several are as good as the last that is chosen."""
     x, other = drawn(), f"not ({CHOSEN})"
     one, two = (call(chosen("w % 2", seen), x)[0] for seen in (CHOSEN, other))
     sel = torch.tensor([1, 3]).expand(2, 2, 13, 2)
