@@ -27,9 +27,15 @@ def contracted(part: Gradient, values: Mapping[str, torch.Tensor]) -> tuple[Grad
     name, ranks = part.times
     used = set().union(*map(indices, part.index))
     letter = {r: chr(ord("a") + n) for n, r in enumerate(dict.fromkeys((*part.ranks, *ranks)))}
-    kept = tuple(r for r in letter if r in used)
+    both = [r for r in part.ranks if r in ranks]
+    # a product for each of all ranks but the last, added up: else what is summed over would have to be laid side by side, a copy
+    beside = both[:-1] if both and both[-1] not in used and not used.isdisjoint(both) else []
+    kept = tuple(r for r in letter if r in used or r in beside)
     a, b, out = ("".join(letter[r] for r in rs) for rs in (part.ranks, ranks, kept))
-    return replace(part, ranks=kept, times=None), torch.einsum(f"{a},{b}->{out}", value, values[name])
+    value = torch.einsum(f"{a},{b}->{out}", value, values[name])
+    gone = [n for n, r in enumerate(kept) if r not in used]
+    left = tuple(r for r in kept if r in used)
+    return replace(part, ranks=left, times=None), value.sum(gone) if gone else value
 
 
 def total(name: str) -> str:
@@ -70,10 +76,13 @@ def accumulate(
     window = window or {}
     shape = list(given.tensors[part.input].shape)
     at = at or axes(part.ranks, part.index)
-    value, ranks = value.sum(at.gone) if at.gone else value, at.ranks
+    value, ranks = functools.reduce(torch.sum, reversed(at.gone), value), at.ranks  # in turn: torch is slow at several axes
     held = total.get(part.input)
     cut = {n: window[e.name] for n, e in enumerate(part.index) if e.op == "index" and e.name in window} if window else {}
-    share = _direct(value, at, [cut[n][1] - cut[n][0] if n in cut else extent for n, extent in enumerate(shape)])
+    mine = [cut[n][1] - cut[n][0] if n in cut else extent for n, extent in enumerate(shape)]
+    share = _direct(value, at, mine)
+    if share is None:
+        share = _rowwise(cascade, part.index, ranks, value, mine, given, window)
     if share is not None and list(share.shape) != shape:
         if held is None:
             held = total[part.input] = torch.zeros(shape, dtype=value.dtype, device=value.device)
@@ -83,11 +92,9 @@ def accumulate(
         return
     if share is None:
         share = _indexed(cascade, part.index, ranks, value, shape, given, window)
-    if held is None:
-        held, share = (
-            (torch.zeros_like(share), share) if window else (share, None)
-        )  # what a window gave is written over by the next one
-    total[part.input] = held if share is None else held + share
+    elif held is None and window and share.data_ptr() == value.data_ptr():
+        share = share.clone()  # what a window gave is written over by the next one
+    total[part.input] = share if held is None else held + share
 
 
 def _indexed(
@@ -104,18 +111,56 @@ def _indexed(
     places = tuple(r for r in ranks if r not in row)
     value = value.permute([ranks.index(r) for r in (*places, *row)])
     first = len(shape) - len(row)
-    asked = set().union(*(reads(e) for e in index))
-    known = {n: x for n, x in given.inputs.items() if n in asked}
-    flat = torch.zeros((), dtype=torch.int64, device=value.device)
-    found = evaluate_indices(cascade, index[:first], places, known, given.sizes, window)
-    for at, extent in zip(found, shape[:first], strict=True):
-        flat = flat * extent + at.to(value.device).clamp(0, extent - 1)
-    flat = flat.expand(value.shape[: len(places)]).flatten()
+    flat = _flat(cascade, index[:first], places, value, shape[:first], given, window).flatten()
     rows = value.reshape(-1, *shape[first:])
     out = torch.zeros((math.prod(shape[:first]), *shape[first:]), dtype=value.dtype, device=value.device)
     if value.device.type == "cpu":  # the other one is atomic here, and this one on GPUs
         return out.index_add(0, flat, rows).view(shape)
     return out.index_put((flat,), rows, accumulate=True).view(shape)
+
+
+def _flat(
+    cascade: Cascade,
+    index: tuple[Expr, ...],
+    places: tuple[str, ...],
+    value: torch.Tensor,
+    shape: list[int],
+    given: Given,
+    window: Window,
+) -> torch.Tensor:
+    """Where the points of ``places``, the first axes of ``value``, are read in axes of this ``shape``, counted as one."""
+    asked = set().union(*(reads(e) for e in index))
+    known = {n: x for n, x in given.inputs.items() if n in asked}
+    flat = torch.zeros((), dtype=torch.int64, device=value.device)
+    for at, extent in zip(evaluate_indices(cascade, index, places, known, given.sizes, window), shape, strict=True):
+        flat = flat * extent + at.to(value.device).clamp(0, extent - 1)
+    return flat.expand(value.shape[: len(places)])
+
+
+def _rowwise(
+    cascade: Cascade,
+    index: tuple[Expr, ...],
+    ranks: tuple[str, ...],
+    value: torch.Tensor,
+    shape: list[int],
+    given: Given,
+    window: Window,
+) -> torch.Tensor | None:
+    """Where the first axes are read at ranks of their own: a row for each of their points, added up one value after the other."""
+    first = next((n for n, e in enumerate(index) if e.op != "index" or e in index[:n]), len(index))
+    own = tuple(e.name for e in index[:first])
+    more = tuple(r for r in ranks if r not in own)
+    if not own or not more or first == len(index) or _row(index, ranks, value, shape):
+        return None
+    value = value.permute([ranks.index(r) for r in (*own, *more)])
+    if list(value.shape[:first]) != shape[:first]:
+        return None
+    at = _flat(cascade, index[first:], (*own, *more), value, shape[first:], given, window).flatten(first)
+    out = torch.zeros((*shape[:first], math.prod(shape[first:])), dtype=value.dtype, device=value.device)
+    if value.device.type == "cpu":  # a row after the other; on GPUs it is atomic
+        return out.scatter_add_(first, at, value.flatten(first)).view(shape)
+    rows = torch.arange(math.prod(shape[:first]), device=value.device).view(*shape[:first], 1) * out.shape[-1]
+    return out.view(-1).index_put(((rows + at).flatten(),), value.flatten(), accumulate=True).view(shape)
 
 
 def _row(index: tuple[Expr, ...], ranks: tuple[str, ...], value: torch.Tensor, shape: list[int]) -> tuple[str, ...]:
