@@ -46,6 +46,7 @@ class Program:
     cascade: Cascade
     strict: bool = False
     wide: bool = False  # outputs stay in accumulation precision
+    inner: bool = False  # outputs are what pairs of a later kernel read
     guard: Guard = field(init=False)
     built: Recent[tuple[Specialisation, Variant], Built] = field(default_factory=Recent)
     graphs: Recent[tuple[object, ...], Graph] = field(default_factory=Recent)
@@ -112,8 +113,10 @@ class Program:
     def backward_of(self, wanted: tuple[str, ...]) -> Backward:
         """The backward cascades for gradients of ``wanted``; derived once."""
         if wanted not in self.backwards:
-            name = cache.key("backward", self.cascade.digest, wanted)
-            self.backwards[wanted] = cache.remembered("backward", name, lambda: differentiate.run(self.canonical(), wanted))
+            name = cache.key("backward", self.cascade.digest, wanted, *("inner",) * self.inner)
+            self.backwards[wanted] = cache.remembered(
+                "backward", name, lambda: differentiate.run(self.canonical(), wanted, self.inner)
+            )
         return self.backwards[wanted]
 
     def steps(self, wanted: tuple[str, ...], row_values: bool) -> tuple[Step, ...]:
@@ -122,7 +125,7 @@ class Program:
         if not row_values:
             return found.cascades
         if wanted not in self.lightened:
-            name = cache.key("row values", self.cascade.digest, wanted)
+            name = cache.key("row values", self.cascade.digest, wanted, *("inner",) * self.inner)
             self.lightened[wanted] = cache.remembered("backward", name, lambda: derive.run(found))
         return self.lightened[wanted].cascades
 

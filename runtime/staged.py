@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from einfuse.ir import Cascade
-from einfuse.ir.passes import choose, chunk, stages
+from einfuse.ir.passes import choose, chunk, look_up, stages
 from einfuse.ir.passes.backward import adjoint
+from einfuse.ir.passes.kernels import in_turn
 from einfuse.ir.rewrite import statements
 from einfuse.runtime import through
 from einfuse.runtime.backends import Backend
@@ -40,8 +41,11 @@ def program_of(cascade: Cascade, strict: bool, wide: bool = False) -> Program:
         return through.ListedProgram(cascade, strict, wide)
     if choose.chooses(cascade):  # its kernels are those of its parts (`runtime.selection`)
         return Program(cascade, strict, wide)
-    cut = stages.run(cascade)
-    return Program(cascade, strict, wide) if len(cut) == 1 else StagedProgram(cascade, strict, wide, stages=cut)
+    whole, cut = stages.run(cascade), in_turn(cascade)
+    if len(whole) > 1:
+        return StagedProgram(cascade, strict, wide, stages=whole if wide else cut)
+    program = Program(cascade, strict, wide)
+    return program if wide or len(cut) == 1 else RowsFirst(cascade, strict, stages=cut, whole=program)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,9 @@ class StagedProgram(Program):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.parts = tuple((through.ListedProgram if through.drives(c) else Program)(c, self.strict) for c in self.stages)
+        own = {x.target for x in statements(self.cascade)}
+        looked = {x.target for x in statements(look_up.run(self.cascade))} - own
+        self.parts = tuple(_program(c, self.strict, not looked.isdisjoint(c.outs)) for c in self.stages)
 
     def check_ranges(self, given: Given) -> None:
         """See `Program.check_ranges`: stages know what they read as lists."""
@@ -141,7 +147,8 @@ class StagedProgram(Program):
 
 @dataclass
 class RowsFirst(StagedProgram):
-    """The stages of a program in which rows come first, on GPUs and in 16 bits; calls of `FEW` rows run the ``whole``, as it is."""
+    """The stages of a program in which rows come first: what is dear of them, on GPUs and in 16 bits, and what pairs look up. Calls of `FEW`
+    rows run the ``whole``, as it is: they read less than what is made of the keys, as in decoding."""
 
     whole: Program = field(kw_only=True)
 
@@ -161,8 +168,14 @@ def rows_first(program: Program) -> Program:
     c = program.cascade
     if program.wide or choose.chooses(c):
         return program
-    cut, before = stages.run(c, rows_first=True), stages.run(c)
+    looked = look_up.run(c)
+    cut, before = stages.run(looked, rows_first=True), stages.run(looked)
     return program if len(cut) == len(before) else RowsFirst(c, program.strict, stages=cut, whole=program)
+
+
+def _program(stage: Cascade, strict: bool, inner: bool) -> Program:
+    """The program of a stage; what pairs look up in ``inner`` ones is added to scores, in accumulation precision."""
+    return through.ListedProgram(stage, strict) if through.drives(stage) else Program(stage, strict, wide=inner, inner=inner)
 
 
 def _names(program: Program, outs: Iterable[str]) -> dict[str, str]:

@@ -1,13 +1,13 @@
 """Which kernels compute a backward: the adjoint statements in a few cascades, by the rank that owns the gradients they give out.
 
-prepass      adjoints of row scalars that several kernels read
+prepass      adjoints of row scalars that several kernels read, and products that pairs look up
 rows         gradients with an entry for every row, and partial sums of those without
 columns_j    gradients with an entry for every key
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
@@ -58,14 +58,18 @@ def adjoint(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
-    """The statements of a forward cascade and their ``adjoints``; ``columns`` are the folded ranks beside that of the rows."""
+    """The statements of a forward cascade and their ``adjoints``; ``columns`` are the folded ranks beside that of the rows.
+
+    ``products`` are the adjoints that pairs look up (`passes.look_up`).
+    """
 
     cascade: Cascade
     einsums: Mapping[str, Einsum]
-    adjoints: list[Einsum]
+    adjoints: Sequence[Einsum]
     folded: Collection[str]
     columns: Collection[str]
     row: str | None
+    products: Collection[str]
 
     def run(self, gradients: list[tuple[Gradient, str | None]]) -> Backward:
         """The kernels of gradients, each with the rank that owns it (None: that of the rows)."""
@@ -78,13 +82,11 @@ class Kernels:
         everything = [*forward, *self.adjoints]
         cascades: list[Step] = []
         given = [*saved]
-        if set(groups) - {row}:
-            shared = self._shared_rows(
-                everything, [n for r, gs in groups.items() if r != row for g in gs for n in g.statements]
-            )
-            if shared:
-                cascades.append((self._cascade("prepass", everything, given, [x.target for x in shared]), ()))
-                given += shared
+        shared = self._shared_rows(everything, [n for r, gs in groups.items() if r != row for g in gs for n in g.statements])
+        first = [x for x in self.adjoints if x in shared or x.target in self.products]
+        if first:
+            cascades.append((self._cascade("prepass", everything, given, [x.target for x in first]), ()))
+            given += first
         for rank, gs in sorted(groups.items(), key=lambda kv: kv[0] != row):
             name = "rows" if rank == row else f"columns_{rank}"
             for c in stages.run(

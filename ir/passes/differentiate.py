@@ -29,7 +29,7 @@ from einfuse.ir.errors import SpecError, TooLargeError
 from einfuse.ir.expr import call
 from einfuse.ir.functions import FUNCTIONS
 from einfuse.ir.nodes import Cascade, Einsum, Expr
-from einfuse.ir.passes import seen
+from einfuse.ir.passes import look_up, seen
 from einfuse.ir.passes.backward import Backward, Gradient, Kernels, adjoint
 from einfuse.ir.passes.canonicalise import fold_ranks
 from einfuse.ir.rewrite import fresh, taken
@@ -39,9 +39,9 @@ from einfuse.ir.spread import spread
 TIE = 4e-6  # points this near to a maximum (relatively) share its gradient: fp32 scores are not computed the same way twice
 
 
-def run(cascade: Cascade, wanted: Iterable[str]) -> Backward:
-    """The backward of a canonical ``cascade`` (before folds exist) for the inputs named in ``wanted``."""
-    return _Reverse(cascade, tuple(wanted)).run()
+def run(cascade: Cascade, wanted: Iterable[str], inner: bool = False) -> Backward:
+    """The backward of a canonical ``cascade`` (before folds exist) for the inputs named in ``wanted``; of ``inner`` ones, see `passes.seen`."""
+    return _Reverse(cascade, tuple(wanted), inner).run()
 
 
 def invariant(cascade: Cascade) -> frozenset[str]:
@@ -61,8 +61,8 @@ class _Part:
 
 
 class _Reverse:
-    def __init__(self, cascade: Cascade, wanted: tuple[str, ...]) -> None:
-        self.cascade, self.wanted = cascade, set(wanted)
+    def __init__(self, cascade: Cascade, wanted: tuple[str, ...], inner: bool = False) -> None:
+        self.cascade, self.wanted, self.inner = cascade, set(wanted), inner
         self.folded = fold_ranks(cascade)
         self.einsums = {x.target: x for x in cascade.body if isinstance(x, Einsum)}
         assert len(self.einsums) == len(cascade.body), "differentiate runs before folds exist"
@@ -86,7 +86,10 @@ class _Reverse:
             for part in self.parts.get(x.target, []):
                 self._backward(x, part)
         gradients = self._input_gradients()
-        return Kernels(self.cascade, self.einsums, self.body, self.folded, self.columns, self._row_rank()).run(gradients)
+        found = look_up.among(self.cascade, self.body, self.taken, self._row_rank())
+        return Kernels(
+            found.cascade, self.einsums, found.body, self.folded, self.columns, self._row_rank(), found.products
+        ).run(gradients)
 
     def _named(
         self, base: str, ranks: tuple[str, ...], red: str | None, over: tuple[str, ...], e: Expr, mask: Expr | None
@@ -297,7 +300,7 @@ class _Reverse:
             for (ranks, left), value in sums.items():
                 owned = [r for r in ranks if self.cascade.rank(r).is_sequence]
                 sides = self._outer(value, set(owned), left) if owned and not sequence else (value,)
-                sides = seen.only(self.cascade, self.body, sides, set(owned), self._named)
+                sides = seen.only(self.cascade, self.body, sides, set(owned), self._named, self.inner)
                 spans = [self._sorted(self._free(side) | set(owned)) for side in sides] if len(sides) > 1 else [ranks]
                 made = [
                     (self._stated(adjoint(name), side, span, left), (*self.cascade.over, *span))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from einfuse.ir.errors import SpecError
 from einfuse.ir.nodes import Cascade
-from einfuse.ir.passes import choose, chunk, stages
+from einfuse.ir.passes import choose, chunk, look_up, stages
 
 
 def kernels(cascade: Cascade) -> tuple[Cascade, ...]:
@@ -20,9 +20,14 @@ def kernels(cascade: Cascade) -> tuple[Cascade, ...]:
         return (cascade,)
     chosen = choose.run(cascade)
     if chosen is None:
-        return tuple(stages.run(cascade))
+        return in_turn(cascade)
     ranked = (k for step in chosen.steps if isinstance(step, choose.Scores) for k in _ranked(step))
     return (*ranked, *kernels(chosen.rest))
+
+
+def in_turn(cascade: Cascade) -> tuple[Cascade, ...]:
+    """The stages of a cascade without scans and choices; what it looks up in tables is a stage of its own."""
+    return stages.run(look_up.run(cascade))
 
 
 def _ranked(step: choose.Scores) -> Iterator[Cascade]:

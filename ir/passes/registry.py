@@ -18,6 +18,7 @@ from einfuse.ir.passes import (
     heads_as_rows,
     items,
     lift,
+    look_up,
     pack,
     quantise,
     reassociate,
@@ -122,6 +123,7 @@ TRANSFORMS: tuple[Pass, ...] = (
         options={"table": str, "tile": int, "rows": int, "slots": int},
         does="rows by the blocks that they list, in place of a table of those: parts and their merge, or whole blocks",
     ),
+    Pass("look_up", look_up.run, ("flat",), does="products of rows with the entries of a table, which pairs look up"),
     Pass(
         "lift",
         lift.run,

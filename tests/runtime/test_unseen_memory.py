@@ -133,6 +133,27 @@ def test_what_is_computed_of_hidden_keys_is_hidden(body: str, mask: str) -> None
     assert checked(masked(mask, "torch", body), SHAPE, length=LENGTHS) == {"k", "v"}
 
 
+def test_padding_is_not_seen_through_products_that_pairs_look_up() -> None:
+    """They are kernels before the pairs, of all positions."""
+    attention = einfuse.compile(
+        """attention f over b, h {
+  rank i: query; rank j: key; rank d, e: feature
+  in q[b, h, i, d]
+  in k[b, h, j, d]
+  in v[b, h, j, e]
+  in pq[h, 3, d]
+  in pad[b, j]: bool
+  s = sum[d](q * k + k * pq[h, (j - i) % 3, d]) where pad
+  o[i, e] = sum[j](softmax[j](s) * v)
+  out o
+}""",
+        backend="torch",
+    )
+    assert [t.name for t in attention.program.parts[0].cascade.inputs] == ["k", "pq"]  # type: ignore[attr-defined]  # it has stages
+    pad = torch.arange(13) < torch.tensor([[4], [13]])
+    assert checked(attention, Shape(batch=2, heads=2, queries=9, keys=13, widths=(3, 4), group=1), pad=pad) == {"k", "v"}
+
+
 @pytest.mark.parametrize("backend", ["torch", *(pytest.param(b, marks=pytest.mark.slow) for b in OTHERS)])
 @pytest.mark.parametrize("queries", [1, 5])
 def test_unused_slots_of_a_cache_are_hidden(queries: int, backend: BackendName, monkeypatch: pytest.MonkeyPatch) -> None:
