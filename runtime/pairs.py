@@ -28,7 +28,7 @@ from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Host, Kernel, Node, Tensors, room
 from einfuse.runtime.outputs import Output, accumulation, described
-from einfuse.runtime.scatter import accumulate, adding
+from einfuse.runtime.scatter import accumulate, adding, by_rows, contracted
 
 MOST_ELEMENTS = 1 << 24
 """Of the buffer of one window."""
@@ -64,7 +64,10 @@ class Pairs:
 
     def rows(self, extent: Mapping[str, int]) -> int:
         """How many rows a window has."""
-        a_row = max(math.prod(extent[r] for r in ps[0].ranks if r != self.row) for ps in self.parts.values())
+        held = [
+            {*p.ranks, *(p.times[1] if p.times and self.column(ps) is None else ())} for ps in self.parts.values() for p in ps
+        ]
+        a_row = max(math.prod(extent[r] for r in ranks if r != self.row) for ranks in held)
         return min(extent[self.row], max(FEWEST_ROWS, MOST_ELEMENTS // max(a_row, 1)))
 
     def windows(self, extent: Mapping[str, int]) -> Iterator[tuple[int, int]]:
@@ -100,17 +103,23 @@ class Pairs:
             nodes.append(_summed(buffers, known, lo, hi, extent[w.rank]))
         return nodes
 
+    def column(self, ps: Sequence[Gradient]) -> str | None:
+        """The rank beside that of rows where all places are functions of the difference of the two; else None."""
+        sequence = {r.name for r in self.cascade.ranks if r.is_sequence} - set(self.cascade.over)
+        others = [r for r in ps[0].ranks if r in sequence and r != self.row]
+        alike = len(others) == 1 and all(of_difference(e, self.row, others[0]) for p in ps for e in p.index)
+        return others[0] if alike else None
+
     def buffer(self, statement: str, extent: Mapping[str, int], rows: int, dtype: torch.dtype) -> Buffer:
         ps = self.parts[statement]
         ranks = ps[0].ranks
         shape = [rows if r == self.row else extent[r] for r in ranks]
-        sequence = {r.name for r in self.cascade.ranks if r.is_sequence} - set(self.cascade.over)
-        others = [r for r in ranks if r in sequence and r != self.row]
-        if len(others) != 1 or not all(of_difference(e, self.row, others[0]) for p in ps for e in p.index):
+        column = self.column(ps)
+        if column is None:
             return Buffer(self, statement, Output(tuple(shape), dtype, cleared=True), rows, None)
-        j = ranks.index(others[0])
+        j = ranks.index(column)
         wide = tuple(n + rows - 1 if axis == j else n for axis, n in enumerate(shape))
-        return Buffer(self, statement, Output(wide, dtype, cleared=True), rows, others[0])
+        return Buffer(self, statement, Output(wide, dtype, cleared=True), rows, column)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,21 +156,19 @@ class Buffer:
         shape[self.axis], strides[self.axis] = rows, strides[self.axis] - strides[j]
         return base.as_strided(shape, strides, (self.rows - 1) * base.stride(j))
 
-    def add(self, total: dict[str, torch.Tensor], base: torch.Tensor, given: Given, lo: int, hi: int, last: int) -> None:
+    def add(self, total: dict[str, torch.Tensor], tensors: Tensors, given: Given, lo: int, hi: int, last: int) -> None:
         """Adds the rows ``lo <= i < hi`` to the gradients, and leaves zeros for the next window (after the last one: what was added)."""
-        c, i = self.pairs.cascade, self.pairs.row
+        c, i, base = self.pairs.cascade, self.pairs.row, tensors[self.name]
+        rows = base.narrow(self.axis, 0, hi - lo)
         for part in self.parts:
-            axis = part.ranks.index(i)
+            names = {self.statement: rows, **{n: tensors[rows_of(n)] for n in part.statements[1:]}}
             if self.column is None:
-                accumulate(total, c, part, base.narrow(axis, 0, hi - lo), given, {i: (lo, hi)})
+                accumulate(total, c, *by_rows(c, part, names, given, {i: (lo, hi)}), given, {i: (lo, hi)})
                 continue
-            value = base.sum(axis)
-            left = tuple(r for r in part.ranks if r != i)
-            columns = value.shape[left.index(self.column)]
             offset = call("-", ex.index(self.column), const(lo + self.rows - 1))
-            index = tuple(ex.rename(e, {i: const(0), self.column: offset}) for e in part.index)
-            moved = replace(part, index=index, ranks=left)
-            accumulate(total, c, moved, value, given, {self.column: (0, columns)})
+            moved = replace(part, index=tuple(ex.rename(e, {i: const(0), self.column: offset}) for e in part.index))
+            columns = base.shape[part.ranks.index(self.column)]
+            accumulate(total, c, *contracted(moved, names), given, {self.column: (0, columns)})
         if hi < last:
             base.zero_()
 
@@ -189,8 +196,8 @@ def _summed(buffers: Sequence[Buffer], known: Given, lo: int, hi: int, last: int
 
     def add(sums: dict[str, torch.Tensor], tensors: Tensors, now: Given) -> None:
         for b in buffers:
-            b.add(sums, tensors[b.name], now, lo, hi, last)
+            b.add(sums, tensors, now, lo, hi, last)
 
-    return adding(
-        (p for b in buffers for p in b.parts), (x for b in buffers for x in (rows_of(b.statement), b.name)), known, add
-    )
+    parts = [p for b in buffers for p in b.parts]
+    read = (x for b in buffers for x in (b.name, *(rows_of(n) for p in b.parts for n in p.statements)))
+    return adding(parts, read, known, add)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from einfuse.ir import Cascade, Expr
+from einfuse.ir import expr as ex
 from einfuse.ir.expr import indices, reads
 from einfuse.ir.interpreter import evaluate_indices
 from einfuse.ir.passes.backward import Gradient
@@ -36,6 +37,30 @@ def contracted(part: Gradient, values: Mapping[str, torch.Tensor]) -> tuple[Grad
     gone = [n for n, r in enumerate(kept) if r not in used]
     left = tuple(r for r in kept if r in used)
     return replace(part, ranks=left, times=None), value.sum(gone) if gone else value
+
+
+def by_rows(
+    cascade: Cascade, part: Gradient, values: Mapping[str, torch.Tensor], given: Given, window: Window
+) -> tuple[Gradient, torch.Tensor]:
+    """The same of a part that has a value for pairs and, it may be, features of rows: the values of a row are added up by their places first.
+
+    So features are multiplied by a number for each row and place, and not for each pair.
+    """
+    if part.times is None:
+        return part, values[part.statement]
+    value, (name, ranks) = values[part.statement], part.times
+    shared = tuple(r for r in part.ranks if r in ranks)
+    others = [r for r in part.ranks if r not in ranks]
+    (n,) = (n for n, e in enumerate(part.index) if indices(e) & {*others})
+    pair = others[0]
+    shape = [*(value.shape[part.ranks.index(r)] for r in shared), given.tensors[part.input].shape[n]]
+    if math.prod(shape) > value.numel() * max(values[name].numel() // max(math.prod(shape[:-1]), 1), 1):
+        return contracted(part, values)  # a row has fewer pairs, features included
+    placed = _rowwise(cascade, (*map(ex.index, shared), part.index[n]), part.ranks, value, shape, given, window)
+    assert placed is not None, "its first axes are ranks of its own"
+    index = (*part.index[:n], ex.index(pair), *part.index[n + 1 :])
+    moved = replace(part, ranks=(*shared, pair), index=index)
+    return contracted(moved, {part.statement: placed, name: values[name]})
 
 
 def total(name: str) -> str:

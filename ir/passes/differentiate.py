@@ -302,9 +302,13 @@ class _Reverse:
                 sides = self._outer(value, set(owned), left) if owned and not sequence else (value,)
                 sides = seen.only(self.cascade, self.body, sides, set(owned), self._named, self.inner)
                 spans = [self._sorted(self._free(side) | set(owned)) for side in sides] if len(sides) > 1 else [ranks]
+                apart = self._of_rows(value, index, set(owned), left) if len(owned) > 1 else None
+                if apart is not None:
+                    sides, spans = apart, [self._sorted(self._free(side)) for side in apart]
+                masks = (left, None if apart else left)  # rows have no mask of pairs
                 made = [
-                    (self._stated(adjoint(name), side, span, left), (*self.cascade.over, *span))
-                    for side, span in zip(sides, spans, strict=True)
+                    (self._stated(adjoint(name), side, span, mask), (*self.cascade.over, *span))
+                    for side, span, mask in zip(sides, spans, masks, strict=False)
                 ]
                 gradient = Gradient(name, index, *made[0], *made[1:])
                 out.append((gradient, owned[0] if len(owned) == 1 else None if owned else self._row_rank()))
@@ -327,6 +331,26 @@ class _Reverse:
             return (value,)
         places = (first[1], [p for g in rest for p in g[1]])
         return tuple(ex.fraction(*([f for at, f in side if at == which] for which in ("over", "under"))) for side in places)
+
+    def _of_rows(self, value: Expr, index: tuple[Expr, ...], pairs: set[str], mask: Expr | None) -> tuple[Expr, Expr] | None:
+        """A number for pairs, and the features of one row that it is a factor of; None where there are no such two, or no one coordinate is
+        computed of the pair. The features of a row without pairs are 0.
+        """
+        row, (over, under) = self._row_rank(), ex.quotient(value)
+        rows, weights = (
+            ex.fraction(*([f for f in side if bool(self._free(f) - pairs) is featured] for side in (over, under)))
+            for featured in (True, False)
+        )
+        placed = [e for e in index if self._free(e) & pairs]
+        plain = all(e.op == "index" or (e.op == "//" and e.args[0].op == "index") for e in index if e not in placed)
+        if not plain or len(placed) != 1 or not self._free(placed[0]) == self._free(weights) == pairs:
+            return None
+        if row is None or self._free(rows) & pairs != {row} or self._free(mask or ex.TRUE) - pairs:
+            return None
+        if ex.reads(rows) - set(map(adjoint, self.cascade.outs)):  # those are numbers wherever there is a row
+            here = self._named("seen", (row,), "sum", self._sorted(pairs - {row}), call("abs", weights), mask)
+            rows = call("select", call("==", here, ex.const(0.0)), ex.const(0.0), rows)
+        return weights, rows
 
     def _stated(self, base: str, value: Expr, ranks: tuple[str, ...], mask: Expr | None) -> str:
         """The statement that has this value, a new one where there is none."""

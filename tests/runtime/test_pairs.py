@@ -222,3 +222,37 @@ def test_a_loop_that_keeps_nothing_gives_out_pairs() -> None:
     attention = einfuse.compile("dynamic_convolution")
     found = einfuse.verify(attention, backends=["torch"], dtypes=["float32"], shape=Shape(2, 2, 9, 11, (4, 5), 1), brief=True)
     assert found.ok, [r for r in found.rows if not r.ok]
+
+
+def test_features_of_rows_are_multiplied_by_a_number_for_each_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a table as long as the rows: no gradient has features for pairs, in windows too, and rows without pairs are not seen."""
+    attention = einfuse.compile(
+        """attention f over b, h {
+  rank i: query; rank j: key; rank d, e: feature
+  in q[b, h, i, d]
+  in k[b, h, j, d]
+  in v[b, h, j, e]
+  in rel[h, Nq + Nk - 1, d]
+  in far[Nq + Nk, e]
+  s = sum[d](q * (k + rel[h, j - i + Nq - 1, d])) where i < 30
+  o[i, e] = sum[j](softmax[j](s) * (v + far[(i * j) % Nk, e]))
+  out o
+}""",
+        backend="torch",
+    )
+    for c, parts in attention.program.backward_of(("q", "rel", "far")).cascades:
+        ranks = {p.statement: {*p.ranks} for p in parts}
+        assert all({"i", "j"} - ranks[n] or not {"d", "e"} & ranks[n] for n in ranks), c.name
+    monkeypatch.setattr(pairs, "MOST_ELEMENTS", 1)
+    monkeypatch.setattr(pairs, "FEWEST_ROWS", 15)
+    found = einfuse.verify(attention, backends=["torch"], dtypes=["float32"], shape=SHAPE, brief=True)
+    assert found.ok, [r for r in found.rows if not r.ok]
+    torch.manual_seed(0)
+    q, k, v, rel, far = (torch.randn(s) for s in ((1, 2, 37, 3), (1, 2, 45, 3), (1, 2, 45, 4), (2, 81, 3), (82, 4)))
+    gradients: list[torch.Tensor] = []
+    for hidden in (0.0, float("nan")):
+        q[:, :, 30:], leaf = hidden, rel.clone().requires_grad_()
+        out = attention(q, k, v, rel=leaf, far=far)
+        assert isinstance(out, torch.Tensor)
+        gradients += torch.autograd.grad(out.sum(), leaf)
+    assert torch.equal(*gradients)
