@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 from einfuse.ir.functions import FALSE as FALSE
@@ -165,6 +165,15 @@ def _choices(e: Expr, x: Expr, holders: frozenset[int]) -> dict[Expr, None] | No
     return {p: None for p in found[0] if all(p in other for other in found)} if found else None
 
 
+def where(e: Expr, conditions: Collection[Expr]) -> Expr:
+    """``e`` where the conditions hold: what it chooses by one of them is the first side."""
+
+    def chosen(x: Expr) -> Expr | None:
+        return substitute(x.args[1], chosen) if x.op == "select" and x.args[0] in conditions else None
+
+    return substitute(e, chosen) if conditions else e
+
+
 def _chained(op: str, e: Expr) -> tuple[Expr, ...]:
     return _chained(op, e.args[0]) + _chained(op, e.args[1]) if e.op == op else (e,)
 
@@ -232,3 +241,13 @@ def scalar_type(e: Expr, lookup: Callable[[str], DType]) -> DType:
         return "bool"
     f = FUNCTIONS[e.op]
     return f.gives([scalar_type(a, lookup) for a in f.values(e.args)])
+
+
+def terms(e: Expr) -> list[tuple[int, Expr]]:
+    """``e`` as a signed sum, products distributed over the sums that are their factors."""
+    if e.op in ("+", "-"):
+        sign = 1 if e.op == "+" else -1
+        return terms(e.args[0]) + [(s * sign, t) for s, t in terms(e.args[1])]
+    if e.op == "neg":
+        return [(-s, t) for s, t in terms(e.args[0])]
+    return [(1, e)]

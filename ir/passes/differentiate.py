@@ -176,14 +176,8 @@ class _Reverse:
         adjoint: that of a row without points may be no number, and 0 times it is none either."""
         row = bar.op == "load" and bar.name in self.row_values and any(self.cascade.rank(r).is_sequence for r in x.over)
         where = ex.choices(x.map, read) if row else ()
-        if not where:
-            return call("*", bar, slope)
-
-        def there(e: Expr) -> Expr | None:
-            return ex.substitute(e.args[1], there) if e.op == "select" and e.args[0] in where else None
-
-        value = call("*", bar, ex.substitute(slope, there))
-        return call("select", ex.conjunction(*where) or ex.TRUE, value, ex.const(0.0))
+        value = call("*", bar, ex.where(slope, where))
+        return call("select", ex.conjunction(*where) or ex.TRUE, value, ex.const(0.0)) if where else value
 
     def _free_rule(self, x: Einsum, read: Expr, bar: Expr, mask: Expr | None) -> Expr | None:
         """The adjoint of a factor of a sum: (sum of bar * x) * d log(map) / d read, where that is free of the reduced ranks."""
@@ -204,7 +198,7 @@ class _Reverse:
         ranks = {r for r in ranks if r not in self.cascade.over}
         if not ranks:
             return e
-        terms = _terms(e)
+        terms = ex.terms(e)
         if len(terms) > 1:
             total: Expr = ex.ZERO
             for sign, term in terms:
@@ -403,13 +397,3 @@ def _guarded(weight: Expr, rate: Expr) -> Expr:
     if rate.op == "const" or (rate.op == "neg" and rate.args[0].op == "const"):
         return call("*", weight, rate)
     return call("select", call("==", weight, ex.const(0.0)), ex.const(0.0), call("*", weight, rate))
-
-
-def _terms(e: Expr) -> list[tuple[int, Expr]]:
-    """``e`` as a signed sum, products distributed over the sums that are their factors."""
-    if e.op in ("+", "-"):
-        sign = 1 if e.op == "+" else -1
-        return _terms(e.args[0]) + [(s * sign, t) for s, t in _terms(e.args[1])]
-    if e.op == "neg":
-        return [(-s, t) for s, t in _terms(e.args[0])]
-    return [(1, e)]
