@@ -220,10 +220,6 @@ CASES: dict[str, tuple[Callable[[X], Tensor | tuple[Tensor, ...]], Callable[[], 
 }
 
 
-INTERPRETED = {"ds"}
-"""Lists whose scores no kernel computes: the diagonals of vertical_slash, each of which is a sum over all pairs."""
-
-
 def inputs(name: str, seed: int) -> X:
     torch.manual_seed(seed)
     return CASES[name][1]()
@@ -259,9 +255,7 @@ def test_kernels_are_the_formula(name: str, backend: str) -> None:
         einfuse.runtime.backends.interpret_triton()
     attention = einfuse.compile(name, backend=backend)  # type: ignore[arg-type]
     if attention.selection is not None:
-        steps = [
-            s for s in attention.selection.chosen.steps if isinstance(s, Scores) and not s.whole and s.target not in INTERPRETED
-        ]
+        steps = [s for s in attention.selection.chosen.steps if isinstance(s, Scores) and not s.whole]
         assert all(attention.selection.scorers[s.target] is not None for s in steps), "kernels compute what is ranked"
     x = {n: t.float() if t.is_floating_point() else t for n, t in inputs(name, 2).items()}
     wide = {n: t.double() if t.is_floating_point() else t for n, t in x.items()}
