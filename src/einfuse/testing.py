@@ -157,10 +157,12 @@ _KEPT = ("n < 2", "n < prefix[b]", "n % 2 == 0", "n < 1 + OWN % 3")
 def selections(draw: st.DrawFn) -> str:
     """A whole attention that chooses what it reads.
 
-    Keys, blocks of keys, pairs of blocks, queries or diagonals, by scores of queries, of blocks of queries or of all; as many slots as
+    Keys, blocks of keys, pairs of blocks, queries, diagonals or heads, by scores of queries, of blocks of queries or of all; as many slots as
     candidates, fewer or more. The list is asked for members, read slot by slot, cut short, looked into by another choice, or given.
     """
-    use = draw(st.sampled_from(tuple(_USES)))
+    use = draw(st.sampled_from((*_USES, "heads")))
+    if use == "heads":
+        return draw(_routed_heads())
     size = draw(st.sampled_from((2, 4) if use == "pairs" else (1, 2, 4)))
     shared = {"pairs": ("",), "diagonals": ("",), "queries": ("",), "inverse": ("[i]", "")}.get(use, tuple(_RANKED))
     prefix = draw(st.sampled_from([x for x in shared if size > 1 or x != "[i // SIZE]"]))
@@ -211,6 +213,40 @@ def selections(draw: st.DrawFn) -> str:
     )
 
 
+_GATES = {
+    # whose list of heads it is: what is ranked
+    "[i]": ("gate", "relu(gate)", "h % 2", "softmax[h](gate)", "sum[d](q * q)", "-abs(h - i % 3)"),
+    "": ("max[i](gate)", "h % 2", "-h"),
+}
+_HEADS = ("", "h != i % 2", "h > 50", "gate > 0", "h % 2 == 0")
+_SHARES = ("", "softmax[h](gate) * ", "(gate if h in sel AT else 0) * ")
+
+
+@st.composite
+def _routed_heads(draw: st.DrawFn) -> str:
+    """Heads that a query, or all of them, choose: computed where they stand, or those of the list slot by slot."""
+    at, slots = draw(st.sampled_from(("[i]", ""))), draw(st.sampled_from((2, 1, 6)))
+    where = draw(st.sampled_from(_HEADS if at else tuple(x for x in _HEADS if "i" not in _words(x) and "gate" not in x)))
+    slot = "sel[i, n]" if at else "sel[n]"
+    lines = [f"{slot} = topk[h -> n]({draw(st.sampled_from(_GATES[at]))}{f' where {where}' if where else ''})"]
+    norm = draw(st.just("") | normalisers())
+    name, seen = "norm" if norm else "softmax", draw(st.sampled_from(("", "j <= i", "pad[b, j]")))
+    if draw(st.booleans()):
+        share = draw(st.sampled_from(("", f"gate[b, {slot}, i] * ")))
+        lines.append(
+            f"s[i, n, j] = sum[d](q[b, {slot}, i, d] * k[b, {slot} // group, j, d])" + (f" where {seen}" if seen else "")
+        )
+        lines.append(f"o[i, e] = sum[n]({share}sum[j]({name}[j](s) * v[b, {slot} // group, j, e]))")
+    else:
+        share, last = draw(st.sampled_from(_SHARES)), draw(st.sampled_from(("", f" where h in sel{at}")))
+        lines.append(f"s[h, i, j] = sum[d](q * k) where h in sel{at}" + (f" and {seen}" if seen else ""))
+        lines.append(f"o[h, i, e] = {share.replace(' AT', at)}sum[j]({name}[j](s) * v){last}")
+    text = "\n".join(f"  {x}" for x in lines)
+    head = f"attention drawn over b {{\n  rank h: head; rank i: query; rank j: key; rank n: feature = {slots}; rank d, e: feature\n"
+    inputs = [f"  in {x}" for x in _inputs(text)]
+    return norm + head + "\n".join([*inputs, text, f"  out {draw(st.sampled_from(('o', 'o, sel')))}"]) + "\n}\n"
+
+
 def _with_lists(norm: str, lines: list[str], outs: str, size: int, slots: int) -> str:
     """The attention of statements about blocks of keys w of so many tokens, blocks of queries x, and slots n of a list."""
     text = "\n".join(f"  {x}" for x in lines)
@@ -247,5 +283,6 @@ def _inputs(text: str) -> list[str]:
         "doc": "doc[b, N]: int",
         "pad": "pad[b, j]: bool",
         "list": "list[b, i, 4]: int",
+        "gate": "gate[b, h, i]",
     }
     return always + [declared for name, declared in optional.items() if name in text]
