@@ -103,6 +103,8 @@ N62 SparQ (2024) | sparq |
 N63 Vertical and slash lines (MInference, 2024) | vertical_slash |
 N64 Blocks by their mass (XAttention, FlexPrefill, 2025) | mass_blocks |
 N65 Twilight: the smallest set of keys of a mass (2025) | top_p |
+N66 Heavy hitters (H2O, 2023) | heavy_hitters |
+N67 Mixture of sparse attention, and of depths (2025, 2024) | expert_tokens |
 """
 HEAD = """# The catalogue
 

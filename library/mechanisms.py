@@ -157,7 +157,7 @@ A142 FAST                            | fast                        |
 A143 NAT, DiNAT                      | neighborhood neighbourhood neighbourhood_2d | NeighborhoodAttention
 A144 Conditioning on knowledge       | additive                    | ConditionedPooling
 A145 AttnGAN's DAMSM                 | two_axes                    |
-A146 Native sparse attention         | block_summaries chosen_blocks sliding_window | NativeSparseAttention
+A146 Native sparse attention         | past_summaries block_summaries chosen_blocks sliding_window | NativeSparseAttention
 A147 All-to-key attention        | cross nearest_region        | AllToKeyAttention
 A148 Fisher information embedding    | fisher                      |
 A149 Lightning Attention             | retention packed_linear     | LightningAttention

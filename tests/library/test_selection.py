@@ -180,6 +180,21 @@ def vertical_slash(x: X) -> Tensor:
     return attend(product(x), seen & LOW, x["v"])
 
 
+def expert_tokens(x: X) -> Tensor:
+    taken = has(x["gate"], 6)
+    seen = taken[..., :, None] & taken[..., None, :] & LOW
+    return x["gate"].sigmoid()[..., None] * attend(product(x), seen, x["v"])
+
+
+def heavy_hitters(x: X) -> Tensor:
+    votes = product(x).masked_fill(~LOW, -math.inf).softmax(-1).sum(-2)
+    return attend(product(x), LOW & ((ROW - J < 3) | has(votes, 4)[..., None, :]), x["v"])
+
+
+def past_summaries(x: X) -> Tensor:
+    return attend(product(x), torch.arange(9) * 2 + 3 <= ROW, x["v"])
+
+
 def paged() -> X:
     pages = torch.stack([torch.randperm(9)[:5] for _ in range(B)])
     k = draw(9, 4, H, D)
@@ -217,6 +232,9 @@ CASES: dict[str, tuple[Callable[[X], Tensor | tuple[Tensor, ...]], Callable[[], 
     "clusters": (clusters, lambda: qkv() | {"centre": draw(H, 3, D)}),
     "hash_chunks": (hash_chunks, lambda: {"x": draw(B, H, 12, D), "v": draw(B, H, 12, E), "turn": draw(2, D, 3)}),
     "vertical_slash": (vertical_slash, qkv),
+    "expert_tokens": (expert_tokens, lambda: qkv() | {"gate": draw(B, H, NK)}),
+    "heavy_hitters": (heavy_hitters, qkv),
+    "past_summaries": (past_summaries, lambda: {"q": draw(B, H, NQ, D), "k": draw(B, H, 9, D), "v": draw(B, H, 9, E)}),
 }
 
 
