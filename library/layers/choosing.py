@@ -65,6 +65,7 @@ class NativeSparseAttention(nn.Module):
         )
         self.gate, self.out = nn.Linear(width, 3 * heads), nn.Linear(width, width, bias=False)
         self.backend = backend
+        self.compressed = compiled("past_summaries", backend, stride=stride, span=span)
         self.chosen = compiled("chosen_blocks", backend, best=best, block=block)
         self.window = compiled("sliding_window", backend, window=window)
 
@@ -73,20 +74,27 @@ class NativeSparseAttention(nn.Module):
         stretches = x.unfold(2, self.span, self.stride).mT + self.place[which]
         return self.summarise[which](stretches.flatten(-2))  # type: ignore[no-any-return]
 
+    @torch.no_grad()
+    def given(self, q: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """How much the queries of a group give to every block, by the summaries of its keys: [B, groups, N, blocks]."""
+        sizes = {"blocks": -(-q.shape[2] // self.block), "stride": self.stride, "span": self.span, "block": self.block}
+        summarised = sized("block_summaries", self.backend, **sizes)
+        # Values of one feature: nobody asks for their sums.
+        _, given = summarised(q.unflatten(1, (self.kv_heads, -1)), keys, keys[..., :1])
+        return given
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         length = x.shape[1]
         if length < self.span:
             raise ValueError(f"there must be at least {self.span} tokens, found {length}")
         q = split(self.query(x), self.heads)
         k, v, k2, v2, k3, v3 = (split(t, self.kv_heads) for t in self.key_value(x).chunk(6, -1))
-        groups = q.unflatten(1, (self.kv_heads, -1))
-        sizes = {"blocks": -(-length // self.block), "stride": self.stride, "span": self.span, "block": self.block}
-        summarised = sized("block_summaries", self.backend, **sizes)
-        compressed, given = summarised(groups, self.summary(k, 0), self.summary(v, 1))
-        chosen = single(self.chosen(q, k2, v2, given=given))
+        keys, values = self.summary(k, 0), self.summary(v, 1)
+        compressed = single(self.compressed(q, keys, values))
+        chosen = single(self.chosen(q, k2, v2, given=self.given(q, keys)))
         near = single(self.window(q, k3, v3))
         gates = self.gate(x).sigmoid().unflatten(-1, (3, self.heads)).permute(2, 0, 3, 1)[..., None]
-        return self.out(merge(gates[0] * compressed.flatten(1, 2) + gates[1] * chosen + gates[2] * near))  # type: ignore[no-any-return]
+        return self.out(merge(gates[0] * compressed + gates[1] * chosen + gates[2] * near))  # type: ignore[no-any-return]
 
 
 class DeformableAttention(nn.Module):
