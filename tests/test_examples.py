@@ -63,6 +63,17 @@ def test_training_draws_its_curves(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_sparse_and_dense_attention_train_on_the_same_rows() -> None:
+    module = example("native_sparse")
+    reading = module.Reading(span=4, stride=2, block=4, best=3, window=8)
+    sizes = {"steps": 3, "batch": 1, "length": 24, "width": 8, "heads": 2, "layers": 1, "repeats": 1, "tokens": (16,)}
+    found = module.main(module.Settings(**sizes, trained=reading, timed=reading, rate=1e-2, backend="torch"))
+    for losses in found.losses.values():
+        assert len(losses) == 3
+        assert losses[-1] < losses[0]
+    assert all(set(seconds) == {16} for seconds in found.seconds.values())
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the model library's own
 def test_minilm_gives_the_stock_models_embeddings() -> None:
