@@ -98,12 +98,21 @@ def static(
     Tensors that no mask reads may be on the meta device. The call is taken to run on the GPU whose rates `TARGETS` has.
     Results are kept on disk. Raises EinfuseError with the compiler's own words where a kernel does not compile.
     """
+    return reports(recorded(attention, call, backward, target), target)
+
+
+def recorded(attention: Attention, call: Mapping[str, torch.Tensor | Scalar], backward: bool, target: Target) -> list[Recorded]:
+    """The launches that `static` reports on."""
     gpu = TARGETS[target].rates
     backend = TritonBackend(target=target, processors=gpu.processors if gpu else None)
     tensors, numbers = binding.arguments(attention.cascade, (), call)
-    found = launched(attention, tensors, numbers, backward, backend)
-    jobs = [job(x, target) for x in found]
-    return [_report(x, s, target) for x, s in zip(found, measured(jobs), strict=True)]
+    return launched(attention, tensors, numbers, backward, backend)
+
+
+def reports(launches: Sequence[Recorded], target: Target) -> list[KernelReport]:
+    """What the compiler makes of launches, of as many calls as there are: one process compiles them all."""
+    jobs = [job(x, target) for x in launches]
+    return [_report(x, s, target) for x, s in zip(launches, measured(jobs), strict=True)]
 
 
 def job(launch: Recorded, target: Target) -> Job:
