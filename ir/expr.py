@@ -244,7 +244,7 @@ def scalar_type(e: Expr, lookup: Callable[[str], DType]) -> DType:
 
 
 def terms(e: Expr) -> list[tuple[int, Expr]]:
-    """``e`` as a signed sum, products distributed over the sums that are their factors."""
+    """``e`` as a signed sum of what are no sums."""
     if e.op in ("+", "-"):
         sign = 1 if e.op == "+" else -1
         return terms(e.args[0]) + [(s * sign, t) for s, t in terms(e.args[1])]

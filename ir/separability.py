@@ -51,13 +51,17 @@ def _compiled(symbols: tuple[Any, ...], e: Any) -> Callable[..., Any]:
         "logical_and": _Joined(np.logical_and),
         "logical_or": _Joined(np.logical_or),
     }
-    return sp.lambdify(symbols, e, [known, "numpy"], printer=_printer()(known))  # type: ignore[no-any-return]
+    printer = _printer()(_OPTIONS | {"user_functions": {name: name for name in known}})
+    return sp.lambdify(symbols, e, [known, "numpy"], printer=printer)  # type: ignore[no-any-return]
+
+
+_OPTIONS = {"fully_qualified_modules": False, "inline": True, "allow_unknown_functions": True}
+"""Those that `sympy.lambdify` gives a printer of its own."""
 
 
 @functools.cache
 def _printer() -> Callable[[Mapping[str, Any]], Any]:
-    """A printer of functions of arrays with these names among them, which leaves conditions as they are: `NumPyPrinter` simplifies those
-    that choose between conditions, for minutes."""
+    """The class of printers that leave conditions as they are: `NumPyPrinter` simplifies those that choose between conditions, for minutes."""
     from sympy.printing.numpy import NumPyPrinter
 
     class Printer(NumPyPrinter):  # type: ignore[misc]
@@ -69,8 +73,7 @@ def _printer() -> Callable[[Mapping[str, Any]], Any]:
             condition, a, b = map(self._print, e.args)
             return f"select([{condition}], [{a}], {b})"
 
-    options = {"fully_qualified_modules": False, "inline": True, "allow_unknown_functions": True}
-    return lambda known: Printer(options | {"user_functions": {name: name for name in known}})
+    return Printer
 
 
 class _Joined:

@@ -15,7 +15,6 @@ from typing import ClassVar
 from einfuse.ir import Cascade
 from einfuse.ir.passes import choose, chunk, look_up, stages
 from einfuse.ir.passes.backward import adjoint
-from einfuse.ir.passes.kernels import in_turn
 from einfuse.ir.rewrite import statements
 from einfuse.runtime import through
 from einfuse.runtime.backends import Backend
@@ -41,7 +40,8 @@ def program_of(cascade: Cascade, strict: bool, wide: bool = False) -> Program:
         return through.ListedProgram(cascade, strict, wide)
     if choose.chooses(cascade):  # its kernels are those of its parts (`runtime.selection`)
         return Program(cascade, strict, wide)
-    whole, cut = stages.run(cascade), in_turn(cascade)
+    whole, looked = stages.run(cascade), look_up.run(cascade)
+    cut = whole if looked is cascade else stages.run(looked)
     if len(whole) > 1:
         return StagedProgram(cascade, strict, wide, stages=whole if wide else cut)
     program = Program(cascade, strict, wide)

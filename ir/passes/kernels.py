@@ -20,14 +20,9 @@ def kernels(cascade: Cascade) -> tuple[Cascade, ...]:
         return (cascade,)
     chosen = choose.run(cascade)
     if chosen is None:
-        return in_turn(cascade)
+        return stages.run(look_up.run(cascade))  # what is looked up in tables is a stage of its own
     ranked = (k for step in chosen.steps if isinstance(step, choose.Scores) for k in _ranked(step))
     return (*ranked, *kernels(chosen.rest))
-
-
-def in_turn(cascade: Cascade) -> tuple[Cascade, ...]:
-    """The stages of a cascade without scans and choices; what it looks up in tables is a stage of its own."""
-    return stages.run(look_up.run(cascade))
 
 
 def _ranked(step: choose.Scores) -> Iterator[Cascade]:

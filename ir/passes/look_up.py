@@ -123,8 +123,11 @@ class _Products:
 
     def _entries_of(self, table: Expr) -> float:
         """How many entries a pair chooses from; infinite where that is not known."""
-        sizes = [a.value for at, a in zip(table.args, self.tables[table.name], strict=True) if self._placed(at)]
-        return math.prod(n if isinstance(n, int) else math.inf for n in sizes)
+        return math.prod(n if isinstance(n, int) else math.inf for n in self._sizes(table))
+
+    def _sizes(self, table: Expr) -> list[object]:
+        """The lengths of its axes that pairs decide, None where one is not known."""
+        return [a.value for at, a in zip(table.args, self.tables[table.name], strict=True) if self._placed(at)]
 
     def _placed(self, at: Expr) -> bool:
         return bool(ex.indices(at) & self.sequences)
@@ -157,7 +160,7 @@ class _Products:
 
     def _entries(self, table: Expr) -> Iterator[str]:
         """The ranks of the entries of a table, one for each of its axes that pairs decide."""
-        sizes = [a.value for at, a in zip(table.args, self.tables[table.name], strict=True) if self._placed(at)]
+        sizes = self._sizes(table)
         for n, size in enumerate(sizes):
             assert isinstance(size, int), "only tables of known sizes are taken"
             which = (size, sizes[:n].count(size))
