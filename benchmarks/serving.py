@@ -82,23 +82,14 @@ def measured(batch: int, tokens: int, width: int, dtype: torch.dtype, repeats: i
     }
     found["paged"] = medians(paged, repeats)
 
-    specs: dict[str, Callable[[], object]] = {}
-    for name in SPECS:
-        one, _, rows = planned(name, batch, tokens, width, dtype)
-        specs[name] = functools.partial(one.run, rows)
-    found["specs"] = medians(specs, repeats)
+    def step(name: str, *more: Any) -> Callable[[], object]:
+        one, _, rows = planned(name, batch, tokens, width, dtype, *more)
+        return functools.partial(one.run, rows)
 
-    common: dict[str, Callable[[], object]] = {}
-    for how, prefixes in (("each", False), ("once", True)):
-        one, _, rows = planned("causal", batch, tokens, width, dtype, 1, tokens * 7 // 8, prefixes)
-        common[how] = functools.partial(one.run, rows)
-    found["prefix"] = medians(common, repeats)
-
-    drafts: dict[str, Callable[[], object]] = {}
-    for n in (1, 4, 8):
-        one, _, rows = planned("causal", batch, tokens, width, dtype, n)
-        drafts[f"{n} rows"] = functools.partial(one.run, rows)
-    found["drafts"] = medians(drafts, repeats)
+    found["specs"] = medians({name: step(name) for name in SPECS}, repeats)
+    shared = {"each": False, "once": True}
+    found["prefix"] = medians({how: step("causal", 1, tokens * 7 // 8, prefixes) for how, prefixes in shared.items()}, repeats)
+    found["drafts"] = medians({f"{n} rows": step("causal", n) for n in (1, 4, 8)}, repeats)
     return found
 
 

@@ -27,7 +27,7 @@ from einfuse.library.layers import NativeSparseAttention
 from einfuse.runtime.backends import BackendName
 
 sys.path.insert(0, str(Path(__file__).parent))
-from train_lm import text  # beside this file
+from train_lm import loss_of, text  # beside this file
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +134,7 @@ class Training:
         self.draw, self.data, self.length, self.batch = torch.Generator().manual_seed(s.seed), text(), length, batch
 
     def step(self) -> float:
-        at = torch.randint(len(self.data) - self.length - 1, (self.batch,), generator=self.draw)
-        rows = torch.stack([self.data[n : n + self.length + 1] for n in at.tolist()])
-        loss = nn.functional.cross_entropy(self.model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+        loss = loss_of(self.model, self.data, self.length, self.batch, self.draw)
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()

@@ -105,6 +105,13 @@ def text(limit: int = 2_000_000) -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).long()
 
 
+def loss_of(model: nn.Module, data: torch.Tensor, length: int, batch: int, draw: torch.Generator) -> torch.Tensor:
+    """The mean loss of the next bytes, in nats, of a batch of texts of this length from anywhere in the data."""
+    at = torch.randint(len(data) - length - 1, (batch,), generator=draw)
+    rows = torch.stack([data[n : n + length + 1] for n in at.tolist()])
+    return nn.functional.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+
+
 def train(name: str, s: Settings, attend: AttentionFn, data: torch.Tensor, step_done: Callable[[], None]) -> Curve:
     torch.manual_seed(s.seed)
     model = LanguageModel(s, attend)
@@ -113,9 +120,7 @@ def train(name: str, s: Settings, attend: AttentionFn, data: torch.Tensor, step_
     draw = torch.Generator().manual_seed(s.seed)
     curve, start = Curve(name), time.perf_counter()
     for _ in range(s.steps):
-        at = torch.randint(len(data) - s.length - 1, (s.batch,), generator=draw)
-        rows = torch.stack([data[n : n + s.length + 1] for n in at.tolist()])
-        loss = nn.functional.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
+        loss = loss_of(model, data, s.length, s.batch, draw)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

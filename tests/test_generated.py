@@ -410,9 +410,8 @@ def test_drawn_specs_through_triton(text: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(5))
 @pytest.mark.parametrize(("how", "count"), [("torch", 100), ("cpu", 8), ("triton", 4)], ids=["interpretation", "cpu", "triton"])
-def test_drawn_choices(how: BackendName, count: int, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawn_choices(how: BackendName, count: int, part: int) -> None:
     """500 by interpretation, 40 and 20 through kernels: lists against the scores of the oracle, the rest with the lists of the kernels."""
-    monkeypatch.setenv("CXXFLAGS", "-O0")  # a sixth of GCC's time; what it optimises is under test elsewhere
 
     @seed(part)
     @given(selections())

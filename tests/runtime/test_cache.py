@@ -350,8 +350,8 @@ def test_the_bound_holds_while_entries_are_written(fresh: Path, monkeypatch: pyt
 
 def test_a_large_cache_is_seldom_counted(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """2,000 entries beside 4,000: counted each time they have grown by an eighth, and not after every 64."""
+    (cache.folder() / "kind").mkdir()
     for n in range(4_000):
-        (cache.folder() / "kind").mkdir(exist_ok=True)
         (cache.folder() / "kind" / f"{n}.json").write_bytes(b"")
     counted: list[int] = []
     whole = cache.entries
