@@ -68,6 +68,15 @@ def test_kernels_hide_what_masks_exclude(mask: str, backend: BackendName, dtype:
     assert checked(masked(mask, backend), SHAPE, dtype, length=LENGTHS) == {"k", "v"}
 
 
+@pytest.mark.parametrize("backend", ["torch", *OTHERS])
+@pytest.mark.parametrize("mask", ["j <= i and (i - j < 4 or doc[b, i] == doc[b, j])", "j <= i and i % 2 == j % 2"])
+def test_keys_that_only_the_padding_of_queries_would_see(mask: str, backend: BackendName) -> None:
+    """Nine keys, seven queries: in the block of a kernel that folds queries, the eighth and the ninth are past the last."""
+    body = "  s = sum[d](q * k) where MASK\n  m = max[j](s)\n  o[i, e] = sum[j](exp(s - m) * v)\n  out o\n}"
+    few = Shape(batch=2, heads=2, queries=7, keys=9, widths=(3, 4), group=2)
+    assert checked(masked(mask, backend, body), few) == {"k", "v"}
+
+
 @pytest.mark.parametrize("backend", OTHERS)
 def test_tokens_that_see_themselves_are_enough_where_queries_are_keys(backend: BackendName) -> None:
     """A GPU is told so at launch, and looks at no mask for it."""

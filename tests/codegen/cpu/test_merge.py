@@ -8,7 +8,7 @@ import torch
 import einfuse
 from einfuse.codegen import cpu
 from einfuse.codegen.cpu.merged import sequential
-from einfuse.codegen.plan import Dot, Fold, KernelPlan
+from einfuse.codegen.plan import Dot, Fold, KernelPlan, Map, Size, Store, operations
 
 pytestmark = pytest.mark.optimised
 
@@ -31,6 +31,22 @@ def test_five_products_of_seven() -> None:
     assert not sequential(rows)
     assert (set(products(rows)), set(products(columns)), set(products(merged))) == ({3}, {4}, {5})
     assert {t.name for t in merged.tensors if t.out} == {"d_q", "d_k", "d_v"}
+
+
+@pytest.mark.parametrize("name", ["causal", "document", "sliding_window"])
+def test_pairs_exist_where_a_row_does(name: str) -> None:
+    """Columns fold rows: a plan has to tell the rows that exist from the padding of a block, and need not do so for the columns of a tile."""
+    merged = cpu.merge(*pair(name))
+    assert merged is not None
+    (fold,) = (s for s in merged.steps if isinstance(s, Fold))
+    size = next(op.out for op in operations(merged) if isinstance(op, Size) and op.name == fold.size)
+    made = {op.out: op for op in operations(merged) if not isinstance(op, Store)}
+    for phase in fold.phases:
+        selects = [op for op in phase.body if isinstance(op, Map) and op.fn == "select" and op.args[0].name.startswith("live")]
+        assert len({op.args[0] for op in selects}) == (phase.label == "masked"), "what both kernels say of a pair is said once"
+        for op in selects:
+            last = made[made[op.args[0]].args[1]]  # type: ignore[union-attr]  # of a conjunction
+            assert last.args[1] == size  # type: ignore[union-attr]
 
 
 def test_what_is_not_merged() -> None:
