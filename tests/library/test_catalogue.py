@@ -1,18 +1,19 @@
-"""Every paper of the catalogue: works, later or out, each once, with a reason that names what exists."""
+"""Every paper of the catalogue: works, later or out, each once, with a reason that names what exists; and what holds the mechanisms."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 import einfuse
-from einfuse.library import catalogue, layers, mechanisms
+from einfuse.library import catalogue, layers
 
 
 def test_every_entry_of_the_catalogue_is_there_once() -> None:
-    """`entries` raises for a number that is missing or there twice; what it works with exists, as mechanisms() raises otherwise."""
-    every = catalogue.entries()
+    """`entries` raises for a number that is missing, and for specs and layers that do not exist."""
+    every = [e for e in catalogue.entries() if e.number[0] != catalogue.NEWER]
     assert len(every) == 183 + 24 + 19
     works = [e.number[0] for e in every if e.status == "works"]
     assert len(works) - works.count("C") >= 205
@@ -21,10 +22,9 @@ def test_every_entry_of_the_catalogue_is_there_once() -> None:
 
 
 def test_what_came_after_is_listed_once() -> None:
-    newer = mechanisms.parsed(catalogue.NEWER)
-    assert [m.number for m in newer] == [f"N{n + 1}" for n in range(len(newer))]
+    newer = [e for e in catalogue.entries() if e.number[0] == catalogue.NEWER]
     assert len({m.name for m in newer}) == len(newer) >= 45
-    named = {n for m in mechanisms.mechanisms() for n in m.specs}
+    named = {n for m in catalogue.mechanisms() for n in m.specs}
     assert len({s for m in newer for s in m.specs} - named) >= 45, "they are others than the catalogue's"
 
 
@@ -46,7 +46,25 @@ def test_names_in_reasons_are_specs_and_layers() -> None:
         assert set(re.findall(r"`([^`]+)`", e.what)) <= known | beside, e
 
 
-def test_an_entry_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "REST", catalogue.REST.replace("A72  X-ray", "A45  X-ray"))
-    with pytest.raises(ValueError, match="missing, unknown, or there twice: A45, A72"):
-        catalogue.entries()
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("A72 =", "A184 =", "missing or unknown: A184, A72"),
+        ("N3 =", "N300 =", "missing or unknown: N3, N300"),
+        ("A45 =", "A44 =", r"Cannot mutate|overwrite"),
+        ('status = "later"', 'status = "soon"', "specs or layers, or one of works, later, out with its reason"),
+        (
+            'specs = ["prior_map"]',
+            'specs = ["prior_map", "nowhere"], layers = ["NoLayer"]',
+            "A2 FOD: there is no nowhere, NoLayer",
+        ),
+        ('A2 = { name = "FOD",', "A2 = {", "A2: an entry has a name, status, specs, layers and why"),
+    ],
+)
+def test_a_wrong_entry_is_said(before: str, after: str, said: str, tmp_path: Path) -> None:
+    text = catalogue.DATA.read_text(encoding="utf-8")
+    assert before in text
+    path = tmp_path / "catalogue.toml"
+    path.write_text(text.replace(before, after, 1), encoding="utf-8")
+    with pytest.raises(ValueError, match=said):
+        catalogue.entries(path)

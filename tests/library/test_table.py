@@ -12,7 +12,7 @@ from torch import nn
 import einfuse
 from einfuse.ir import Einsum
 from einfuse.ir.text import show
-from einfuse.library import layers, mechanisms, table, tested
+from einfuse.library import catalogue, layers, table, tested
 
 BARE = {"Attending", "SkippingTokens", "TransformerBlock", "TripletAttention"}
 """The base class of all, a way around any module, a block around any layer, and a gate of convolutions in plain torch."""
@@ -35,7 +35,7 @@ def test_every_spec_and_every_layer_is_in_it() -> None:
     named = set(re.findall(r"\w+", text))
     built_on = table.built_on()
     bare = {n for n in public if not built_on[n]}  # these name no spec: a layer that they are made of does
-    assert public - bare | {n for m in mechanisms.mechanisms() for n in m.layers} <= named
+    assert public - bare | {n for m in catalogue.mechanisms() for n in m.layers} <= named
     for n in bare - BARE:
         if vars(layers)[n].__module__.rpartition(".")[2] in TORCH:
             continue
