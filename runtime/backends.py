@@ -310,6 +310,12 @@ class LoopsBackend(Usual):
     def tilings(self, storage: Storage, width: int, gradients: int) -> Tilings:
         return ((16, 16),)
 
+    def merges(self, points: int) -> bool:
+        return points > 1  # what is merged on a CPU is checked, and what is not
+
+    def merge(self, rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None:
+        return CpuBackend().merge(rows, columns)
+
     def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan:
         return plan
 
@@ -358,11 +364,9 @@ def interpret_triton() -> None:
 
 def choose(device: torch.device, wanted: BackendName | None = None) -> Backend:
     """The back end for tensors on ``device``; ``wanted`` overrides. Raises EinfuseError for a name that does not exist."""
-    if wanted is not None:
-        return named(wanted).on(device)
-    if device.type == "cuda":
-        return BACKENDS["triton"].on(device)
-    return BACKENDS["cpu" if device.type == "cpu" and compiler() else "torch"]
+    if wanted is None:
+        wanted = "triton" if device.type == "cuda" else "cpu" if device.type == "cpu" and compiler() else "torch"
+    return named(wanted).on(device)
 
 
 def named(name: BackendName) -> Backend:

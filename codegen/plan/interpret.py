@@ -1,13 +1,15 @@
 """The meaning of a plan: straight loops over its ambient points, tiles and blocks, one torch operation for each of its own.
 
-A back end is right when its kernel writes what `interpret` writes. Blocks hold the points that exist and no padding, and an index that is
-outside its tensor raises: what a plan leaves to chance does not pass unseen.
+A back end is right when its kernel writes what `interpret` writes. What a plan leaves to chance does not pass unseen: an index that is outside
+its tensor raises, and the last block of a fold is as long as all others, with a thousand in the floats (products may rest on loads that are
+finite) and True in the conditions that are loaded past the end of the rank: a plan has to keep them out. Blocks of tiles and features hold the
+points that exist and no padding.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +20,7 @@ from einfuse.codegen.plan.text import shown
 from einfuse.ir import DType, Scalar
 from einfuse.ir.meaning import TORCH
 
+_POISON: dict[DType, Scalar] = {"float": 1e3, "int": 0, "bool": True}
 _ROUNDED = {"bf16": torch.bfloat16, "f16": torch.float16}
 
 
@@ -62,7 +65,10 @@ class _Program:
     first: int | None  # of the tile's rows
     env: dict[str, Tensor] = field(default_factory=dict)
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """The coordinates of every rank's block: the first, and the one after the last that exists."""
+    """The coordinates of every rank's block: the first, and the one after the last."""
+    folded: str = ""
+    past: Tensor | None = None
+    """Which points of a block of the ``folded`` rank do not exist; None where all do."""
 
     def run(self) -> None:
         for b in self.plan.features:
@@ -83,11 +89,14 @@ class _Program:
         size = _extent(fold.size, self.sizes)
         for n, phase in enumerate(fold.phases):
             for lo in self.blocks(fold, phase, n):
-                self.spans[fold.rank] = (lo, min(lo + fold.step, size))
+                self.spans[fold.rank] = (lo, lo + fold.step)
+                self.folded, self.past = fold.rank, self.coordinate(fold.rank) >= size if lo + fold.step > size else None
+                assert self.past is None or phase.label != "full", "full phases are whole blocks"
                 self.region(phase.body)
                 moved = [self.env[u.name] for u in phase.updates]
                 self.env |= {s.value.name: x for s, x in zip(fold.states, moved, strict=True)}
         self.spans.pop(fold.rank, None)
+        self.past = None
 
     def blocks(self, fold: kp.Fold, phase: kp.Phase, number: int) -> Iterator[int]:
         """The first coordinate of every block of a phase."""
@@ -157,23 +166,34 @@ class _Program:
     def load(self, op: kp.Load) -> Tensor:
         tensor = self.tensors[op.tensor]
         where = None if op.where is None else self.env[op.where.name]
+        past = self.past_of(op.index)
         index = []
         for axis, v in enumerate(op.index):
             at = self.env[v.name]
             if axis in op.clamp or where is not None:
                 at = at.clamp(0, max(0, tensor.shape[axis] - 1))
-            index.append(self.inside(at, tensor, axis, op))
+            index.append(self.inside(at if past is None else torch.where(past, 0, at), tensor, axis, op))
         if where is not None and 0 in tensor.shape:
             return self.scalar(0, op.out.dtype)  # there is nothing to read
         found = tensor[tuple(torch.broadcast_tensors(*index))] if index else tensor.reshape([1] * len(self.plan.order))
         found = self.typed(found, op.out.dtype)
+        if past is not None:
+            found = torch.where(past, self.scalar(_POISON[op.out.dtype], op.out.dtype), found)
         return found if where is None else torch.where(where, found, torch.zeros_like(found))
 
     def store(self, op: kp.Store) -> None:
         tensor, value = self.tensors[op.tensor], self.env[op.value.name]
-        index = [self.inside(self.env[v.name], tensor, axis, op) for axis, v in enumerate(op.index)]
+        past = self.past_of(op.index)
+        index = [self.env[v.name] for v in op.index]
+        index = [self.inside(x if past is None else torch.where(past, 0, x), tensor, axis, op) for axis, x in enumerate(index)]
         shape = torch.broadcast_shapes(self.shape(op.value), *(x.shape for x in index))
-        tensor[tuple(x.expand(shape) for x in index)] = value.expand(shape).to(tensor.dtype)
+        value = value.expand(shape).to(tensor.dtype)
+        exist = slice(None) if past is None else ~past.expand(shape)
+        tensor[tuple(x.expand(shape)[exist] for x in index)] = value[exist]
+
+    def past_of(self, index: Sequence[kp.Value]) -> Tensor | None:
+        """Which points of an index are past the end of the folded rank; None where it does not span that."""
+        return self.past if any(self.folded in v.dims for v in index) else None
 
     def inside(self, at: Tensor, tensor: Tensor, axis: int, op: kp.Op) -> Tensor:
         size = tensor.shape[axis]

@@ -241,6 +241,7 @@ def test_feature_products_and_states_that_move_together(run) -> None:
     c = Code(order)
     j = c.coordinate("j")
     k, v = c.load("k_j", "k", b, j, d), c.load("v_j", "v", b, j, e)
+    k = c.map("k_or_0", "select", c.map("exists", "<", j, c.size("M")), k, c.const("zero", 0.0))
     updates = (c.dot("kv_new", k, v, "j", kv.value), y.value, c.map("y_new", "+", x.value, y.value))
     loop = fold(Code(order), 8, (kv, x, y), c.region, updates)
     c = Code(order)

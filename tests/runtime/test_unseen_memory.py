@@ -68,7 +68,7 @@ def test_kernels_hide_what_masks_exclude(mask: str, backend: BackendName, dtype:
     assert checked(masked(mask, backend), SHAPE, dtype, length=LENGTHS) == {"k", "v"}
 
 
-@pytest.mark.parametrize("backend", ["torch", *OTHERS])
+@pytest.mark.parametrize("backend", ["torch", "loops", *OTHERS])
 @pytest.mark.parametrize("mask", ["j <= i and (i - j < 4 or doc[b, i] == doc[b, j])", "j <= i and i % 2 == j % 2"])
 def test_keys_that_only_the_padding_of_queries_would_see(mask: str, backend: BackendName) -> None:
     """Nine keys, seven queries: in the block of a kernel that folds queries, the eighth and the ninth are past the last."""
