@@ -25,7 +25,7 @@ from einfuse.ir.definitions import Definitions
 from einfuse.ir.errors import SpecError
 from einfuse.ir.nested import nested
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Statement
-from einfuse.ir.passes import infer_space
+from einfuse.ir.passes import infer_space, relocate
 from einfuse.ir.reducers import Reducer
 from einfuse.ir.rewrite import prune
 
@@ -43,7 +43,7 @@ def fold_ranks(cascade: Cascade) -> tuple[str, ...]:
 
 def run(cascade: Cascade) -> Cascade:
     """Requires a cascade without folds; infers spaces itself."""
-    cascade = infer_space.run(cascade)
+    cascade = relocate.run(infer_space.run(cascade))
     folded = set(fold_ranks(cascade))
     sequence = {r.name for r in cascade.ranks if r.is_sequence} - set(cascade.over)
     statistics: set[str] = set()  # reductions over a folded rank and what is computed from them

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from einfuse.ir.nodes import Cascade
-from einfuse.ir.passes import canonicalise, chunk, infer_space, mask_ranges, name_scores, online_fuse, schedule
+from einfuse.ir.passes import canonicalise, chunk, infer_space, mask_ranges, name_scores, online_fuse, relocate, schedule
 from einfuse.ir.verify import Property
 
 Reader = Callable[[str], Any]
@@ -77,6 +77,14 @@ PIPELINE: tuple[Pass, ...] = (
         takes="scan",
         does="derives the form in blocks of a scan from its update",
         why="a scan in blocks needs none of the later passes",
+    ),
+    Pass(
+        "relocate",
+        relocate.run,
+        requires=("flat", "spaced"),
+        ensures=("flat",),
+        does="computes what pairs read of other pairs where it is read",
+        why="a block of pairs holds no others, and nothing of the size of all pairs is stored",
     ),
     Pass(
         "canonicalise",
