@@ -1,6 +1,6 @@
 """Runs attentions whose kernels are built with -fsanitize=address,undefined: `test_sanitize.py` starts this, with what that needs.
 
-    python tests/lanes/sanitized.py GROUP
+    python tests/lanes/sanitized.py GROUP ...
 
 Every case runs forward and backward at sizes that no tile divides, on tensors that end where their memory ends: a kernel that reads or
 writes one element too far, overflows an index or assumes an alignment ends the process, with the place in its text.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -173,14 +174,16 @@ def one_too_far(strided: bool) -> Iterator[str]:
     built.kernel(given, {}, {"B": 1, "H": 2, "Nq": 3, "Nk": 38, "D": 24, "E": 24, "group": 1})
 
 
-def main(group: str) -> None:
+def main(groups: Sequence[str]) -> None:
+    os.environ.pop("LD_PRELOAD", None)  # the libraries are loaded; under them the compiler takes twice as long
     torch.set_num_threads(THREADS)
-    cases = (what for n, case in enumerate(GROUPS.get(group, ())) for what in whole_calls(case, n))
     others = {"other": other_calls, "heap": lambda: one_too_far(False), "guard": lambda: one_too_far(True)}
-    for what in others.get(group, lambda: cases)():
-        print(what, flush=True)
+    for group in groups:
+        cases = (what for n, case in enumerate(GROUPS.get(group, ())) for what in whole_calls(case, n))
+        for what in others.get(group, lambda cases=cases: cases)():
+            print(what, flush=True)
     print("whole")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])
