@@ -17,6 +17,8 @@ REPEATS = 20
 WHOLE, SQUARE = Shape(), Shape(2, 4, 150, 150)
 SPLIT = Shape(1, 1, 1, 2100, group=1)
 """One query over many keys: threads take parts of them, so that the last bits depend on how many there are (docs/performance.md)."""
+MIXED = Shape(2, 2, 37, 53, (4, 8))
+"""Heads that are mixed are held whole: work goes with their square."""
 ONE_HEAD = Shape(1, 1, 300, 300, group=1)
 """Fewer heads than threads: those share the columns of a scan's state."""
 F32, BF16 = torch.float32, torch.bfloat16
@@ -35,7 +37,7 @@ SAME_ON_TWO: list[tuple[str, torch.dtype, Shape, FormName]] = [
     ("paged", F32, WHOLE, "auto"),
     ("random_keys", F32, SQUARE, "auto"),
     ("topk", F32, WHOLE, "auto"),
-    ("talking_heads", F32, WHOLE, "auto"),
+    ("talking_heads", F32, MIXED, "auto"),
     ("linear", F32, SQUARE, "auto"),
     ("gated_delta", F32, SQUARE, "auto"),
     ("ssd", BF16, SQUARE, "auto"),
