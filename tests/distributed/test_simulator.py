@@ -5,6 +5,7 @@ The devices are threads (`devices.py`), what they run locally is the interpreter
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import pytest
@@ -45,18 +46,25 @@ def layout(draw: st.DrawFn, total: int, devices: int, mixed: bool) -> list[torch
     return [order[rows].sort().values for rows in found]
 
 
-def check(draw: st.DrawFn, attention: Attention, devices: int) -> None:
+@functools.lru_cache(maxsize=64)
+def possible(text: str) -> tuple[Attention, tuple[tuple[str, Axis], ...], Derived]:
+    """An attention, the exchanges that it may take, and what devices derive of it: more than half of the texts are drawn again."""
+    attention = einfuse.compile(text)
+    c = attention.cascade
+    ranks = sharded_ranks(c)
+    every = [(e, Axis("seq", ranks if e != "states" else ("j",))) for e in programs.EXCHANGES]
+    return attention, tuple((e, axis) for e, axis in every if programs.obstacle(c, axis, e) is None), Derived()
+
+
+def check(draw: st.DrawFn, text: str, devices: int) -> None:
     """Every exchange that the attention may take, with rows one after the other or in any order; that of columns with both."""
+    attention, exchanges, kept = possible(text)
     c = attention.cascade
     queries, keys = draw(st.tuples(st.integers(1, 7), st.integers(1, 9)))
-    ranks, kept = sharded_ranks(c), Derived()
     shapes = [Shape(1, 4, queries, n, (2, 3), 2) for n in (keys, queries)]  # mixed rows are as many as columns
     given = [example_inputs(c, torch.float64, 0, shape) for shape in shapes]
     known = [whole(c, x) for x in given]
-    for exchange in programs.EXCHANGES:
-        axis = Axis("seq", ranks if exchange != "states" else ("j",))
-        if programs.obstacle(c, axis, exchange) is not None:
-            continue
+    for exchange, axis in exchanges:
         for mixed in (False, True) if exchange == "columns" else (draw(st.booleans()),):
             sizes = example_sizes(c, shapes[mixed])
             held = layout(draw, queries, devices, mixed)
@@ -71,13 +79,13 @@ def check(draw: st.DrawFn, attention: Attention, devices: int) -> None:
 @settings(max_examples=52, phases=(Phase.generate,))
 @given(st.data(), specs(), st.integers(2, 5))
 def test_a_drawn_attention(data: st.DataObject, text: str, devices: int) -> None:
-    check(data.draw, einfuse.compile(text), devices)  # type: ignore[arg-type]
+    check(data.draw, text, devices)  # type: ignore[arg-type]
 
 
 @settings(max_examples=10, phases=(Phase.generate,))
 @given(st.data(), selections(), st.integers(2, 3))
 def test_a_drawn_attention_that_chooses(data: st.DataObject, text: str, devices: int) -> None:
-    check(data.draw, einfuse.compile(text), devices)  # type: ignore[arg-type]
+    check(data.draw, text, devices)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", SCANS)
