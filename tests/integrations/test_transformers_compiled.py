@@ -37,7 +37,6 @@ def _fresh() -> None:
 
 KINDS = {
     "causal": ("Llama", {"num_key_value_heads": 2}),
-    "window": ("Mistral", {"num_key_value_heads": 2, "sliding_window": 4}),
     "window and softcap": (
         "Gemma2",
         {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4, "attn_logit_softcapping": 2.0},
