@@ -56,7 +56,7 @@ class Definitions:
         def definition(x: Expr) -> Expr | None:
             source = self._made.get(x.name) if x.op == "load" else None
             if source is None:
-                return None
+                return None if ex.holds(x, "load", self._made) else x
             at = tuple(self._once(a) for a in x.args)
             return ex.rename(source.map, dict(zip(source.ranks, at, strict=True)))
 

@@ -237,6 +237,8 @@ class Evaluator:
 
     def aligned(self, b: Block, dims: tuple[str, ...]) -> Tensor:
         """The values of ``b`` with an axis for each of ``dims``, of one entry where it does not depend on it."""
+        if b.dims == dims:
+            return b.data
         return b.data[tuple(slice(None) if d in b.dims else None for d in dims)]
 
     def value(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from dataclasses import replace
 
 from einfuse.ir.functions import FALSE as FALSE
@@ -180,7 +180,12 @@ def _chained(op: str, e: Expr) -> tuple[Expr, ...]:
 
 def names(e: Expr | None, op: str) -> set[str]:
     """The names that the leaves of kind ``op`` in ``e`` refer to."""
-    return set() if e is None else {x.name for x in walk(e) if x.op == op}
+    return set() if e is None else {name for kind, name in e.named if kind == op}
+
+
+def holds(e: Expr, op: str, some: Container[str]) -> bool:
+    """Whether a leaf of kind ``op`` in ``e`` refers to one of ``some``: what does not is left as it is by rules about these."""
+    return any(kind == op and name in some for kind, name in e.named)
 
 
 def indices(e: Expr | None) -> set[str]:
@@ -226,7 +231,13 @@ def _substituted(e: Expr, fn: Callable[[Expr], Expr | None], known: dict[int, Ex
 
 def rename(e: Expr, ranks: dict[str, Expr]) -> Expr:
     """``e`` with rank coordinates replaced."""
-    return substitute(e, lambda x: ranks.get(x.name) if x.op == "index" else None)
+
+    def renamed(x: Expr) -> Expr | None:
+        if x.op == "index":
+            return ranks.get(x.name)
+        return None if holds(x, "index", ranks) else x
+
+    return substitute(e, renamed)
 
 
 def scalar_type(e: Expr, lookup: Callable[[str], DType]) -> DType:

@@ -68,6 +68,7 @@ class Expr:
     operations: int = field(init=False, compare=False, repr=False)
     depth: int = field(init=False, compare=False, repr=False)
     _hash: int | None = field(init=False, compare=False, repr=False)
+    _named: frozenset[tuple[str, str]] | None = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         operations, depth = 1, 0
@@ -77,6 +78,7 @@ class Expr:
         object.__setattr__(self, "operations", operations)
         object.__setattr__(self, "depth", depth + 1)
         object.__setattr__(self, "_hash", None)
+        object.__setattr__(self, "_named", None)
         if operations > MAX_OPERATIONS or depth >= MAX_DEPTH:
             raise TooLargeError(_place(self))
 
@@ -85,6 +87,27 @@ class Expr:
             object.__setattr__(self, "_hash", hash((self.op, self.args, self.value)))
         assert self._hash is not None, "it was set above"
         return self._hash
+
+    @property
+    def named(self) -> frozenset[tuple[str, str]]:
+        """The ``op`` and the name of every part that has one. Kept, as passes ask for them over and over."""
+        if self._named is None:
+            stack = [self]
+            while stack:
+                top = stack[-1]
+                left = [a for a in top.args if a._named is None]
+                if left:
+                    stack += left
+                    continue
+                stack.pop()
+                found: frozenset[tuple[str, str]] = frozenset()
+                for a in top.args:
+                    assert a._named is not None, "its turn was before"
+                    found = found | a._named if found else a._named
+                own = {(top.op, top.value)} if isinstance(top.value, str) else ()
+                object.__setattr__(top, "_named", found.union(own))
+        assert self._named is not None, "it was set above"
+        return self._named
 
     @property
     def name(self) -> str:
