@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import forked
 import pytest
 
 from einfuse import _files as files
@@ -39,9 +40,9 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def started(code: str = RUN, **variables: str | None) -> subprocess.CompletedProcess[str]:
-    """A new process; a variable that is None is not set."""
+    """A new process, which has imported torch and einfuse; a variable that is None is not set."""
     env = {n: x for n, x in (os.environ | {"CXXFLAGS": "-O0"} | variables).items() if x is not None}
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    return forked.run(code, env)
 
 
 def right(done: subprocess.CompletedProcess[str], lines: int = 0, said: str = "") -> None:

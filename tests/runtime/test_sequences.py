@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from hypothesis import Phase, seed, settings
@@ -310,9 +310,8 @@ FAULTS = {
 def test_a_sequence_shows_a_key_that_is_too_short(fault: str, tmp_path: Path) -> None:
     """Put back, each fault is found: in a process of its own, which it may bring down."""
     spec, soonest, planted = FAULTS[fault]
-    text = f"{planted}\nimport test_sequences\ntest_sequences.drive({spec!r}, 'cpu', 400, 5, planted={soonest})"
-    env = os.environ | {"EINFUSE_CACHE": str(tmp_path), "CXXFLAGS": "-O0"}
-    env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    done = subprocess.run([sys.executable, "-c", text], env=env, capture_output=True, text=True, timeout=600, check=False)
+    found = f"import sys\nsys.path[:] = {[str(Path(__file__).parent), *sys.path]!r}"
+    driven = f"import test_sequences\ntest_sequences.drive({spec!r}, 'cpu', 400, 5, planted={soonest})"
+    done = forked.run("\n".join((found, planted, driven)), os.environ | {"EINFUSE_CACHE": str(tmp_path)})
     assert done.returncode, "no sequence showed it"
     assert done.returncode < 0 or "state.teardown()" in done.stderr, done.stderr
