@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -130,24 +131,20 @@ for name in ("t5_bias", "delta"):
         c = einfuse.compile(name).cascade
         t = Trial(c, example_inputs(c, dtype, 0, Shape(2, 2, 9, 9, (6, 8), 2)), dtype)
         out |= {f"{name} {dtype} {what}": t.compared(what, x).allowed for what, x in t.truth.items()}
-print(json.dumps(out))
 """
 
 
 @pytest.mark.slow
 def test_it_is_the_same_for_every_instruction_set_and_blas() -> None:
-    found = []
-    for variant in (
-        {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "OPENBLAS_CORETYPE": "Nehalem"},
-        {
-            "ATEN_CPU_CAPABILITY": "avx2",
-            "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-            "OPENBLAS_CORETYPE": "Haswell",
-            "OMP_NUM_THREADS": "1",
-        },
-    ):
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT], env=os.environ | variant, capture_output=True, text=True, check=True
-        )
-        found.append(json.loads(done.stdout))
-    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    """A process with the least of all beside this one, which has what the machine has."""
+    least = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "OPENBLAS_CORETYPE": "Nehalem"}
+    here: dict[str, Any] = {}
+    exec(SCRIPT, here)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{SCRIPT}print(json.dumps(out))"],
+        env=os.environ | least,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == pytest.approx(here["out"], rel=1e-6)

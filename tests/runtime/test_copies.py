@@ -113,20 +113,22 @@ def test_averaged_and_quantised_layers() -> None:
 
 ELSEWHERE = """
 import pickle, torch
-attn, held, rest, expected = torch.load({path!r}, weights_only=False)
-torch.testing.assert_close(attn(**held, **rest), expected)
+for path in {paths!r}:
+    attn, held, rest, expected = torch.load(path, weights_only=False)
+    torch.testing.assert_close(attn(**held, **rest), expected)
 """
 
 
-@pytest.mark.parametrize("optional", [False, True])
-def test_an_attention_runs_where_it_is_loaded(tmp_path: Path, optional: bool) -> None:
+def test_attentions_run_where_they_are_loaded(tmp_path: Path) -> None:
     """In a process that imports nothing of ours itself; there an optional input may be given for the first time."""
-    attn = einfuse.compile("cross")
-    held = arguments(attn, False)
-    rest = {"pad": torch.tensor([[True] * (N - 1) + [False]])} if optional else {}
-    pickled = pickle.loads(pickle.dumps(attn))
-    torch.save((pickled, held, rest, attn(**held, **rest)), tmp_path / "attn.pt")
-    subprocess.run([sys.executable, "-c", ELSEWHERE.format(path=str(tmp_path / "attn.pt"))], check=True)
+    paths = []
+    for name, rest in {"optional": {"pad": torch.tensor([[True] * (N - 1) + [False]])}, "plain": {}}.items():
+        attn = einfuse.compile("cross")
+        held = arguments(attn, False)
+        pickled = pickle.loads(pickle.dumps(attn))
+        paths.append(str(tmp_path / f"{name}.pt"))
+        torch.save((pickled, held, rest, attn(**held, **rest)), paths[-1])
+    subprocess.run([sys.executable, "-c", ELSEWHERE.format(paths=paths)], check=True)
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork"])

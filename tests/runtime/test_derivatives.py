@@ -8,10 +8,10 @@ from einfuse.ir import Einsum
 from einfuse.runtime.backends import BackendName
 
 
-def arguments(attn: einfuse.Attention, dtype: torch.dtype, n: int = 9) -> dict[str, torch.Tensor]:
+def arguments(attn: einfuse.Attention, dtype: torch.dtype, n: int = 9, width: int = 8) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(1)
     return {
-        t.name: torch.randn((1, 2, n, 8) if len(t.axes) == 4 else (2,), generator=g, dtype=dtype)
+        t.name: torch.randn((1, 2, n, width) if len(t.axes) == 4 else (2,), generator=g, dtype=dtype)
         for t in attn.cascade.inputs
         if not t.param
     }
@@ -37,7 +37,7 @@ def test_jvp_kernels_are_right(name: str, backend: BackendName) -> None:
 @pytest.mark.parametrize("name", ["alibi", "softmax1", "sigmoid"])
 def test_gradients_of_gradients(name: str) -> None:
     attn = einfuse.compile(name, backend="torch")
-    x = {n: v.requires_grad_() for n, v in arguments(attn, torch.float64, 4).items()}
+    x = {n: v.requires_grad_() for n, v in arguments(attn, torch.float64, 4, 2).items()}
     assert torch.autograd.gradgradcheck(lambda *a: attn(**dict(zip(x, a, strict=True))), list(x.values()))
 
 

@@ -27,8 +27,9 @@ def attention(request: pytest.FixtureRequest) -> einfuse.Attention:
     return einfuse.compile(TWO, backend=request.param)
 
 
-def leaves(dtype: torch.dtype = torch.float32, n: int = 7) -> list[torch.Tensor]:
-    return [torch.randn(2, h, n, 4, dtype=dtype).mul_(0.5).requires_grad_() for h in (4, 2, 2)]
+def leaves(dtype: torch.dtype = torch.float32, n: int = 7, b: int = 2, shared: int = 2, d: int = 4) -> list[torch.Tensor]:
+    """Queries of ``b`` sequences, keys and values; two heads of queries share one of keys."""
+    return [torch.randn(b, h, n, d, dtype=dtype).mul_(0.5).requires_grad_() for h in (2 * shared, shared, shared)]
 
 
 def outputs(run: Callable[..., object], xs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -91,7 +92,7 @@ def test_gradients_of_any_layout(attention: einfuse.Attention) -> None:
 
 
 def test_derivatives_of_gradients(attention: einfuse.Attention) -> None:
-    xs = leaves(torch.float64, 4)
+    xs = leaves(torch.float64, 4, 1, 1, 2)  # few: it is called anew for every number of them
     outputs(attention, xs)  # the kind is known
     assert torch.autograd.gradcheck(lambda *x: outputs(attention, list(x)), xs)
     assert torch.autograd.gradgradcheck(lambda *x: outputs(attention, list(x))[0], xs)

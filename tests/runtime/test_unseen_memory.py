@@ -46,6 +46,7 @@ MASKS = [
 ]
 SHAPE = Shape(batch=2, heads=2, queries=37, keys=53, widths=(8, 12), group=2)
 OTHERS: list[BackendName] = ["cpu", "triton"]
+DTYPES = (torch.float32, torch.bfloat16)
 LENGTHS = torch.tensor([20, 41])
 
 
@@ -60,11 +61,19 @@ def test_masks_hide_what_they_exclude(mask: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("backend", OTHERS)
-@pytest.mark.parametrize("mask", [MASKS[n] for n in (1, 3, 4, 8, 10)])
+@pytest.mark.parametrize(
+    ("mask", "backend", "dtype"),
+    [
+        pytest.param(MASKS[n], b, DTYPES[(k + m) % 2], id=f"{MASKS[n]}-{b}-{DTYPES[(k + m) % 2]}")
+        for k, n in enumerate((1, 3, 4, 8, 10))
+        for m, b in enumerate(OTHERS)
+    ],
+)
 def test_kernels_hide_what_masks_exclude(mask: str, backend: BackendName, dtype: torch.dtype) -> None:
-    """Partly live strips and tiles, packed operands, merged backward passes, loads under a condition."""
+    """Partly live strips and tiles, packed operands, merged backward passes, loads under a condition.
+
+    Every mask on both back ends and in both dtypes, every back end in both dtypes.
+    """
     assert checked(masked(mask, backend), SHAPE, dtype, length=LENGTHS) == {"k", "v"}
 
 
