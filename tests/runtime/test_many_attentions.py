@@ -83,7 +83,7 @@ def test_no_container_of_the_process_grows_with_attentions(monkeypatch: pytest.M
 
 
 def test_programs_live_as_long_as_their_attentions(monkeypatch: pytest.MonkeyPatch) -> None:
-    most = 8
+    most = 4
     monkeypatch.setattr(ops, "_PROGRAMS", Living(most))  # attentions of other tests may be alive
     held = attention(0)
     cascade = held.cascade
@@ -117,7 +117,7 @@ def test_what_something_holds_is_found_and_what_nothing_holds_is_not() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_compiled_kernels_are_unloaded() -> None:
-    """A specification's kernel is loaded by every copy of it that is built: 8 of them, one after the other."""
+    """A specification's kernel is loaded by every copy of it that is built: 4 of them, one after the other."""
 
     def loaded() -> int:
         gc.collect()
@@ -134,6 +134,6 @@ def test_compiled_kernels_are_unloaded() -> None:
     use()
     del x.grad
     before = loaded()
-    for _ in range(8):
+    for _ in range(4):
         use()
     assert loaded() <= before
