@@ -17,6 +17,7 @@ from einfuse.ir.text import show
 from einfuse.ir.verify import verify
 from einfuse.runtime.live import live_share
 from einfuse.runtime.packed import Form
+from einfuse.runtime.specs import library
 from einfuse.runtime.verify import Shape, example_inputs
 
 LENGTHS = (5, 0, 9, 1)
@@ -48,7 +49,7 @@ def alone(attention: einfuse.Attention, inputs: dict[str, Any], b: int) -> dict[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [s.name for s in einfuse.list_specs()])
+@pytest.mark.parametrize("name", sorted(library()))
 def test_a_spec_is_that_of_each_sequence_or_is_refused(name: str) -> None:
     """The packed cascade against the cascade as written, sequence by sequence, in float64."""
     attention = einfuse.compile(name)

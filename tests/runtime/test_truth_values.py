@@ -53,7 +53,7 @@ def made(body: str, backend: BackendName) -> einfuse.Attention:
 
 
 def inputs(attention: einfuse.Attention) -> dict[str, torch.Tensor]:
-    x = {n: torch.randn(2, 1, 71, w).requires_grad_() for n, w in (("q", 8), ("k", 8), ("v", 12))}
+    x = {n: torch.randn(2, 2, 71, w).requires_grad_() for n, w in (("q", 8), ("k", 8), ("v", 12))}
     x |= {"pad": torch.rand(2, 71) > 0.4, "t": torch.randint(-3, 4, (2, 71))}
     return {t.name: x[t.name] for t in attention.cascade.inputs}
 
