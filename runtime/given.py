@@ -73,5 +73,9 @@ class Given:
     @property
     def kind(self) -> tuple[object, ...]:
         """What calls share that one graph serves: numbers and device, names, shapes, strides and dtypes."""
-        numbers = (y for n, x in self.numbers.items() for y in (n, type(x), x if x else str(x)))  # -0.0 is not 0.0 here
-        return (self.device, *numbers, *(y for n, x in self.tensors.items() for y in (n, x.shape, x.stride(), x.dtype)))
+        parts: list[object] = [self.device]
+        for n, x in self.numbers.items():
+            parts += (n, type(x), x if x else str(x))  # -0.0 is not 0.0 here
+        for n, t in self.tensors.items():
+            parts += (n, t.shape, t.stride(), t.dtype)
+        return tuple(parts)

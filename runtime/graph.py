@@ -9,6 +9,7 @@ last reader.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
@@ -17,7 +18,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from einfuse.ir import DoesNotFitError, Scalar, debug
-from einfuse.runtime import memory
 from einfuse.runtime.given import Given
 from einfuse.runtime.outputs import Output
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from einfuse.runtime.specialise import Printed
 
 Tensors = dict[str, torch.Tensor]
+Run = Callable[[Tensors], list[torch.Tensor]]
+"""A graph bound to one signature: the outputs for tensors that lie as in the call that bound it."""
 Launched = Callable[[Mapping[str, torch.Tensor], Mapping[str, Scalar], Mapping[str, int]], bool]
 """A kernel made ready: writes the outputs among the tensors, given numbers and sizes. True: one that holds less should take its place.
 Raises `Replaced` where one that holds less has its place already, and nothing was written."""
@@ -210,7 +212,14 @@ class Graph:
         frees = [
             tuple(n for n in dict.fromkeys(touched(node)) if n in made and last[n] == k) for k, node in enumerate(self.nodes)
         ]
-        self._steps = tuple((x.run, tuple(x.makes.items()), free) for x, free in zip(self.nodes, frees, strict=True))
+        self._steps = tuple((x.run, self._makers(x), free) for x, free in zip(self.nodes, frees, strict=True))
+
+    def _makers(self, node: Node) -> tuple[tuple[str, Callable[..., torch.Tensor]], ...]:
+        """What makes each of a node's tensors: for calls of one kind ready, for others given their sizes."""
+        device, sizes = self.device, self._given.sizes
+        if self._same:
+            return tuple((n, x.maker(device, sizes)) for n, x in node.makes.items())  # type: ignore[arg-type]  # of the names it has
+        return tuple((n, functools.partial(x.materialised, device)) for n, x in node.makes.items())
 
     def run(self, tensors: Tensors, call: Given | None = None) -> list[torch.Tensor]:
         """The outputs for a call's tensors, among which all that nodes make is put.
@@ -236,33 +245,30 @@ class Graph:
 
     def _ran(self, tensors: Tensors, call: Given) -> bool:
         """Runs every node. Whether any kernel asked for a smaller one."""
-        device, sizes, smaller = self.device, call.sizes, False
+        given, smaller = () if self._same else (call.sizes,), False
         for run, makes, frees in self._steps:
-            for name, out in makes:
-                tensors[name] = out.materialised(device, sizes)  # type: ignore[arg-type]  # of the names it has
+            for name, make in makes:
+                tensors[name] = make(*given)
             smaller |= run(tensors, call)
             for name in frees:
                 del tensors[name]
         return smaller
 
-    def bound(self, given: Given) -> Callable[[Tensors], list[torch.Tensor]] | None:
+    def bound(self, given: Given) -> Run | None:
         """What runs it for tensors that lie as these do, of these numbers and sizes, once it ran; None where it is more than one kernel,
         or one that cannot be bound."""
         (node, *more), outs = self.nodes, self.outs
         if more or not isinstance(node, Kernel):
             return None
         sizes: Mapping[int | str, int] = given.sizes  # type: ignore[assignment]  # of the names it has
-        patterns = [(n, x.pattern(self.device, sizes)) for n, x in node.makes.items()]
-        made = [(n, x) for n, x in patterns if x is not None]
-        if len(made) < len(patterns):
-            return None
-        launch = node.bound({**given.tensors, **{n: memory.like(x) for n, x in made}}, given)
+        makes = [(n, x.maker(self.device, sizes)) for n, x in node.makes.items()]
+        launch = node.bound({**given.tensors, **{n: make() for n, make in makes}}, given)
         if launch is None:
             return None
 
         def again(tensors: Tensors) -> list[torch.Tensor]:
-            for n, x in made:
-                tensors[n] = memory.like(x)
+            for n, make in makes:
+                tensors[n] = make()
             launch(tensors)
             return [tensors[n] for n in outs]
 

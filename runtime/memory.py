@@ -50,13 +50,13 @@ def lasting(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> t
     return torch.frombuffer(block, dtype=dtype, count=size // dtype.itemsize).view(tuple(shape))
 
 
-def like(pattern: torch.Tensor) -> torch.Tensor:
-    """The same, contiguous, below `LARGE`, of the shape, dtype and device of another tensor: half of the time of saying what they are."""
-    out = torch.empty_like(pattern, memory_format=_CONTIGUOUS)
+def small(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """The same below `LARGE` and on a CPU, where nothing looks on: past torch's dispatcher, in a third of the time."""
+    out: torch.Tensor = _EMPTY(shape, strides, dtype)
     return _poisoned(out) if POISON else out
 
 
-_CONTIGUOUS = torch.contiguous_format
+_EMPTY = torch._C._dynamo.guards._empty_strided_cpu  # type: ignore[attr-defined]  # not in torch's stubs
 
 
 def _poisoned(x: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -16,7 +18,7 @@ from einfuse.ir.passes.backward import Gradient
 from einfuse.ir.rewrite import types_of
 from einfuse.runtime.binding import extent_of, precision_of
 from einfuse.runtime.given import Given
-from einfuse.runtime.memory import LARGE, empty
+from einfuse.runtime.memory import LARGE, empty, small
 
 _NO_SIZES: Mapping[int | str, int] = MappingProxyType({})
 WHOLE: dict[DType, torch.dtype] = {"int": torch.int64, "bool": torch.bool}
@@ -37,18 +39,23 @@ class Output:
 
     def materialised(self, device: torch.device, sizes: Mapping[int | str, int] = _NO_SIZES) -> torch.Tensor:
         """A fresh tensor, for a call of these sizes; those that the call does not name are as they are."""
-        shape = [sizes.get(s, n) for s, n in zip(self.sizes, self.shape, strict=True)] if self.sizes else self.shape
+        shape = self._sized(sizes)
         if self.cleared and self.strides is None:
             return torch.zeros(shape, dtype=self.dtype, device=device)
         made = empty(shape, self.dtype, device, self.strides)
         return made.zero_() if self.cleared else made
 
-    def pattern(self, device: torch.device, sizes: Mapping[int | str, int]) -> torch.Tensor | None:
-        """One number spread over the shape for a call of these sizes, which `memory.like` makes tensors of; None where there is more to it."""
-        shape = [sizes.get(s, n) for s, n in zip(self.sizes, self.shape, strict=True)] if self.sizes else self.shape
-        if self.cleared or self.strides is not None or math.prod(shape) * self.dtype.itemsize >= LARGE:
-            return None
-        return _spread(tuple(shape), self.dtype, device)
+    def maker(self, device: torch.device, sizes: Mapping[int | str, int]) -> Callable[[], torch.Tensor]:
+        """What makes fresh tensors for calls of these sizes, where nothing looks on."""
+        shape = self._sized(sizes)
+        if device.type != "cpu" or math.prod(shape) * self.dtype.itemsize >= LARGE:
+            return functools.partial(self.materialised, device, sizes)
+        make = functools.partial(small, shape, self.strides or _contiguous(shape), self.dtype)
+        return (lambda: make().zero_()) if self.cleared else make
+
+    def _sized(self, sizes: Mapping[int | str, int]) -> tuple[int, ...]:
+        """Its shape for a call of these sizes."""
+        return tuple([sizes.get(s, n) for s, n in zip(self.sizes, self.shape, strict=True)]) if self.sizes else self.shape
 
     def following(self, sizes: Mapping[int | str, int]) -> Output:
         """The same, for calls with other values of these sizes; of this shape alone where a size of its own goes by the same name."""
@@ -67,11 +74,10 @@ class Output:
         return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device="meta")
 
 
-@functools.lru_cache(256)
-def _spread(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """One number spread over a shape."""
-    with torch.inference_mode(False):
-        return torch.empty((), dtype=dtype, device=device).expand(shape)
+def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor."""
+    extents = [max(n, 1) for n in reversed(shape[1:])]
+    return tuple(itertools.accumulate(extents, operator.mul, initial=1))[::-1][: len(shape)]
 
 
 def materialised(outputs: Mapping[str, Output], device: torch.device) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from einfuse.runtime.memory import HUGE, LARGE, empty, lasting
+from einfuse.runtime.outputs import Output
 
 CPU = torch.device("cpu")
 MAPS = Path("/proc/self/smaps")
@@ -45,3 +46,22 @@ def test_a_fake_tensor_has_no_memory_to_ask_for() -> None:
 
     with FakeTensorMode():
         assert empty((LARGE,), torch.float32, CPU).shape == (LARGE,)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0, 5), (0, 1), (1, 2, 3, 4), (LARGE // 4 + 1,)])
+@pytest.mark.parametrize("strides", ["contiguous", "turned"])
+@pytest.mark.parametrize("cleared", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_what_is_made_ready_makes_the_same(shape: tuple[int, ...], strides: str, cleared: bool, dtype: torch.dtype) -> None:
+    turned = torch.empty(shape[::-1], device="meta").permute(tuple(range(len(shape)))[::-1])
+    given = turned.stride() if strides == "turned" else None
+    output = Output(shape, dtype, cleared, given, () if given is not None else tuple(f"N{n}" for n in range(len(shape))))
+    for sizes in ({}, {f"N{n}": extent + 1 for n, extent in enumerate(shape)}):
+        make, right = output.maker(CPU, sizes), output.materialised(CPU, sizes)
+        made = [make(), make()]
+        for x in made:
+            assert (x.shape, x.stride(), x.dtype, x.device) == (right.shape, right.stride(), right.dtype, right.device)
+            assert not cleared or not x.count_nonzero()
+        assert not right.numel() or made[0].data_ptr() != made[1].data_ptr()
+        with torch.inference_mode():
+            assert make().is_inference()
