@@ -21,7 +21,7 @@ from einfuse.runtime.binding import precision_of
 from einfuse.runtime.devices import switched
 from einfuse.runtime.forms import FORM
 from einfuse.runtime.given import Given
-from einfuse.runtime.graph import Graph
+from einfuse.runtime.graph import Graph, Run
 from einfuse.runtime.kinds import Key
 from einfuse.runtime.ops import Call
 from einfuse.runtime.program import Program
@@ -118,15 +118,11 @@ class Ready:
     looks: bool
     recorded: Recorded | None
 
-    def __call__(self, given: Given) -> list[torch.Tensor]:
-        """The outputs for tensors whose values were looked at."""
+    def __call__(self, given: Given, again: Run | None = None) -> list[torch.Tensor]:
+        """The outputs for tensors whose values were looked at; ``again`` is the graph bound to the signature of the call."""
         if self.recorded is not None:
-            return self.recorded(given)
+            return self.recorded(given, again)
         return self.graph.run(given.tensors, given)  # type: ignore[arg-type]  # our own dictionary, read by nobody else
-
-    def bound(self, given: Given) -> Callable[[dict[str, torch.Tensor]], list[torch.Tensor]] | None:
-        """The same for calls of the signature of this one, which takes the tensors alone; None where there is more to it."""
-        return self.graph.bound(given) if self.recorded is None else None
 
 
 @dataclass(slots=True)
@@ -136,7 +132,7 @@ class Seen:
     ready: Ready
     numbers: Mapping[str, Scalar]
     sizes: Mapping[str, int]
-    again: Callable[[dict[str, torch.Tensor]], list[torch.Tensor]] | None
+    again: Run | None
 
     def __call__(self, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """The outputs."""
@@ -146,9 +142,10 @@ class Seen:
 
     def run(self, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """The outputs for tensors whose values were looked at."""
-        if self.again is not None and not debug.enabled("launch"):
-            return self.again(tensors)
-        return self.ready(Given(tensors, self.numbers, self.sizes))
+        again = None if debug.enabled("launch") else self.again
+        if again is not None and self.ready.recorded is None:
+            return again(tensors)
+        return self.ready(Given(tensors, self.numbers, self.sizes), again)
 
 
 @dataclass(slots=True)
@@ -192,7 +189,7 @@ class Calls:
         if found is None:
             return None
         found.program.check_ranges(given)
-        self.seen[signed] = seen = Seen(found, given.numbers, given.sizes, found.bound(given))  # nothing was refused
+        self.seen[signed] = seen = Seen(found, given.numbers, given.sizes, found.graph.bound(given))  # nothing was refused
         return seen.run(given.tensors)  # type: ignore[arg-type]  # our own dictionary, read by nobody else
 
     def prepared(self, given: Given, formed: bool) -> list[torch.Tensor]:

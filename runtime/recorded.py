@@ -16,7 +16,7 @@ from einfuse.ir import Scalar
 from einfuse.runtime import ops
 from einfuse.runtime.backends import Backend
 from einfuse.runtime.given import Given
-from einfuse.runtime.graph import Graph
+from einfuse.runtime.graph import Graph, Run
 from einfuse.runtime.program import Program
 from einfuse.runtime.quiet import plain, watched
 
@@ -31,9 +31,9 @@ class Recorded:
     wanted: tuple[str, ...]
     operator: Callable[[Mapping[str, Scalar]], ops.Call]
 
-    def __call__(self, given: Given) -> list[torch.Tensor]:
-        """The outputs, with a record."""
-        return list(_Node.apply(self, given, *given.tensors.values()))  # type: ignore[no-untyped-call]  # torch's
+    def __call__(self, given: Given, again: Run | None = None) -> list[torch.Tensor]:
+        """The outputs, with a record; ``again`` runs the graph where it is bound to the signature of the call."""
+        return list(_Node.apply(self, given, again, *given.tensors.values()))  # type: ignore[no-untyped-call]  # torch's
 
     def gradients(
         self, given: Given, saved: Sequence[torch.Tensor], directions: Sequence[torch.Tensor]
@@ -54,8 +54,9 @@ class Recorded:
 
 class _Node(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, ready: Recorded, given: Given, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        outs = ready.graph.run(dict(given.tensors), given)
+    def forward(ctx: Any, ready: Recorded, given: Given, again: Run | None, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        held = dict(given.tensors)
+        outs = ready.graph.run(held, given) if again is None else again(held)
         ctx.ready, ctx.names, ctx.numbers, ctx.sizes = ready, tuple(given.tensors), given.numbers, given.sizes
         ctx.save_for_backward(*tensors, *outs)
         return tuple(outs[: len(ready.program.cascade.outs)])
@@ -65,4 +66,4 @@ class _Node(torch.autograd.Function):
         held = ctx.saved_tensors  # asked for once: checkpointing computes them again, and only once
         count = len(ctx.names)
         given = Given(dict(zip(ctx.names, held[:count], strict=True)), ctx.numbers, ctx.sizes)
-        return (None, None, *ctx.ready.gradients(given, held[count:], directions))
+        return (None, None, None, *ctx.ready.gradients(given, held[count:], directions))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -129,6 +130,45 @@ def test_saved_tensors_that_come_back_in_other_strides(attention: einfuse.Attent
         with torch.autograd.graph.saved_tensors_hooks(hook, lambda x: x):
             o = outputs(attention, xs)[0]
         same(torch.autograd.grad(o.sin().sum(), xs), torch.autograd.grad(exact(attention, xs)[0].sin().sum(), xs))
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a length of the same power of two": lambda c: c.update(xs=[x[:, :, 1:] for x in c["xs"]]),
+    "other strides": lambda c: c.update(xs=[c["xs"][0], c["xs"][1].mT.contiguous().mT, c["xs"][2]]),
+    "a gradient in other strides": lambda c: c.update(up=c["up"].mT.contiguous().mT),
+    "one gradient for all points": lambda c: c.update(up=torch.ones(()).expand_as(c["up"])),
+    "a number": lambda c: c.update(window=3),
+    "which inputs want gradients": lambda c: c.update(wanted=(1,)),
+    "the dtype": lambda c: c.update(xs=[x.double() for x in c["xs"]]),
+    "the number of threads": lambda c: c.update(threads=1),
+    "one memory for two inputs": lambda c: c.update(xs=[c["xs"][0], c["xs"][1], c["xs"][1]]),
+    "other memory": lambda c: c.update(xs=[x.flip(-1) for x in c["xs"]]),
+}
+"""What two calls that want gradients may differ in."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_call_that_is_bound_knows_what_another_one_changes(change: str) -> None:
+    """Both directions are bound by the second call of a signature: before and after a call that differs in one thing."""
+    attention = einfuse.compile("sliding_window", backend="cpu")
+    call = {"xs": [torch.randn(1, 2, 8, 4) for _ in range(3)], "up": torch.randn(1, 2, 8, 4), "window": 4}
+    call |= {"wanted": (0, 1, 2), "threads": 2}
+    other = dict(call)
+    CHANGES[change](other)
+    threads = torch.get_num_threads()
+    try:
+        for drawn in (call, call, call, other, other, other, call, other):
+            torch.set_num_threads(drawn["threads"])
+            xs = [x.detach().requires_grad_(n in drawn["wanted"]) for n, x in enumerate(drawn["xs"])]
+            asked = [xs[n] for n in drawn["wanted"]]
+            up = drawn["up"].to(xs[0].dtype)[:, :, : xs[0].shape[2]]
+            found, right = (run(*xs, window=drawn["window"]) for run in (attention, attention.reference))
+            same(found, right)
+            same(torch.autograd.grad(found, asked, up), torch.autograd.grad(right, asked, up.to(right.dtype)))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(x.again is not None for x in attention._calls.seen.values())
 
 
 def test_transforms_see_a_known_kind(attention: einfuse.Attention) -> None:
