@@ -64,6 +64,7 @@ class CpuKernel:
     _several: bool = field(init=False, compare=False, repr=False)
     """Whether there are loops that share what it keeps."""
     _threads: Callable[[], int] = field(init=False, compare=False, repr=False)
+    _address: Callable[[torch.Tensor], int] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         import torch
@@ -75,6 +76,7 @@ class CpuKernel:
         several = self.keeps and sum(isinstance(s, Fold) for s in self.plan.steps) > 1
         object.__setattr__(self, "_several", several)
         object.__setattr__(self, "_threads", torch.get_num_threads)
+        object.__setattr__(self, "_address", torch.Tensor.data_ptr)
 
     def frugal(self) -> CpuKernel:
         """The kernel of the same plan that keeps no scores for later loops; printed and loaded once."""
@@ -98,7 +100,7 @@ class CpuKernel:
         plan = self.plan
         if self._several and keep.too_long(plan, sizes):
             return self.frugal().bound(tensors, params, sizes)
-        names, function, threads = self._tensors, self.function, self._threads
+        names, function, threads, address = self._tensors, self.function, self._threads, self._address
         strides: list[int] = []
         counts = [sizes[n] for n in plan.sizes]
         for n in names:
@@ -116,7 +118,7 @@ class CpuKernel:
         packed = struct.Struct(f"{len(names) + len(rest)}q").pack  # ctypes hands on where the bytes lie
 
         def again(tensors: Mapping[str, torch.Tensor]) -> None:
-            pointers = packed(*[tensors[n].data_ptr() for n in names], *rest)
+            pointers = packed(*map(address, map(tensors.__getitem__, names)), *rest)
             if call(function, pointers, first, second, last, threads()):
                 raise MemoryError(f"not enough memory for the scratch buffers of the kernel {plan.name}")
 
