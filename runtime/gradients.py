@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Graph, Host, Kernel, Node, Tensors, room
 from einfuse.runtime.launch import Built, Launch
-from einfuse.runtime.outputs import Output, described, gradient, is_only, of_backward
+from einfuse.runtime.outputs import Output, described, gradient, is_only, lies_as, of_backward
 from einfuse.runtime.pairs import Pairs
 from einfuse.runtime.recent import Recent
 from einfuse.runtime.scatter import accumulate, adding, axes, contracted, total
@@ -57,8 +57,10 @@ class Gradients:
 
     def _nodes(self, backend: Backend, wanted: tuple[str, ...], known: Given) -> list[Node]:
         nodes: list[Node] = []
-        summed: set[str] = set()
+        held: dict[str, str] = {}
+        """What holds the sum for an input."""
         steps = self.program.steps(wanted, backend.row_values)
+        every = [p for _, ps in steps for p in ps]
         while steps:
             known = self.program.sized(steps[0][0], known)
             part = self._merged(steps[0], steps[1], known, backend) if len(steps) > 1 else None
@@ -67,9 +69,11 @@ class Gradients:
             nodes += more
             known = known.more(described(outs))
             parts = [(c, p) for c, ps in done for p in ps if p.statement in outs]
-            nodes += [_added(parts, known)] if parts else []
-            summed |= {p.input for _, ps in done for p in ps}
-        return [*nodes, _returned(wanted, summed)]
+            whole = {p.input: p.statement for _, p in parts if _is_whole(p, every, known)}
+            rest = [(c, p) for c, p in parts if p.input not in whole]
+            nodes += [_added(rest, known)] if rest else []
+            held |= {p.input: total(p.input) for _, ps in done for p in ps} | whole
+        return [*nodes, _returned(wanted, held, known)]
 
     def _one(self, step: Step, known: Given, backend: Backend) -> Part:
         """A step on its own, with what it gives by pairs added up already."""
@@ -161,6 +165,14 @@ class Gradients:
         return ((first.cascade, turned.cascade), known.more(turned.tables, turned.sizes)) if first and turned else None
 
 
+def _is_whole(part: Gradient, every: Sequence[Gradient], known: Given) -> bool:
+    """Whether a part has, axis by axis, all of its input's gradient, and nothing else of what it is made of."""
+    at = axes(part.ranks, part.index)
+    alone = part.times is None and sum(p.input == part.input or p.statement == part.statement for p in every) == 1
+    straight = not at.gone and at.order == [*range(len(part.index))]
+    return alone and straight and known.tensors[part.statement].shape == known.tensors[part.input].shape
+
+
 def _added(parts: Sequence[tuple[Cascade, Gradient]], known: Given) -> Host:
     """Adds parts of gradients to the sums of their inputs."""
 
@@ -173,18 +185,23 @@ def _added(parts: Sequence[tuple[Cascade, Gradient]], known: Given) -> Host:
     return adding((p for _, p in parts), (n for _, p in parts for n in p.statements), known, add)
 
 
-def _returned(wanted: Iterable[str], summed: set[str]) -> Host:
-    """The sums in dtype and layout of the inputs, a tensor for each.
+def _returned(wanted: Sequence[str], held: Mapping[str, str], known: Given) -> Host:
+    """The sums, which tensors of the graph hold, in dtype and layout of the inputs, a tensor for each.
 
-    The terms of a sum have one gradient, and an operator must not give out the same memory twice.
+    The terms of a sum have one gradient, and an operator must not give out the same memory twice. What a kernel wrote as an input lies is
+    given out as it is.
     """
-    sums = tuple(total(n) for n in wanted if n in summed)
+    gives = {n: f"gradient of {n}" for n in wanted}
+    ready = {gives[n]: x for n, x in held.items() if x in known.tensors and lies_as(known.tensors[x], known.tensors[n])}
+    rest = [n for n in wanted if gives[n] not in ready]
 
     def do(tensors: Tensors, call: Given) -> None:
-        held: set[int] = set()
-        for n in wanted:
-            x = gradient(tensors.get(total(n)), tensors[n])
-            tensors[f"gradient of {n}"] = x.clone() if x.data_ptr() in held and x.numel() else x
-            held.add(x.data_ptr())
+        seen: set[int] = set()
+        for n in rest:
+            x = gradient(tensors.get(held.get(n, "")), tensors[n])
+            tensors[gives[n]] = x.clone() if x.data_ptr() in seen and x.numel() else x
+            seen.add(x.data_ptr())
+        for mine, theirs in ready.items():
+            tensors[mine] = tensors[theirs]
 
-    return Host("as the inputs", (*sums, *wanted), tuple(f"gradient of {n}" for n in wanted), do)
+    return Host("as the inputs", (*(held[n] for n in wanted if n in held), *wanted), tuple(gives.values()), do)

@@ -162,10 +162,13 @@ def gradient(total: torch.Tensor | None, of: torch.Tensor) -> torch.Tensor:
     """
     if total is None:
         return torch.zeros_like(of)
+    return total if lies_as(total, of) else torch.empty_like(of).copy_(total)
+
+
+def lies_as(total: torch.Tensor, of: torch.Tensor) -> bool:
+    """Whether a gradient has dtype and layout of its input."""
     made = _layout(of)
-    if total.dtype == of.dtype and (total.is_contiguous() if made is None else total.stride() == made):
-        return total
-    return torch.empty_like(of).copy_(total)
+    return total.dtype == of.dtype and (total.is_contiguous() if made is None else total.stride() == made)
 
 
 def _layout(x: torch.Tensor) -> tuple[int, ...] | None:
