@@ -56,7 +56,12 @@ def small(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> t
     return _poisoned(out) if POISON else out
 
 
-_EMPTY = torch._C._dynamo.guards._empty_strided_cpu  # type: ignore[attr-defined]  # not in torch's stubs
+def _usual(shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_strided(shape, strides, dtype=dtype, device="cpu")
+
+
+_EMPTY = getattr(getattr(getattr(torch._C, "_dynamo", None), "guards", None), "_empty_strided_cpu", _usual)
+"""torch's own kernels call it; no version promises that it is there."""
 
 
 def _poisoned(x: torch.Tensor) -> torch.Tensor:
