@@ -195,6 +195,55 @@ def past_summaries(x: X) -> Tensor:
     return attend(product(x), torch.arange(9) * 2 + 3 <= ROW, x["v"])
 
 
+def pooled_blocks(x: X) -> Tensor:
+    summaries = torch.arange(x["c"].shape[-2])
+    a = (x["q"] @ x["c"][:, :, None].mT / math.sqrt(D)).masked_fill(summaries * 2 + 3 > ROW, -math.inf)
+    given = a.softmax(-1).nan_to_num(0).sum(2)  # a row without a summary gives none
+    held = [[r for r in summaries.tolist() if {*range(2 * r, 2 * r + 4)} & {*range(4 * w, 4 * w + 4)}] for w in range(W)]
+    pooled = torch.stack([given[..., r].amax(-1) if r else torch.zeros_like(given[..., 0]) for r in held], -1)
+    forced = (BLOCKS == 0) | ((OWN - BLOCKS >= 0) & (OWN - BLOCKS <= 1))
+    chosen = has(pooled.masked_fill(forced, 1e30), 4, BLOCKS <= OWN)
+    s = x["q"] @ x["k"][:, :, None].mT / math.sqrt(D)
+    return attend(s, chosen[..., J // 4][:, :, None] & LOW, x["v"][:, :, None])
+
+
+def gated_blocks(x: X) -> tuple[Tensor, ...]:
+    parts = x["k"].split(4, -2)
+    pooled = [
+        torch.stack([part.amax(-2) for part in parts], -2),
+        torch.stack([part.amin(-2) for part in parts], -2),
+        means(x["k"]),
+    ]
+    keys = torch.cat(pooled, -1) @ torch.cat([x["wh"], x["wl"], x["wm"]], -2)
+    gate = means(x["q"]) @ x["wq"] @ keys.mT / math.sqrt(x["wq"].shape[-1])
+    past = BLOCKS <= BLOCKS[:, None]
+    chosen = has(gate.masked_fill(BLOCKS == BLOCKS[:, None], 1e30), 3, past)
+    seen = chosen[..., torch.arange(NQ) // 4, :][..., J // 4] & LOW
+    return attend(product(x), seen, x["v"]), gate.masked_fill(~past, -math.inf).softmax(-1)
+
+
+def landmarks(x: X) -> Tensor:
+    s, mark = product(x), J % 4 == 3
+    far = has(s.masked_fill(~mark, -math.inf), 2, mark & (J // 4 < OWN))
+    own = (J // 4 == OWN) & ~mark & LOW
+    first = s.masked_fill(~(own | far), -math.inf).softmax(-1)
+    p = first * own
+    for w in range(NK // 4):
+        tokens = J[(J // 4 == w) & ~mark]
+        p[..., tokens] += (first * far)[..., 4 * w + 3, None] * s[..., tokens].softmax(-1)
+    return p @ x["v"]
+
+
+def sorted_blocks(x: X) -> Tensor:
+    place = x["r"]
+    for _ in range(3):
+        place = place.log_softmax(-1).log_softmax(-2)
+    weight, at = (t[..., torch.arange(NQ) // 4, :] for t in place.exp().max(-1, keepdim=True))
+    moved = (weight * product(x)).masked_fill(J // 4 != at, -math.inf)
+    p = torch.cat([moved, product(x).masked_fill(J // 4 != OWN, -math.inf)], -1).softmax(-1)
+    return weight * (p[..., :NK] @ x["v"]) + p[..., NK:] @ x["v"]
+
+
 def paged() -> X:
     pages = torch.stack([torch.randperm(9)[:5] for _ in range(B)])
     k = draw(9, 4, H, D)
@@ -235,6 +284,10 @@ CASES: dict[str, tuple[Callable[[X], Tensor | tuple[Tensor, ...]], Callable[[], 
     "expert_tokens": (expert_tokens, lambda: qkv() | {"gate": draw(B, H, NK)}),
     "heavy_hitters": (heavy_hitters, qkv),
     "past_summaries": (past_summaries, lambda: {"q": draw(B, H, NQ, D), "k": draw(B, H, 9, D), "v": draw(B, H, 9, E)}),
+    "pooled_blocks": (pooled_blocks, lambda: qkv(3) | {"c": draw(B, H, 9, D)}),
+    "gated_blocks": (gated_blocks, lambda: qkv() | {n: draw(H, D, 6) for n in ("wq", "wh", "wl", "wm")}),
+    "landmarks": (landmarks, qkv),
+    "sorted_blocks": (sorted_blocks, lambda: qkv() | {"r": draw(B, H, W, W)}),
 }
 
 
