@@ -56,7 +56,7 @@ TEXTS = {
     "a mask made of choices": (choices(14, "where level < 5"), None),
     "a number made of choices": (repeated(40, "1.0 * i", "n * n + sin(n) if n > j else 0.5 * n + n"), None),
     "a row made of choices": (repeated(40, "sum[j](s)", "n * n + sin(n) if n > 2 else 0.5 * n + n"), None),
-    "indices in indices": (chain("n0 = j - i", "n@ = n#[i, max(j - n#, 0)]", "w = sum[d](q * k) * n#", 40), "shifted read"),
+    "indices in indices": (chain("n0 = j - i", "n@ = n#[i, max(j - n#, 0)]", "w = sum[d](q * k) * n#", 40), REFUSED),
     "shifted reads": (chain(SCORE.replace("s", "s0", 1), "s@ = s#[i, max(j - 1, 0)] + s#[i, max(j - 2, 0)]", "w = s#", 25), REFUSED),
     "conditions": (chain(SCORE.replace("s", "s0", 1), "s@ = s#[i, max(j - 1, 0)] + s# where j != @", "w = s#", 25), REFUSED),
     "squares of weights": (chain(f"{SCORE}\n  m[i] = max[j](s)\n  p0 = exp(s - m)", "p@ = p# * p# + p#", "w = p#", 25), REFUSED),

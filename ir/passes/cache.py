@@ -78,6 +78,9 @@ class Cacher:
         if len(found) != 1 or found[0].name in self.c.over:
             self.refuse(f"rows are to be one rank of queries, found {', '.join(r.name for r in found)}", self.c.loc)
         (self.rows,) = found
+        for r in self.c.ranks:
+            if r.kind == "query" and r.extent is not None and queries in ex.sizes(r.extent):
+                self.refuse(f"{r.name} counts all rows of {self.rows.name}, and a call has the last ones", r.loc)
         self.ranks = {x.target: x.ranks for x in self.einsums}
         if self.c.places:
             self.refuse("its outputs do not lie at their own coordinates", self.c.loc)

@@ -126,7 +126,7 @@ def test_places_of_two_ranks_are_written_out() -> None:
 
 
 def test_a_shifted_read_of_a_statement_is_refused_with_a_way_out() -> None:
-    text = show(corpus.cascade("full")).replace("exp(s[i, j] - m[i])", "exp(s[i, j] - m[i]) * qk[i, min(j + 1, Nk - 1)]")
-    with pytest.raises(SpecError, match="shifted read of qk") as caught:
+    text = show(corpus.cascade("full")).replace("exp(s[i, j] - m[i])", "exp(s[i, j] - m[i]) * m[max(i - 1, 0)]")
+    with pytest.raises(SpecError, match="shifted read of m") as caught:
         differentiate.run(canonicalise.run(parse(text)), ["q"])
     assert "shift the input itself" in caught.value.hint
