@@ -181,7 +181,7 @@ class _Merger:
             target.learn(op)
         new: dict[str, Value] = {}
         made = {op.out.name: op for op in source.body if not isinstance(op, Store)}
-        inside = self._inside(self.mine, (*self.before, *source.body))
+        inside = self._inside((*self.before, *source.body))
         updates = {u.name: s.value for u, s in zip(source.updates, self.mine.states, strict=True)}
         shares = {n: self._share(made, state, made[n].out) for n, state in updates.items()}
         aside = {share.out.name for share in shares.values() if share is not None}
@@ -201,31 +201,24 @@ class _Merger:
         """Other operands of ``op``. A plan tells which points of a block are below the size of the rank that it folds, and need not for its
         tile (`plan.nodes`): pairs of the rows are below the size of the keys, and pairs here have to be below that of the rows.
         """
-        rank, both = self.theirs.rank, {self.mine.rank, self.theirs.rank}
-        if isinstance(op, Map) and op.fn == "and" and both <= set(op.out.dims):
+        if isinstance(op, Map) and op.fn == "and" and {self.mine.rank, self.theirs.rank} <= set(op.out.dims):
             return {v.name: self._below(target, prologue) for v in op.args if v.name in inside}
-        if isinstance(op, Reduce) and op.rank == rank:
-            pairs = new[op.arg.name]
-            told = any(isinstance(o, Map) and o.out == pairs and self._below(target, prologue) in o.args for o in target.ops)
-            if not told:
-                limit = Map(replace(pairs, name="live"), "and", (pairs, self._below(target, prologue)))
-                return {op.arg.name: self._place(limit, target, prologue)}
+        if isinstance(op, Reduce) and op.rank == self.theirs.rank:
+            pairs, below = new[op.arg.name], self._below(target, prologue)
+            if not any(isinstance(o, Map) and o.out == pairs and below in o.args for o in target.ops):
+                return {op.arg.name: self._place(Map(replace(pairs, name="live"), "and", (pairs, below)), target, prologue)}
         return {}
 
     def _below(self, target: _Target, prologue: _Target) -> Value:
         """Whether a coordinate of the rank that is folded exists."""
-        fold = self.theirs
-        at = self._place(Coordinate(Value(f"{fold.rank}_at", (fold.rank,), "int"), fold.rank), target, prologue)
-        limit = (
-            Const(Value("c", (), "int"), fold.size)
-            if isinstance(fold.size, int)
-            else Size(Value(fold.size, (), "int"), fold.size)
-        )
-        size = self._place(limit, target, prologue)
-        return self._place(Map(Value("inside", (fold.rank,), "bool"), "<", (at, size)), target, prologue)
+        rank, size = self.theirs.rank, self.theirs.size
+        limit = Const(Value("c", (), "int"), size) if isinstance(size, int) else Size(Value(size, (), "int"), size)
+        at = self._place(Coordinate(Value(f"{rank}_at", (rank,), "int"), rank), target, prologue)
+        last = self._place(limit, target, prologue)
+        return self._place(Map(Value("inside", (rank,), "bool"), "<", (at, last)), target, prologue)
 
-    def _inside(self, fold: Fold, ops: Iterable[Op]) -> set[str]:
-        """The conditions that say no more than that."""
+    def _inside(self, ops: Iterable[Op]) -> set[str]:
+        """The conditions of the rows that say no more than that, of the rank which they fold."""
         made = {op.out.name: op for op in ops if not isinstance(op, Store)}
 
         def says(op: Op) -> bool:
@@ -233,7 +226,7 @@ class _Merger:
                 return False
             at, limit = (made.get(v.name) for v in op.args)
             size = limit.name if isinstance(limit, Size) else limit.value if isinstance(limit, Const) else None
-            return isinstance(at, Coordinate) and at.rank == fold.rank and size == fold.size
+            return isinstance(at, Coordinate) and at.rank == self.mine.rank and size == self.mine.size
 
         return {n for n, op in made.items() if says(op)}
 

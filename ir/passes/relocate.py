@@ -53,12 +53,12 @@ class _Relocation:
     def _moved(self, e: Expr) -> Expr | None:
         x = self.pairs.get(e.name) if e.op == "load" else None
         if x is None:
-            return None
+            return None if ex.holds(e, "load", self.pairs) else e
         args = tuple(map(self._read, e.args))
         moves = any(r in self.sequences and a != ex.index(r) for r, a in zip(x.ranks, args, strict=True))
         inner = set().union(*map(ex.indices, args)) & set(x.over)  # another meaning of a rank that is summed over
         if not moves or inner:
-            return replace(e, args=args)
+            return e if args == e.args else replace(e, args=args)
         if (x.target, args) not in self.made:
             at = dict(zip(x.ranks, args, strict=True))
             ranks = set().union(*map(ex.indices, args)) - set(self.cascade.over)
