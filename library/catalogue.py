@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import einfuse
 from einfuse.library import layers
-from einfuse.runtime.specs import library
 
 DATA = Path(__file__).resolve().parent / "catalogue.toml"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "catalogue.md"
@@ -57,7 +57,7 @@ def entries(path: Path = DATA) -> list[Entry]:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: {error}") from error
-    known = set(library())
+    known = {s.name for s in einfuse.list_specs()}
     found = {number: _entry(number, says, known) for number, says in data.items()}
     newer = sum(n.startswith(NEWER) for n in found)
     wanted = [
