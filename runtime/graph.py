@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING
 
@@ -262,7 +262,8 @@ class Graph:
             return None
         sizes: Mapping[int | str, int] = given.sizes  # type: ignore[assignment]  # of the names it has
         makes = [(n, x.maker(self.device, sizes)) for n, x in node.makes.items()]
-        launch = node.bound({**given.tensors, **{n: make() for n, make in makes}}, given)
+        where = {n: replace(x, cleared=False).maker(self.device, sizes)() for n, x in node.makes.items()}
+        launch = node.bound({**given.tensors, **where}, given)
         if launch is None:
             return None
 

@@ -58,7 +58,9 @@ class Windows:
     def __call__(
         self, known: Mapping[str, torch.Tensor | Scalar], rows: int, step: int
     ) -> Iterator[tuple[int, int, dict[str, torch.Tensor]]]:
-        """Every window with the outputs of the last kernel for its rows."""
+        """Every window with the outputs of the last kernel for its rows. What is cut is widened window by window, within a cache."""
+        cut = {name for name, _ in self.window.cut}
+        known = {n: x if n in cut else widened(x) for n, x in known.items()}
         for kernel in self.before:
             known = {**known, **_outputs(kernel, known)}
         for lo, n, mine in _cut(self.window, known, rows, step):
@@ -118,8 +120,13 @@ def _cut(
 
 
 def _outputs(attention: Attention, known: Mapping[str, torch.Tensor | Scalar]) -> dict[str, torch.Tensor]:
-    outs = attention(**{t.name: known[t.name] for t in attention.cascade.inputs})
+    outs = attention(**{t.name: widened(known[t.name]) for t in attention.cascade.inputs})
     return dict(zip(attention.cascade.outs, outs if isinstance(outs, tuple) else (outs,), strict=True))
+
+
+def widened(x: torch.Tensor | Scalar) -> torch.Tensor | Scalar:
+    """The same; a float of fewer than 32 bits as one of 32."""
+    return x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype.itemsize < 4 else x
 
 
 def _tensor(x: torch.Tensor | Scalar) -> torch.Tensor:

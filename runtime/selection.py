@@ -23,7 +23,7 @@ from einfuse.runtime import backends, binding, cache
 from einfuse.runtime.given import Given
 from einfuse.runtime.program import Mode
 from einfuse.runtime.recent import Recent
-from einfuse.runtime.scoring import Windows, interpreted
+from einfuse.runtime.scoring import Windows, interpreted, widened
 
 if TYPE_CHECKING:
     from einfuse.runtime.attention import Attention, Output
@@ -180,7 +180,7 @@ class Selection:
         if scorer is None or step.target in self.interpreted or torch.compiler.is_compiling():
             return None
         windows = self.windows.made(step.target, lambda: Windows.of(step, scorer))
-        mine = self.ranked(step, known)
+        mine = {t.name: known[t.name] for t in step.cascade.inputs}
         tensors = [x for x in mine.values() if isinstance(x, torch.Tensor)]
         if windows is None or not all(map(ordinary, tensors)):
             return None
@@ -188,14 +188,17 @@ class Selection:
         if rows <= 2 * few:
             return None
         exists = {} if step.where is None else self._existing(step, mine)
-        axis, lists = windows.axis, []
+        axis, out = windows.axis, None
         try:
             for lo, n, found in windows(mine, rows, few):
                 here = {k: x.narrow(axis, lo, n) if x.shape[axis] > 1 else x for k, x in exists.items()}
-                lists.append(listed(step, found | here, slots, self._best))
+                part = listed(step, found | here, slots, self._best)
+                if out is None:
+                    out = part.new_empty((*part.shape[:axis], rows, *part.shape[axis + 1 :]))
+                out.narrow(axis, lo, n).copy_(part)  # were parts kept, the next scores would lie in memory that is new
         except SpecError:
             return None
-        return torch.cat(lists, axis)
+        return out
 
     def _best(self, values: torch.Tensor, exists: torch.Tensor | None, slots: int) -> torch.Tensor:
         if not ordinary(values):
@@ -205,7 +208,7 @@ class Selection:
 
     def ranked(self, step: Scores, known: Mapping[str, torch.Tensor | Scalar]) -> Known:
         """The arguments of what scores: floats of at least 32 bits."""
-        return {t.name: _wide(known[t.name]) for t in step.cascade.inputs}
+        return {t.name: widened(known[t.name]) for t in step.cascade.inputs}
 
     def scores(self, step: Scores, known: Mapping[str, torch.Tensor | Scalar]) -> dict[str, torch.Tensor]:
         """The values that a step ranks and where they exist, by a kernel, or by interpretation where there is none."""
@@ -284,10 +287,6 @@ def _table(step: Table, known: Known, sizes: Mapping[str, int]) -> torch.Tensor:
     else:
         span = int(binding.evaluate(step.span, sizes))
     return members(entries, span)
-
-
-def _wide(x: torch.Tensor | Scalar) -> torch.Tensor | Scalar:
-    return x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype.itemsize < 4 else x
 
 
 def _dtype(mine: Mapping[str, torch.Tensor | Scalar]) -> torch.dtype:

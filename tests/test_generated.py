@@ -21,7 +21,7 @@ from einfuse.ir.passes.choose import Scores
 from einfuse.runtime import binding
 from einfuse.runtime.backends import BackendName
 from einfuse.runtime.given import Given
-from einfuse.runtime.scatter import accumulate
+from einfuse.runtime.scatter import accumulate, contracted
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes
 from einfuse.testing import selections, specs
 
@@ -300,7 +300,7 @@ def derived_gradients(
         found = interpret(pipeline.run(cascade, 4, 4), env, sizes)
         env |= found
         for part in parts:
-            accumulate(total, cascade, part, found[part.statement], Given(tensors, numbers, sizes))
+            accumulate(total, cascade, *contracted(part, found), Given(tensors, numbers, sizes))
     return total
 
 

@@ -67,6 +67,13 @@ static inline uint64_t word(const Truths* held) {
   return out;
 }
 
+// Where the last candidate that exists ends: behind it lie half of the candidates of all causal rows.
+static inline long end_of(const uint8_t* exists, long span) {
+  while (span >= 8 && !loaded<uint64_t>(exists + span - 8)) span -= 8;
+  while (span > 0 && !exists[span - 1]) --span;
+  return span;
+}
+
 struct Row {
   const float* values;
   const uint8_t* exists;  // 0: all of them
@@ -190,7 +197,7 @@ extern "C" int einfuse_kernel(const void* const* ptrs, const long* strides, cons
       if (!choose.held) continue;
       const uint8_t* exists = (const uint8_t*)ptrs[1];
       for (long a = axes - 1, rest = r; exists && a >= 0; rest /= extents[a--]) exists += rest % extents[a] * strides[a];
-      choose({(const float*)ptrs[0] + r * span, exists, span}, (int64_t*)ptrs[2] + r * slots);
+      choose({(const float*)ptrs[0] + r * span, exists, exists ? end_of(exists, span) : span}, (int64_t*)ptrs[2] + r * slots);
     }
   }
   return failed;
