@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from einfuse.ir import Cascade, Einsum, Expr, Scalar, interpret
+from einfuse.ir import Cascade, EinfuseError, Einsum, Expr, Scalar, interpret
 from einfuse.ir import expr as ex
 from einfuse.ir.nodes import State
-from einfuse.ir.passes import batch
+from einfuse.ir.passes import batch, canonicalise, differentiate, stages
 from einfuse.ir.rewrite import map_expressions, statements
 from einfuse.ir.rounding import Rounding, narrow
 from einfuse.runtime import binding
@@ -131,12 +131,13 @@ class Trial:
 
     @functools.cached_property
     def _steady(self) -> Cascade:
-        """The cascade without the derivatives of maxima that only keep numbers in range, which are exactly 0: to take them makes up for
-        errors of all the others, and no kernel takes them."""
+        """The cascade without the derivatives of maxima that only keep numbers in range, where no kernel takes them: they are exactly 0, and to
+        take them makes up for errors of all the others. A derivative that is 0 and is taken (of a maximum that is added to all scores of a
+        softmax) has the errors of its sums."""
         cascade = self.cascade
         gradients = [what for what in self.truth if what.startswith("d ")]
         scale = max((_largest(self.truth[what]) for what in gradients), default=0.0)
-        for name in [x.target for x in statements(cascade) if x.reducer.extreme] if gradients else []:
+        for name in sorted(_still(cascade)) if gradients else []:
             without = _stopped(cascade, name)
             found = self._exact(without)
             if all(_largest(found[what] - self.truth[what]) <= 1e-9 * scale for what in gradients):
@@ -187,6 +188,14 @@ def _interpreted(cascade: Cascade, inputs: Inputs) -> list[Tensor]:
     given = _given(cascade, inputs)
     found = interpret(cascade, given.inputs, given.sizes)
     return [found[n] for n in cascade.outs]
+
+
+def _still(cascade: Cascade) -> frozenset[str]:
+    """The maxima whose derivatives kernels do not take."""
+    try:
+        return frozenset[str]().union(*(differentiate.invariant(canonicalise.run(c)) for c in stages.run(cascade)))
+    except EinfuseError:  # no kernels
+        return frozenset()
 
 
 def _stopped(cascade: Cascade, name: str) -> Cascade:

@@ -186,6 +186,18 @@ DERIVED = {
   o[i, e] = sum[j](softmax[j](sum[d](q * k)) * v)
   out o, kk
 }""",
+    "a rank that nothing uses, of a size that the linear form does not know": """  rank w: key = (Nk + 1) // 2
+  s = sum[d](q * k) where j <= i
+  o[i, e] = sum[j](s * v where j % 2 == 0)
+  out o
+}""",
+    "a maximum of features, added to all scores of a softmax": """  rank n: feature = 3
+  in u[h, n, d]
+  t[n, i] = sum[d](q * u)
+  s = sum[d](q * k) + max[n](t)
+  o[i, e] = sum[j](softmax[j](s) * v)
+  out o
+}""",
     "a table behind the condition of another statement": """  in table[h, W]
   s = sum[d](q * k) where 0 <= i - j < W
   bias = table[h, i - j]
