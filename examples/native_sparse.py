@@ -187,9 +187,12 @@ def picture(path: Path, found: Found) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
     for name, losses in found.losses.items():
-        left.plot(losses, label=name, linewidth=1.2)
+        every = max(1, len(losses) // 50)  # a single step says more of its text than of the model
+        means = [statistics.mean(losses[n : n + every]) for n in range(0, len(losses) - every + 1, every)]
+        left.plot([every * (n + 1) for n in range(len(means))], means, label=name, linewidth=1.2)
         times = found.seconds[name]
         right.plot(list(times), list(times.values()), "o-", label=name)
+        right.set_xticks(list(times), [f"{length:,}" for length in times])
     left.set(xlabel="step", ylabel="loss (nats a byte)")
     right.set(xlabel="tokens", ylabel="processor time of a step, s", ylim=(0, None))
     for axes in (left, right):
