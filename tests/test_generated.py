@@ -23,7 +23,7 @@ from einfuse.runtime.backends import BackendName
 from einfuse.runtime.given import Given
 from einfuse.runtime.scatter import accumulate, contracted
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes
-from einfuse.testing import selections, specs
+from einfuse.testing import programs, selections, specs
 
 SHAPE = Shape(batch=2, heads=2, queries=7, keys=9, widths=(3, 4), group=2)
 RELAXED = settings(suppress_health_check=list(HealthCheck))
@@ -275,13 +275,14 @@ def check_stage(c: Cascade, x: dict[str, torch.Tensor | Scalar], sizes: dict[str
             close(found[name], value, f"{name} after {stage}")
 
     pipeline.run(c, 4, 2, observe=observe)
-    if not any(o.requires_grad for o in truth.values()):  # a stage of whole numbers, such as how many keys a mask leaves
+    moving = {n: o for n, o in truth.items() if o.requires_grad}
+    if not moving:  # a stage of whole numbers, such as how many keys a mask leaves
         return
     wanted = [n for n, v in leaves.items() if isinstance(v, torch.Tensor) and v.requires_grad]
     directions = {n: torch.randn(o.shape, dtype=torch.float64) for n, o in truth.items()}
     tensors = {n: v for n, v in leaves.items() if isinstance(v, torch.Tensor)}
     expected = torch.autograd.grad(
-        list(truth.values()), [tensors[n] for n in wanted], list(directions.values()), allow_unused=True
+        list(moving.values()), [tensors[n] for n in wanted], [directions[n] for n in moving], allow_unused=True
     )
     with torch.no_grad():
         found = derived_gradients(c, leaves, sizes, directions, wanted)
@@ -312,7 +313,7 @@ def derived_gradients(
         found = interpret(pipeline.run(cascade, 4, 4), env, sizes)
         env |= found
         for part in parts:
-            accumulate(total, cascade, *contracted(part, found), Given(tensors, numbers, sizes))
+            accumulate(total, cascade, *contracted(part, env), Given(tensors, numbers, sizes))
     return total
 
 
@@ -427,6 +428,30 @@ def test_drawn_specs_through_tiled_torch(text: str) -> None:
 def test_drawn_specs_through_triton(text: str) -> None:
     note(text)
     check_kernels(text, "triton")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(2))
+@pytest.mark.parametrize("how", ["passes", "loops", "cpu", "triton"])
+def test_drawn_programs(how: str, part: int) -> None:
+    """60 through the passes, 60 through the reference interpreter of plans, 8 and 4 through kernels."""
+    count = {"passes": 30, "loops": 30, "cpu": 4, "triton": 2}[how]
+
+    @seed(part)
+    @given(programs())
+    @settings(RELAXED, derandomize=False, database=None, max_examples=count)
+    def check(text: str) -> None:
+        note(text)
+        if how == "passes":
+            check_text(text)
+            return
+        try:
+            check_kernels(text, how)  # type: ignore[arg-type]  # the others are back ends
+        except SpecError as refused:  # a gradient of scores that are summed into rows which scores are made of again
+            assume("would have to be stored for all pairs" not in str(refused))
+            raise
+
+    check()
 
 
 @pytest.mark.slow

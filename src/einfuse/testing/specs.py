@@ -1,15 +1,4 @@
-"""Hypothesis strategies for specs: `specs` draws whole attentions as `.attn` text, to property-test a compiler pass or your own variant.
-
-    from hypothesis import given
-    from einfuse.testing import specs
-
-    @given(specs())
-    def test_my_pass(text): ...
-
-`specs()` draws whole attentions, `selections()` such that choose what they read, `masks(depth)` conditions over b, h, i, j, `normalisers()`
-definitions of `norm[j](s)`: docs/testing.md (examples there). A drawn text always elaborates; it shrinks towards plain softmax attention.
-Needs the package `hypothesis`.
-"""
+"""Attentions of one shape: a score, a mask, a normaliser, and choices of what is read."""
 
 from __future__ import annotations
 
