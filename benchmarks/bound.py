@@ -24,8 +24,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
+import harness
+
 VARIANTS = {
     "plain": {},
     "default": {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "OPENBLAS_CORETYPE": "Nehalem"},
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    made = harness.options(__doc__)
     commands = made.add_subparsers(dest="command", required=True)
     equal, alarms, faults, summary = (commands.add_parser(name) for name in COMMANDS)
     for one in (equal, alarms, faults):
@@ -226,9 +226,10 @@ def summary(args: argparse.Namespace) -> int:
     tables = {"equal": equal_table, "alarms": alarm_table, "faults": fault_table}
     result = {kind: table(kinds[kind]) for kind, table in tables.items() if kinds[kind]}
     for rows in result.values():
+        table = harness.Table(*rows[0])
         for row in rows:
-            print("  ".join(f"{name} {value}" for name, value in row.items()))
-    (ROOT / "benchmarks" / "results" / "bound.json").write_text(json.dumps(result, indent=1) + "\n")
+            table.row(*map(str, row.values()))
+    harness.write(harness.RESULTS / "bound.json", result)
     good = all(
         [r["off"] <= 1e-6 for r in result.get("equal", [])]
         + [r["wrong"] == 0 for r in result.get("alarms", [])]

@@ -19,19 +19,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
-
-import torch  # noqa: E402
-from cpu_cases import TRAINED, VARIANTS, Call, Case, Shape, flex_calls, made  # noqa: E402
-from cpu_peak import peaks  # noqa: E402
-from cpu_picture import draw  # noqa: E402
-
-import einfuse  # noqa: E402
-from einfuse.codegen.cpu.build import processor  # noqa: E402
+import harness
+import torch
+from cpu_cases import TRAINED, VARIANTS, Call, Case, Shape, flex_calls, made
+from cpu_peak import peaks
+from cpu_picture import draw
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 SLOW = 2.0  # seconds: a peer that takes longer runs once
@@ -66,7 +61,6 @@ class Row:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    torch.set_num_threads(args.threads)
     start = time.monotonic()
     limits = peaks(args.threads, CLOCKS[args.clock])
     print(
@@ -75,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     path = args.out / f"{args.name}.json"
     rows = [] if args.again else measured(path, args)
     missed: list[str] = []
+    table = harness.Table("variant:18", "dtype:8", "S:5d", "D:3d", "ms:8.2f", "of peak:.0%", "beside")
     for variant, shape in shapes(args):
         known = {r.direction for r in rows if of(r, variant, shape)}
         wanted = {"forward"} | ({"forward and backward"} if args.backward and variant in TRAINED else set())
@@ -86,10 +81,10 @@ def main(argv: list[str] | None = None) -> int:
         case = made(variant, shape)
         if "forward" not in known:
             rows.append(forward(variant, case, shape, args, limits))
-            show(rows[-1])
+            show(table, rows[-1])
         if "forward and backward" in wanted - known:
             rows.append(backward(variant, case, shape, args, limits))
-            show(rows[-1])
+            show(table, rows[-1])
         write(path, rows, missed, limits, args)
     write(path, rows, missed, limits, args)
     draw(rows, limits, args.out / f"{args.name}.png")
@@ -103,16 +98,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    made.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME", help="all unless given"
-    )
+    made = harness.options(__doc__, threads=torch.get_num_threads(), heads=8)
+    made.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     made.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"])
     made.add_argument("--lengths", nargs="+", type=int, default=[2048], metavar="S")
     made.add_argument("--widths", nargs="+", type=int, default=[64], metavar="D")
-    made.add_argument("--heads", type=int, default=8)
-    made.add_argument("--runs", type=int, default=5, help="turns; %(default)s unless given")
-    made.add_argument("--threads", type=int, default=torch.get_num_threads())
+    made.add_argument("--runs", "--repeats", type=int, default=5, help="turns; %(default)s unless given")
     made.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for one thread")
     made.add_argument(
         "--peers", nargs="*", default=["sdpa", "flex compiled", "flex eager"], choices=("sdpa", "flex compiled", "flex eager")
@@ -120,9 +111,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     made.add_argument("--backward", action="store_true", help="forward and backward together too, where SDPA has the variant")
     made.add_argument("--budget", type=float, default=330.0, help="seconds after which no further variant starts")
     made.add_argument("--again", action="store_true", help="measure rows that the file has already")
-    made.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    made.add_argument("--out", type=Path, default=harness.RESULTS)
     made.add_argument("--name", default="cpu", help="of the files")
-    args = made.parse_args(argv)
+    args = harness.parsed(made, argv)
     if args.clock == "cpu" and args.threads != 1:
         made.error("--clock cpu counts the time of all threads, waiting ones too: it needs --threads 1")
     return args
@@ -144,7 +135,7 @@ def measured(path: Path, args: argparse.Namespace) -> list[Row]:
     if not path.exists():
         return []
     held = json.loads(path.read_text())
-    same = (held["processor"], held["threads"], held["clock"]) == (processor_name(), args.threads, args.clock)
+    same = (held["processor"], held["threads"], held["clock"]) == (harness.processor(), args.threads, args.clock)
     if not same or any(r.keys() != {f.name for f in fields(Row)} for r in held["rows"]):
         return []
     return [Row(**r) for r in held["rows"]]
@@ -152,19 +143,8 @@ def measured(path: Path, args: argparse.Namespace) -> list[Row]:
 
 def write(path: Path, rows: list[Row], missed: list[str], limits: dict[str, float], args: argparse.Namespace) -> None:
     """The results so far."""
-    result = {
-        "processor": processor_name(),
-        "threads": args.threads,
-        "clock": args.clock,
-        "torch": torch.__version__,
-        "einfuse": einfuse.__version__,
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "limits": limits,
-        "rows": [asdict(r) for r in rows],
-        "not_reached": missed,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    found = {"rows": [asdict(r) for r in rows], "not_reached": missed}
+    harness.write(path, {"clock": args.clock, "limits": limits, **found})
 
 
 def shapes(args: argparse.Namespace) -> Iterator[tuple[str, Shape]]:
@@ -176,27 +156,11 @@ def shapes(args: argparse.Namespace) -> Iterator[tuple[str, Shape]]:
 
 
 def turns(
-    calls: dict[str, Call], runs: int, clock: Callable[[], float], between: Callable[[], object] | None = None
+    calls: dict[str, Call], args: argparse.Namespace, between: Callable[[], object] | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of every call, in turns after a warm-up, after ``between`` each; a slow one runs once."""
-    took: dict[str, list[float]] = {}
-    slow = set()
-    for name, call in calls.items():
-        call()
-        begin = clock()
-        call()
-        if clock() - begin > SLOW:
-            slow.add(name)
-            took[name] = [clock() - begin]
-    for _ in range(runs):
-        for name, call in calls.items():
-            if name not in slow:
-                if between is not None:
-                    between()
-                begin = clock()
-                call()
-                took.setdefault(name, []).append(clock() - begin)
-    return {n: took[n] * (runs if n in slow else 1) for n in calls}
+    """Seconds of every call, ``between`` before each; a slow one runs once."""
+    before = (lambda _: between()) if between else (lambda _: None)
+    return harness.turns(calls, args.runs, 2, partial(harness.clocked, clock=CLOCKS[args.clock]), before, SLOW)
 
 
 def forward(variant: str, case: Case, shape: Shape, args: argparse.Namespace, limits: dict[str, float]) -> Row:
@@ -206,7 +170,7 @@ def forward(variant: str, case: Case, shape: Shape, args: argparse.Namespace, li
         torch.compiler.reset()  # every variant compiles once: no limit on recompilations is met
         calls |= {n: c for n, c in flex_calls(case).items() if n in args.peers}
     with torch.no_grad():
-        took = turns(calls | case.yardsticks, args.runs, CLOCKS[args.clock], case.between)
+        took = turns(calls | case.yardsticks, args, case.between)
         difference = (calls["einfuse"]() - calls["sdpa"]()).abs().max().item() if "sdpa" in calls else None
     return row(variant, "forward", case, shape, took, 4 * case.pairs, limits, difference)
 
@@ -220,7 +184,7 @@ def backward(variant: str, case: Case, shape: Shape, args: argparse.Namespace, l
         for n, f in case.trained.items()
         if n == "einfuse" or n in args.peers
     }
-    took = turns(calls, args.runs, CLOCKS[args.clock])
+    took = turns(calls, args)
     return row(variant, "forward and backward", case, shape, took, 14 * case.pairs, limits, None)
 
 
@@ -241,33 +205,17 @@ def row(
         variant, direction, str(shape.dtype)[6:], shape.heads, shape.length, shape.width,
         {n: statistics.median(t) * 1e3 for n, t in took.items() if n not in case.yardsticks},
         {n: statistics.median(r) for n, r in ratios.items()},
-        {n: quartiles(r) for n, r in ratios.items()},
+        {n: harness.spread(r).width for n, r in ratios.items()},
         {n: statistics.median(r) / share for n, r in ratios.items()},
         rate, rate / peak, traffic, of, difference, os.getloadavg()[0],
     )  # fmt: skip
 
 
-def quartiles(values: list[float]) -> float:
-    if len(values) < 2:
-        return 0.0
-    low, _, high = statistics.quantiles(values, n=4)
-    return high - low
-
-
-def show(r: Row) -> None:
-    peers = "  ".join(f"{n} {r.ratio[n]:.2f} (+-{r.spread[n]:.2f}, at most {r.most[n]:.2f})" for n in r.ratio) or "no peer"
-    share = f"{r.of_peak:4.0%} of peak" + "".join(f", {1 / x:.2f} x {n}" for n, x in r.of.items())
+def show(table: harness.Table, r: Row) -> None:
+    peers = [f"{n} {r.ratio[n]:.2f} (+-{r.spread[n]:.2f}, at most {r.most[n]:.2f})" for n in r.ratio] or ["no peer"]
     label = f"{r.variant}{' +backward' if 'back' in r.direction else ''}"
-    print(
-        f"{label:<18} {r.dtype:<8} S{r.length:<5} D{r.width:<3} {r.milliseconds['einfuse']:8.2f} ms  {share}   {peers}",
-        flush=True,
-    )
-
-
-def processor_name() -> str:
-    return next(
-        (x.split(":")[1].strip() for x in processor().splitlines() if x.startswith("model name")), processor().split("\n")[0]
-    )
+    yards = [f"{1 / x:.2f} x {n}" for n, x in r.of.items()]
+    table.row(label, r.dtype, r.length, r.width, r.milliseconds["einfuse"], r.of_peak, "  ".join(yards + peers))
 
 
 if __name__ == "__main__":

@@ -10,28 +10,23 @@ beyond importing torch, by the wall's clock and the processors', with an empty c
 
 from __future__ import annotations
 
-import argparse
 import functools
 import itertools
-import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
+import harness
+import torch
+import torch.nn.functional as F
+from harness import Row
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from turns import Row, medians, no_kernels  # noqa: E402
-
-import einfuse  # noqa: E402
-from einfuse.integrations.compiled import general  # noqa: E402
+import einfuse
+from einfuse.integrations.compiled import general
 
 _PROCESS = """
 import os, time
@@ -52,12 +47,8 @@ for a, b in ((begin, imported), (imported, compiled), (compiled, ended)):
 """
 
 
-Call = Callable[[], object]
-"""What is timed in turns; the first one is the peer."""
-
-
 def small() -> Iterator[tuple[str, Row]]:
-    """Forwards of a few tiles."""
+    """Forwards of a few tiles. Here as below, the first call is the peer."""
     causal, alibi = einfuse.compile("causal"), einfuse.compile("alibi")
     for shape in ((1, 1, 1, 64), (1, 8, 16, 64), (1, 12, 64, 64)):
         for dtype in (torch.float32, torch.bfloat16):
@@ -136,18 +127,23 @@ def pages() -> Iterator[tuple[str, Row]]:
 GROUPS = {"small": small, "decode": decode, "train": train, "pages": pages}
 
 
+medians = functools.partial(harness.medians, skipped=5, unit=1e-6)
+
+
 def calls(only: Sequence[str], repeats: int) -> dict[str, dict[str, float]]:
     """Microseconds of every call of the groups, and of the host's part of ours."""
     found: dict[str, dict[str, float]] = {}
     for group in only:
+        table: harness.Table | None = None
         with torch.set_grad_enabled(group == "train"):
             for name, row in GROUPS[group]():
                 times = medians(row, repeats)
                 ours = dict(list(row.items())[1:])
-                with no_kernels():
+                with harness.no_kernels():
                     times |= {f"host of {n}": t for n, t in medians(ours, repeats).items()}
                 found[f"{group}: {name}"] = times
-                print(f"{group}: {name:<24} " + ", ".join(f"{n} {t:.0f}" for n, t in times.items()), flush=True)
+                table = table or harness.Table(f"{group}, us:24", *(f"{n}:.0f" for n in times))
+                table.row(name, *times.values())
     return found
 
 
@@ -158,7 +154,7 @@ def starts(repeats: int = 5) -> dict[str, dict[str, tuple[float, float]]]:
     """
     with tempfile.TemporaryDirectory() as folder:
         env = os.environ | {
-            "PYTHONPATH": str(ROOT / "src"),
+            "PYTHONPATH": str(harness.ROOT / "src"),
             "PYTHONPYCACHEPREFIX": folder,
         }
         env.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -180,30 +176,20 @@ def _medians(found: list[dict[str, tuple[float, float]]]) -> dict[str, tuple[flo
 
 
 def main(argv: list[str] | None = None) -> int:
-    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    made.add_argument("--threads", type=int, default=1)
-    made.add_argument("--repeats", type=int, default=100)
-    made.add_argument("--only", nargs="+", choices=list(GROUPS), default=list(GROUPS))
-    made.add_argument("--json", type=Path)
+    made = harness.options(__doc__, repeats=100, threads=1, only=GROUPS, json=True)
     made.add_argument("--start", action="store_true", help="only how long a process takes to its first result")
     made.add_argument("--calls", action="store_true", help="only what calls cost")
-    args = made.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    args = harness.parsed(made, argv)
     found = {} if args.start else calls(args.only, args.repeats)
     if args.calls:
-        _written(args.json, {"calls": found})
+        harness.write(args.json, {"calls": found})
         return 0
     begun = starts()
+    beyond = harness.Table("seconds beyond importing torch:24", *(f"{part} (of processors):16" for part in begun["cold"]))
     for which, parts in begun.items():
-        text = ", ".join(f"{part} {wall:.3f} ({spent:.3f})" for part, (wall, spent) in parts.items())
-        print(f"{which} start, seconds beyond importing torch (of processors): {text}")
-    _written(args.json, {"calls": found, "starts": begun})
+        beyond.row(f"{which} start", *(f"{wall:.3f} ({spent:.3f})" for wall, spent in parts.values()))
+    harness.write(args.json, {"calls": found, "starts": begun})
     return 0
-
-
-def _written(path: Path | None, found: object) -> None:
-    if path is not None:
-        path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ fails where a forward derivation is over the limit.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
+
+import harness
 
 import einfuse
 from einfuse.ir.passes import canonicalise, differentiate, pipeline
@@ -53,16 +54,17 @@ def forked(name: str) -> tuple[float, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = harness.options(__doc__)
     parser.add_argument("specs", nargs="*")
     parser.add_argument("--all", action="store_true", help="every spec, not the ten slowest")
-    args = parser.parse_args()
+    args = harness.parsed(parser)
     names = args.specs or [s.name for s in einfuse.list_specs()]
     import sympy  # noqa: F401  # a process imports it once, whatever it derives
 
     found = sorted(((*forked(n), n) for n in names), reverse=True)
+    table = harness.Table("spec:28", "forward, s:.3f", "backward, s:.3f")
     for forward, backward, name in found if args.all else found[:10]:
-        print(f"{name:28} {forward:6.3f} s  (backward {backward:6.3f} s)")
+        table.row(name, forward, backward)
     slow = [n for forward, _, n in found if forward > LIMIT]
     print(f"{len(found)} specs, {len(slow)} over {LIMIT} s" + (f": {', '.join(slow)}" if slow else ""))
     return 1 if slow else 0

@@ -8,23 +8,21 @@ Processor time in turns, medians.
 
 from __future__ import annotations
 
-import argparse
 import random
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent), str(ROOT / "examples")]
+import harness
+import torch
 
-import torch  # noqa: E402
-from serve.__main__ import llama  # noqa: E402
-from serve.engine import Engine  # noqa: E402
-from serve.model import Capacity, Model  # noqa: E402
-from serve.request import Request  # noqa: E402
-from turns import Row, medians  # noqa: E402
+sys.path.insert(0, str(harness.ROOT / "examples"))
+
+from serve.__main__ import llama
+from serve.engine import Engine
+from serve.model import Capacity, Model
+from serve.request import Request
 
 Wish = tuple[list[int], int]
 """A prompt, and how many tokens are wanted."""
@@ -54,11 +52,7 @@ def each(run: Callable[[list[Wish]], None], batches: list[list[Wish]]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name, usual in {"batch": 8, "prompt": 512, "new": 64, "threads": 1, "repeats": 3, "rows": 512}.items():
-        made.add_argument(f"--{name}", type=int, default=usual)
-    args = made.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    args = harness.parsed(harness.options(__doc__, repeats=3, threads=1, batch=8, prompt=512, new=64, rows=512), argv)
     stock, draw = llama(512, 4), random.Random(0)
     table = -(-(args.prompt + args.new) // 16) + 1
     model = Model(llama(512, 4), Capacity(args.batch * table, table=table, batch=args.batch, rows=args.rows))
@@ -69,8 +63,9 @@ def main(argv: list[str] | None = None) -> int:
     equal = [wish(args.prompt, args.new) for _ in range(args.batch)]
     mixed = [wish(draw.randrange(16, args.prompt), draw.choice((4, 8, 16, args.new))) for _ in range(4 * args.batch)]
     batches = [mixed[n : n + args.batch] for n in range(0, len(mixed), args.batch)]
+    table = harness.Table("requests:10", "by:16", "tokens/s:.0f")
     with torch.no_grad():
-        groups: dict[str, Row] = {
+        groups: dict[str, harness.Row] = {
             "at once": {"generate": lambda: generated(stock, equal), "engine": lambda: served(model, equal)},
             "mixed": {
                 "static generate": lambda: each(partial(generated, stock), batches),
@@ -80,8 +75,9 @@ def main(argv: list[str] | None = None) -> int:
         }
         for (group, row), wishes in zip(groups.items(), (equal, mixed), strict=True):
             total = sum(n for _, n in wishes)
-            found = medians(row, args.repeats, skipped=1)
-            print(f"{group}: " + ", ".join(f"{n} {total / t * 1e6:.0f} tokens/s" for n, t in found.items()), flush=True)
+            found = harness.medians(row, args.repeats, unit=1)
+            for name, seconds in found.items():
+                table.row(group, name, total / seconds)
     return 0
 
 

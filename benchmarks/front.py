@@ -9,7 +9,6 @@ later ones read that from disk.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -21,8 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-SPEC = ROOT / "examples" / "alibi_window.attn"
+import harness
+
+SPEC = harness.ROOT / "examples" / "alibi_window.attn"
 MOST = 50
 """Milliseconds that a key stroke may take."""
 ELABORATE = """
@@ -120,9 +120,7 @@ def key_strokes() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=11)
-    repeats = parser.parse_args().repeats
+    repeats = harness.parsed(harness.options(__doc__, repeats=11)).repeats
     with tempfile.TemporaryDirectory() as folder:
         checked(folder)  # byte code, the tables of the grammar
         again = [checked(folder) for _ in range(repeats)]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import re
 import sys
@@ -20,8 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
+import harness
+
 NEEDED = ("torch", "triton", "jinja2", "lark", "numpy", "platformdirs", "rich", "sympy")
 CAPTURED = ("full", "causal", "alibi", "sliding_window", "gqa", "document", "sigmoid", "rope", "retention", "gla")
 CHECKING, TIMING = 0.44, 0.88  # the parts of the budget after which no more is checked, and no more timed beside peers
@@ -47,11 +46,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    made = harness.options(__doc__)
     made.add_argument("--budget", type=float, default=480.0, help="seconds for everything; %(default)s unless given")
     made.add_argument("--specs", nargs="+", metavar="NAME", help="all of the library unless given")
     made.add_argument("--workers", type=int, default=os.cpu_count() or 8, help="processes that check; %(default)s unless given")
-    made.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the result")
+    made.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the result")
     made.add_argument("--no-timing", action="store_true")
     return made.parse_args(argv)
 
@@ -80,10 +79,7 @@ def run(args: argparse.Namespace, start: float) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(),
         "capability": list(torch.cuda.get_device_capability()),
-        "torch": torch.__version__,
         "triton": triton.__version__,
-        "einfuse": einfuse.__version__,
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "first": first.value,
         "ok": all(r.ok for r in rows) and not failures,
         "checks": [asdict(r) for r in rows],
@@ -100,23 +96,9 @@ def note(text: str) -> None:
 
 
 def write(result: dict[str, Any], folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / (re.sub(r"[^A-Za-z0-9]+", "-", result["device"]).strip("-").lower() + ".json")
-    path.write_text(json.dumps(finite(result), indent=1) + "\n")
+    harness.write(path, result)
     return path
-
-
-def finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: null."""
-    match value:
-        case dict():
-            return {k: finite(v) for k, v in value.items()}
-        case list() | tuple():
-            return [finite(v) for v in value]
-        case float() if value != value or value in (float("inf"), float("-inf")):
-            return None
-        case _:
-            return value
 
 
 def summary(result: dict[str, Any]) -> None:

@@ -5,12 +5,8 @@ What `codegen/triton/options.py` chooses is judged by this.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # einfuse need not be installed
 
 import gpu_time
 import gpu_workers

@@ -12,14 +12,11 @@ shape are worth something, levels less. Compiling takes about ten seconds a kern
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
+import harness
 
 HEAD = "| case | width | kernel | tile | warps, stages | registers, spills | on an SM | instructions per score | waits | predicted |"
 
@@ -53,20 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                     rate = factor * flops / seconds / 1e12
                     print(f"| {name} | {width} | **{what}** |  |  |  |  |  |  | {seconds * 1e6:.0f} us, {rate:.0f} TFLOP/s |")
             rows += [{"case": name, "width": width, **asdict(k)} for k in (*inference, *training)]
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    harness.write(args.json, {"target": args.target, "rows": rows})
     return 0
 
 
 def arguments(argv: Sequence[str] | None, known: Iterable[str]) -> argparse.Namespace:
-    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    made = harness.options(__doc__, json=True)
     made.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(known)}; all unless given")
     made.add_argument("--widths", type=int, nargs="+", default=[64, 128], help="features of a head; %(default)s unless given")
     made.add_argument("--target", choices=("sm_80", "sm_90"), default="sm_90")
     made.add_argument("--forward", dest="backward", action="store_false", help="without the kernels of a training step")
     made.add_argument("--loops", action="store_true", help="the instructions of every loop by kind")
-    made.add_argument("--json", type=Path, help="also write everything there")
-    args = made.parse_args(argv)
+    args = harness.parsed(made, argv)
     unknown = [x for x in args.cases if x not in known]
     if unknown:
         made.error(f"no case {unknown[0]!r}; choose from {', '.join(known)}")

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # einfuse need not be installed
-
 import gpu_peers
 import gpu_workers
+import harness
 import torch
 
 import einfuse
@@ -209,24 +206,8 @@ def host(name: str, warm: bool) -> list[dict[str, Any]]:
             found.append((time.perf_counter() - begin) * 100)  # ms of ten, in ms each
         torch.cuda.synchronize()
         middle = statistics.median(found) if not warm else NONE
-        shape = _label((b, h, n, d))
-        out.append(
-            asdict(
-                Time(
-                    name,
-                    f"host, {direction}",
-                    "bfloat16",
-                    shape,
-                    "nothing",
-                    middle,
-                    1 / middle,
-                    NONE,
-                    NONE,
-                    NONE,
-                    unit="calls/ms",
-                )
-            )
-        )
+        what = (name, f"host, {direction}", "bfloat16", _label((b, h, n, d)), "nothing")
+        out.append(asdict(Time(*what, middle, 1 / middle, NONE, NONE, NONE, unit="calls/ms")))
     return out
 
 
@@ -245,25 +226,20 @@ def beside(
     alone: bool = True,
 ) -> list[dict[str, Any]]:
     """The time of ours in turns with theirs, of the backward alone where there are leaves; with ``alone``, also of each kernel of ours."""
-    runs = [prepared(fn, leaves) for fn in (ours, theirs) if fn is not None]
-    for run in runs:
+    runs = {n: prepared(fn, leaves) for n, fn in (("ours", ours), ("theirs", theirs)) if fn is not None}
+    for run in runs.values():
         for _ in range(3):
             run()
     if warm:
         torch.cuda.synchronize()
         return []
-    found: list[list[float]] = [[] for _ in runs]
-    for _ in range(REPEATS):
-        for run, into in zip(runs, found, strict=True):
-            into.append(_milliseconds(run))
-    mine = statistics.median(found[0])
-    kernels = kernels_of(runs[0]) if alone else None
+    found = harness.turns(runs, REPEATS, skipped=0, measure=_milliseconds)
+    mine = statistics.median(found["ours"])
+    kernels = kernels_of(runs["ours"]) if alone else None
     if theirs is None:
         return [asdict(Time(*what, mine, work / mine, NONE, NONE, NONE, remark, unit, kernels))]
-    ratios = [t / o for o, t in zip(*found, strict=True)]
-    quartiles = statistics.quantiles(ratios, n=4)
-    other = statistics.median(found[1])
-    numbers = (mine, work / mine, work / other, statistics.median(ratios), quartiles[2] - quartiles[0])
+    ratio = harness.spread([t / o for o, t in zip(*found.values(), strict=True)])
+    numbers = (mine, work / mine, work / statistics.median(found["theirs"]), ratio.median, ratio.width)
     return [asdict(Time(*what, *numbers, remark, unit, kernels))]
 
 

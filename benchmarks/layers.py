@@ -9,24 +9,19 @@ medians, in turns. Exit code 1 where a result or a gradient is not the peer's.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
+import harness
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from turns import medians  # noqa: E402
-
-from einfuse.library import layers  # noqa: E402
+from einfuse.library import layers
 
 WRONG = 1e-3
 """The largest `difference` to the peer's that rounding explains."""
@@ -181,16 +176,9 @@ def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    made.add_argument("--threads", type=int, default=1)
-    made.add_argument("--batch", type=int, default=8)
-    made.add_argument("--length", type=int, default=128)
-    made.add_argument("--width", type=int, default=64)
-    made.add_argument("--heads", type=int, default=4)
-    made.add_argument("--repeats", type=int, default=40)
-    made.add_argument("--only", nargs="+", choices=list(LAYERS), default=list(LAYERS))
-    args = made.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    made = harness.options(__doc__, repeats=40, threads=1, only=LAYERS, batch=8, length=128, width=64, heads=4)
+    args = harness.parsed(made, argv)
+    table = harness.Table("layer:14", "plain torch, ms:.2f", "ours, ms:.2f", "of it:.2f", "off by:.0e")
     wrong = 0
     for name in args.only:
         torch.manual_seed(0)
@@ -198,10 +186,8 @@ def main(argv: list[str] | None = None) -> int:
         x = torch.randn(args.batch, args.length, args.width, requires_grad=True)
         off = difference(step(ours, x), step(peer, x))
         row = {"plain": functools.partial(step, peer, x), "ours": functools.partial(step, ours, x)}
-        times = {n: t / 1000 for n, t in medians(row, args.repeats).items()}
-        ratio = times["ours"] / times["plain"]
-        figures = f"plain torch {times['plain']:7.2f} ms, ours {times['ours']:7.2f} ms, {ratio:.2f} of it; off by {off:.0e}"
-        print(f"{name:<14} {figures}", flush=True)
+        times = harness.medians(row, args.repeats, skipped=5)
+        table.row(name, times["plain"], times["ours"], times["ours"] / times["plain"], off)
         wrong += not off <= WRONG
     return 1 if wrong else 0
 

@@ -22,7 +22,9 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
+import harness
 import torch
 
 import einfuse
@@ -39,6 +41,7 @@ QUADRATIC = """attention quadratic over b, h {
   o = sum[j](s * v)
   out o
 }"""
+WALL = partial(harness.clocked, clock=time.perf_counter)
 NAMES = ("retention", "linear", "gla", "delta", "gated_delta")
 
 
@@ -59,16 +62,16 @@ def call(source: str, n: int, heads: int, width: int, backward: bool) -> Callabl
 
 def medians(calls: Mapping[int, Callable[[], object]], rounds: int) -> dict[int, float]:
     """Seconds of each call by its length: in every round all lengths by turns, each for as many tokens as the longest."""
-    taken: dict[int, list[float]] = {n: [] for n in calls}
-    for _ in range(rounds):
-        for n, run in calls.items():
-            run()  # what ran before it has left the caches full of its own
-            times = max(1, max(calls) // n)
-            start = time.perf_counter()
-            for _ in range(times):
-                run()
-            taken[n].append((time.perf_counter() - start) / times)
-    return {n: statistics.median(t) for n, t in taken.items()}
+    times = {n: max(1, max(calls) // n) for n in calls}
+    row = {n: partial(repeated, run, times[n]) for n, run in calls.items()}
+    # What ran before a call has left the caches full of its own.
+    taken = harness.turns(row, rounds, 0, WALL, before=lambda n: calls[n]())
+    return {n: statistics.median(t) / times[n] for n, t in taken.items()}
+
+
+def repeated(run: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        run()
 
 
 def keep_memory() -> None:
@@ -101,20 +104,18 @@ def form_seconds(source: str, n: int, heads: int, width: int, backward: bool, re
     x = example_inputs(attentions[0].cascade, torch.float32, 0, Shape(1, heads, n, n, (width, width), 1))
     leaves = [v.contiguous().requires_grad_(backward) for v in x.values() if isinstance(v, torch.Tensor)]
 
-    def run(attention: einfuse.Attention) -> float:
-        start = time.perf_counter()
+    def run(attention: einfuse.Attention) -> None:
         out = attention(*leaves)
         assert isinstance(out, torch.Tensor), "the specs measured here have one output"
         if backward:
             torch.autograd.grad(out, leaves, torch.ones_like(out))
-        return time.perf_counter() - start
 
-    for attention in attentions:
-        run(attention)
-    taken = [[run(a) for a in attentions] for _ in range(2)]
-    while len(taken) < repeats and sum(map(sum, taken)) < ENOUGH:
-        taken.append([run(a) for a in attentions])
-    return min(t[0] for t in taken), min(t[1] for t in taken)
+    row = {n: partial(run, a) for n, a in enumerate(attentions)}
+    taken = harness.turns(row, 2, measure=WALL)
+    while len(taken[0]) < repeats and sum(map(sum, taken.values())) < ENOUGH:
+        for n, call in row.items():
+            taken[n].append(WALL(call))
+    return min(taken[0]), min(taken[1])
 
 
 def measured_crossover(source: str, heads: int, width: int, backward: bool) -> float:
@@ -136,7 +137,9 @@ def measured_crossover(source: str, heads: int, width: int, backward: bool) -> f
 def crossovers(widths: Sequence[int], heads: int, backward: bool) -> None:
     """Measured and predicted lengths, side by side."""
     print(f"TaylorShift, {heads} heads{', with gradients' if backward else ''}")
-    print("              N* measured, predicted, ratio; what a call takes 1.3 times below and above")
+    table = harness.Table(
+        "width:d", "N* measured:.0f", "predicted:d", "ratio:.2f", "what a call takes 1.3 times below and above"
+    )
     forms = einfuse.compile("taylor_shift", backend="cpu").forms
     assert forms.found is not None, "TaylorShift has a linear form"
     device = torch.device("cpu")
@@ -148,7 +151,7 @@ def crossovers(widths: Sequence[int], heads: int, backward: bool) -> None:
         found = measured_crossover("taylor_shift", heads, width, backward)
         x = torch.empty(0)
         taken = [forms.choose(sizes | {"Nq": n, "Nk": n}, x, backward) for n in (int(found / 1.3), int(found * 1.3))]
-        print(f"  width {width:4}  {found:8.0f} {predicted:8}  {predicted / found:6.2f}   {' -> '.join(taken)}", flush=True)
+        table.row(width, found, predicted, predicted / found, " -> ".join(taken))
 
 
 def causal(heads: int, width: int, n: int) -> None:
@@ -158,22 +161,18 @@ def causal(heads: int, width: int, n: int) -> None:
 
 def lengthening(args: argparse.Namespace) -> None:
     """Time a token at every length, and where asked for the quadratic form beside it."""
-    head = "".join(f"{n:>12}" for n in args.lengths)
     made = {name: {n: call(name, n, args.heads, args.width, args.backward) for n in args.lengths} for name in args.names}
     for memory in ("as given", "kept"):
         if memory == "kept":
             keep_memory()
         for threads in args.threads:
             torch.set_num_threads(threads)
-            print(f"{threads} threads, memory {memory:10}{head}   ns per token and head")
+            print(f"{threads} threads, memory {memory}: ns per token and head")
+            table = harness.Table("spec:12", *(f"{n}:8.0f" for n in args.lengths), "longest / shortest:.2f", "most / least:.2f")
             for name, calls in made.items():
                 found = medians(calls, args.rounds)
                 each = [found[n] / n / args.heads * 1e9 for n in args.lengths]
-                cells = "".join(f"{x:12.0f}" for x in each)
-                print(
-                    f"  {name:27}{cells}   longest / shortest {each[-1] / each[0]:.2f}, most / least {max(each) / min(each):.2f}",
-                    flush=True,
-                )
+                table.row(name, *each, each[-1] / each[0], max(each) / min(each))
     if args.quadratic:
         slow, fast = (
             medians({args.quadratic: call(x, args.quadratic, args.heads, args.width, args.backward)}, 3)[args.quadratic]
@@ -185,18 +184,15 @@ def lengthening(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.options(__doc__, rounds=5, width=64, heads=2)
     parser.add_argument("names", nargs="*", default=NAMES)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 16384, 65536, 131072])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--heads", type=int, default=2)
     parser.add_argument("--quadratic", type=int, default=0, help="the length at which the quadratic form runs too; 0: never")
     parser.add_argument("--backward", action="store_true")
     parser.add_argument("--crossover", action="store_true", help="where the linear form takes over, measured and predicted")
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64])
-    args = parser.parse_args()
+    args = harness.parsed(parser)
     if not args.crossover:
         lengthening(args)
         return

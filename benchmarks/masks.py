@@ -17,11 +17,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # einfuse need not be installed
-
+import harness
 import torch
 
 MASKS = ("causal", "window", "documents")
@@ -114,11 +113,8 @@ def one(what: str, name: str, n: int, repeats: int) -> None:
     """In a process of its own: prints seconds, and the bytes that the peak grew by."""
     WORK[what](name, 256)  # imports and first uses
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
-    for _ in range(repeats if what in ("analysis", "blocks") else 1):
-        start = time.perf_counter()
-        WORK[what](name, n)
-        seconds.append(time.perf_counter() - start)
+    run, times = partial(WORK[what], name, n), repeats if what in ("analysis", "blocks") else 1
+    seconds = [harness.clocked(run, time.perf_counter) for _ in range(times)]
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
     print(json.dumps({"seconds": min(seconds), "bytes": grown}))
 
@@ -142,20 +138,21 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.length:
         print(f"{args.length} queries and keys, blocks of {BLOCK}; torch {torch.__version__}")
-        print(f"{'':10} {'torch':>22} {'einfuse analysis':>22} {'ratios':>16} {'einfuse blocks':>22} {'ratios':>16}")
+        table = harness.Table("mask:10", "torch:22", "einfuse analysis:22", "ratios:16", "einfuse blocks:22", "ratios:16")
         for name in MASKS:
             theirs = measured("torch", name, args.length, 1)
-            cells = [f"{name:10}", shown(theirs)]
+            cells = [name, shown(theirs)]
             for what in ("analysis", "blocks"):
                 mine = measured(what, name, args.length, args.repeats)
                 cells += [shown(mine), ratios(theirs, mine)]
-            print(" ".join(cells), flush=True)
+            table.row(*cells)
     if args.long:
         print(f"\n{args.long} queries and keys, every mask of the library: {args.long**2 / 2**30:.0f} Gi pairs")
+        table = harness.Table("mask:18", "tiles:22", "live, %:.3f", "form:18")
         for name in listed():
             found = measured("tiles", name, args.long, 1)
             form = ("closed form", "lists of tiles", "lists of pairs")[int(found["form"])]
-            print(f"{name:18} {shown(found)}   {100 * found['live']:>7.3f} % live   {form}", flush=True)
+            table.row(name, shown(found), 100 * found["live"], form)
         print("graph: its table is itself a pair of nodes an entry; `edges` takes a list instead")
     if args.run:
         print(
@@ -183,15 +180,9 @@ def ratios(theirs: dict[str, float], mine: dict[str, float]) -> str:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    made.add_argument("--length", type=int, default=32768, metavar="N", help="beside torch; %(default)s unless given")
-    made.add_argument(
-        "--long", type=int, default=131072, metavar="N", help="every mask of the library; %(default)s unless given"
-    )
-    made.add_argument("--run", type=int, default=32768, metavar="N", help="kernels; %(default)s unless given")
-    made.add_argument("--repeats", type=int, default=5, metavar="K", help="%(default)s unless given")
+    made = harness.options(__doc__, repeats=5, length=32768, long=131072, run=32768)
     made.add_argument("--one", nargs=2, metavar=("WHAT", "MASK"), help=argparse.SUPPRESS)
-    return made.parse_args(argv)
+    return harness.parsed(made, argv)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,16 @@ has not seen. It needs `make browser`.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import shutil
-import statistics
 import tempfile
 import threading
 import zlib
 from pathlib import Path
 from typing import Any
+
+import harness
 
 from einfuse._cli.playground import PLACES, server
 
@@ -56,21 +56,19 @@ def _packed(text: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.options(__doc__, loads=7)
     parser.add_argument("folder", type=Path, nargs="?", default=PLACES[-1])
-    parser.add_argument("--loads", type=int, default=7)
     parser.add_argument("--text", action="store_true")
-    args = parser.parse_args()
+    args = harness.parsed(parser)
     with server(args.folder, 0) as serving, tempfile.TemporaryDirectory() as profile:
         threading.Thread(target=serving.serve_forever, daemon=True).start()
         address = f"http://localhost:{serving.server_address[1]}/"
         loads = [load(profile, address, TEXT if args.text else None) for _ in range(args.loads + 1)]
         serving.shutdown()
+    table = harness.Table("seconds to:12", "at first:.2f", "from disk:.2f", "least:.2f", "most:.2f")
     for name in loads[0]:
         first, *rest = (x[name] / 1e3 for x in loads)
-        print(
-            f"{name:12} {first:5.2f} s at first, {statistics.median(rest):5.2f} s from disk ({min(rest):.2f} to {max(rest):.2f})"
-        )
+        table.row(name, first, harness.spread(rest).median, min(rest), max(rest))
 
 
 if __name__ == "__main__":

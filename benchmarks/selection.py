@@ -10,25 +10,12 @@ apart: what lists do worst. "tables" is the same choice with a mask in place of 
 from __future__ import annotations
 
 import argparse
-import statistics
-import sys
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # einfuse need not be installed
-
+import harness
 import torch
 
 import einfuse
 from einfuse.runtime.selection import Selection
-
-
-def clocked(run: Callable[[], object]) -> float:
-    """Milliseconds of processor time."""
-    begin = time.process_time()
-    run()
-    return 1e3 * (time.process_time() - begin)
 
 
 def chosen(selection: Selection, known: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -55,7 +42,7 @@ def measured(args: argparse.Namespace, length: int, group: int, dtype: torch.dty
     }
     if args.tables:
         ways["tables"] = lambda: run(rest, {n: x for n, x in mine.items() if isinstance(x, torch.Tensor)}, args.backward)
-    return medians(ways, args.repeats)
+    return harness.medians(ways, args.repeats)
 
 
 def routed(args: argparse.Namespace, length: int, dtype: torch.dtype) -> dict[str, float]:
@@ -67,7 +54,7 @@ def routed(args: argparse.Namespace, length: int, dtype: torch.dtype) -> dict[st
     mixture, full = einfuse.compile("mixture_of_heads", best=args.best), einfuse.compile("full")
     three = {n: known[n] for n in ("q", "k", "v")}
     ways = {"all": lambda: run(full, three, args.backward), "routed": lambda: run(mixture, known, args.backward)}
-    return medians(ways, args.repeats)
+    return harness.medians(ways, args.repeats)
 
 
 def run(attention: einfuse.Attention, given: dict[str, torch.Tensor], backward: bool) -> None:
@@ -78,53 +65,33 @@ def run(attention: einfuse.Attention, given: dict[str, torch.Tensor], backward: 
         torch.autograd.grad(out, wanted, torch.ones_like(out))
 
 
-def medians(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Milliseconds of every way, in turns."""
-    for way in ways.values():
-        way()
-    found: dict[str, list[float]] = {n: [] for n in ways}
-    for _ in range(repeats):
-        for n, way in ways.items():
-            found[n].append(clocked(way))
-    return {n: statistics.median(x) for n, x in found.items()}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.options(__doc__, repeats=5, threads=1, width=64, block=64)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384])
     parser.add_argument("--group", type=int, nargs="+", default=[4])
     parser.add_argument("--dtype", nargs="+", default=["float32"])
     parser.add_argument("--routed", action="store_true", help="heads that rows choose, in place of blocks")
     parser.add_argument("--heads", type=int)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--block", type=int, default=64)
     parser.add_argument("--best", type=int)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--backward", action="store_true", help="forward and backward")
     parser.add_argument("--tables", action="store_true", help="also the masked kernels")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+    args = harness.parsed(parser)
     args.heads, args.best = args.heads or (16 if args.routed else 4), args.best or (2 if args.routed else 16)
     if args.routed:
-        print(f"{'dtype':9} {'length':>7} {'all':>9} {'routed':>9}   routed / all")
+        table = harness.Table("dtype:9", "length:7d", "all:9.0f", "routed:9.0f", "routed / all:.2f")
         for name in args.dtype:
             for length in args.lengths:
                 ms = routed(args, length, getattr(torch, name))
-                print(f"{name:9} {length:7} {ms['all']:9.0f} {ms['routed']:9.0f}   {ms['routed'] / ms['all']:.2f}", flush=True)
+                table.row(name, length, ms["all"], ms["routed"], ms["routed"] / ms["all"])
         return
-    print(f"{'dtype':9} {'group':>5} {'length':>7} {'causal':>9} {'lists':>9} {'choice':>9}   lists / causal")
+    figures = (f"{n}:9.0f" for n in ("causal", "lists", "choice", "tables"))
+    table = harness.Table("dtype:9", "group:d", "length:7d", *figures, "lists / causal:.2f")
     for name in args.dtype:
         for group in args.group:
             for length in args.lengths:
                 ms = measured(args, length, group, getattr(torch, name))
-                beside = f"   tables {ms['tables']:.0f}" if args.tables else ""
-                print(
-                    f"{name:9} {group:5} {length:7} {ms['causal']:9.0f} {ms['lists']:9.0f} {ms['choice']:9.0f}   "
-                    f"{ms['lists'] / ms['causal']:.2f}{beside}",
-                    flush=True,
-                )
+                ways = (ms.get(n) for n in ("causal", "lists", "choice", "tables"))
+                table.row(name, group, length, *ways, ms["lists"] / ms["causal"])
 
 
 if __name__ == "__main__":

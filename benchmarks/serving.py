@@ -10,24 +10,18 @@ read by each or once for 16 of them.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(Path(__file__).parent)]
+import harness
+import torch
 
-import torch  # noqa: E402
-from turns import Row, medians, no_kernels  # noqa: E402
+import einfuse
+from einfuse import serving
+from einfuse.runtime import memory
 
-import einfuse  # noqa: E402
-from einfuse import serving  # noqa: E402
-from einfuse.runtime import memory  # noqa: E402
-
+medians = functools.partial(harness.medians, skipped=5, unit=1e-6)
 HEADS, SHARED, PAGE = 8, 2, 16
 SPECS: dict[str, dict[str, object]] = {
     "causal": {},
@@ -63,7 +57,7 @@ def planned(
 def measured(batch: int, tokens: int, width: int, dtype: torch.dtype, repeats: int) -> dict[str, dict[str, float]]:
     """All groups."""
     plan, starts, q = planned("causal", batch, tokens, width, dtype)
-    with no_kernels():
+    with harness.no_kernels():
         host = medians({"update": lambda: plan.update(starts), "run": lambda: plan.run(q)}, repeats)
     found = {"host": host}
 
@@ -73,7 +67,7 @@ def measured(batch: int, tokens: int, width: int, dtype: torch.dtype, repeats: i
     large = memory.lasting(heads.shape, dtype, heads.device).copy_(heads)
     ordered, _, rows = planned("causal", batch, tokens, width, dtype)
     ordered.cache.page.copy_(torch.arange(ordered.cache.page.numel()).view_as(ordered.cache.page))
-    paged: Row = {
+    paged: harness.Row = {
         "heads first": functools.partial(full, q[:, :, None], *heads),
         "heads first, large": functools.partial(full, q[:, :, None], *large),
         "tokens first": functools.partial(full, q[:, :, None], *flat),
@@ -94,22 +88,16 @@ def measured(batch: int, tokens: int, width: int, dtype: torch.dtype, repeats: i
 
 
 def main(argv: list[str] | None = None) -> int:
-    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    made.add_argument("--batch", type=int, default=64)
-    made.add_argument("--tokens", type=int, default=512)
-    made.add_argument("--width", type=int, default=64)
-    made.add_argument("--threads", type=int, default=1)
-    made.add_argument("--repeats", type=int, default=30)
+    made = harness.options(__doc__, repeats=30, threads=1, json=True, batch=64, tokens=512, width=64)
     made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    made.add_argument("--json", type=Path)
-    args = made.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    args = harness.parsed(made, argv)
     with torch.no_grad():
         found = measured(args.batch, args.tokens, args.width, getattr(torch, args.dtype), args.repeats)
+    table = harness.Table("group:8", "call:20", "us:7.0f")
     for group, row in found.items():
-        print(f"{group}: " + ", ".join(f"{n} {t:.0f}" for n, t in row.items()))
-    if args.json is not None:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        for name, time in row.items():
+            table.row(group, name, time)
+    harness.write(args.json, found)
     return 0
 
 

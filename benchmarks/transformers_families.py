@@ -9,7 +9,6 @@ transformers runs it with eager alone), `not built` (no small configuration runs
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import os
@@ -27,6 +26,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 warnings.simplefilter("ignore")
 sys.modules["fla"] = None  # type: ignore[assignment]  # its kernels need a GPU; transformers has the same in torch
 
+import harness  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from transformers.models.auto import modeling_auto  # noqa: E402
@@ -48,13 +48,12 @@ Run = Callable[[], torch.Tensor]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.options(__doc__, threads=1)
     parser.add_argument("--family", default="", help="families whose name has this in it (a regular expression)")
     parser.add_argument("--kind", default="", help=f"kinds of models: {', '.join(KINDS)}")
     parser.add_argument("--backend", default="torch", help="the back end of einfuse")
     parser.add_argument("--out", type=Path, help="where results are kept; families that it has are not run again")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args = harness.parsed(parser)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     integrations.transformers.register("einfuse", backend=args.backend)
     kept = args.out.read_text().splitlines() if args.out and args.out.exists() else []

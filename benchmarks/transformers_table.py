@@ -7,13 +7,13 @@ Random small models of one layer of each kind. Prints a line for each: how many 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import harness
 import torch
 import transformers
 from transformers import GenerationMixin
@@ -160,12 +160,10 @@ def _apart(right: torch.Tensor, found: torch.Tensor) -> str:
 
 
 def main() -> int:
-    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    made.add_argument("--steps", type=int, default=40)
+    made = harness.options(__doc__, threads=1, steps=40)
     made.add_argument("--only", default="")
     made.add_argument("--backend", default="torch")
-    args = made.parse_args()
-    torch.set_num_threads(1)
+    args = harness.parsed(made)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     integrations.transformers.register("einfuse", backend=args.backend)
     wrong = 0

@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # einfuse need not be installed
-
+import harness
 import torch
 
 import einfuse
@@ -61,38 +60,21 @@ def windows(args: argparse.Namespace, shift: int, side: int = 7) -> Case:
     return Case("windows cut out", attention, {**cut, "table": table}, 1 / across**2)
 
 
-def timed(runs: list[Callable[[], None]], repeats: int) -> list[float]:
-    """The least milliseconds of each, in turns."""
-    found: list[list[float]] = [[] for _ in runs]
-    for run in runs * 2:
-        run()
-    for _ in range(repeats):
-        for run, times in zip(runs, found, strict=True):
-            start = time.perf_counter()
-            run()
-            times.append(1e3 * (time.perf_counter() - start))
-    return list(map(min, found))
-
-
 def main(argv: list[str] | None = None) -> int:
-    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    for name, default in (("side", 56), ("batch", 2), ("heads", 3), ("width", 32), ("repeats", 15), ("threads", 1)):
-        made.add_argument(f"--{name}", type=int, default=default, metavar="N", help="%(default)s unless given")
-    args = made.parse_args(argv)
-    torch.set_num_threads(args.threads)
+    made = harness.options(__doc__, repeats=15, threads=1, side=56, batch=2, heads=3, width=32)
+    args = harness.parsed(made, argv)
     print(
         f"{args.side} x {args.side} tokens, batch {args.batch}, {args.heads} heads of width {args.width}, {args.threads} thread(s)"
     )
     rows = {f"7 x 7, shift {s}": [windows(args, s), *cases(args, "swin", shift=s)] for s in (0, 3)}
     rows["neighbourhood 7 x 7"] = cases(args, "neighbourhood_2d")
+    table = harness.Table("pattern:20", "by:16", "M visited:.3f", "ms:7.2f", "with backward, ms:7.2f")
+    clock = partial(harness.clocked, clock=time.perf_counter)
     for title, found in rows.items():
-        forward, both = (timed([getattr(c, which) for c in found], args.repeats) for which in ("forward", "both"))
-        for case, a, b in zip(found, forward, both, strict=True):
-            pairs = case.visited * args.side**4
-            print(
-                f"{title:20} {case.name:16} {pairs / 1e6:>6.3f} M visited   {a:>7.2f} ms   with backward {b:>7.2f} ms",
-                flush=True,
-            )
+        forward = harness.turns({c.name: c.forward for c in found}, args.repeats, 2, clock)
+        both = harness.turns({c.name: c.both for c in found}, args.repeats, 2, clock)
+        for c in found:
+            table.row(title, c.name, c.visited * args.side**4 / 1e6, 1e3 * min(forward[c.name]), 1e3 * min(both[c.name]))
     return 0
 
 

@@ -53,18 +53,3 @@ def test_processor_time_needs_one_thread(tmp_path) -> None:
 
     with pytest.raises(SystemExit):
         benchmark.arguments(["--clock", "cpu", "--threads", "2"])
-
-
-def test_a_call_without_its_kernels() -> None:
-    """What the host costs is measured with kernels that write nothing; what they would write is NaN in tests (`EINFUSE_POISON`)."""
-    import torch
-    import turns
-
-    import einfuse
-
-    x = torch.ones(1, 1, 2, 4)
-    attention = einfuse.compile("causal", backend="cpu")
-    assert torch.equal(attention(x, x, x), x)
-    with turns.no_kernels():
-        assert attention(x, x, x).isnan().all()
-    assert torch.equal(attention(x, x, x), x)
