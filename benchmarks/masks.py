@@ -45,7 +45,7 @@ def torchs(name: str, n: int) -> None:
 
 def analysis(name: str, n: int) -> None:
     from einfuse.flex import assemble, create_block_mask
-    from einfuse.flex.analysis import traced
+    from einfuse.flex.block_mask import traced
     from einfuse.ir import classify
 
     mask = create_block_mask(mask_mod(name, n), None, None, n, n, device="cpu", BLOCK_SIZE=BLOCK)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from einfuse.flex import assemble, create_block_mask, flex_attention, tables, tracer
+from einfuse.flex import assemble, captures, create_block_mask, flex_attention, tracer
 from einfuse.runtime import ops
 
 OPTIONS = {"backend": "torch"}
@@ -50,14 +50,14 @@ def test_captured_tensors_are_let_go(backend: str) -> None:
     seen = run()
     gc.collect()
     assert [r() for r in seen] == [None] * len(seen)
-    assert not any(t.shape == (40, 40) for t in tables._KNOWN)
+    assert not any(t.shape == (40, 40) for t in captures._KNOWN)
 
 
 def test_a_table_is_looked_at_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also through slices of it, which are new tensors in every call, and when numpy writes it."""
     looks = []
-    look = tables._look
-    monkeypatch.setattr(tables, "_look", lambda x: looks.append(1) or look(x))
+    look = captures._look
+    monkeypatch.setattr(captures, "_look", lambda x: looks.append(1) or look(x))
     bias = torch.zeros(2, 6, 6, requires_grad=True)
     x = torch.randn(1, 1, 6, 4)
     wanted = torch.softmax(x @ x.mT / 2, -1) @ x

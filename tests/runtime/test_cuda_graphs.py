@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import einfuse
-from einfuse.flex.tables import UNKNOWN, contents
+from einfuse.flex.captures import UNKNOWN, contents
 from einfuse.runtime import crossover, launch
 from einfuse.runtime.backends import TritonBackend
 from einfuse.runtime.binding import arguments, host_number

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from einfuse.flex import bounds as known
-from einfuse.flex.bounds import Bounds
-from einfuse.flex.value import Kind, Value, kind_of
+from einfuse.flex.value import CONDITION, Bounds, Kind, Value, bounds_of, hull, kind_of
 from einfuse.ir import Expr, call, conjunction, const
 from einfuse.ir import expr as ex
 
@@ -41,11 +39,11 @@ def make(
     """The function ``op`` of the IR, of these operands (or of ``parts`` made of them). Integers of few bits wrap as torch's do."""
     expr = call(op, *(parts or (x.expr for x in operands)))
     if dtype == torch.bool:
-        bounds = known.CONDITION
+        bounds = CONDITION
     elif expr.op == "const" and isinstance(expr.value, int | float):
         bounds = (expr.value, expr.value)
     elif bounds is None:
-        bounds = known.of(op, *(x.bounds for x in operands))
+        bounds = bounds_of(op, *(x.bounds for x in operands))
     nodes = t.within(1 + sum(x.nodes for x in operands))
     return fitted(t, Value(t, expr, dtype, t.common_axis(*operands), alive, bounds=bounds, nodes=nodes))
 
@@ -202,7 +200,7 @@ def mul(t: Tracer, a: object, b: object) -> Value:
         if one.alive is not None and other.alive is None and other.bounds[0] > 0:
             return make(t, "*", t.dtype, finite(one), other, alive=one.alive)
     if x is y and x.alive is None:
-        low, high = known.of("abs", x.bounds)
+        low, high = bounds_of("abs", x.bounds)
         return make(t, "*", x.dtype, x, x, bounds=(low * low, high * high))
     return numeric(t, "*", x, y)
 
@@ -251,7 +249,7 @@ def compare(t: Tracer, op: str, a: object, b: object) -> Value:
     for one, other in ((x, y), (y, x)):
         if ex.is_const(other.alive or ex.TRUE, False) and op in ("==", "!=") and one.alive is not None:
             expr = one.alive if op == "!=" else call("not", one.alive)
-            return Value(t, expr, torch.bool, one.axis, bounds=known.CONDITION, nodes=one.nodes)
+            return Value(t, expr, torch.bool, one.axis, bounds=CONDITION, nodes=one.nodes)
     x, y = operand(t, x), operand(t, y)
     decided = _decided(t, op, x.bounds, y.bounds)
     if decided is not None:
@@ -287,7 +285,7 @@ def extreme(t: Tracer, op: str, a: object, b: object) -> Value:
     picked = call("select", then, call("select", other, both.expr, p.expr), q.expr)
     alive = call("or", then, other)
     nodes, axis = t.within(2 * both.nodes), t.common_axis(x, y)
-    span = known.hull(p.bounds, q.bounds)
+    span = hull(p.bounds, q.bounds)
     return Value(t, picked, t.dtype, axis, None if ex.is_const(alive, True) else alive, bounds=span, nodes=nodes)
 
 
@@ -298,4 +296,4 @@ def limited(t: Tracer, op: str, x: object, limit: float) -> Value:
     if v.alive is None:
         return inside
     picked = call("select", v.alive, inside.expr, const(limit))
-    return Value(t, picked, t.dtype, v.axis, bounds=known.hull(inside.bounds, (limit, limit)), nodes=2 * inside.nodes)
+    return Value(t, picked, t.dtype, v.axis, bounds=hull(inside.bounds, (limit, limit)), nodes=2 * inside.nodes)

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from einfuse import dsl
-from einfuse.flex.tables import LEAST
+from einfuse.flex.captures import LEAST
 from einfuse.flex.tracer import RANKS, Tracer
 from einfuse.flex.value import Value, kind_of
 from einfuse.ir import Cascade, Einsum, Rank, Scalar, SpecError, Tensor, const, index, load

@@ -11,8 +11,7 @@ from einfuse._spread import alone
 from einfuse.flex import assemble
 from einfuse.flex.assemble import Extra
 from einfuse.flex.block_mask import BlockMask
-from einfuse.flex.masks import ScoreFunction
-from einfuse.flex.picked import sliced_mask_error
+from einfuse.flex.masks import ScoreFunction, sliced_mask_error
 from einfuse.flex.tracer import Tracer
 from einfuse.flex.watch import outside_of_graphs
 from einfuse.runtime.apart import transformed

@@ -1,18 +1,26 @@
-"""Block masks that are formulas: made at once whatever the length, and answering what torch's answer."""
+"""Block masks that are formulas: made at once whatever the length, and answering what torch's answer.
+
+Which blocks hold no points, some points or all points is found by the symbolic analysis, and from points only where it is not sure.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from einfuse.flex import analysis, picture
-from einfuse.flex.blocks import Blocks
-from einfuse.flex.masks import MaskFunction, noop_mask
-from einfuse.flex.picked import Picked, sliced_mask_error
+from einfuse.flex import assemble
+from einfuse.flex.masks import Blocks, MaskFunction, Picked, noop_mask, sliced_mask_error
+from einfuse.flex.tracer import Tracer
+from einfuse.flex.value import Value
 from einfuse.flex.watch import outside_of_graphs
-from einfuse.ir.tiles import FULL, PARTIAL
+from einfuse.ir import at_points, classify
+from einfuse.ir.interpreter import evaluate_indices
+from einfuse.ir.tiles import EMPTY, FULL, PARTIAL
 
 DEFAULT_BLOCK = 128
 
@@ -129,7 +137,7 @@ class BlockMask:
 
     def kinds(self) -> torch.Tensor:
         """``[B, H, rows, columns]`` of blocks, int8: 0 empty, 1 partial, 2 full, with what the function captures now."""
-        found = analysis.kinds(self.function(), self.shape, self.BLOCK_SIZE, self.device)
+        found = kinds(self.function(), self.shape, self.BLOCK_SIZE, self.device)
         return torch.from_numpy(found.copy()).to(self.device)
 
     def to_dense(self) -> torch.Tensor:
@@ -164,7 +172,7 @@ class BlockMask:
 
     def to_string(self, grid_size: int | tuple[int, int] = (20, 20), limit: int = 4) -> str:
         """The blocks as text, at most ``limit`` heads of them: full, partial and empty cells."""
-        return picture.text(self.to_dense(), _pair(grid_size), limit)
+        return _text(self.to_dense(), _pair(grid_size), limit)
 
     def __str__(self) -> str:
         return f"BlockMask(shape={self.shape}, sparsity={self.sparsity():.2f}%, \n{self.to_string().strip()}\n)"
@@ -195,7 +203,7 @@ def create_block_mask(
             raise ValueError(f"create_block_mask: {name} must not be negative, found {n}")
     place = device if device is not None else torch.accelerator.current_accelerator() or "cpu"
     made = BlockMask(mask_mod, (B or 1, H or 1, Q_LEN, KV_LEN), BLOCK_SIZE, place)
-    analysis.traced(made.function(), made.shape, made.device)
+    traced(made.function(), made.shape, made.device)
     return made
 
 
@@ -204,3 +212,135 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     if len(pair) != 2 or any(n < 1 for n in pair):
         raise ValueError(f"a size of blocks is one or two positive numbers, found {size}")
     return pair
+
+
+# -- which blocks hold points ----------------------------------------------------------------------------------------------------
+
+POINTS = 1 << 22
+"""The most points that are evaluated at once."""
+
+Kinds = npt.NDArray[np.int8]
+
+
+def kinds(mask: MaskFunction, shape: tuple[int, int, int, int], block: tuple[int, int], device: torch.device) -> Kinds:
+    """``[B, H, row block, column block]``: 0 empty, 1 partial, 2 full, exactly.
+
+    Memory is that of the blocks. Raises SpecError where the mask cannot be traced.
+    """
+    return _Blocks(*traced(mask, shape, device), shape, block).kinds()
+
+
+def traced(mask: MaskFunction, shape: tuple[int, int, int, int], device: torch.device) -> tuple[Tracer, Value]:
+    """A mask function as a condition. Raises SpecError where it cannot be traced."""
+    tracer = Tracer(dict(zip(("b", "h", "i", "j"), shape, strict=True)), torch.float32, device)
+    return tracer, tracer.condition(mask)
+
+
+class _Blocks:
+    def __init__(self, tracer: Tracer, mask: Value, shape: tuple[int, int, int, int], block: tuple[int, int]) -> None:
+        self.mask, self.shape, self.block = mask, shape, block
+        self.cascade = assemble.condition(tracer, mask)
+        self.sizes = assemble.sizes_of(tracer)
+        tensors, self.numbers = assemble.arguments(tracer)
+        self.tensors = {n: x.detach().cpu() for n, x in tensors.items()}
+
+    def kinds(self) -> Kinds:
+        batch, heads, rows, columns = self.shape
+        height, width = self.block
+        arrays = {n: x.numpy() for n, x in self.tensors.items() if x.dtype != torch.bfloat16}
+        found = classify(
+            self.mask.expr,
+            ("i", rows, height),
+            ("j", columns, width),
+            self.sizes,
+            self.numbers,
+            arrays,
+            {"b": batch, "h": heads},
+        )
+        kind = found.kind.copy()
+        for at, window, blocks in self._unsure(self._mixed_or(kind, found.ranks, arrays), found.ranks):
+            live = self._points(window)
+            for n in blocks:
+                lo = n * width - window["j"][0]
+                tile = live[:, lo : lo + width]
+                whole = bool(tile.all()) and tile.shape == (height, width)
+                kind[(*at, n)] = FULL if whole else PARTIAL if bool(tile.any()) else EMPTY
+        for n, size, edge in ((rows, height, kind[..., -1:, :]), (columns, width, kind[..., -1:])):
+            if n % size:  # as torch has it: what lies beyond the mask is not there
+                np.minimum(edge, PARTIAL, out=edge)
+        own = [r in found.ranks for r in ("b", "h")]
+        kind = kind.reshape(*(n if mine else 1 for n, mine in zip((batch, heads), own, strict=True)), *kind.shape[-2:])
+        return np.broadcast_to(kind, (batch, heads, *kind.shape[-2:]))
+
+    def _mixed_or(
+        self, kind: Kinds, ranks: tuple[str, ...], arrays: Mapping[str, npt.NDArray[np.generic]]
+    ) -> npt.NDArray[np.bool_]:
+        """The blocks to be looked through: what may be partial, less those of whose corners some hold and some do not."""
+        unsure: npt.NDArray[np.bool_] = np.equal(kind, PARTIAL)
+        place = np.nonzero(unsure)
+        seen = np.zeros((2, len(place[0])), np.bool_)
+        _, _, rows, columns = self.shape
+        for down, across in itertools.product((False, True), repeat=2):
+            at = dict(zip(ranks, place[:-2], strict=True))
+            for r, x, tile, n, last in (
+                ("i", place[-2], self.block[0], rows, down),
+                ("j", place[-1], self.block[1], columns, across),
+            ):
+                at[r] = np.minimum((x + last) * tile, n) - last
+            known = at_points(self.mask.expr, at, self.sizes, self.numbers, arrays)
+            seen |= known == np.array([[EMPTY], [FULL]])
+        unsure[place] = ~seen.all(0)
+        return unsure
+
+    def _unsure(
+        self, unsure: npt.NDArray[np.bool_], ranks: tuple[str, ...]
+    ) -> Iterator[tuple[tuple[int, ...], dict[str, tuple[int, int]], list[int]]]:
+        """Runs of such blocks in one row of blocks, with the window of points they span."""
+        height, width = self.block
+        most = max(1, POINTS // (height * width))
+        for at in map(tuple, np.argwhere(unsure.any(-1)).tolist()):
+            columns = np.nonzero(unsure[at])[0]
+            window = {r: (k, k + 1) for r, k in zip(ranks, at[:-1], strict=True)}
+            window["i"] = (at[-1] * height, min((at[-1] + 1) * height, self.shape[2]))
+            start = 0
+            for stop in range(1, len(columns) + 1):
+                if stop == len(columns) or columns[stop] - columns[start] >= most or columns[stop] - columns[stop - 1] > 1:
+                    run = [int(c) for c in columns[start:stop]]
+                    yield at, {**window, "j": (run[0] * width, min((run[-1] + 1) * width, self.shape[3]))}, run
+                    start = stop
+
+    def _points(self, window: dict[str, tuple[int, int]]) -> torch.Tensor:
+        """The mask at every point of a window of queries and keys."""
+        ranks = ("b", "h", "i", "j")
+        inputs = {**self.tensors, **self.numbers}
+        full = {r: window.get(r, (0, 1)) for r in ranks}
+        (live,) = evaluate_indices(self.cascade, (self.mask.expr,), ranks, inputs, self.sizes, full)
+        return live.bool().expand(1, 1, *(full[r][1] - full[r][0] for r in ("i", "j")))[0, 0]
+
+
+# -- blocks as text --------------------------------------------------------------------------------------------------------------
+
+_CELLS = " \u2591\u2588"
+"""Of no points, some and all."""
+
+
+def _text(dense: torch.Tensor, grid: tuple[int, int], limit: int) -> str:
+    """Every head of ``dense[B, H, rows, columns]`` in cells of several blocks, so that ``grid`` rows and columns are enough."""
+    *ambient, rows, columns = dense.shape
+    height, width = (max(1, -(-n // g)) for n, g in zip((rows, columns), grid, strict=True))
+    out = []
+    for n, at in enumerate(itertools.product(*map(range, ambient))):
+        if n == limit:
+            out += ["...", "to_string(limit=N) shows more, mask[batch, head] one"]
+            break
+        lines = [
+            "".join(_cell(dense[at][r : r + height, c : c + width]) * 2 for c in range(0, columns, width))
+            for r in range(0, rows, height)
+        ]
+        out.append(f"{at}\n" + "\n".join(lines) + "\n")
+    return "\n".join(out)
+
+
+def _cell(part: torch.Tensor) -> str:
+    share = float(part.float().mean())
+    return _CELLS[2] if share == 1 else _CELLS[0] if share == 0 else _CELLS[1]

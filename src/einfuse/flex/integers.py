@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from einfuse.flex.arithmetic import add, common, condition, fitted, is_constant, make, mul, number, operand, same_kind, sub
-from einfuse.flex.bounds import Bounds
-from einfuse.flex.value import Value, operation
+from einfuse.flex.value import Bounds, Value, operation
 from einfuse.ir import Expr, call, const
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 import torch
 
 from einfuse.dsl import pure
-from einfuse.flex import functions, integers, tables, vectors  # noqa: F401  # they make their functions known
-from einfuse.flex.captures import Captures, Float, Int, Tag
+from einfuse.flex import functions, integers, vectors  # noqa: F401  # they make their functions known
+from einfuse.flex.captures import Captured, Captures, Float, Int, Same, Tag, read
 from einfuse.flex.place import check_signature, here, name, place, raised_at
 from einfuse.flex.value import OPERATIONS, Kind, Part, Value, flat
 from einfuse.flex.watch import refuse_impure, refuse_own_gradient, watched, without_own_gradients
@@ -46,7 +46,7 @@ class Tracer:
         self.sizes, self.dtype, self.device = sizes, dtype, device
         self.recording = torch.is_grad_enabled()
         self.captures = Captures()
-        self.tensors: dict[int, tables.Captured] = {}
+        self.tensors: dict[int, Captured] = {}
         self.numbers: dict[Tag, Number] = {}
         self.ranks: dict[str, Rank] = {}
         self.statements: list[Einsum] = []
@@ -96,7 +96,7 @@ class Tracer:
         own.masking = self.masking
         with without_own_gradients(own):
             x = own._call(fn, own.captures.lifted(fn), [Value(own, v.expr, v.dtype) for v in first])
-        captured = [(c.name, c.axes, tables.Same(c.tensor)) for c in own.tensors.values()]
+        captured = [(c.name, c.axes, Same(c.tensor)) for c in own.tensors.values()]
         return x.expr, x.dtype, x.alive, own.statements, list(own.numbers.values()), captured
 
     def _result(self, fn: Callable[..., Any], result: object) -> Value:
@@ -169,7 +169,7 @@ class Tracer:
                 self.refuse(f"a score cannot be {x}")
             return Value(self, const(x), self.dtype, bounds=(x, x), weak=True)
         if isinstance(x, torch.Tensor):
-            value = tables.read(self, x, ())
+            value = read(self, x, ())
             if isinstance(value, Value):
                 return value
             self.refuse(f"a captured tensor of shape {tuple(x.shape)} meets a single score", "index it: bias[h, q_idx, kv_idx]")

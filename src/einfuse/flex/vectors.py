@@ -25,8 +25,8 @@ from einfuse.flex.arithmetic import (
     same_kind,
     unary,
 )
+from einfuse.flex.captures import READABLE, read
 from einfuse.flex.functions import logical_not
-from einfuse.flex.tables import READABLE, read
 from einfuse.flex.value import OPERATIONS, Part, Value, operation
 from einfuse.ir import Einsum, Expr, const
 from einfuse.ir import expr as ex

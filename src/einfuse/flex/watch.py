@@ -13,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from einfuse.flex.tables import read
+from einfuse.flex.captures import read
 from einfuse.flex.value import Part, Value, flat
 
 if TYPE_CHECKING:
