@@ -23,16 +23,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from einfuse.dsl import ast, pure
+from einfuse.dsl import ast, functions  # noqa: F401  # they make their operations known
 from einfuse.dsl.captures import Captures
 from einfuse.dsl.diagnostics import nearest
 from einfuse.dsl.elaborate import elaborate
 from einfuse.dsl.modules import prelude
 from einfuse.dsl.parse import parse
-from einfuse.dsl.symbols import Symbol, symbol
+from einfuse.dsl.symbols import Symbol, TreeTracer, symbol
+from einfuse.dsl.trace import defined, twice
+from einfuse.dsl.trace import name as name_of
 from einfuse.ir import Cascade, Span, SpecError
 
-COORDINATES = ("b", "h", "i", "j")
+
+class _Tracer(TreeTracer):
+    """All functions of one attention, whose keyword-only arguments are its inputs."""
+
+    def __init__(self) -> None:
+        self.captures = Captures()
+
+    def call(self, fn: Callable[..., Any], first: tuple[Symbol, ...]) -> Symbol:
+        place = defined(fn)
+        parameters = inspect.signature(fn).parameters.values()
+        keywords = {p.name: self.captures.argument(p, place) for p in parameters if p.kind is p.KEYWORD_ONLY}
+        coordinates = [Symbol(ast.Name(c)) for c in self.coordinates]
+        return Symbol(twice(fn, lambda: self.returned(fn, fn(*first, *coordinates, **keywords)).expr))
 
 
 class ScoreMod:
@@ -50,9 +64,9 @@ class ScoreMod:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _by_name(self) or (ScoreMod, (self.fn,))
 
-    def trace(self, score: ast.Expr, captures: Captures) -> ast.Expr:
+    def trace(self, score: ast.Expr, tracer: _Tracer) -> ast.Expr:
         """The modified score."""
-        return _traced(self.fn, (Symbol(score), *_coordinates()), captures)
+        return tracer.run(self.fn, Symbol(score)).expr
 
 
 class MaskMod:
@@ -89,11 +103,11 @@ class MaskMod:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _by_name(self) or (MaskMod, (self.fn, self.op, *self.parts))
 
-    def trace(self, captures: Captures) -> ast.Expr:
+    def trace(self, tracer: _Tracer) -> ast.Expr:
         """The predicate."""
         if self.fn is not None:
-            return _traced(self.fn, _coordinates(), captures)
-        parts = [p.trace(captures) for p in self.parts]
+            return tracer.run(self.fn).expr
+        parts = [p.trace(tracer) for p in self.parts]
         if self.op == "not":
             return ast.Unary("not", parts[0], parts[0].loc)
         assert self.op is not None, "a mask is a function or an operation on masks"
@@ -158,10 +172,10 @@ class _Weights:
 
 
 def _module(score: ScoreMod | None, mask: MaskMod | None, normalizer: str | None, scale: float | None) -> ast.Module:
-    captures = Captures()
+    tracer = _Tracer()
     raw = _raw_score(scale)
-    value = raw if score is None else score.trace(raw, captures)
-    where = None if mask is None else mask.trace(captures)
+    value = raw if score is None else score.trace(raw, tracer)
+    where = None if mask is None else mask.trace(tracer)
     weights = _weights(normalizer)
     head: tuple[ast.Element, ...] = (
         ast.RankLine(_names("i"), ast.Name("query")),
@@ -175,14 +189,14 @@ def _module(score: ScoreMod | None, mask: MaskMod | None, normalizer: str | None
     )
     weighted = ast.Binary("*", weights.value, ast.Name("v"))
     body: tuple[ast.Element, ...] = (
-        *captures.inputs(value, where),
+        *tracer.captures.inputs(value, where),
         ast.Statement(ast.Name("s", value.loc), _names("i", "j"), value, where, value.loc),
         ast.Statement(ast.Name("o"), _names("i", "e"), ast.Call(ast.Name("sum"), _names("j"), (weighted,))),
         ast.Output(_names("o")),
     )
     name = "_".join(m.name for m in (score, mask) if m is not None) or "dot_product"
     doc = "\n\n".join(inspect.cleandoc(m.__doc__) for m in (score, mask) if m is not None and m.__doc__)
-    node = ast.Attention(ast.Name(name[:80]), captures.params(), _names("b", "h"), (*head, *body), doc)
+    node = ast.Attention(ast.Name(name[:80]), tracer.captures.params(), _names("b", "h"), (*head, *body), doc)
     return ast.Module("", weights.uses, weights.definitions, (node,), "<traced>")
 
 
@@ -220,46 +234,14 @@ def _normalised(d: ast.Definition) -> ast.Expr:
     return ast.Call(ast.Name(d.name.text), _names("j"), (ast.Name("s"),))
 
 
-def _traced(fn: Callable[..., Any], args: tuple[Symbol, ...], captures: Captures) -> ast.Expr:
-    """Calls ``fn`` with symbols. Raises SpecError where its arguments do not fit, it gives nothing back, or not the same again."""
-    parameters = inspect.signature(fn).parameters.values()
-    place = _place(fn)
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if len(positional) != len(args):
-        wanted = ", ".join((("score",) if len(args) > len(COORDINATES) else ()) + COORDINATES)
-        raise SpecError(
-            f"`{_name(fn)}` takes {len(positional)} positional arguments, expected {len(args)}: {wanted}",
-            place,
-            "everything else is a keyword-only argument, behind a *",
-        )
-    keywords = {p.name: captures.argument(p, place) for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-    def trace() -> ast.Expr:
-        value = fn(*args, **keywords)
-        if value is None:
-            raise SpecError(f"`{_name(fn)}` returns nothing", place, "return the new score, or the condition")
-        return symbol(value).expr
-
-    return pure.traced(_name(fn), place, trace)
-
-
-def _coordinates() -> tuple[Symbol, ...]:
-    return tuple(Symbol(ast.Name(c)) for c in COORDINATES)
-
-
 def _keywords(mask: MaskMod) -> set[str]:
     if mask.fn is None:
         return set().union(*map(_keywords, mask.parts))
     return {p.name for p in inspect.signature(mask.fn).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
-def _place(fn: Callable[..., Any]) -> Span | None:
-    code = getattr(fn, "__code__", None)
-    return Span(code.co_filename, code.co_firstlineno, 1) if code is not None else None
-
-
 def _name(fn: Callable[..., Any]) -> str:
-    name = getattr(fn, "__name__", "") or type(fn).__name__
+    name = name_of(fn)
     return name if name.isidentifier() else "mod"
 
 

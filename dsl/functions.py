@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from einfuse.dsl import ast
-from einfuse.dsl.symbols import Symbol, function, here, made, symbol
+from einfuse.dsl.symbols import OPERATIONS, Symbol, TreeTracer, function, made, symbol
+from einfuse.dsl.trace import here
 
 __all__ = [
     *("abs", "clamp", "cos", "elu", "erf", "exp", "exp2", "floor", "gelu", "log", "log1p", "log2", "maximum", "minimum"),
@@ -34,85 +38,42 @@ def softcap(x: object, cap: object) -> Symbol:
     return function("softcap", x, cap)
 
 
-def abs(x: object) -> Symbol:
-    return function("abs", x)
+def _of_one(name: str) -> Callable[[object], Symbol]:
+    """The function of the language with this name."""
+
+    def named(x: object) -> Symbol:
+        return function(name, x)
+
+    named.__name__ = named.__qualname__ = name
+    return named
 
 
-def exp(x: object) -> Symbol:
-    return function("exp", x)
+abs = _of_one("abs")
+exp = _of_one("exp")
+exp2 = _of_one("exp2")
+log = _of_one("log")
+log2 = _of_one("log2")
+log1p = _of_one("log1p")
+sqrt = _of_one("sqrt")
+rsqrt = _of_one("rsqrt")
+tanh = _of_one("tanh")
+sigmoid = _of_one("sigmoid")
+softplus = _of_one("softplus")
+erf = _of_one("erf")
+sin = _of_one("sin")
+cos = _of_one("cos")
+floor = _of_one("floor")
+sign = _of_one("sign")
+relu = _of_one("relu")
+silu = _of_one("silu")
+gelu = _of_one("gelu")
+elu = _of_one("elu")
+square = _of_one("square")
 
 
-def exp2(x: object) -> Symbol:
-    return function("exp2", x)
+def _known(fn: Callable[..., Symbol], _: object, *args: object, **kwargs: object) -> Symbol:
+    return fn(*args, **kwargs)
 
 
-def log(x: object) -> Symbol:
-    return function("log", x)
-
-
-def log2(x: object) -> Symbol:
-    return function("log2", x)
-
-
-def log1p(x: object) -> Symbol:
-    return function("log1p", x)
-
-
-def sqrt(x: object) -> Symbol:
-    return function("sqrt", x)
-
-
-def rsqrt(x: object) -> Symbol:
-    return function("rsqrt", x)
-
-
-def tanh(x: object) -> Symbol:
-    return function("tanh", x)
-
-
-def sigmoid(x: object) -> Symbol:
-    return function("sigmoid", x)
-
-
-def softplus(x: object) -> Symbol:
-    return function("softplus", x)
-
-
-def erf(x: object) -> Symbol:
-    return function("erf", x)
-
-
-def sin(x: object) -> Symbol:
-    return function("sin", x)
-
-
-def cos(x: object) -> Symbol:
-    return function("cos", x)
-
-
-def floor(x: object) -> Symbol:
-    return function("floor", x)
-
-
-def sign(x: object) -> Symbol:
-    return function("sign", x)
-
-
-def relu(x: object) -> Symbol:
-    return function("relu", x)
-
-
-def silu(x: object) -> Symbol:
-    return function("silu", x)
-
-
-def gelu(x: object) -> Symbol:
-    return function("gelu", x)
-
-
-def elu(x: object) -> Symbol:
-    return function("elu", x)
-
-
-def square(x: object) -> Symbol:
-    return function("square", x)
+TreeTracer.known = f"einfuse has {', '.join(__all__)}"
+OPERATIONS.update({name: partial(_known, globals()[name]) for name in __all__})

@@ -6,171 +6,27 @@ A symbol holds the syntax tree of what was computed with it; every operator make
 
 from __future__ import annotations
 
-import itertools
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any
 
 from einfuse.dsl import ast
-from einfuse.ir import MAX_OPERATIONS, Span, SpecError
+from einfuse.dsl.trace import Traced, Tracer, here
 
-_HERE = str(Path(__file__).resolve().parent)
-
-
-def here() -> Span | None:
-    """The place in the user's code that is being run."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and str(Path(frame.f_code.co_filename).resolve().parent) == _HERE:
-        frame = frame.f_back
-    if frame is None:
-        return None
-    at = next(itertools.islice(frame.f_code.co_positions(), frame.f_lasti // 2, None), None)
-    line, last, column, end = at or (None, None, None, None)
-    if line is None or column is None:
-        return Span(frame.f_code.co_filename, frame.f_lineno, 1)
-    length = end - column if end is not None and last == line else 1
-    return Span(frame.f_code.co_filename, line, column + 1, max(1, length))
+OPERATIONS: dict[str, Callable[..., Symbol]] = {}
+"""The operators here, the functions of `dsl/functions.py` when that is imported."""
 
 
-class Symbol:
+class Symbol(Traced):
     """An unknown number or condition."""
 
     __slots__ = ("expr", "nodes")
-    __hash__ = object.__hash__
 
     def __init__(self, expr: ast.Expr, nodes: int = 1) -> None:
         self.expr, self.nodes = expr, nodes
 
-    # -- arithmetic ------------------------------------------------------------------------------------------------------
-
-    def __add__(self, other: Any) -> Symbol:
-        return binary("+", self, other)
-
-    def __radd__(self, other: Any) -> Symbol:
-        return binary("+", other, self)
-
-    def __sub__(self, other: Any) -> Symbol:
-        return binary("-", self, other)
-
-    def __rsub__(self, other: Any) -> Symbol:
-        return binary("-", other, self)
-
-    def __mul__(self, other: Any) -> Symbol:
-        return binary("*", self, other)
-
-    def __rmul__(self, other: Any) -> Symbol:
-        return binary("*", other, self)
-
-    def __truediv__(self, other: Any) -> Symbol:
-        return binary("/", self, other)
-
-    def __rtruediv__(self, other: Any) -> Symbol:
-        return binary("/", other, self)
-
-    def __floordiv__(self, other: Any) -> Symbol:
-        return binary("//", self, other)
-
-    def __rfloordiv__(self, other: Any) -> Symbol:
-        return binary("//", other, self)
-
-    def __mod__(self, other: Any) -> Symbol:
-        return binary("%", self, other)
-
-    def __rmod__(self, other: Any) -> Symbol:
-        return binary("%", other, self)
-
-    def __pow__(self, other: Any) -> Symbol:
-        return binary("^", self, other)
-
-    def __rpow__(self, other: Any) -> Symbol:
-        return binary("^", other, self)
-
-    def __neg__(self) -> Symbol:
-        return Symbol(ast.Unary("neg", self.expr, here()), self.nodes + 1)
-
-    def __pos__(self) -> Symbol:
-        return self
-
-    def __abs__(self) -> Symbol:
-        return function("abs", self)
-
-    # -- conditions ------------------------------------------------------------------------------------------------------
-
-    def __lt__(self, other: Any) -> Symbol:
-        return compare("<", self, other)
-
-    def __le__(self, other: Any) -> Symbol:
-        return compare("<=", self, other)
-
-    def __gt__(self, other: Any) -> Symbol:
-        return compare(">", self, other)
-
-    def __ge__(self, other: Any) -> Symbol:
-        return compare(">=", self, other)
-
-    def __eq__(self, other: object) -> Symbol:  # type: ignore[override]  # a comparison of symbols is a symbol
-        return compare("==", self, other)
-
-    def __ne__(self, other: object) -> Symbol:  # type: ignore[override]  # as above
-        return compare("!=", self, other)
-
-    def __and__(self, other: Any) -> Symbol:
-        return binary("and", self, other)
-
-    def __rand__(self, other: Any) -> Symbol:
-        return binary("and", other, self)
-
-    def __or__(self, other: Any) -> Symbol:
-        return binary("or", self, other)
-
-    def __ror__(self, other: Any) -> Symbol:
-        return binary("or", other, self)
-
-    def __invert__(self) -> Symbol:
-        return Symbol(ast.Unary("not", self.expr, here()), self.nodes + 1)
-
-    # -- what a symbol cannot do -----------------------------------------------------------------------------------------
-
-    def __bool__(self) -> bool:
-        refuse(
-            "the value of a symbol is not known while a function is traced",
-            "write & | ~ instead of and, or, not, and einfuse.where(condition, a, b) instead of if; a < b < c is (a < b) & (b < c)",
-        )
-
-    def __float__(self) -> float:
-        refuse(
-            "a symbol has no value while a function is traced",
-            "use the functions of einfuse (einfuse.exp, ...), not those of math",
-        )
-
-    def __int__(self) -> int:
-        refuse("a symbol has no value while a function is traced", "use einfuse.floor(x), or a comparison")
-
-    __index__ = __int__
-
-    def __iter__(self) -> NoReturn:
-        refuse("a symbol is one number: it cannot be iterated over", "index it: table[h, j - i]")
-
-    def __len__(self) -> int:
-        refuse("a symbol is one number: it has no length", "the sizes of ranks are written in an .attn text")
-
-    def __getitem__(self, index: Any) -> Symbol:
-        refuse("only an input can be indexed", "declare it as a keyword-only argument: def mod(score, b, h, i, j, *, table)")
-
     def __repr__(self) -> str:
         return f"<symbol {self.expr!r}>"
-
-    @classmethod
-    def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Symbol:
-        """``torch.tanh(symbol)`` and its like mean the function of that name."""
-        from einfuse.dsl import functions
-
-        named: Callable[..., Symbol] | None = getattr(functions, func.__name__, None)
-        if named is None or func.__name__ not in functions.__all__:
-            refuse(f"torch.{func.__name__} cannot be traced", f"einfuse has {', '.join(functions.__all__)}")
-        return named(*args, **(kwargs or {}))
 
 
 class Captured(Symbol):
@@ -188,44 +44,42 @@ class Captured(Symbol):
         return Symbol(ast.Read(ast.Name(self.name, loc), tuple(a.expr for a in args), loc), 1 + sum(a.nodes for a in args))
 
 
-def refuse(message: str, hint: str) -> NoReturn:
-    raise SpecError(message, here(), hint)
+class TreeTracer(Tracer[Symbol]):
+    """Operations on symbols give symbols."""
 
-
-def symbol(value: object) -> Symbol:
-    """A Python number as a symbol; a symbol as it is."""
-    if isinstance(value, Symbol):
-        return value
-    loc = here()
-    if isinstance(value, bool):
-        return Symbol(ast.Truth(value, loc))
-    if isinstance(value, int | float):
-        literal = ast.Number(abs(value), "int" if isinstance(value, int) else "float", loc)
-        return Symbol(ast.Unary("neg", literal, loc) if value < 0 else literal)
-    refuse(
-        f"a traced function computes with numbers and symbols, found {type(value).__name__}",
-        "pass tensors as keyword-only arguments of the function, and give them at the call",
+    library = "einfuse"
+    operations = OPERATIONS
+    coordinates = ("b", "h", "i", "j")
+    defaults = False
+    masks = "give it as mask_mod"
+    tables = (
+        "lists, arrays and tensors are keyword-only arguments, def mod(score, b, h, i, j, *, table), and are given at the call"
     )
+    smaller = "write it as an .attn text, with statements"
+    captured = "everything else is a keyword-only argument, behind a *"
+
+    def value(self, x: object) -> Symbol:
+        """A Python number as a symbol; a symbol as it is."""
+        if isinstance(x, Symbol):
+            return x
+        loc = here()
+        if isinstance(x, bool):
+            return Symbol(ast.Truth(x, loc))
+        if isinstance(x, int | float):
+            literal = ast.Number(abs(x), "int" if isinstance(x, int) else "float", loc)
+            return Symbol(ast.Unary("neg", literal, loc) if x < 0 else literal)
+        return self.value(self.python_number(x))
+
+
+_TREES = TreeTracer()
+Symbol.tracer = _TREES
+symbol = _TREES.value
+"""A Python number as a symbol; a symbol as it is."""
 
 
 def made(expr: ast.Expr, *operands: Symbol) -> Symbol:
     """A symbol for an operation on others. Raises SpecError where the tree grows too large."""
-    nodes = 1 + sum(x.nodes for x in operands)
-    if nodes > MAX_OPERATIONS:
-        raise SpecError(
-            "this function makes an expression of too many parts", expr.loc, "write it as an .attn text, with statements"
-        )
-    return Symbol(expr, nodes)
-
-
-def binary(op: str, left: object, right: object) -> Symbol:
-    a, b = symbol(left), symbol(right)
-    return made(ast.Binary(op, a.expr, b.expr, here()), a, b)
-
-
-def compare(op: str, left: object, right: object) -> Symbol:
-    a, b = symbol(left), symbol(right)
-    return made(ast.Compare((op,), (a.expr, b.expr), here()), a, b)
+    return Symbol(expr, _TREES.within(1 + sum(x.nodes for x in operands)))
 
 
 def function(name: str, *args: object) -> Symbol:
@@ -233,3 +87,43 @@ def function(name: str, *args: object) -> Symbol:
     symbols = tuple(map(symbol, args))
     loc = here()
     return made(ast.Call(ast.Name(name, loc), None, tuple(s.expr for s in symbols), None, loc), *symbols)
+
+
+def _binary(_: object, left: object, right: object, op: str) -> Symbol:
+    a, b = symbol(left), symbol(right)
+    return made(ast.Binary(op, a.expr, b.expr, here()), a, b)
+
+
+def _compare(_: object, left: object, right: object, op: str) -> Symbol:
+    a, b = symbol(left), symbol(right)
+    return made(ast.Compare((op,), (a.expr, b.expr), here()), a, b)
+
+
+def _unary(_: object, x: Symbol, op: Any) -> Symbol:
+    return Symbol(ast.Unary(op, x.expr, here()), x.nodes + 1)
+
+
+def _getitem(tracer: TreeTracer, x: object, index: object) -> Symbol:
+    tracer.refuse("a traced number cannot be indexed", tracer.tables)
+
+
+for _make, _operators in (
+    (
+        _binary,
+        {
+            "add": "+",
+            "sub": "-",
+            "mul": "*",
+            "truediv": "/",
+            "floordiv": "//",
+            "mod": "%",
+            "pow": "^",
+            "and": "and",
+            "or": "or",
+        },
+    ),
+    (_compare, {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}),
+    (_unary, {"neg": "neg", "invert": "not"}),
+):
+    OPERATIONS.update({name: partial(_make, op=op) for name, op in _operators.items()})
+OPERATIONS |= {"pos": lambda _, x: x, "getitem": _getitem}

@@ -215,19 +215,19 @@ def bad_coin(b: Any, h: Any, i: Any, j: Any) -> Any:
 FAULTS = {
     bad_number: "`bad_number` computes something else each time it is called",
     bad_coin: "`bad_coin` draws random numbers",
-    bad_if: "the value of a symbol is not known",
-    bad_and: "the value of a symbol is not known",
-    bad_chain: "the value of a symbol is not known",
-    bad_value: "a symbol has no value",
-    bad_tensor: "computes with numbers and symbols, found type",
-    bad_index: "only an input can be indexed",
+    bad_if: "the value of a traced number is not known",
+    bad_and: "the value of a traced number is not known",
+    bad_chain: "the value of a traced number is not known",
+    bad_value: "a traced number has no value",
+    bad_tensor: "computes with numbers and tables, found type",
+    bad_index: "a traced number cannot be indexed",
     bad_nothing: "`bad_nothing` returns nothing",
-    bad_arity: "`bad_arity` takes 3 positional arguments, expected 5: score, b, h, i, j",
+    bad_arity: "a score function takes (score, b, h, i, j), `bad_arity` takes 3 arguments",
     bad_name: "`k` is a name of the attention itself",
     bad_reads: "`table` is read with 1 and 2 indices",
     bad_bare: "`table` is read both with and without indices",
     bad_type: "`//` divides integers, found a float",
-    bad_torch: "torch.cumsum cannot be traced",
+    bad_torch: "`cumsum` cannot be traced",
 }
 
 

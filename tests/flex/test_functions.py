@@ -359,5 +359,5 @@ def test_an_expression_that_grows_without_bound_is_refused() -> None:
         return score
 
     x = torch.zeros(1, 1, 4, 8)
-    with pytest.raises(SpecError, match="this grows too large once what it reads is written into it"):
+    with pytest.raises(SpecError, match="this function makes an expression of too many parts"):
         flex_attention(x, x, x, doubled)

@@ -103,7 +103,7 @@ SAID: list[tuple[Callable[..., Any], int, str]] = [
     (whole, 1, r"a captured tensor of shape \(4, 4\) meets a single score"),
     (float_index, 1, "index 0 is a float, an integer is needed"),
     (many_indices, 1, r"3 indices for a captured tensor of 2 axes, shape \(4, 4\)"),
-    (array, 1, "`array` cannot be traced: IndexError"),
+    (array, 1, "a traced number is no array of numpy"),
     (item, 1, "a traced number has no shape to change"),
     (loop, 1, "a traced number has no value"),
     (infinity, 1, "minus infinity can be chosen by torch.where"),

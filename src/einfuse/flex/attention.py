@@ -12,8 +12,7 @@ from einfuse.flex import assemble
 from einfuse.flex.assemble import Extra
 from einfuse.flex.block_mask import BlockMask
 from einfuse.flex.masks import ScoreFunction, sliced_mask_error
-from einfuse.flex.tracer import Tracer
-from einfuse.flex.watch import outside_of_graphs
+from einfuse.flex.tracer import Tracer, outside_of_graphs
 from einfuse.runtime.apart import transformed
 from einfuse.runtime.backends import BackendName
 from einfuse.runtime.binding import host_number

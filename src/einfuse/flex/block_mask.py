@@ -15,9 +15,8 @@ import torch
 
 from einfuse.flex import assemble
 from einfuse.flex.masks import Blocks, MaskFunction, Picked, noop_mask, sliced_mask_error
-from einfuse.flex.tracer import Tracer
+from einfuse.flex.tracer import Tracer, outside_of_graphs
 from einfuse.flex.value import Value
-from einfuse.flex.watch import outside_of_graphs
 from einfuse.ir import at_points, classify
 from einfuse.ir.interpreter import evaluate_indices
 from einfuse.ir.tiles import EMPTY, FULL, PARTIAL

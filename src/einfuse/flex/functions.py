@@ -183,7 +183,7 @@ def _neg(t: Tracer, x: Any) -> Value:
     return same_kind(t, "neg", x)
 
 
-@operation("positive", "clone", "contiguous", "detach_copy", "alias")
+@operation("positive", "pos", "clone", "contiguous", "detach_copy", "alias")
 def _same(t: Tracer, x: Any, **_: Any) -> Value:
     return t.value(x)
 

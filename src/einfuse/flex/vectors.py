@@ -117,7 +117,7 @@ def _getitem(t: Tracer, x: Any, i: Any) -> Value | Part:
         return read(t, x.tensor, (*x.indices, *(i if isinstance(i, tuple) else (i,))))
     v = t.value(x)
     if v.axis is None:
-        t.refuse("a traced number cannot be indexed", "only captured tensors can")
+        t.refuse("a traced number cannot be indexed", t.tables)
     at = t.value(i + t.length(v.axis) if isinstance(i, int) and i < 0 else i)
     if at.kind != "int":
         t.refuse(f"an index is a {at.kind}, an integer is needed")
