@@ -54,7 +54,7 @@ def forked(name: str) -> tuple[float, float]:
 
 
 def main() -> int:
-    parser = harness.options(__doc__)
+    parser = harness.options(__doc__, json=True)
     parser.add_argument("specs", nargs="*")
     parser.add_argument("--all", action="store_true", help="every spec, not the ten slowest")
     args = harness.parsed(parser)
@@ -65,6 +65,7 @@ def main() -> int:
     table = harness.Table("spec:28", "forward, s:.3f", "backward, s:.3f")
     for forward, backward, name in found if args.all else found[:10]:
         table.row(name, forward, backward)
+    harness.write(args.json, {"rows": table.rows})
     slow = [n for forward, _, n in found if forward > LIMIT]
     print(f"{len(found)} specs, {len(slow)} over {LIMIT} s" + (f": {', '.join(slow)}" if slow else ""))
     return 1 if slow else 0

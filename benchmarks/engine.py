@@ -52,7 +52,9 @@ def each(run: Callable[[list[Wish]], None], batches: list[list[Wish]]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = harness.parsed(harness.options(__doc__, repeats=3, threads=1, batch=8, prompt=512, new=64, rows=512), argv)
+    args = harness.parsed(
+        harness.options(__doc__, repeats=3, threads=1, json=True, batch=8, prompt=512, new=64, rows=512), argv
+    )
     stock, draw = llama(512, 4), random.Random(0)
     table = -(-(args.prompt + args.new) // 16) + 1
     model = Model(llama(512, 4), Capacity(args.batch * table, table=table, batch=args.batch, rows=args.rows))
@@ -78,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
             found = harness.medians(row, args.repeats, unit=1)
             for name, seconds in found.items():
                 table.row(group, name, total / seconds)
+    harness.write(args.json, {"rows": table.rows})
     return 0
 
 

@@ -139,17 +139,19 @@ def _nothing(*_: object) -> int:
 
 
 class Table:
-    """Rows that are printed as they come. A column is its head and how its values are formatted, which says how wide it is: ``"ms:9.2f"``."""
+    """Rows that are printed as they come, and kept. A column is its head and its format, which says how wide it is: ``"ms:9.2f"``."""
 
     def __init__(self, *columns: str) -> None:
         from rich.console import Console
 
+        self.rows: list[dict[str, object]] = []
         self._columns = [(head, form) for head, _, form in (c.partition(":") for c in columns)]
         self._console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
         self._print([head for head, _ in self._columns], "bold")
 
     def row(self, *cells: object) -> None:
         """A cell for each column; None leaves it empty, and a text stands as it is."""
+        self.rows.append(dict(zip((head for head, _ in self._columns), cells, strict=True)))
         form = [f for _, f in self._columns]
         self._print([c if isinstance(c, str) else "" if c is None else format(c, f) for c, f in zip(cells, form, strict=True)])
 

@@ -176,7 +176,7 @@ def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    made = harness.options(__doc__, repeats=40, threads=1, only=LAYERS, batch=8, length=128, width=64, heads=4)
+    made = harness.options(__doc__, repeats=40, threads=1, only=LAYERS, json=True, batch=8, length=128, width=64, heads=4)
     args = harness.parsed(made, argv)
     table = harness.Table("layer:14", "plain torch, ms:.2f", "ours, ms:.2f", "of it:.2f", "off by:.0e")
     wrong = 0
@@ -189,6 +189,7 @@ def main(argv: list[str] | None = None) -> int:
         times = harness.medians(row, args.repeats, skipped=5)
         table.row(name, times["plain"], times["ours"], times["ours"] / times["plain"], off)
         wrong += not off <= WRONG
+    harness.write(args.json, {"rows": table.rows})
     return 1 if wrong else 0
 
 

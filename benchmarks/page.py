@@ -56,7 +56,7 @@ def _packed(text: str) -> str:
 
 
 def main() -> None:
-    parser = harness.options(__doc__, loads=7)
+    parser = harness.options(__doc__, json=True, loads=7)
     parser.add_argument("folder", type=Path, nargs="?", default=PLACES[-1])
     parser.add_argument("--text", action="store_true")
     args = harness.parsed(parser)
@@ -69,6 +69,7 @@ def main() -> None:
     for name in loads[0]:
         first, *rest = (x[name] / 1e3 for x in loads)
         table.row(name, first, harness.spread(rest).median, min(rest), max(rest))
+    harness.write(args.json, {"rows": table.rows})
 
 
 if __name__ == "__main__":

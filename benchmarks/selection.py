@@ -66,7 +66,7 @@ def run(attention: einfuse.Attention, given: dict[str, torch.Tensor], backward: 
 
 
 def main() -> None:
-    parser = harness.options(__doc__, repeats=5, threads=1, width=64, block=64)
+    parser = harness.options(__doc__, repeats=5, threads=1, json=True, width=64, block=64)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384])
     parser.add_argument("--group", type=int, nargs="+", default=[4])
     parser.add_argument("--dtype", nargs="+", default=["float32"])
@@ -83,6 +83,7 @@ def main() -> None:
             for length in args.lengths:
                 ms = routed(args, length, getattr(torch, name))
                 table.row(name, length, ms["all"], ms["routed"], ms["routed"] / ms["all"])
+        harness.write(args.json, {"rows": table.rows})
         return
     figures = (f"{n}:9.0f" for n in ("causal", "lists", "choice", "tables"))
     table = harness.Table("dtype:9", "group:d", "length:7d", *figures, "lists / causal:.2f")
@@ -92,6 +93,7 @@ def main() -> None:
                 ms = measured(args, length, group, getattr(torch, name))
                 ways = (ms.get(n) for n in ("causal", "lists", "choice", "tables"))
                 table.row(name, group, length, *ways, ms["lists"] / ms["causal"])
+    harness.write(args.json, {"rows": table.rows})
 
 
 if __name__ == "__main__":

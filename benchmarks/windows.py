@@ -61,7 +61,7 @@ def windows(args: argparse.Namespace, shift: int, side: int = 7) -> Case:
 
 
 def main(argv: list[str] | None = None) -> int:
-    made = harness.options(__doc__, repeats=15, threads=1, side=56, batch=2, heads=3, width=32)
+    made = harness.options(__doc__, repeats=15, threads=1, json=True, side=56, batch=2, heads=3, width=32)
     args = harness.parsed(made, argv)
     print(
         f"{args.side} x {args.side} tokens, batch {args.batch}, {args.heads} heads of width {args.width}, {args.threads} thread(s)"
@@ -75,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         both = harness.turns({c.name: c.both for c in found}, args.repeats, 2, clock)
         for c in found:
             table.row(title, c.name, c.visited * args.side**4 / 1e6, 1e3 * min(forward[c.name]), 1e3 * min(both[c.name]))
+    harness.write(args.json, {"rows": table.rows})
     return 0
 
 

@@ -69,6 +69,7 @@ def test_rows_stand_under_their_heads(harness: Any, capsys: pytest.CaptureFixtur
     table.row("causal", 1.005, "[bold] is text")
     table.row("full", None, "-")
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert table.rows[1] == {"spec": "full", "ms": None, "remark": "-"}
     assert lines == ["spec           ms  remark", "causal       1.00  [bold] is text", "full               -"]
 
 
