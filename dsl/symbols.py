@@ -104,7 +104,10 @@ def _unary(_: object, x: Symbol, op: Any) -> Symbol:
 
 
 def _getitem(tracer: TreeTracer, x: object, index: object) -> Symbol:
-    tracer.refuse("a traced number cannot be indexed", tracer.tables)
+    single = isinstance(x, Symbol)
+    tracer.refuse(
+        f"{'a traced number' if single else f'a {type(x).__name__} that is no input'} cannot be indexed", tracer.tables
+    )
 
 
 for _make, _operators in (

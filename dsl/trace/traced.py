@@ -101,7 +101,7 @@ class Traced:
         self.tracer.refuse("a traced number has no value", f"round it with {self.tracer.library}.floor, or compare it")
 
     def __index__(self) -> int:
-        self.tracer.refuse("a traced number has no value", f"a loop needs a number that is known; {self.tracer.tables}")
+        self.tracer.refuse("a traced number has no value", f"{self.tracer.tables}; a loop needs a number that is known")
 
     def __round__(self, digits: int | None = None) -> int:
         return self.__int__()

@@ -152,6 +152,9 @@ def test_keywords_with_other_defaults_are_python() -> None:
     assert "s[i, j] = qk[i, j] / sqrt(D) + 1" in show_body(dsl.attention(mod))
 
 
+TABLE = torch.zeros(4)
+
+
 def bad_if(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
     return score if i < j else 0
 
@@ -174,6 +177,10 @@ def bad_tensor(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
 
 def bad_index(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
     return score[i]
+
+
+def bad_table(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+    return score + TABLE[i]
 
 
 def bad_nothing(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
@@ -221,6 +228,7 @@ FAULTS = {
     bad_value: "a traced number has no value",
     bad_tensor: "computes with numbers and tables, found type",
     bad_index: "a traced number cannot be indexed",
+    bad_table: "a Tensor that is no input cannot be indexed",
     bad_nothing: "`bad_nothing` returns nothing",
     bad_arity: "a score function takes (score, b, h, i, j), `bad_arity` takes 3 arguments",
     bad_name: "`k` is a name of the attention itself",

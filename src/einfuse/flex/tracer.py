@@ -51,7 +51,7 @@ class Tracer(trace.Tracer[Value]):
     coordinates = ("b", "h", "q_idx", "kv_idx")
     defaults = True
     masks = "give it to create_block_mask"
-    tables = "tensors can be indexed by one: make tensors of lists and arrays"
+    tables = "lists and arrays have to be tensors, which are read at coordinates: table[h, kv_idx]"
     smaller = "compute a part of it outside, as a table"
     captured = "it captures everything else: in a closure, or by functools.partial"
     known = "scores and masks are made of pointwise functions, captured tensors and indices"
