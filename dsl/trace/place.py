@@ -40,14 +40,14 @@ def defined(fn: Callable[..., Any]) -> Span | None:
     return Span(code.co_filename, code.co_firstlineno, 1) if code is not None else None
 
 
-def stored(code: CodeType, operation: str) -> Iterator[tuple[str, Span]]:
-    """The variables that code, and the functions made in it, set by this operation of Python's machine, and where."""
+def uses(code: CodeType, *operations: str) -> Iterator[tuple[str, Span]]:
+    """The variables of these operations of Python's machine in code, and in the functions made in it, and where."""
     for step in dis.get_instructions(code):
-        if step.opname == operation and step.positions is not None:
+        if step.opname in operations and step.positions is not None:
             yield str(step.argval), _placed(code.co_filename, code.co_firstlineno, step.positions)
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            yield from stored(inner, operation)
+            yield from uses(inner, *operations)
 
 
 def name(fn: Callable[..., Any]) -> str:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import CellType, FunctionType
 from typing import Any, NoReturn, TypeVar
 
-from einfuse.dsl.trace.place import defined, name, stored
+from einfuse.dsl.trace.place import defined, name, uses
 from einfuse.ir import SpecError
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ HINT = (
 def twice(fn: Callable[..., Any], trace: Callable[[], T]) -> T:
     """What ``trace`` gives, which runs ``fn`` and is asked twice.
 
-    Raises SpecError where that differs, where random numbers were drawn, or where variables outside of the function were assigned to.
+    Raises SpecError where that differs, where random numbers were drawn, or where ``fn`` changed what is not its own.
     """
     variables, drawn = _Variables(fn), _generators()
     try:
@@ -32,6 +32,8 @@ def twice(fn: Callable[..., Any], trace: Callable[[], T]) -> T:
         assigned = variables.restored()
     if assigned:
         refuse_assignment(fn, assigned)
+    for variable in variables.written():
+        _refuse_change(fn, "works in place on the captured tensor", variable, "LOAD")
     if first != second:
         raise SpecError(f"`{name(fn)}` computes something else each time it is called", defined(fn), HINT)
     if _generators() != drawn:
@@ -41,24 +43,30 @@ def twice(fn: Callable[..., Any], trace: Callable[[], T]) -> T:
 
 def refuse_assignment(fn: Callable[..., Any], variable: str) -> NoReturn:
     """Raises SpecError for a function that assigns to a variable which is not its own."""
+    _refuse_change(fn, "assigns to the captured variable", variable, "STORE")
+
+
+def _refuse_change(fn: Callable[..., Any], what: str, variable: str, operation: str) -> NoReturn:
     code = getattr(fn, "__code__", None)
-    found = () if code is None else (*stored(code, "STORE_DEREF"), *stored(code, "STORE_GLOBAL"))
+    found = () if code is None else uses(code, f"{operation}_DEREF", f"{operation}_GLOBAL")
     where = next((at for n, at in found if n == variable), defined(fn))
-    message = f"`{name(fn)}` assigns to the captured variable `{variable}`"
-    raise SpecError(message, where, "it is called once for all points, in no order: compute what it needs outside of it")
+    hint = "it is called once for all points, in no order: compute what it needs outside of it"
+    raise SpecError(f"`{name(fn)}` {what} `{variable}`", where, hint)
 
 
 class _Variables:
-    """What the variables hold that a function could assign to, though they are not its own."""
+    """What a function could change, though it is not its own: variables, by what they hold, and tensors, by how often they were written."""
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self.globals: dict[str, Any] = {}
         self.cells: dict[str, CellType] = {}
         self.held: dict[str, object] = {}
+        self.versions: dict[str, int | None] = {}
         if isinstance(fn, FunctionType):
             self.globals = fn.__globals__
             self.cells = dict(zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True))
-            self.held = {n: self._now(n) for n in (*self.cells, *(n for n, _ in stored(fn.__code__, "STORE_GLOBAL")))}
+            self.held = {n: self._now(n) for n in (*self.cells, *(n for n, _ in uses(fn.__code__, "STORE_GLOBAL")))}
+            self.versions = {n: _version(self._now(n)) for n in (*self.cells, *fn.__code__.co_names)}
 
     def _now(self, variable: str) -> object:
         try:
@@ -66,8 +74,12 @@ class _Variables:
         except (KeyError, ValueError):  # it has no value yet
             return _NOTHING
 
+    def written(self) -> list[str]:
+        """The tensors that were written."""
+        return [n for n, version in self.versions.items() if _version(self._now(n)) != version]
+
     def restored(self) -> str | None:
-        """Puts back what was there before; the name of a variable that held something else."""
+        """Puts back what variables held; the name of one that held something else."""
         changed = [n for n, value in self.held.items() if self._now(n) is not value]
         for variable in changed:
             value = self.held[variable]
@@ -83,6 +95,16 @@ class _Variables:
 
 
 _NOTHING = object()
+
+
+def _version(x: object) -> int | None:
+    """How often a tensor of torch was written; None for anything else, and for one that counts no writes."""
+    if not hasattr(type(x), "_version"):  # a module may do anything when it is asked
+        return None
+    try:
+        return x._version  # type: ignore[attr-defined, no-any-return]  # of its type
+    except RuntimeError:
+        return None
 
 
 def _generators() -> tuple[object, ...]:

@@ -17,6 +17,7 @@ from einfuse.dsl.trace import here
 from einfuse.flex import flex_attention
 
 X = torch.zeros(1, 1, 4, 8)
+TABLE = torch.zeros(4)
 LIST, ARRAY, PLACES = [1.0, 2.0], np.zeros(4), {0: 1.0}
 COUNT = 0
 FRONTS: dict[str, Callable[..., Any]] = {
@@ -128,6 +129,11 @@ def in_place(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
     return s.mul_(2)
 
 
+def table_written(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+    TABLE.add_(1)
+    return s
+
+
 def part_assigned(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
     s[0] = 1
     return s
@@ -215,6 +221,7 @@ CASES: list[tuple[Callable[..., Any], int, str, str]] = [
     (unknown, 1, "`cumsum` cannot be traced", ""),
     (method, 1, "`cumsum` cannot be traced", ""),
     (in_place, 1, "`mul_` works in place", "use `mul`"),
+    (table_written, 1, "works in place on", "outside of it"),
     (part_assigned, 1, "a traced function cannot assign to parts of a number", "make a new one with {}.where"),
     (text, 1, "a traced function computes with numbers and tables, found str", "tensors"),
     (nothing, 0, "`nothing` returns nothing", "return the new score"),

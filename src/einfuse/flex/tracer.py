@@ -222,7 +222,8 @@ class _Functions(TorchFunctionMode):
         refuse_impure(self.tracer, name)
         if name in ("__setitem__", *_AUGMENTED) or (name.endswith("_") and not name.endswith("__")):
             self.tracer.refuse(
-                f"`{name.strip('_')}` works in place on a tensor, which a traced function cannot", "make a new tensor"
+                f"`{name.strip('_')}` works in place on a tensor, which a traced function cannot",
+                "make a new tensor, or write it outside of it",
             )
         return func(*args, **kwargs)
 
