@@ -86,7 +86,7 @@ def test_the_map_of_the_tests_has_every_folder() -> None:
     assert [str(p) for p in files if not re.match(r'"""\S.{20,}', p.read_text())] == []
 
 
-LONG = {"src/einfuse/flex/functions.py": 530}
+LONG = {"src/einfuse/flex/functions.py": 450}
 """Files that are longer than they should be, and how long they may be: no more than today, rounded up."""
 
 

@@ -109,7 +109,8 @@ class Tracer(Generic[V]):
             return operation(self, *args, **kwargs)
         except TypeError as error:
             if error.__traceback__ is not None and error.__traceback__.tb_next is None:  # the arguments did not fit
-                self.refuse(f"`{plain}` with these arguments cannot be traced: {error}")
+                what = str(error).partition("() ")[2] or error  # without the name of our function
+                self.refuse(f"`{plain}` with these arguments cannot be traced: {what}", f"call it as {self.library} has it")
             raise
 
     def refuse_operation(self, plain: str) -> NoReturn:

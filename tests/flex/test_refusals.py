@@ -88,6 +88,10 @@ def overlap(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
     return score + (q_idx | kv_idx)
 
 
+def few(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+    return score.maximum()
+
+
 def zero(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
     return score + q_idx // 0
 
@@ -110,6 +114,7 @@ SAID: list[tuple[Callable[..., Any], int, str]] = [
     (nothing, 0, "`nothing` returns nothing"),
     (small, 1, "a number cannot be cast to torch.complex64"),
     (overlap, 1, "`|` of integers whose bits overlap cannot be traced"),
+    (few, 1, "`maximum` with these arguments cannot be traced: missing 1 required positional argument"),
     (zero, 1, "an integer is divided by what may be zero"),
 ]
 

@@ -1,4 +1,4 @@
-"""The functions of torch: arithmetic, rounding, choices, comparisons, exponentials and activations."""
+"""The functions of torch: arithmetic, rounding, choices, comparisons, exponentials and activations; in one line what a formula says."""
 
 from __future__ import annotations
 
@@ -42,19 +42,9 @@ if TYPE_CHECKING:
 # -- arithmetic ----------------------------------------------------------------------------------------------------------------
 
 
-@operation("add")
-def _add(t: Tracer, a: Any, b: Any, *, alpha: Any = 1) -> Value:
-    return add(t, a, b if alpha == 1 else mul(t, b, alpha))
-
-
-@operation("sub", "subtract")
-def _sub(t: Tracer, a: Any, b: Any, *, alpha: Any = 1) -> Value:
-    return sub(t, a, b if alpha == 1 else mul(t, b, alpha))
-
-
-@operation("mul", "multiply")
-def _mul(t: Tracer, a: Any, b: Any) -> Value:
-    return mul(t, a, b)
+operation("add")(lambda t, a, b, *, alpha=1: add(t, a, b if alpha == 1 else mul(t, b, alpha)))
+operation("sub", "subtract")(lambda t, a, b, *, alpha=1: sub(t, a, b if alpha == 1 else mul(t, b, alpha)))
+operation("mul", "multiply")(mul)
 
 
 @operation("div", "divide", "true_divide", "truediv")
@@ -178,19 +168,9 @@ def power(t: Tracer, a: Any, b: Any) -> Value:
     return make(t, "^", t.dtype, real(t, x), exponent)
 
 
-@operation("neg", "negative")
-def _neg(t: Tracer, x: Any) -> Value:
-    return same_kind(t, "neg", x)
-
-
-@operation("positive", "pos", "clone", "contiguous", "detach_copy", "alias")
-def _same(t: Tracer, x: Any, **_: Any) -> Value:
-    return t.value(x)
-
-
-@operation("abs", "absolute")
-def _abs(t: Tracer, x: Any) -> Value:
-    return same_kind(t, "abs", x)
+operation("neg", "negative")(lambda t, x: same_kind(t, "neg", x))
+operation("positive", "pos", "clone", "contiguous", "detach_copy", "alias")(lambda t, x, **_: t.value(x))
+operation("abs", "absolute")(lambda t, x: same_kind(t, "abs", x))
 
 
 @operation("sign", "sgn")
@@ -205,30 +185,14 @@ def _square(t: Tracer, x: Any) -> Value:
     return mul(t, v, v)
 
 
-@operation("reciprocal")
-def _reciprocal(t: Tracer, x: Any) -> Value:
-    return divide(t, 1.0, x)
+operation("reciprocal")(lambda t, x: divide(t, 1.0, x))
+operation("lerp")(lambda t, a, b, weight: add(t, a, mul(t, weight, sub(t, b, a))))
+operation("addcdiv")(lambda t, x, a, b, *, value=1: add(t, x, mul(t, divide(t, a, b), value)))
+operation("addcmul")(lambda t, x, a, b, *, value=1: add(t, x, mul(t, mul(t, a, b), value)))
 
 
-@operation("lerp")
-def _lerp(t: Tracer, a: Any, b: Any, weight: Any) -> Value:
-    return add(t, a, mul(t, weight, sub(t, b, a)))
-
-
-@operation("addcdiv")
-def _addcdiv(t: Tracer, x: Any, a: Any, b: Any, *, value: Any = 1) -> Value:
-    return add(t, x, mul(t, divide(t, a, b), value))
-
-
-@operation("addcmul")
-def _addcmul(t: Tracer, x: Any, a: Any, b: Any, *, value: Any = 1) -> Value:
-    return add(t, x, mul(t, mul(t, a, b), value))
-
-
-for _name, _of in (("sub", sub), ("add", add), ("mul", mul), ("div", divide), ("truediv", divide), ("pow", power)):
-    OPERATIONS[f"r{_name}"] = partial(lambda t, a, b, of: of(t, b, a), of=_of)
-for _name, _of in (("floordiv", floor_divide), ("mod", _remainder)):
-    OPERATIONS[f"r{_name}"] = partial(lambda t, a, b, of: of(t, b, a), of=_of)
+for _name in ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow"):
+    operation(f"r{_name}")(partial(lambda t, a, b, of: of(t, b, a), of=OPERATIONS[_name]))
 
 
 # -- rounding ------------------------------------------------------------------------------------------------------------------
@@ -261,9 +225,7 @@ def trunc(t: Tracer, x: Any) -> Value:
     return where(t, compare(t, "<", v, 0.0), _ceil(t, v), floor(t, v))
 
 
-@operation("frac")
-def _frac(t: Tracer, x: Any) -> Value:
-    return sub(t, x, trunc(t, x))
+operation("frac")(lambda t, x: sub(t, x, trunc(t, x)))
 
 
 @operation("round")
@@ -298,14 +260,8 @@ def _masked_fill(t: Tracer, x: Any, mask: Any, value: Any) -> Value:
     return where(t, mask, cast(t, new, v.dtype), v)
 
 
-@operation("maximum", "fmax")
-def _maximum(t: Tracer, a: Any, b: Any) -> Value:
-    return extreme(t, "max", a, b)
-
-
-@operation("minimum", "fmin")
-def _minimum(t: Tracer, a: Any, b: Any) -> Value:
-    return extreme(t, "min", a, b)
+operation("maximum", "fmax")(lambda t, a, b: extreme(t, "max", a, b))
+operation("minimum", "fmin")(lambda t, a, b: extreme(t, "min", a, b))
 
 
 @operation("clamp", "clip")
@@ -314,14 +270,8 @@ def _clamp(t: Tracer, x: Any, min: Any = None, max: Any = None) -> Value:
     return t.value(low if max is None else extreme(t, "min", low, max))
 
 
-@operation("clamp_min")
-def _clamp_min(t: Tracer, x: Any, min: Any) -> Value:
-    return extreme(t, "max", x, min)
-
-
-@operation("clamp_max")
-def _clamp_max(t: Tracer, x: Any, max: Any) -> Value:
-    return extreme(t, "min", x, max)
+operation("clamp_min")(lambda t, x, min: extreme(t, "max", x, min))
+operation("clamp_max")(lambda t, x, max: extreme(t, "min", x, max))
 
 
 for _name, _op in (
@@ -361,14 +311,8 @@ for _name in ("log", "log2", "log1p"):
     OPERATIONS[_name] = partial(_logarithm, op=_name)
 
 
-@operation("log10")
-def _log10(t: Tracer, x: Any) -> Value:
-    return mul(t, _logarithm(t, x, "log"), 1 / math.log(10))
-
-
-@operation("tan")
-def _tan(t: Tracer, x: Any) -> Value:
-    return divide(t, unary(t, "sin", x), unary(t, "cos", x))
+operation("log10")(lambda t, x: mul(t, _logarithm(t, x, "log"), 1 / math.log(10)))
+operation("tan")(lambda t, x: divide(t, unary(t, "sin", x), unary(t, "cos", x)))
 
 
 def _near_zero(t: Tracer, x: Value, near: Callable[[Value], Value], far: Value) -> Value:
@@ -469,39 +413,13 @@ def _relu6(t: Tracer, x: Any, inplace: bool = False) -> Value:
     return _hardtanh(t, x, 0.0, 6.0)
 
 
-@operation("hardsigmoid")
-def _hardsigmoid(t: Tracer, x: Any, inplace: bool = False) -> Value:
-    return divide(t, _relu6(t, add(t, x, 3.0)), 6.0)
-
-
-@operation("hardswish")
-def _hardswish(t: Tracer, x: Any, inplace: bool = False) -> Value:
-    return divide(t, mul(t, x, _relu6(t, add(t, x, 3.0))), 6.0)
-
-
-@operation("softsign")
-def _softsign(t: Tracer, x: Any) -> Value:
-    return divide(t, x, add(t, same_kind(t, "abs", x), 1.0))
-
-
-@operation("tanhshrink")
-def _tanhshrink(t: Tracer, x: Any) -> Value:
-    return sub(t, x, unary(t, "tanh", x))
-
-
-@operation("mish")
-def _mish(t: Tracer, x: Any, inplace: bool = False) -> Value:
-    return mul(t, x, unary(t, "tanh", unary(t, "softplus", x)))
-
-
-@operation("silu", "swish")
-def _silu(t: Tracer, x: Any, inplace: bool = False) -> Value:
-    return mul(t, x, unary(t, "sigmoid", x))
-
-
-@operation("softplus")
-def _softplus(t: Tracer, x: Any, beta: Any = 1, threshold: Any = 20) -> Value:
-    return divide(t, unary(t, "softplus", mul(t, x, beta)), beta)
+operation("hardsigmoid")(lambda t, x, inplace=False: divide(t, _relu6(t, add(t, x, 3.0)), 6.0))
+operation("hardswish")(lambda t, x, inplace=False: divide(t, mul(t, x, _relu6(t, add(t, x, 3.0))), 6.0))
+operation("softsign")(lambda t, x: divide(t, x, add(t, same_kind(t, "abs", x), 1.0)))
+operation("tanhshrink")(lambda t, x: sub(t, x, unary(t, "tanh", x)))
+operation("mish")(lambda t, x, inplace=False: mul(t, x, unary(t, "tanh", unary(t, "softplus", x))))
+operation("silu", "swish")(lambda t, x, inplace=False: mul(t, x, unary(t, "sigmoid", x)))
+operation("softplus")(lambda t, x, beta=1, threshold=20: divide(t, unary(t, "softplus", mul(t, x, beta)), beta))
 
 
 @operation("logaddexp")
@@ -513,9 +431,7 @@ def _logaddexp(t: Tracer, a: Any, b: Any) -> Value:
     )  # the larger one outside: it loses no digits, and both share the slope of a tie
 
 
-@operation("logsigmoid", "log_sigmoid")
-def _logsigmoid(t: Tracer, x: Any) -> Value:
-    return same_kind(t, "neg", unary(t, "softplus", same_kind(t, "neg", x)))
+operation("logsigmoid", "log_sigmoid")(lambda t, x: same_kind(t, "neg", unary(t, "softplus", same_kind(t, "neg", x))))
 
 
 @operation("gelu")

@@ -62,14 +62,8 @@ for _name, _dtype in (
     OPERATIONS[_name] = partial(lambda t, x, dtype: _cast(t, t.value(x), dtype), dtype=_dtype)
 
 
-@operation("type_as")
-def _type_as(t: Tracer, x: Any, other: Any) -> Value:
-    return _cast(t, t.value(x), other.dtype)
-
-
-@operation("new_full", "full_like")
-def _new_full(t: Tracer, x: Any, *args: Any, dtype: Any = None, **_: Any) -> Value:
-    return _cast(t, t.value(args[-1]), dtype or x.dtype)
+operation("type_as")(lambda t, x, other: _cast(t, t.value(x), other.dtype))
+operation("new_full", "full_like")(lambda t, x, *args, dtype=None, **_: _cast(t, t.value(args[-1]), dtype or x.dtype))
 
 
 @operation("new_tensor")
@@ -208,9 +202,7 @@ def _mean(t: Tracer, x: Any, dim: Any = None, **_: Any) -> Value:
     return divide(t, _reduced(t, "sum", v), t.length(v.axis or ""))
 
 
-@operation("prod")
-def _prod(t: Tracer, x: Any, dim: Any = None, **_: Any) -> Value:
-    return _reduced(t, "prod", _vector(t, "prod", x, dim))
+operation("prod")(lambda t, x, dim=None, **_: _reduced(t, "prod", _vector(t, "prod", x, dim)))
 
 
 def _max_min(t: Tracer, x: Any, *args: Any, name: str, **kwargs: Any) -> Value:
@@ -226,14 +218,8 @@ for _name in ("max", "min"):
     OPERATIONS[_name] = partial(_max_min, name=_name)
 
 
-@operation("amax")
-def _amax(t: Tracer, x: Any, *args: Any, dim: Any = None, **_: Any) -> Value:
-    return _reduced(t, "max", _vector(t, "amax", x, args[0] if args else dim))
-
-
-@operation("amin")
-def _amin(t: Tracer, x: Any, *args: Any, dim: Any = None, **_: Any) -> Value:
-    return _reduced(t, "min", _vector(t, "amin", x, args[0] if args else dim))
+operation("amax")(lambda t, x, *args, dim=None, **_: _reduced(t, "max", _vector(t, "amax", x, args[0] if args else dim)))
+operation("amin")(lambda t, x, *args, dim=None, **_: _reduced(t, "min", _vector(t, "amin", x, args[0] if args else dim)))
 
 
 @operation("isin")
@@ -284,9 +270,7 @@ def _any(t: Tracer, x: Any, dim: Any = None, **_: Any) -> Value:
     return _reduced(t, "any", condition(t, _vector(t, "any", x, dim)))
 
 
-@operation("all")
-def _all(t: Tracer, x: Any, dim: Any = None, **_: Any) -> Value:
-    return logical_not(t, _any(t, logical_not(t, x), dim))
+operation("all")(lambda t, x, dim=None, **_: logical_not(t, _any(t, logical_not(t, x), dim)))
 
 
 @operation("norm", "vector_norm", "linalg_vector_norm")
