@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import CellType, FunctionType
 from typing import Any, NoReturn, TypeVar
@@ -27,7 +27,10 @@ def twice(fn: Callable[..., Any], trace: Callable[[], T]) -> T:
     """
     variables, drawn = _Variables(fn), _generators()
     try:
-        first, second = trace(), trace()
+        first = trace()
+        if variables.settled():
+            first = trace()
+        second = trace()
     finally:
         assigned = variables.restored()
     if assigned:
@@ -61,11 +64,13 @@ class _Variables:
         self.globals: dict[str, Any] = {}
         self.cells: dict[str, CellType] = {}
         self.held: dict[str, object] = {}
+        self.before: Mapping[str, object] = {}
         self.versions: dict[str, int | None] = {}
         if isinstance(fn, FunctionType):
             self.globals = fn.__globals__
             self.cells = dict(zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True))
             self.held = {n: self._now(n) for n in (*self.cells, *(n for n, _ in uses(fn.__code__, "STORE_GLOBAL")))}
+            self.before = self.held.copy()
             self.versions = {n: _version(self._now(n)) for n in (*self.cells, *fn.__code__.co_names)}
 
     def _now(self, variable: str) -> object:
@@ -73,6 +78,13 @@ class _Variables:
             return self.cells[variable].cell_contents if variable in self.cells else self.globals[variable]
         except (KeyError, ValueError):  # it has no value yet
             return _NOTHING
+
+    def settled(self) -> bool:
+        """Whether a first run left something else in globals, which is theirs from then on: a table that is made once and kept there."""
+        kept = {n: self._now(n) for n in self.held if n not in self.cells and self._now(n) is not self.held[n]}
+        self.held |= kept
+        self.versions |= {n: _version(x) for n, x in kept.items()}
+        return bool(kept)
 
     def written(self) -> list[str]:
         """The tensors that were written."""
@@ -82,7 +94,7 @@ class _Variables:
         """Puts back what variables held; the name of one that held something else."""
         changed = [n for n, value in self.held.items() if self._now(n) is not value]
         for variable in changed:
-            value = self.held[variable]
+            value = self.before[variable]
             if variable in self.cells and value is not _NOTHING:
                 self.cells[variable].cell_contents = value
             elif variable in self.cells:

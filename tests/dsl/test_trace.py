@@ -20,6 +20,7 @@ X = torch.zeros(1, 1, 4, 8)
 TABLE = torch.zeros(4)
 LIST, ARRAY, PLACES = [1.0, 2.0], np.zeros(4), {0: 1.0}
 COUNT = 0
+KEPT: torch.Tensor | None = None
 FRONTS: dict[str, Callable[..., Any]] = {
     "einfuse": lambda fn: dsl.attention(fn),
     "torch": lambda fn: flex_attention(X, X, X, fn, kernel_options={"backend": "torch"}),
@@ -190,7 +191,7 @@ def counted() -> Callable[..., Any]:
 
 def globally(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
     global COUNT
-    COUNT = 1
+    COUNT += 1
     return s
 
 
@@ -263,6 +264,22 @@ def test_what_can_be_traced(library: str) -> None:
         return near * 1.0 + np.tanh(s).exp() + np.multiply(s, 2) if library == "torch" else np.tanh(s).exp() + np.multiply(s, 2)
 
     FRONTS[library](fn)
+
+
+def test_a_table_that_a_function_keeps_in_a_global() -> None:
+    global KEPT
+    KEPT, x = None, torch.randn(1, 1, 4, 8)
+
+    def kept(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+        global KEPT
+        if KEPT is None:
+            KEPT = torch.arange(4.0)
+        return s + KEPT[j]
+
+    found = flex_attention(x, x, x, kept, kernel_options={"backend": "torch"})
+    assert KEPT is not None
+    wanted = torch.softmax(x @ x.mT / 8**0.5 + torch.arange(4.0), -1) @ x
+    torch.testing.assert_close(found, wanted)
 
 
 def test_the_place_in_the_users_code() -> None:
