@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from einfuse.ir import Cascade, Einsum, Expr, Fold, SpecError, State, interpret
+from einfuse.ir import Cascade, Einsum, Expr, Flat, Fold, SpecError, State, interpret
 from einfuse.ir import expr as ex
 from einfuse.ir.evaluate import Block, Span
 from einfuse.ir.interpreter import Interpreter
@@ -62,7 +62,7 @@ def _scale(trial: Trial, rng: random.Random) -> Results | None:
 def _key(trial: Trial, rng: random.Random) -> Results | None:
     """One key that no reduction sees."""
     c = trial.cascade
-    reduced = {r for x in c.body if isinstance(x, Einsum) and x.red for r in x.over if c.rank(r).is_sequence}
+    reduced = {r for x in c.einsums if x.red for r in x.over if c.rank(r).is_sequence}
     keys = sorted(r for r in reduced if c.rank(r).kind == "key") or sorted(reduced)
     if not keys:
         return None
@@ -140,7 +140,7 @@ def _backward(
     stale: Callable[[str, torch.Tensor], torch.Tensor] = lambda n, x: x,
 ) -> Results | None:
     """The derived gradients, with the first cascade that can be changed; None where there is none, or the spec takes several kernels."""
-    if any(isinstance(x, Fold) for x in trial.cascade.body) or len(stages.run(trial.cascade)) > 1:
+    if not isinstance(trial.cascade, Flat) or len(stages.run(trial.cascade)) > 1:
         return None
     wanted = [what[2:] for what in trial.truth if what.startswith("d ")]
     canonical = canonicalise.run(trial.cascade)
@@ -181,7 +181,7 @@ def _sign(trial: Trial, rng: random.Random) -> Results | None:
     at = rng.random()
 
     def flipped(c: Cascade) -> Cascade | None:
-        own = [x for x in c.body if isinstance(x, Einsum) and x.target.startswith("d_")]
+        own = [x for x in c.einsums if x.target.startswith("d_")]
         terms = [(x, e) for x in own for e in _terms(x.map)]
         if not terms:
             return None
@@ -206,7 +206,7 @@ def _terms(e: Expr) -> Iterator[Expr]:
 def _stale_rows(trial: Trial, rng: random.Random) -> Results | None:
     """A backward that reads a statistic of the row before."""
     c = trial.cascade
-    ranks = {x.target: (*c.over, *x.ranks) for x in c.body if isinstance(x, Einsum)}
+    ranks = {x.target: (*c.over, *x.ranks) for x in c.einsums}
     rows = {
         n: next((k for k, r in enumerate(rs) if r not in c.over and c.rank(r).is_sequence), None) for n, rs in ranks.items()
     }
@@ -243,7 +243,7 @@ class _Merging(Interpreter):
             f = replace(f, body=tuple(replace(y, carry=None) if isinstance(y, State) else y for y in f.body))
         out = super().merge(f, a, b, env, span)
         if mine and self.kind == "statistic":
-            rows = [y.target for y in f.body if isinstance(y, State) and y.reducer.sums and not self._features(y)]
+            rows = [y.target for y in f.states if y.reducer.sums and not self._features(y)]
             out |= {n: a[n] for n in rows[:1]}
         return out
 
@@ -254,7 +254,7 @@ class _Merging(Interpreter):
 def _merged(kind: str) -> Plant:
     def plant(trial: Trial, rng: random.Random) -> Results | None:
         c = trial.cascade
-        if any(isinstance(x, Fold) for x in c.body):
+        if not isinstance(c, Flat):
             return None
         given = replace(trial, gradients=False).given
         env = dict(given.inputs)

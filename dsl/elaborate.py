@@ -20,6 +20,7 @@ from einfuse.dsl.signature import chosen
 from einfuse.dsl.statement import bind
 from einfuse.dsl.values import coordinate, extent
 from einfuse.ir import Cascade, Rank, Scalar, SpecError, Statement, Tensor
+from einfuse.ir.nodes import class_of
 
 
 def elaborate(
@@ -88,7 +89,8 @@ class _Attention:
         sizes = {n: extent(n) for n in (*(r.size for r in self.ranks if isinstance(r.size, str)), *axes.fresh)}
         frame = Frame(frozenset(over), sizes, {r.name: r.size for r in self.ranks}, {r.name: r.kind for r in self.ranks})
         body, outs = self._body({**sizes, **scope}, frame)
-        return Cascade(node.name.text, over, self.ranks, _ordered(node, inputs), body, outs, doc=node.doc, loc=node.name.loc)
+        made = class_of(body)
+        return made(node.name.text, over, self.ranks, _ordered(node, inputs), body, outs, doc=node.doc, loc=node.name.loc)
 
     def _body(self, scope: dict[str, Binding], frame: Frame) -> tuple[tuple[Statement, ...], tuple[str, ...]]:
         outs = [n for x in self.elements if isinstance(x, ast.Output) for n in x.names]

@@ -98,9 +98,8 @@ class Emitter:
 
     def scanned(self, rank: str, since: int, loc: Span | None) -> None:
         """Makes the statements after the first ``since`` ones the body of a scan over ``rank``."""
-        body = self.body[since:]
-        assert not any(isinstance(x, Fold) for x in body), "the grammar nests no scans"
-        self.body[since:] = [Fold(rank, tuple(body), loc=loc)]  # type: ignore[arg-type]  # checked above
+        body = tuple(y for x in self.body[since:] for y in x.lines)  # the grammar nests no scans
+        self.body[since:] = [Fold(rank, body, loc=loc)]
         self._known.clear()
 
     def _append(self, statement: Einsum, value: Value) -> Held:

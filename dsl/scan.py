@@ -11,7 +11,7 @@ from einfuse.dsl import ast
 from einfuse.dsl.names import Held
 from einfuse.dsl.statement import bind
 from einfuse.dsl.values import Value
-from einfuse.ir import Einsum, State
+from einfuse.ir import State
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -47,7 +47,7 @@ def bind_scan(scope: Evaluator, scan: ast.Scan, kept: Collection[str]) -> None:
             name = element.target.text
             scope.scope[name] = bind(scope, element, keep=name in kept, named=True)
         for y in scope.emitter.body[before:]:
-            if isinstance(y, Einsum) and rank in y.over:
+            if rank in y.over:
                 raise scope.fault(
                     f"the scanned rank `{rank}` cannot be reduced over inside the scan",
                     element,

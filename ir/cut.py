@@ -18,7 +18,7 @@ from einfuse.ir import expr as ex
 from einfuse.ir import recurrence
 from einfuse.ir.errors import EinfuseError
 from einfuse.ir.expr import call
-from einfuse.ir.nodes import Cascade, Einsum, Expr
+from einfuse.ir.nodes import Einsum, Expr, Flat
 from einfuse.ir.separability import matrix_rank
 from einfuse.ir.text import show_expr
 
@@ -57,14 +57,14 @@ class Term:
 class Cut:
     """The expressions of a canonical cascade, seen from the two ``sides``: the rank of the queries, then that of the keys."""
 
-    cascade: Cascade
+    cascade: Flat
     sides: tuple[str, str]
     einsums: dict[str, Einsum] = field(init=False)
     heights: dict[str, int] = field(default_factory=dict)  # operations in a row from the inputs to a statement
     copies: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
-        self.einsums = {x.target: x for x in self.cascade.body if isinstance(x, Einsum)}
+        self.einsums = {x.target: x for x in self.cascade.einsums}
         for x in self.einsums.values():
             self.heights[x.target] = x.map.depth + max((self.heights.get(n, 0) for n in ex.reads(x.map)), default=0)
 

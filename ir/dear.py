@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from einfuse.ir import expr as ex
 from einfuse.ir.functions import FUNCTIONS
-from einfuse.ir.nodes import Cascade, Einsum, Expr
+from einfuse.ir.nodes import Einsum, Expr, Flat
 
 
 def is_dear(e: Expr) -> bool:
@@ -21,15 +21,15 @@ def is_dear(e: Expr) -> bool:
     return e.op in FUNCTIONS and FUNCTIONS[e.op].special
 
 
-def blocks(c: Cascade) -> frozenset[str]:
-    """The names of such statements in a cascade without folds."""
+def blocks(c: Flat) -> frozenset[str]:
+    """The names of such statements."""
     found = _Blocks(c)
     return frozenset(n for n in found.einsums if found.is_one(n))
 
 
 class _Blocks:
-    def __init__(self, c: Cascade) -> None:
-        self.einsums = {x.target: x for x in c.body if isinstance(x, Einsum)}
+    def __init__(self, c: Flat) -> None:
+        self.einsums = {x.target: x for x in c.einsums}
         self.features = {r.name for r in c.ranks if not r.is_sequence} - set(c.over)
         self.sequences = {r.name for r in c.ranks if r.is_sequence} - set(c.over)
         self.outs = set(c.outs)

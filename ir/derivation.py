@@ -6,14 +6,14 @@ A reduction that reads an earlier statistic of the same rank can share its pass 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from einfuse.ir import expr as ex
 from einfuse.ir import separability as sep
 from einfuse.ir.errors import SpecError
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, State, Statement
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Flat, State
 
 MAX_PASSES = 100
 """Each is a loop of the kernel, and every one is derived, printed and compiled."""
@@ -59,16 +59,15 @@ def derive(cascade: Cascade, rank: str) -> Derivation:
     return _Deriver(cascade, rank).run()
 
 
-def reduces(x: Statement, rank: str) -> bool:
-    return isinstance(x, Einsum) and x.red is not None and rank in x.over
+def reduces(x: Einsum, rank: str) -> bool:
+    return x.red is not None and rank in x.over
 
 
-def count_passes(cascade: Cascade, rank: str) -> int:
-    """The passes over ``rank`` of a cascade without folds, as it stands (FuseMax): a statement is one level above the reductions it reads."""
+def count_passes(cascade: Flat, rank: str) -> int:
+    """The passes over ``rank`` of a cascade as it stands (FuseMax): a statement is one level above the reductions it reads."""
     level: dict[str, int] = {}
     most = 0
     for x in cascade.body:
-        assert isinstance(x, Einsum), "passes are counted before fusing"
         reads = ex.reads(x.map) | ex.reads(x.mask)
         level[x.target] = max((level.get(n, 0) for n in reads), default=0) + (1 if reduces(x, rank) else 0)
         if rank in (*x.ranks, *x.over):
@@ -80,7 +79,7 @@ class _Deriver:
     def __init__(self, cascade: Cascade, rank: str) -> None:
         self.rank, self.out = rank, Derivation(rank)
         self.statements: list[Einsum] = []  # reductions over the rank, and row scalars computed from them that they read
-        einsums = [x for x in cascade.body if isinstance(x, Einsum)]
+        einsums = cascade.einsums
         needed = {n for x in einsums if reduces(x, rank) for n in ex.reads(x.map)}
         for x in reversed(einsums):  # a row scalar is a let only if a later reduction reads it
             if not reduces(x, rank) and x.target in needed:
@@ -89,11 +88,10 @@ class _Deriver:
         """For every other statement, which algebra cannot look into: the statistics that it is made from."""
         known: set[str] = set()
         for y in cascade.body:
-            parts = y.body if isinstance(y, Fold) else (y,)
+            parts = y.lines
             read = {n for part in parts for n in ex.reads(part.map)} - {part.target for part in parts}
             found = (read & known).union(*(self.behind.get(n, set()) for n in read))
-            is_let = isinstance(y, Einsum) and not y.red and rank not in y.ranks and y.target in needed and bool(read & known)
-            if isinstance(y, Einsum) and (reduces(y, rank) or (is_let and not read & self.behind.keys())):
+            if isinstance(y, Einsum) and (reduces(y, rank) or self._let(y, read, known, needed)):
                 self.statements.append(y)
                 known.add(y.target)
             elif found:
@@ -104,6 +102,10 @@ class _Deriver:
         self.atoms = sep.Atoms(self.statistic)
         self.sampler = sep.Sampler(set())
         self.positive: set[str] = set()  # the statistics that are known to be 0 or more
+
+    def _let(self, x: Einsum, read: set[str], known: set[str], needed: set[str]) -> bool:
+        own = not x.red and self.rank not in x.ranks and x.target in needed
+        return own and bool(read & known) and not read & self.behind.keys()
 
     def run(self) -> Derivation:
         for x in self.statements:
@@ -368,7 +370,7 @@ class _Cut(Exception):  # noqa: N818  # control flow
         self.statistic = statistic
 
 
-def _column_names(einsums: list[Einsum], rank: str) -> set[str]:
+def _column_names(einsums: Sequence[Einsum], rank: str) -> set[str]:
     """Statements that span the rank: reading one is depending on it, whatever the indices."""
     return {x.target for x in einsums if rank in x.ranks}
 

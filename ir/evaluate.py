@@ -16,10 +16,10 @@ from torch import Tensor
 from einfuse.ir import expr as ex
 from einfuse.ir.functions import FUNCTIONS
 from einfuse.ir.meaning import TORCH
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Scalar
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Scalar
 from einfuse.ir.ranking import best, members
 from einfuse.ir.reducers import MISSING, Reducer
-from einfuse.ir.rewrite import lists
+from einfuse.ir.rewrite import lists, statements
 from einfuse.ir.statements import equation, own_rank
 
 POINTS = "*"  # the one dimension of a list of points
@@ -69,11 +69,7 @@ class Evaluator:
 
     def ranks_of(self, name: str) -> tuple[str, ...]:
         """The ranks of a statement in the order of its written indices (ambient ones are implicit)."""
-        for x in self.cascade.body:
-            for y in (x, *x.body) if isinstance(x, Fold) else (x,):
-                if not isinstance(y, Fold) and y.target == name:
-                    return y.ranks
-        raise AssertionError(f"no statement {name}")
+        return next(x.ranks for x in statements(self.cascade) if x.target == name)
 
     def in_order(self, dims: Sequence[str]) -> tuple[str, ...]:
         """Distinct ranks as blocks have them: the ambient ones first, then as the cascade declares them."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from einfuse.ir import expr as ex
 from einfuse.ir.evaluate import Block, Evaluator, Span
 from einfuse.ir.meaning import TORCH
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Range, Scalar, State
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Range, Scalar, State, Statement
 from einfuse.ir.spaces import inferred
 from einfuse.ir.statements import lets
 
@@ -64,8 +65,8 @@ def _read_by(index: Sequence[Expr], cascade: Cascade) -> list[Einsum]:
     """The statements that expressions read, also through each other, in order."""
     wanted = set().union(*map(ex.reads, index))
     out: list[Einsum] = []
-    for x in reversed(cascade.body):
-        if isinstance(x, Einsum) and x.target in wanted:
+    for x in reversed(cascade.einsums):
+        if x.target in wanted:
             assert x.red is None, f"{x.target} is computed by {x.red}"
             wanted |= ex.reads(x.map) | ex.reads(x.mask)
             out.append(x)
@@ -79,7 +80,7 @@ class Interpreter(Evaluator):
         """The outputs, tile by tile; ambient points one by one where a fold's range depends on them."""
         span = {r: (0, n) for r, n in self.extent.items()}
         pieces = [span]
-        if any(ex.indices(e) & set(self.cascade.over) for f in self._folds() for r in f.ranges for e in _bounds(r)):
+        if any(ex.indices(e) & set(self.cascade.over) for f in self.cascade.folds for r in f.ranges for e in _bounds(r)):
             for rank in self.cascade.over:
                 pieces = [{**s, rank: (k, k + 1)} for s in pieces for k in range(self.extent[rank])]
         for rank, block in self.cascade.tile:
@@ -110,29 +111,28 @@ class Interpreter(Evaluator):
 
     @property
     def choices(self) -> set[str]:
-        return {x.target for x in self.cascade.body if isinstance(x, Einsum) and x.reducer.chooses}
-
-    def _folds(self) -> list[Fold]:
-        return [x for x in self.cascade.body if isinstance(x, Fold)]
+        return {x.target for x in self.cascade.einsums if x.reducer.chooses}
 
     def _empty(self, name: str) -> Tensor:
         dims = self.in_order((*self.cascade.over, *self.ranks_of(name)))
         return torch.zeros([self.extent[d] for d in dims], dtype=self.dtype, device=self.device)
 
-    def _body(self, body: Sequence[Einsum | State | Fold], env: dict[str, Block], span: Span) -> dict[str, Block]:
+    def _body(self, body: Sequence[Statement], env: dict[str, Block], span: Span) -> dict[str, Block]:
         env = dict(env)
         for x in body:
-            if isinstance(x, Fold):
-                env |= self._fold(x, env, span)
-            else:
-                assert isinstance(x, Einsum), "a state stands only in a fold"
-                env[x.target] = self.einsum(x, env, span)
+            match x:
+                case Fold():
+                    env |= self._fold(x, env, span)
+                case Einsum():
+                    env[x.target] = self.einsum(x, env, span)
+                case _:
+                    assert_never(x)
         return env
 
     # -- folds -----------------------------------------------------------------------------------------------------------
 
     def _fold(self, f: Fold, env: dict[str, Block], span: Span) -> dict[str, Block]:
-        if f.sequential or f.aligned or f.count:
+        if f.ordered:
             return self._scan(f, env, span)
         blocks = self._blocks(f, env, span)
         emitted = self._emitted(f, blocks, env, span)
@@ -157,8 +157,8 @@ class Interpreter(Evaluator):
     ) -> dict[str, Block]:
         """The outputs that span the folded rank: written block by block, 0 where no point exists."""
         out: dict[str, Block] = {}
-        for y in f.body:
-            if isinstance(y, Einsum) and y.target in self.cascade.outs and f.rank in y.ranks:
+        for y in f.einsums:
+            if y.target in self.cascade.outs and f.rank in y.ranks:
                 dims = self.in_order((*self.cascade.over, *y.ranks))
                 whole = torch.zeros([span[d][1] - span[d][0] for d in dims], dtype=self.dtype, device=self.device)
                 made = _made_of(y, f.body)  # of nothing that the fold adds up
@@ -191,12 +191,11 @@ class Interpreter(Evaluator):
 
     def _identities(self, f: Fold, span: Span) -> dict[str, Block]:
         out = {}
-        for y in f.body:
-            if isinstance(y, State):
-                dims = self.in_order((*self.cascade.over, *y.ranks))
-                shape = [span[d][1] - span[d][0] for d in dims]
-                data = torch.full(shape, y.reducer.identity, dtype=self.dtype, device=self.device)
-                out[y.target] = Block(data, dims, tuple(span[d][0] for d in dims))
+        for y in f.states:
+            dims = self.in_order((*self.cascade.over, *y.ranks))
+            shape = [span[d][1] - span[d][0] for d in dims]
+            data = torch.full(shape, y.reducer.identity, dtype=self.dtype, device=self.device)
+            out[y.target] = Block(data, dims, tuple(span[d][0] for d in dims))
         return out
 
     def _block_states(self, f: Fold, env: dict[str, Block], span: Span) -> dict[str, Block]:
@@ -217,10 +216,11 @@ class Interpreter(Evaluator):
         out = dict(env)
         scalars = lets(f)
         for y in f.body:
-            if isinstance(y, State) and y.target in states:
-                out[y.target] = _finite(states[y.target])
-            elif isinstance(y, Einsum) and y.target in scalars and ex.reads(y.map) <= set(out) | set(self.inputs):
-                out[y.target] = _finite(self.einsum(y, out, span))
+            match y:
+                case State() if y.target in states:
+                    out[y.target] = _finite(states[y.target])
+                case Einsum() if y.target in scalars and ex.reads(y.map) <= set(out) | set(self.inputs):
+                    out[y.target] = _finite(self.einsum(y, out, span))
         return out
 
     def merge(
@@ -229,9 +229,7 @@ class Interpreter(Evaluator):
         """The monoid product of two partial states: both re-based to the merged statistics, then combined."""
         out: dict[str, Block] = {}
         views = [self._view(f, s, env, span) for s in (a, b)]
-        for y in f.body:
-            if not isinstance(y, State):
-                continue
+        for y in f.states:
             merged = self._view(f, out, env, span)
             sides = [self._rebased(y, s, v, merged, span) for s, v in zip((a, b), views, strict=True)]
             out[y.target] = replace(a[y.target], data=TORCH[y.reducer.combine](*sides))
@@ -258,7 +256,7 @@ class Interpreter(Evaluator):
 
     def _scan(self, f: Fold, env: dict[str, Block], span: Span) -> dict[str, Block]:
         """Blocks in order, one point each where there is no step: states are read above their line as carried, below it as new."""
-        states = [y for y in f.body if isinstance(y, State)]
+        states = f.states
         zero = self._identities(replace(f, body=tuple(replace(y, red="sum") for y in states)), span)
         local: dict[str, Block] = {**env, **zero}
         for y in states:

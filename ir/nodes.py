@@ -8,123 +8,40 @@ A *cascade* is a list of extended Einsums over named ranks (FuseMax, MICRO 2024;
     fold    := fold rank [with ranks] [count rank] [step] [reverse] [ranges] [split] [where mask] { (einsum | state)* }
     state   := target[ranks] = red map [carry expr] [from expr]
 
-All nodes are immutable and compare structurally; ``loc`` (the place in the user's text) takes no part in comparison.
+Maps, masks, carries, bounds and sizes are expressions (`ir.scalars`). All nodes are immutable and compare structurally; ``loc`` (the place in
+the user's text) takes no part in comparison.
+
+The class of a cascade is its stage (`class_of`): the type says what its body may hold, and a pass says in its signature which it takes.
+
+    Flat       Einsums alone: as built, and until it is fused
+    Scan       one fold whose points come in order, and Einsums before and after it
+    Blocked    a Scan in blocks: such a fold with a step, and nothing else
+    Cascade    any of them; of this class itself is what is fused
+
+What code asks of every kind of statement, all of them have: ``expressions``, ``lines``, ``over``.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, Self, TypeVar, overload
 
-from einfuse.ir.errors import TooLargeError
+from einfuse.ir.errors import SpecError
 from einfuse.ir.reducers import POINTWISE, REDUCERS, Reducer
+from einfuse.ir.scalars import DType as DType
+from einfuse.ir.scalars import Expr as Expr
+from einfuse.ir.scalars import Scalar as Scalar
 from einfuse.ir.span import Span
 
 RankKind = Literal["batch", "head", "query", "key", "feature", "state", "turn"]
 RANK_KINDS: tuple[RankKind, ...] = ("batch", "head", "query", "key", "feature", "state")
 
-DType = Literal["float", "int", "bool"]
-"""The three element types of the IR. The storage dtype (bf16, f32, i64, ...) is a property of a call, not of a cascade."""
-
-Scalar = int | float | bool
-
-MAX_OPERATIONS = 20_000
-MAX_DEPTH = 250
-"""Bounds of one expression: passes take at least linear time in its operations, and recurse along its depth."""
-
 
 def _loc() -> Span | None:
     return field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Expr:
-    """A scalar expression evaluated at one point of the iteration space.
-
-    ``op`` is one of
-
-    ======== ============================ =====================================================
-    op       value                        args
-    ======== ============================ =====================================================
-    const    the int, float or bool       --
-    index    a rank name                  -- (its coordinate, an int)
-    size     a size name, ``i.lo``        -- (an int known at launch; ``i.lo``/``i.hi``: the tile of rank i)
-    load     a tensor or statement name   one index expression per axis
-    new      a state name                 as load: the re-based value, only inside a carry
-    in       a list: a tensor or name     an int, then one index for every axis of the list but the last: does it hold the int?
-    other    --                           the operands of the scalar function ``op`` (see `ir.expr`)
-    ======== ============================ =====================================================
-
-    ``operations`` counts its nodes, shared ones wherever they stand, ``depth`` the longest way to a leaf. Raises TooLargeError beyond
-    `MAX_OPERATIONS` or `MAX_DEPTH`: whatever grows in a pass ends there.
-    """
-
-    op: str
-    args: tuple[Expr, ...] = ()
-    value: Scalar | str | None = None
-    loc: Span | None = _loc()
-    operations: int = field(init=False, compare=False, repr=False)
-    depth: int = field(init=False, compare=False, repr=False)
-    _hash: int | None = field(init=False, compare=False, repr=False)
-    _named: frozenset[tuple[str, str]] | None = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        operations, depth = 1, 0
-        for a in self.args:
-            operations += a.operations
-            depth = a.depth if a.depth > depth else depth
-        object.__setattr__(self, "operations", operations)
-        object.__setattr__(self, "depth", depth + 1)
-        object.__setattr__(self, "_hash", None)
-        object.__setattr__(self, "_named", None)
-        if operations > MAX_OPERATIONS or depth >= MAX_DEPTH:
-            raise TooLargeError(_place(self))
-
-    def __hash__(self) -> int:
-        if self._hash is None:  # kept: parts of an expression are looked up over and over
-            object.__setattr__(self, "_hash", hash((self.op, self.args, self.value)))
-        assert self._hash is not None, "it was set above"
-        return self._hash
-
-    @property
-    def named(self) -> frozenset[tuple[str, str]]:
-        """The ``op`` and the name of every part that has one. Kept, as passes ask for them over and over."""
-        if self._named is None:
-            stack = [self]
-            while stack:
-                top = stack[-1]
-                left = [a for a in top.args if a._named is None]
-                if left:
-                    stack += left
-                    continue
-                stack.pop()
-                found: frozenset[tuple[str, str]] = frozenset()
-                for a in top.args:
-                    assert a._named is not None, "its turn was before"
-                    found = found | a._named if found else a._named
-                own = {(top.op, top.value)} if isinstance(top.value, str) else ()
-                object.__setattr__(top, "_named", found.union(own))
-        assert self._named is not None, "it was set above"
-        return self._named
-
-    @property
-    def name(self) -> str:
-        """The rank, size or tensor that an index, size, load or new refers to."""
-        assert isinstance(self.value, str), f"a {self.op} has no name"
-        return self.value
-
-
-def _place(e: Expr) -> Span | None:
-    """The place of an expression, or of the first of its nearest parts that has one."""
-    row = [e]
-    while row:
-        for part in row:
-            if part.loc is not None:
-                return part.loc
-        row = list({id(a): a for part in row for a in part.args}.values())
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +115,14 @@ class Einsum:
     def reducer(self) -> Reducer:
         return REDUCERS[self.red] if self.red else POINTWISE
 
+    @property
+    def expressions(self) -> tuple[Expr, ...]:
+        return (self.map,) if self.mask is None else (self.map, self.mask)
+
+    @property
+    def lines(self) -> tuple[Einsum, ...]:
+        return (self,)
+
 
 @dataclass(frozen=True, slots=True)
 class State:
@@ -218,6 +143,23 @@ class State:
     @property
     def reducer(self) -> Reducer:
         return REDUCERS[self.red]
+
+    @property
+    def over(self) -> tuple[str, ...]:
+        """Nothing: what a state reduces over, and where, its fold says."""
+        return ()
+
+    @property
+    def mask(self) -> None:
+        return None
+
+    @property
+    def expressions(self) -> tuple[Expr, ...]:
+        return (self.map, *(e for e in (self.carry, self.init) if e is not None))
+
+    @property
+    def lines(self) -> tuple[State, ...]:
+        return (self,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,8 +197,43 @@ class Fold:
     loc: Span | None = _loc()
 
     @property
+    def over(self) -> tuple[str, ...]:
+        return (self.rank,)
+
+    @property
+    def expressions(self) -> tuple[Expr, ...]:
+        """Those of the fold itself; its lines have their own."""
+        bounds = tuple(e for r in self.ranges for e in (r.lo, r.hi, r.full_lo, r.full_hi))
+        return bounds if self.mask is None else (*bounds, self.mask)
+
+    @property
+    def lines(self) -> tuple[Einsum | State, ...]:
+        return self.body
+
+    @property
+    def einsums(self) -> tuple[Einsum, ...]:
+        return tuple(y for y in self.body if isinstance(y, Einsum))
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        return tuple(y for y in self.body if isinstance(y, State))
+
+    def above(self, state: State) -> tuple[Einsum, ...]:
+        """The statements above a state's line."""
+        return tuple(y for y in self.body[: self.body.index(state)] if isinstance(y, Einsum))
+
+    def mapped(self, einsum: Callable[[Einsum], Einsum], state: Callable[[State], State] = lambda y: y) -> Fold:
+        """The fold with its lines through these, in order."""
+        return replace(self, body=tuple(einsum(y) if isinstance(y, Einsum) else state(y) for y in self.body))
+
+    @property
     def sequential(self) -> bool:
         return any(isinstance(y, State) and y.reducer.replaces for y in self.body)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether its blocks come in order: it is a scan, or one in blocks of which no output needs a state."""
+        return bool(self.aligned or self.count) or self.sequential
 
 
 Statement = Einsum | Fold
@@ -276,7 +253,11 @@ class Place:
 
 @dataclass(frozen=True)  # without slots: its digest is kept
 class Cascade:
-    """A whole computation; one program instance runs per point of ``over`` and tile of the ranks in ``tile``."""
+    """A whole computation; one program instance runs per point of ``over`` and tile of the ranks in ``tile``.
+
+    Of this class itself after fusing: there is a fold, and none has an order. The constructor refuses the body of another stage, so that
+    `replace` leaves the stage as it is; `with_body` makes a cascade of any.
+    """
 
     name: str
     over: tuple[str, ...]
@@ -288,6 +269,35 @@ class Cascade:
     places: tuple[Place, ...] = ()
     doc: str = field(default="", compare=False)
     loc: Span | None = _loc()
+
+    def __post_init__(self) -> None:
+        held = class_of(self.body)
+        assert type(self) is held, f"{self.name} is made as {type(self).__name__}, and its body is that of {held.__name__}"
+
+    @overload
+    def with_body(self, body: Sequence[Einsum]) -> Flat: ...
+
+    @overload
+    def with_body(self, body: Sequence[Statement]) -> Cascade: ...
+
+    def with_body(self, body: Sequence[Statement]) -> Cascade:
+        """The cascade of these statements, in the stage that they make it."""
+        return class_of(body)(**{f.name: getattr(self, f.name) for f in fields(self)} | {"body": tuple(body)})
+
+    @property
+    def einsums(self) -> tuple[Einsum, ...]:
+        """The statements outside folds."""
+        return tuple(x for x in self.body if isinstance(x, Einsum))
+
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        return tuple(x for x in self.body if isinstance(x, Fold))
+
+    def around(self, fold: Fold) -> tuple[tuple[Einsum, ...], tuple[Einsum, ...]]:
+        """The statements outside folds before this one, and those after it."""
+        at = self.body.index(fold)
+        before, after = (tuple(x for x in part if isinstance(x, Einsum)) for part in (self.body[:at], self.body[at + 1 :]))
+        return before, after
 
     @functools.cached_property
     def digest(self) -> str:
@@ -318,3 +328,60 @@ class Cascade:
     def place(self, name: str) -> Place | None:
         """Where an output lies, None for one at its own coordinates."""
         return next((p for p in self.places if p.name == name), None)
+
+
+@dataclass(frozen=True)
+class Flat(Cascade):
+    """A cascade without folds: as built, and in every stage until it is fused."""
+
+    body: tuple[Einsum, ...]
+
+    @property
+    def einsums(self) -> tuple[Einsum, ...]:
+        return self.body
+
+
+@dataclass(frozen=True)
+class Scan(Cascade):
+    """A cascade with one fold, whose points come in order, and statements before and after it."""
+
+    @classmethod
+    def of(cls, c: Cascade, fold: Fold) -> Self:
+        """The cascade with this fold alone."""
+        return cls(**{f.name: getattr(c, f.name) for f in fields(c)} | {"body": (fold,)})
+
+    @property
+    def fold(self) -> Fold:
+        return self.folds[0]
+
+
+@dataclass(frozen=True)
+class Blocked(Scan):
+    """A scan in blocks: one fold with a step, and nothing else."""
+
+    body: tuple[Fold]
+
+    @property
+    def fold(self) -> Fold:
+        return self.body[0]
+
+
+AnyCascade = TypeVar("AnyCascade", bound=Cascade)
+"""A cascade of a stage that a function leaves as it is."""
+
+
+def class_of(body: Sequence[Statement]) -> type[Cascade]:
+    """The class of the cascades with this body. Raises SpecError for a scan beside another fold, and for one in blocks beside anything."""
+    folds = [x for x in body if isinstance(x, Fold)]
+    if not folds:
+        return Flat
+    scans = [f for f in folds if f.ordered]
+    if not scans:
+        return Cascade
+    if len(scans) > 1:
+        raise SpecError("an attention has at most one scan", scans[1].loc, "carry several states in one scan")
+    if len(folds) > 1:
+        raise SpecError("a scan stands beside no other fold", scans[0].loc)
+    if scans[0].step and len(body) > 1:
+        raise SpecError("a scan in blocks stands alone", scans[0].loc)
+    return Blocked if scans[0].step else Scan

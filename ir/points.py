@@ -44,10 +44,9 @@ class Points:
         self.extent = {r.name: r.size if isinstance(r.size, int) else sizes[r.size] for r in cascade.ranks}
         self.lists = lists(cascade)
         self.lines: dict[str, _Line] = {}
-        for x in self.cascade.body:
-            if isinstance(x, Einsum):
-                self.lines[x.target] = _Line(x)
-                continue
+        for e in self.cascade.einsums:
+            self.lines[e.target] = _Line(e)
+        for x in self.cascade.folds:
             assert x.sequential, "a pass has fused this cascade"
             assert x.step == 0, "a pass has put this scan into blocks"
             for n, y in enumerate(x.body):

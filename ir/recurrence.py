@@ -83,7 +83,7 @@ def clean(factors: tuple[Expr, ...]) -> tuple[Expr, ...]:
 
 def update(fold: Fold, state: State) -> Update:
     """The decay and the writes of one state of a scan. Raises NotLinearError where its update is no linear recurrence."""
-    before = _before(fold, state)
+    before = {y.target: y for y in fold.above(state)}
     own = ex.at(state.target, state.ranks)
     depends = _dependants(before, {state.target})
     reads = [n for n in depends if before[n].red is not None or state.target in ex.reads(before[n].map)]
@@ -107,17 +107,6 @@ def update(fold: Fold, state: State) -> Update:
         else:
             writes.append(parts)
     return Update(decay, tuple(writes), unknown[0] if unknown else None)
-
-
-def _before(fold: Fold, state: State) -> dict[str, Einsum]:
-    """The statements above a state's line, by name."""
-    out: dict[str, Einsum] = {}
-    for y in fold.body:
-        if y is state:
-            return out
-        if isinstance(y, Einsum):
-            out[y.target] = y
-    raise AssertionError(f"{state.target} is no state of the fold")
 
 
 def _dependants(statements: Mapping[str, Einsum], roots: set[str]) -> list[str]:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Einsum, Expr, Fold, State
+from einfuse.ir.nodes import Expr, Fold, State
 from einfuse.ir.statements import lets
 
 
@@ -21,7 +21,7 @@ def reviving(f: Fold, y: State) -> list[State]:
     """The largest and smallest values that may have been infinite so far and from which the carry of ``y`` then has no way on."""
     if y.carry is None:
         return []
-    states = {z.target: z for z in f.body if isinstance(z, State) and z.reducer.extreme and z is not y}
+    states = {z.target: z for z in f.states if z.reducer.extreme and z is not y}
     moving = _unless_finite(y.carry, states)
     for z in reversed(f.body):
         if z.target in moving & lets(f):
@@ -32,7 +32,7 @@ def reviving(f: Fold, y: State) -> list[State]:
 def vanishes(f: Fold, y: State, dead: Sequence[State]) -> bool:
     """Whether nothing is added to ``y`` by points that the ``dead`` statistics saw as infinite, as exp(-inf) is nothing."""
     infinite = {z.map: ex.const(z.reducer.identity) for z in dead}
-    local = {z.target: z.map for z in f.body if isinstance(z, Einsum) and not z.red}
+    local = {z.target: z.map for z in f.einsums if not z.red}
     references = {z.target for z in dead}
 
     def one(e: Expr) -> Expr | None:
@@ -47,7 +47,7 @@ def vanishes(f: Fold, y: State, dead: Sequence[State]) -> bool:
 
 def floored(f: Fold, e: Expr) -> bool:
     """Whether ``e`` is a finite number while the largest and smallest values of the fold that it reads are infinite, as max(m, 0) is."""
-    return _finite(e, {y.target: y for y in f.body if isinstance(y, State) and y.reducer.extreme})
+    return _finite(e, {y.target: y for y in f.states if y.reducer.extreme})
 
 
 def _unless_finite(e: Expr, states: dict[str, State]) -> set[str]:

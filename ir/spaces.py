@@ -11,23 +11,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Statement
+from einfuse.ir.nodes import AnyCascade, Cascade, Einsum, Expr
+from einfuse.ir.rewrite import map_einsums
 
 Spaces = dict[str, tuple[tuple[str, ...], Expr]]
 """The statements with a condition that their readers inherit: their ranks, and the condition over these."""
 
 
-def inferred(cascade: Cascade) -> Cascade:
+def inferred(cascade: AnyCascade) -> AnyCascade:
     """The cascade with its whole space as the mask of every statement. Idempotent. The bodies of folds share the fold's own space."""
     spaces: Spaces = {}
-    body: list[Statement] = []
-    for x in cascade.body:
-        if not isinstance(x, Fold):
-            mask = ex.conjunction(*ex.conjuncts(x.mask), *conditions(x.map, spaces))
-            x = x if mask == x.mask else replace(x, mask=mask)
-            spaces |= given_on(cascade, x)
-        body.append(x)
-    return cascade if tuple(body) == cascade.body else replace(cascade, body=tuple(body))
+
+    def whole(x: Einsum) -> Einsum:
+        mask = ex.conjunction(*ex.conjuncts(x.mask), *conditions(x.map, spaces))
+        x = x if mask == x.mask else replace(x, mask=mask)
+        spaces.update(given_on(cascade, x))
+        return x
+
+    return map_einsums(cascade, whole)
 
 
 def exists(x: Einsum) -> Expr:

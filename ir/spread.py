@@ -9,23 +9,24 @@ added one after the other.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Generic
 
 from einfuse.ir import expr as ex
 from einfuse.ir.expr import call
-from einfuse.ir.nodes import Cascade, Expr
+from einfuse.ir.nodes import AnyCascade, Expr
 from einfuse.ir.rewrite import fresh
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class Spread(Generic[AnyCascade]):
     """``cascade`` has all ranks of ``args``; the adjoint of the read, times ``places``, is that of a read at ``args``."""
 
-    cascade: Cascade
+    cascade: AnyCascade
     args: tuple[Expr, ...]
     places: tuple[Expr, ...]
 
 
-def spread(cascade: Cascade, read: Expr, beside: set[str], taken: set[str]) -> Spread:
+def spread(cascade: AnyCascade, read: Expr, beside: set[str], taken: set[str]) -> Spread[AnyCascade]:
     """The read of an input with its features at plain coordinates, of ranks that are none of those ``beside`` it.
 
     That is where a coordinate depends on one rank at most (with two, there would be ones and zeros for every pair of them), and a row is

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Einsum, Expr, Fold, State
+from einfuse.ir.nodes import Einsum, Expr, Fold
 
 
 def own_rank(x: Einsum) -> str:
@@ -22,6 +22,6 @@ def equation(x: Einsum) -> tuple[Expr, Expr]:
 
 def lets(f: Fold) -> frozenset[str]:
     """The scalars of the running statistics inside a fold: no fold rank, no reduction, read a state or another let."""
-    alike = [y for y in f.body if isinstance(y, Einsum) and not y.red and f.rank not in y.ranks]
-    known = {y.target for y in alike} | {y.target for y in f.body if isinstance(y, State)}
+    alike = [y for y in f.einsums if not y.red and f.rank not in y.ranks]
+    known = {y.target for y in alike} | {y.target for y in f.states}
     return frozenset(y.target for y in alike if ex.reads(y.map) & known)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Place, Range, Rank, State, Tensor
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Place, Range, Rank, State, Tensor, class_of
 from einfuse.ir.reducers import REDUCERS
 from einfuse.ir.span import Span
 
@@ -52,26 +52,39 @@ def _number(e: Expr, above: int) -> str:
 
 
 def _statement(x: Einsum | State | Fold, pad: str) -> list[str]:
-    if isinstance(x, Fold):
-        head = f"{pad}fold {x.rank}" + (f" with {', '.join(x.aligned)}" if x.aligned else "")
-        head += f" count {x.count}" if x.count else ""
-        head += f" step {x.step}" if x.step else ""
-        head += " reverse" if x.reverse else ""
-        for r in x.ranges:
-            lo, hi, full_lo, full_hi = map(show_expr, (r.lo, r.hi, r.full_lo, r.full_hi))
-            head += f"\n{pad}  range ({lo}, {hi}) full ({full_lo}, {full_hi})"
-        head += " tabulated" if x.tabulated else ""
-        head += f" split {x.split}" if x.split > 1 else ""
-        head += f" where {show_expr(x.mask)}" if x.mask is not None else ""
-        return [head + " {"] + [line for y in x.body for line in _statement(y, pad + "  ")] + [pad + "}"]
-    target = f"{x.target}[{', '.join(x.ranks)}]"
-    if isinstance(x, State):
-        carry = f" carry {show_expr(x.carry)}" if x.carry is not None else ""
-        carry += f" from {show_expr(x.init)}" if x.init is not None else ""
-        return [f"{pad}state {target} = {x.red} {show_expr(x.map)}{carry}"]
-    red = f"{x.red}[{', '.join(x.over)}] " if x.red else ""
-    mask = f" where {show_expr(x.mask)}" if x.mask is not None else ""
-    return [f"{pad}{target} = {red}{show_expr(x.map)}{mask}"]
+    match x:
+        case Fold():
+            return _fold(x, pad)
+        case State():
+            carry = f" carry {show_expr(x.carry)}" if x.carry is not None else ""
+            carry += f" from {show_expr(x.init)}" if x.init is not None else ""
+            return [f"{pad}state {_target(x)} = {x.red} {show_expr(x.map)}{carry}"]
+        case Einsum():
+            red = f"{x.red}[{', '.join(x.over)}] " if x.red else ""
+            return [f"{pad}{_target(x)} = {red}{show_expr(x.map)}{_where(x.mask)}"]
+    assert_never(x)
+
+
+def _target(x: Einsum | State) -> str:
+    return f"{x.target}[{', '.join(x.ranks)}]"
+
+
+def _where(mask: Expr | None) -> str:
+    return f" where {show_expr(mask)}" if mask is not None else ""
+
+
+def _fold(x: Fold, pad: str) -> list[str]:
+    head = f"{pad}fold {x.rank}" + (f" with {', '.join(x.aligned)}" if x.aligned else "")
+    head += f" count {x.count}" if x.count else ""
+    head += f" step {x.step}" if x.step else ""
+    head += " reverse" if x.reverse else ""
+    for r in x.ranges:
+        lo, hi, full_lo, full_hi = map(show_expr, (r.lo, r.hi, r.full_lo, r.full_hi))
+        head += f"\n{pad}  range ({lo}, {hi}) full ({full_lo}, {full_hi})"
+    head += " tabulated" if x.tabulated else ""
+    head += f" split {x.split}" if x.split > 1 else ""
+    head += _where(x.mask)
+    return [head + " {"] + [line for y in x.body for line in _statement(y, pad + "  ")] + [pad + "}"]
 
 
 def show_body(c: Cascade) -> str:
@@ -279,12 +292,13 @@ class _Build:
         tagged = [x for x in items if isinstance(x, tuple)]
         outs = [n for x in tagged if x[0] == "out" for n in x[1]]
         tile = tuple((x[1], x[2]) for x in tagged if x[0] == "tile")
-        return Cascade(
+        body = tuple(x for x in items if isinstance(x, Einsum | Fold))
+        return class_of(body)(
             str(c[0]),
             c[1] or (),
             tuple(x for x in items if isinstance(x, Rank)),
             tuple(x for x in items if isinstance(x, Tensor)),
-            tuple(x for x in items if isinstance(x, Einsum | Fold)),
+            body,
             tuple(n for n, _ in outs),
             tile,
             tuple(p for _, p in outs if p is not None),

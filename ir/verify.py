@@ -28,13 +28,13 @@ V14, the merge law, is numeric: see `ir.merging`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, assert_never
 
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
 from einfuse.ir.functions import FUNCTIONS
-from einfuse.ir.nodes import RANK_KINDS, Cascade, DType, Einsum, Expr, Fold, State
+from einfuse.ir.nodes import RANK_KINDS, Blocked, Cascade, DType, Einsum, Expr, Flat, Fold
 from einfuse.ir.reducers import REDUCERS
 from einfuse.ir.spaces import Spaces, conditions, given_on
 from einfuse.ir.span import Span
@@ -73,10 +73,13 @@ class _Verifier:
             seen.add(r.name)
         _require(set(c.over) <= self.ranks, "V1", "an ambient rank is not declared", c.loc)
         for x in c.body:
-            if isinstance(x, Fold):
-                self._fold(x)
-            else:
-                self._einsum(x)
+            match x:
+                case Fold():
+                    self._fold(x)
+                case Einsum():
+                    self._einsum(x)
+                case _:
+                    assert_never(x)
         for name in c.outs:
             _require(name in self.local, "V12", f"the output {name} is not defined", c.loc)
         for p in c.places:
@@ -167,7 +170,7 @@ class _Verifier:
             free = {f.rank, *self.c.over, *(r.name for r in self.c.ranks if r.is_sequence)}
             _require(self._check(f.mask, free, f.loc) == "bool", "V11", "the condition of the fold is not a truth value", f.loc)
         outside, done = dict(self.local), dict[str, tuple[str, ...]]()
-        states = {y.target: y.ranks for y in f.body if isinstance(y, State)}
+        states = {y.target: y.ranks for y in f.states}
         scalars = lets(f)
         if sequential:
             self.local |= states
@@ -202,30 +205,21 @@ class _Verifier:
             self.local[y.target] = done[y.target] = y.ranks
         emitted = {
             y.target: y.ranks
-            for y in f.body
-            if isinstance(y, Einsum)
-            and (sequential or set(y.ranks) & set(f.aligned) or (y.target in self.c.outs and f.rank in y.ranks))
+            for y in f.einsums
+            if sequential or set(y.ranks) & set(f.aligned) or (y.target in self.c.outs and f.rank in y.ranks)
         }
         self.local = {**outside, **states, **emitted}
 
 
-def _einsums(c: Cascade) -> Iterator[Einsum]:
-    return (x for x in c.body if isinstance(x, Einsum))
-
-
-def _folds(c: Cascade) -> Iterator[Fold]:
-    return (x for x in c.body if isinstance(x, Fold))
-
-
 def _fused(c: Cascade) -> None:
     whole = {r.name for r in c.ranks if not r.is_sequence}
-    for x in _einsums(c):
+    for x in c.einsums:
         _require(set(x.over) <= whole, "V9", f"{x.target} still reduces over {', '.join(x.over)} outside a fold", x.loc)
 
 
 def _spaced(c: Cascade) -> None:
     spaces: Spaces = {}
-    for x in _einsums(c):
+    for x in c.einsums:
         inherited = set(conditions(x.map, spaces))
         _require(inherited <= set(ex.conjuncts(x.mask)), "V10", f"{x.target} exists where what it reads does not", x.loc)
         spaces |= given_on(c, x)
@@ -234,18 +228,19 @@ def _spaced(c: Cascade) -> None:
 def _scheduled(c: Cascade) -> None:
     for rank, block in c.tile:
         _require((block > 0 and block & (block - 1) == 0) or block % 16 == 0, "V13", f"the tile of {rank} is {block}", c.loc)
-    for f in _folds(c):
+    for f in c.folds:
         _require(f.step > 0, "V13", f"the fold over {f.rank} has no step", f.loc)
 
 
 def _flat(c: Cascade) -> None:
-    for f in _folds(c):
-        _require(False, "V15", f"there is a fold over {f.rank}", f.loc)
+    if not isinstance(c, Flat):
+        f = c.folds[0]
+        raise SpecError(f"there is a fold over {f.rank} (V15)", f.loc)
 
 
 def _canonical(c: Cascade) -> None:
     features = {r.name for r in c.ranks if not r.is_sequence} - set(c.over)
-    for x in _einsums(c):
+    for x in c.einsums:
         if x.red is None or x.reducer.solves:
             continue
         _require(len(features & set(x.over)) < 2, "V16", f"{x.target} reduces over several features at once", x.loc)
@@ -253,13 +248,12 @@ def _canonical(c: Cascade) -> None:
 
 
 def _ranged(c: Cascade) -> None:
-    for f in _folds(c):
+    for f in c.folds:
         _require(bool(f.ranges) != f.tabulated, "V17", f"the fold over {f.rank} has neither ranges nor a table", f.loc)
 
 
 def _blocked(c: Cascade) -> None:
-    blocked = len(c.body) == 1 and all(f.sequential and f.step for f in _folds(c)) and not any(_einsums(c))
-    _require(blocked, "V18", f"{c.name} is not one scan in blocks", c.loc)
+    _require(isinstance(c, Blocked), "V18", f"{c.name} is not one scan in blocks", c.loc)
 
 
 _PROPERTIES: dict[Property, Callable[[Cascade], None]] = {

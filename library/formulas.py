@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Mapping, Sequence
+from typing import assert_never
 
 from einfuse.ir import Cascade, Einsum, Expr, Fold
 from einfuse.ir.nodes import State
@@ -37,13 +38,14 @@ def _row(inside: str) -> str:
 
 
 def _statement(cascade: Cascade, x: Einsum | Fold) -> list[str]:
-    if isinstance(x, Einsum):
-        return [_line(cascade, x, "=")]
-    lines = [_line(cascade, y, "\u2190" if isinstance(y, State) else "=") for y in x.body]
-    return [
-        _words(f"for {x.rank} from {'the last to the first' if x.reverse else 'the first to the last'}:"),
-        *map(_indented, lines),
-    ]
+    match x:
+        case Einsum():
+            return [_line(cascade, x, "=")]
+        case Fold():
+            lines = [_line(cascade, y, "\u2190" if isinstance(y, State) else "=") for y in x.body]
+            order = "the last to the first" if x.reverse else "the first to the last"
+            return [_words(f"for {x.rank} from {order}:"), *map(_indented, lines)]
+    assert_never(x)
 
 
 def _indented(line: str) -> str:
@@ -51,11 +53,9 @@ def _indented(line: str) -> str:
 
 
 def _line(cascade: Cascade, x: Einsum | State, sign: str) -> str:
-    over: Sequence[str] = x.over if isinstance(x, Einsum) else ()
-    big = "" if isinstance(x, State) or not x.red else _big(x.red, over)
+    big = _big(x.red, x.over) if x.red and x.over else ""
     line = f"{_indexed(x.target, [_name(r) for r in x.ranks])}<mo>{sign}</mo>{big}{_shown(cascade, x.map, STRENGTH['+'] if big else 0)}"
-    mask = x.mask if isinstance(x, Einsum) else None
-    return line if mask is None else f'{line}<mspace width="1em"/>{_words("where")}{_shown(cascade, mask, 0)}'
+    return line if x.mask is None else f'{line}<mspace width="1em"/>{_words("where")}{_shown(cascade, x.mask, 0)}'
 
 
 def _big(red: str, over: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 import einfuse
 from einfuse.distributed.here import Axis, axes_of, sequence
 from einfuse.distributed.programs import EXCHANGES, obstacle
-from einfuse.ir import Fold, Scalar, SpecError
+from einfuse.ir import Scalar, Scan, SpecError
 from einfuse.ir import expr as ex
 from einfuse.ir.text import show
 from einfuse.library import verified
@@ -98,7 +98,7 @@ def twice_backward(name: str) -> str:
 def stepwise(name: str) -> str:
     """`step` for three parts of the points of a scan, or of the keys of one pass, beside a call for all."""
     call = Call(name)
-    scan = next((x for x in call.cascade.body if isinstance(x, Fold) and x.sequential), None)
+    scan = call.cascade.fold if isinstance(call.cascade, Scan) else None
     rank = call.attention.split.rank if scan is None else scan.rank
     size = call.cascade.rank(rank).size
     along = {t.name: n for t in call.cascade.inputs for n, a in enumerate(t.axes) if a == ex.size(size)}
@@ -125,7 +125,7 @@ def stepwise(name: str) -> str:
 def linear_form(name: str) -> str:
     """The form in time linear in the tokens, beside the cascade of all pairs."""
     call = Call(name)
-    if any(isinstance(x, Fold) and x.sequential for x in call.cascade.body):
+    if isinstance(call.cascade, Scan):
         return "yes: a scan itself"
     found = call.attention.forms.found
     if found is None:

@@ -12,7 +12,7 @@ import torch
 from einfuse.codegen import KernelPlan, Storage
 from einfuse.codegen.scan import ScanPlan
 from einfuse.codegen.targets import Target
-from einfuse.ir import Cascade, Einsum, Scalar, SpecError, interpret
+from einfuse.ir import Cascade, Scalar, SpecError, interpret
 from einfuse.ir.passes import choose, classify_score, pack, pipeline
 from einfuse.ir.passes import split as splitting
 from einfuse.ir.text import show
@@ -184,7 +184,7 @@ class Attention:
     def _as_mine(self, found: Output) -> Output:
         """The outputs of the linear form in the dtypes of the quadratic one: row statistics are in accumulation precision."""
         sequence = {r.name for r in self.cascade.ranks if r.is_sequence}
-        ranks = {x.target: x.ranks for x in self.cascade.body if isinstance(x, Einsum)}
+        ranks = {x.target: x.ranks for x in self.cascade.einsums}
         outs = found if isinstance(found, tuple) else (found,)
         rows = [set(ranks[n]) <= sequence for n in self.cascade.outs]
         cast = tuple(o.to(torch.promote_types(o.dtype, torch.float32)) if row else o for o, row in zip(outs, rows, strict=True))

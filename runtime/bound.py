@@ -127,7 +127,7 @@ class Trial:
         return [1, *(min(most, DRAWS - k) for k in range(1, DRAWS, most))]
 
     def _ranks(self, x: Einsum | State) -> set[str]:
-        return {*self.cascade.over, *x.ranks, *(x.over if isinstance(x, Einsum) else ())}
+        return {*self.cascade.over, *x.ranks, *x.over}
 
     @functools.cached_property
     def _steady(self) -> Cascade:

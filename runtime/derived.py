@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from einfuse.ir import Cascade, derivation
+from einfuse.ir import Cascade, Flat, derivation
 from einfuse.ir.passes import online_fuse, pipeline
 from einfuse.runtime import cache
 
@@ -18,7 +18,7 @@ def scheduled(cascade: Cascade, block: int, step: int, strict: bool = False) -> 
     return pipeline.with_tiles(fused(cascade, strict), block, step)
 
 
-def derivations(cascade: Cascade) -> list[derivation.Derivation]:
+def derivations(cascade: Flat) -> list[derivation.Derivation]:
     """How the reads of statistics of every folded rank are resolved in a canonical cascade, rank after rank."""
     name = cache.key("derivations", cascade.digest)
     return cache.remembered("derivations", name, lambda: [found for found, _ in online_fuse.steps(cascade)])

@@ -13,7 +13,6 @@ import torch
 
 from einfuse.ir import Cascade
 from einfuse.ir import index as coordinate
-from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes import tail
 from einfuse.ir.passes.backward import Gradient, Step
 from einfuse.runtime.backends import Backend
@@ -90,7 +89,7 @@ class Gradients:
         cascade, parts = step
         key = (cascade.digest, parts)
         if key not in self.dense:
-            dims = {x.target: (*cascade.over, *x.ranks) for x in cascade.body if isinstance(x, Einsum)}
+            dims = {x.target: (*cascade.over, *x.ranks) for x in cascade.einsums}
             whole = {
                 p.statement
                 for p in parts

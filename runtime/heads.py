@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes import heads_as_rows
 from einfuse.runtime.binding import evaluate
 from einfuse.runtime.given import Given
@@ -32,6 +31,5 @@ class Heads:
 
 def stacked(program: Program) -> Heads | None:
     """The other program of a program, or None where heads share nothing, or more than queries tells rows apart."""
-    built = all(isinstance(x, Einsum) for x in program.cascade.body)
-    found = heads_as_rows.run(program.cascade) if built else None
+    found = heads_as_rows.run(program.cascade)
     return Heads(found, type(program)(found.cascade, program.strict, program.wide)) if found else None

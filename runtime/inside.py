@@ -177,7 +177,7 @@ def scores(attention: Attention) -> tuple[classify_score.Score, ...]:
     """See `Attention.scores`."""
     if isinstance(attention.program, ScanProgram):
         return ()
-    return tuple(dict.fromkeys(s for a in attention.kernels for s in classify_score.run(canonicalise.run(a.cascade))))
+    return tuple(dict.fromkeys(s for a in attention.kernels for s in classify_score.run(canonicalise.run(a.program.flat))))
 
 
 def candidates(

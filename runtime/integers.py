@@ -16,7 +16,7 @@ import torch
 from einfuse.ir import Cascade, Expr
 from einfuse.ir import expr as ex
 from einfuse.ir.reducers import LEAST, MISSING, MOST
-from einfuse.ir.rewrite import expressions, statements
+from einfuse.ir.rewrite import statements
 from einfuse.ir.text import show_expr
 from einfuse.runtime.given import Given
 
@@ -43,7 +43,7 @@ class Counted:
 def counted(cascade: Cascade) -> Counted:
     """What has to be looked at for a call."""
     ints = {t.name for t in cascade.inputs if t.dtype == "int" and not t.param}
-    found = [(e.name, inside) for x in statements(cascade) for whole in expressions(x) for e, inside in _read(whole, False)]
+    found = [(e.name, inside) for x in statements(cascade) for whole in x.expressions for e, inside in _read(whole, False)]
     read = {n for n, _ in found}
     return Counted(
         tuple(t.name for t in cascade.inputs if t.name in ints & read), frozenset(n for n, inside in found if inside)
@@ -132,7 +132,7 @@ def check(cascade: Cascade, known: Known) -> None:
     """Raises ValueError that names the first expression whose values may not fit."""
     every = _Ranges(cascade, known)
     for x in statements(cascade):
-        for e in expressions(x):
+        for e in x.expressions:
             every.of(e)
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from einfuse.ir import Cascade
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes.walk import Pair
 from einfuse.runtime import split, tiles
 from einfuse.runtime.given import Given
@@ -41,7 +40,7 @@ class Kinds:
         free = [r for r in cascade.ranks if r.is_sequence and r.name not in cascade.over]
         whole = {r.size for r in cascade.ranks if r not in free}
         growing = tuple(dict.fromkeys(r.size for r in free if isinstance(r.size, str) and r.size not in whole))
-        given_out = {r for x in cascade.body if isinstance(x, Einsum) and x.target in cascade.outs for r in x.ranks}
+        given_out = {r for x in cascade.einsums if x.target in cascade.outs for r in x.ranks}
         rows = tuple(r.size for r in free if r.name in given_out)
         divided = pair is not None and any(e.op in ("//", "%") for c in pair.conditions for e in ex.walk(c))
         return Kinds(tuple(n for n in sizes if n not in growing), growing, rows, tiles.masked(cascade), divided)

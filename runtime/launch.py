@@ -86,7 +86,7 @@ class Launch:
         """``smaller`` makes the kernel to take in place of one that spills, where there is one."""
         self.built, self._smaller = built, smaller
         self._folds = [step for step in built.plan.steps if isinstance(step, PlanFold) and step.tabulated]
-        masks = [x for x in built.cascade.body if isinstance(x, Fold) and x.tabulated]
+        masks = [x for x in built.cascade.folds if x.tabulated]
         self._named = sorted({n for f in masks for n in _tensors(built.cascade, f)})
         self._all: Recent[tuple[object, ...], dict[str, torch.Tensor]] = Recent(REMEMBERED)
         self._last: tuple[object, Unchanged | None] = (None, None)
@@ -180,7 +180,7 @@ def tile_tables(cascade: Cascade, step: PlanFold, given: Given, looked: bool | N
 
     Folds over one rank share their lists: a tile is full where it is for all of them, and visited where it is live for any.
     """
-    folds = [x for x in cascade.body if isinstance(x, Fold) and x.rank == step.rank and x.tabulated]
+    folds = [x for x in cascade.folds if x.rank == step.rank and x.tabulated]
     if looked is None:
         looked = _pairs(cascade, step, given) >= LOOK.get(given.device.type, LOOK["cuda"])
     if not looked:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from einfuse.ir import Einsum, Fold, Scalar, TileMap
+from einfuse.ir import Fold, Scalar, TileMap
+from einfuse.ir.rewrite import map_einsums
 from einfuse.runtime import binding, inside
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.launch import fold_tiles
@@ -18,11 +19,10 @@ from einfuse.runtime.walks import Chosen
 
 def without_masks(attention: Attention) -> Attention | None:
     """The attention in which every point exists; None where that is so already."""
-    body = tuple(replace(x, mask=None) if isinstance(x, Einsum) else x for x in attention.cascade.body)
-    if body == attention.cascade.body:
+    whole = map_einsums(attention.cascade, lambda x: replace(x, mask=None))
+    if whole is attention.cascade:
         return None
-    whole = replace(attention.cascade, name=f"{attention.name}_whole", body=body)
-    return Attention(whole, attention.backend, attention.strict)
+    return Attention(replace(whole, name=f"{attention.name}_whole"), attention.backend, attention.strict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +60,7 @@ def visited(attention: Attention, inputs: Mapping[str, torch.Tensor | Scalar]) -
         lists = launch.choice.lists if launch.choice else None
         groups = lists.made.groups if lists else None
         points = math.prod(binding.extent_of(cascade, r, sizes) for r in cascade.over if cascade.rank(r).size != groups)
-        for fold in (x for x in cascade.body if isinstance(x, Fold)):
+        for fold in cascade.folds:
             pairs = (
                 lists.pairs
                 if lists

@@ -12,10 +12,10 @@ from types import MappingProxyType
 
 import torch
 
-from einfuse.ir import Cascade
-from einfuse.ir.nodes import DType, Einsum, Fold
+from einfuse.ir import Blocked, Cascade, Flat
+from einfuse.ir.nodes import DType
 from einfuse.ir.passes.backward import Gradient
-from einfuse.ir.rewrite import types_of
+from einfuse.ir.rewrite import statements, types_of
 from einfuse.runtime.binding import extent_of, precision_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.memory import LARGE, empty, small
@@ -106,7 +106,7 @@ def of_forward(
     """
     dtype, wide = precision_of(cascade, tensors), accumulation(tensors.values())
     ranks, scanned = _ranks(cascade)
-    types = {} if scanned is not None else types_of(cascade)
+    types = types_of(cascade) if isinstance(cascade, Flat) else {}
     sequence = {r.name for r in cascade.ranks if r.is_sequence}
     out = {}
     for name in cascade.outs:
@@ -181,7 +181,4 @@ def _layout(x: torch.Tensor) -> tuple[int, ...] | None:
 
 def _ranks(cascade: Cascade) -> tuple[dict[str, tuple[str, ...]], str | None]:
     """The ranks of every statement, and the scanned rank of a blocked scan."""
-    if len(cascade.body) == 1 and isinstance(cascade.body[0], Fold):
-        fold = cascade.body[0]
-        return {y.target: y.ranks for y in fold.body}, fold.rank
-    return {x.target: x.ranks for x in cascade.body if isinstance(x, Einsum)}, None
+    return {x.target: x.ranks for x in statements(cascade)}, cascade.fold.rank if isinstance(cascade, Blocked) else None

@@ -19,7 +19,6 @@ import torch
 
 from einfuse.ir import Cascade, call, const
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Einsum
 from einfuse.ir.offsets import of_difference
 from einfuse.ir.passes import window as windowing
 from einfuse.ir.passes.backward import Gradient
@@ -52,7 +51,7 @@ class Pairs:
         for p in parts:
             if len(sequence & set(p.ranks)) > 1 and p.statement not in whole:
                 dense[p.statement] = (*dense.get(p.statement, ()), p)
-        folded = {*fold_ranks(cascade), *(r for x in cascade.body if isinstance(x, Einsum) for r in x.over)}
+        folded = {*fold_ranks(cascade), *(r for x in cascade.einsums for r in x.over)}
         rows = [r for ps in dense.values() for r in ps[0].ranks if r in sequence - folded]
         if not rows or any(rows[0] not in ps[0].ranks for ps in dense.values()):
             return None
@@ -83,7 +82,7 @@ class Pairs:
         extent = {r.name: extent_of(c, r.name, known.sizes) for r in c.ranks}
         if not all(extent[r] for ps in self.parts.values() for r in ps[0].ranks):
             return [room(outs)]
-        ranks = {x.target: (*c.over, *x.ranks) for x in c.body if isinstance(x, Einsum)}
+        ranks = {x.target: (*c.over, *x.ranks) for x in c.einsums}
         axis = dict(w.cut) | {n: ranks[n].index(w.rank) for n in outs if w.rank in ranks[n]}
         mine = known.read_by(c)
         wide = accumulation(mine.tensors.values())

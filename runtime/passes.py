@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from einfuse.ir import Cascade, derivation
-from einfuse.ir.passes import canonicalise, chunk
+from einfuse.ir import Cascade, Scan, derivation
+from einfuse.ir.passes import canonicalise
 from einfuse.ir.passes.kernels import kernels
+from einfuse.ir.rewrite import flat
 from einfuse.runtime import derived
 
 
@@ -33,9 +34,9 @@ def reports(cascade: Cascade) -> tuple[PassReport, ...]:
 
 def of_kernel(kernel: Cascade) -> tuple[PassReport, ...]:
     """The same of a cascade that one kernel computes."""
-    scan = chunk.scan_of(kernel)
-    if scan is not None:
-        return (PassReport(scan.rank, 1, 1, (), ()),)
+    if isinstance(kernel, Scan):
+        return (PassReport(kernel.fold.rank, 1, 1, (), ()),)
+    kernel = flat(kernel, f"{kernel.name} is fused already")
     out = []
     for found in derived.derivations(canonicalise.run(kernel)):
         cuts = tuple((d.statistic, d.reader) for d in found.decisions if d.how == "cut")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from einfuse.ir import Cascade, Expr, Fold, classify
+from einfuse.ir import Cascade, Expr, classify
 from einfuse.ir.expr import reads
 from einfuse.ir.passes.kernels import kernels
 from einfuse.ir.tiles import TileMap
@@ -72,7 +72,7 @@ def picture(
     """
     for kernel in reversed(kernels(cascade)):
         scheduled = derived.scheduled(kernel, *tile)
-        fold = next((x for x in scheduled.body if isinstance(x, Fold) and x.mask is not None), None)
+        fold = next((x for x in scheduled.folds if x.mask is not None), None)
         if fold is None or fold.mask is None or not scheduled.tile:
             continue
         sizes = example_sizes(scheduled, Shape(1, 1, length, keys or length, (64, 64), 1))

@@ -10,12 +10,12 @@ from typing import ClassVar
 
 import torch
 
-from einfuse.ir import Cascade
+from einfuse.ir import Cascade, Flat
 from einfuse.ir.expr import reads
 from einfuse.ir.passes import canonicalise, differentiate, exact_extremes
 from einfuse.ir.passes import row_values as derive
 from einfuse.ir.passes.backward import Backward, Step, adjoint
-from einfuse.ir.rewrite import expressions, statements
+from einfuse.ir.rewrite import statements
 from einfuse.runtime import cache, heads, split
 from einfuse.runtime.backends import Backend
 from einfuse.runtime.given import Given
@@ -70,14 +70,20 @@ class Program:
         """How the lists of a call are read. Only of what takes lists."""
         return Mode(False, "no kernel takes lists")
 
-    def canonical(self) -> Cascade:
+    @property
+    def flat(self) -> Flat:
+        """The cascade, without folds."""
+        assert isinstance(self.cascade, Flat), "a scan has a program of its own"
+        return self.cascade
+
+    def canonical(self) -> Flat:
         """The cascade that a backward is derived from, and that saves what it reads."""
-        return canonicalise.run(exact_extremes.run(self.cascade))
+        return canonicalise.run(exact_extremes.run(self.flat))
 
     @functools.cached_property
     def read(self) -> frozenset[str]:
         """The inputs whose values are read; others give their shapes alone."""
-        return frozenset(n for x in statements(self.cascade) for e in expressions(x) for n in reads(e))
+        return frozenset(n for x in statements(self.cascade) for e in x.expressions for n in reads(e))
 
     @functools.cached_property
     def halves(self) -> split.Halves | None:

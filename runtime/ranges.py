@@ -9,14 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from einfuse.ir import Cascade, Einsum, Expr, TileMap, call, classify, conjunction, const
+from einfuse.ir import Cascade, Expr, TileMap, call, classify, conjunction, const
 from einfuse.ir import expr as ex
 from einfuse.ir.definitions import Definitions
 from einfuse.ir.errors import TooLargeError
 from einfuse.ir.extents import within_axis
 from einfuse.ir.interpreter import evaluate_indices
 from einfuse.ir.passes import infer_space
-from einfuse.ir.rewrite import expressions
 from einfuse.ir.text import show_expr
 from einfuse.runtime.binding import evaluate, extent_of
 from einfuse.runtime.given import Given
@@ -58,7 +57,7 @@ def suspects(cascade: Cascade) -> tuple[Suspect, ...]:
 
 def _suspects(cascade: Cascade) -> Iterator[Suspect]:
     tensors = {t.name: t for t in cascade.inputs if not t.param}
-    statements = {x.target: x for x in cascade.body if isinstance(x, Einsum)}
+    statements = {x.target: x for x in cascade.einsums}
     definitions = Definitions(x for x in statements.values() if x.red is None)
     demand = _demand(cascade)
     for x in statements.values():
@@ -88,13 +87,11 @@ def _demand(cascade: Cascade) -> dict[str, Expr | None]:
 
     Requires inferred spaces. A condition on other ranks or on computed values, and a read at other coordinates, say nothing.
     """
-    statements = {x.target: x for x in cascade.body if isinstance(x, Einsum)}
+    statements = {x.target: x for x in cascade.einsums}
     spaces: dict[str, list[Expr | None]] = {n: [None] for n in cascade.outs}
     out: dict[str, Expr | None] = {}
-    for x in reversed(cascade.body):
-        if not isinstance(x, Einsum):
-            spaces |= {n: [None] for y in x.body for e in expressions(y) for n in ex.reads(e)}
-            continue
+    spaces |= {n: [None] for f in cascade.folds for y in f.body for e in y.expressions for n in ex.reads(e)}
+    for x in reversed(cascade.einsums):
         found = dict.fromkeys(spaces.get(x.target, []))
         out[x.target] = None if None in found or len(found) > MOST_READERS else _either([e for e in found if e is not None])
         whole = ex.conjuncts(conjunction(x.mask, out[x.target]))

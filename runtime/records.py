@@ -23,6 +23,7 @@ MODULES = (
     "ir.passes.backward",
     "ir.passes.chunk_backward",
     "ir.passes.split",
+    "ir.scalars",
     "ir.span",
     "runtime.specialise",
     "runtime.tiles",

@@ -12,7 +12,7 @@ import torch
 
 from einfuse.codegen import Storage, scan
 from einfuse.codegen.scan import Piece
-from einfuse.ir import Cascade, Fold
+from einfuse.ir import Blocked, Cascade, Scan
 from einfuse.ir.passes import chunk, chunk_backward, infer_space
 from einfuse.ir.passes.backward import Backward, Step, adjoint
 from einfuse.ir.passes.chunk_backward import ScanBackward
@@ -38,8 +38,9 @@ HELD = 128
 class ScanProgram(Program):
     """Everything derived from a cascade with a scan; the chunked form is made once, of ``points`` a block (default: the pass decides)."""
 
+    cascade: Scan
     points: int | None = None
-    blocked: Cascade = field(init=False)
+    blocked: Blocked = field(init=False)
     derived: dict[tuple[str, ...], ScanBackward] = field(default_factory=dict)
     kernels: Recent[tuple[Specialisation, int], Pieces] = field(default_factory=Recent)
     exact: ClassVar[bool] = True  # how many blocks there are is part of what kernels hand to each other
@@ -66,15 +67,11 @@ class ScanProgram(Program):
     @property
     def rank(self) -> str:
         """The rank that is scanned."""
-        (fold,) = self.blocked.body
-        assert isinstance(fold, Fold), "a blocked scan is one fold"
-        return fold.rank
+        return self.blocked.fold.rank
 
     @property
     def step(self) -> int:
-        (fold,) = self.blocked.body
-        assert isinstance(fold, Fold), "a blocked scan is one fold"
-        return fold.step
+        return self.blocked.fold.step
 
     def backward_of(self, wanted: tuple[str, ...]) -> Backward:
         """The backward as one cascade, which runs the scan from its end."""
@@ -102,8 +99,7 @@ class ScanProgram(Program):
 
     def _counted(self, cascade: Cascade, sizes: Mapping[str, int]) -> dict[str, int]:
         """The sizes, with the number of blocks."""
-        (fold,) = cascade.body
-        assert isinstance(fold, Fold), "a blocked scan is one fold"
+        (fold,) = cascade.folds
         if fold.count is None:
             return dict(sizes)
         points = extent_of(cascade, fold.rank, sizes)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from einfuse.ir import Cascade, Scalar, interpret
-from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes import window as windowing
 from einfuse.ir.passes.choose import Scores
-from einfuse.ir.rewrite import elsewhere, expressions
+from einfuse.ir.rewrite import elsewhere
 from einfuse.runtime import binding
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
@@ -50,7 +49,7 @@ class Windows:
     def rows(self, step: Scores, sizes: Mapping[str, int], kind: str) -> tuple[int, int]:
         """How many rows there are, and how many a window has."""
         c = step.cascade
-        values = next(x for x in c.body if isinstance(x, Einsum) and x.target == step.value)
+        values = next(x for x in c.einsums if x.target == step.value)
         all_rows = extent_of(c, self.window.rank, sizes)
         others = math.prod(extent_of(c, r, sizes) for r in (*c.over, *values.ranks) if r != self.window.rank)
         return all_rows, max(FEWEST, MOST.get(kind, FAR) // max(1, others))
@@ -74,9 +73,7 @@ def interpreted(step: Scores, known: Mapping[str, torch.Tensor | Scalar], dtype:
     if window is None or torch.compiler.is_compiling():
         return interpret(c, given.inputs, given.sizes, dtype)
     rows, axis = extent_of(c, window.rank, given.sizes), _axis(step, window)
-    most = max(
-        math.prod(extent_of(c, r, given.sizes) for r in (*c.over, *x.ranks, *x.over)) for x in c.body if isinstance(x, Einsum)
-    )
+    most = max(math.prod(extent_of(c, r, given.sizes) for r in (*c.over, *x.ranks, *x.over)) for x in c.einsums)
     parts: list[dict[str, torch.Tensor]] = []
     for _, _, mine in _cut(window, known, rows, max(1, FAR * rows // max(1, most))):
         arguments = {t.name: mine[t.name] for t in window.cascade.inputs}
@@ -88,14 +85,14 @@ def interpreted(step: Scores, known: Mapping[str, torch.Tensor | Scalar], dtype:
 def _rows(c: Cascade, step: Scores) -> windowing.Window | None:
     """Some rows of a cascade that scores; None where no rank of the scores has rows that are independent and that some input tells the
     number of."""
-    body = [x for x in c.body if isinstance(x, Einsum)]
+    body = c.einsums
     ranks = {x.target: x.ranks for x in body}
     reduced = {r for x in body for r in x.over}
     for rank in ranks.get(step.value, ())[: len(step.ranks) - step.ranked]:
         if (
             not c.rank(rank).is_sequence
             or rank in reduced
-            or any(elsewhere(e, rank, ranks) for x in body for e in expressions(x))
+            or any(elsewhere(e, rank, ranks) for x in body for e in x.expressions)
         ):
             continue
         found = windowing.run(c, rank)

@@ -15,7 +15,6 @@ import torch
 
 from einfuse.ir import Cascade, Scalar, SpecError
 from einfuse.ir.interpreter import evaluate_indices
-from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes.choose import Chosen, Scores, Step, Table
 from einfuse.ir.ranking import best, members, ordinary
 from einfuse.ir.reducers import MISSING
@@ -233,7 +232,7 @@ class Selection:
         given = Given.of(c, *binding.arguments(c, (), mine))
 
         def made() -> torch.Tensor:
-            ranks = next(x.ranks for x in c.body if isinstance(x, Einsum) and x.target == step.value)
+            ranks = next(x.ranks for x in c.einsums if x.target == step.value)
             (found,) = evaluate_indices(c, (where,), (*c.over, *ranks), dict(given.numbers), given.sizes, None, given.device)
             return found.bool()
 

@@ -7,10 +7,10 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from einfuse.ir import FUNCTIONS, Cascade, EinfuseError, Einsum, Rank, Tensor
+from einfuse.ir import FUNCTIONS, Cascade, EinfuseError, Rank, Tensor
 from einfuse.ir import expr as ex
 from einfuse.ir.points import Points, Values
-from einfuse.ir.rewrite import expressions, statements
+from einfuse.ir.rewrite import every_einsum, statements
 from einfuse.runtime.sizes import Shape, evaluate, example_sizes
 
 LENGTH = 16
@@ -53,7 +53,7 @@ def weights(cascade: Cascade, length: int = LENGTH, seed: int = 0) -> Weights:
 
 def _output(cascade: Cascade) -> tuple[str, Rank, int | str]:
     """The output that is drawn, its features, and the size of the rank that it is made of."""
-    ranks = {x.target: x.ranks for x in statements(cascade) if isinstance(x, Einsum)}
+    ranks = {x.target: x.ranks for x in every_einsum(cascade)}
     for name in cascade.outs:
         kinds = [cascade.rank(r).kind for r in ranks.get(name, ())]
         if kinds == ["query", "feature"] and cascade.place(name) is None:
@@ -112,6 +112,6 @@ def restricted(cascade: Cascade) -> set[str]:
     found: set[str] = set()
     for x in statements(cascade):
         made[x.target] = made.get(x.target, set()).union(*(made.get(n, set()) for n in ex.reads(x.map)))
-        for e in (e for whole in expressions(x) for e in ex.walk(whole) if e.op in _ROOTS | _DIVISIONS):
+        for e in (e for whole in x.expressions for e in ex.walk(whole) if e.op in _ROOTS | _DIVISIONS):
             found.update(*(made.get(n, set()) for n in ex.reads(e.args[1] if e.op in _DIVISIONS else e)))
     return {t.name for t in cascade.inputs if t.name in found and t.dtype != "bool"}

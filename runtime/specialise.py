@@ -15,7 +15,6 @@ from einfuse.codegen import KernelPlan, Storage, lower
 from einfuse.codegen.plan import show, verify
 from einfuse.codegen.precision import precision
 from einfuse.ir import Cascade, Scalar, debug
-from einfuse.ir.nodes import Fold
 from einfuse.ir.rewrite import statements
 from einfuse.runtime import cache, derived, tiles
 from einfuse.runtime.backends import Backend, Tilings
@@ -118,7 +117,7 @@ class Fused:
 
         def make() -> Printed | None:
             both = [(s, derived.scheduled(s.cascade, block, step, s.strict)) for s in (self.rows, self.columns)]
-            masks = [[x.mask for x in c.body if isinstance(x, Fold)] for _, c in both]
+            masks = [[x.mask for x in c.folds] for _, c in both]
             if masks[0] != masks[1]:
                 return None  # they do not walk the same pairs
             first, second = (_prepared(s, c, dict(small)) for s, c in both)

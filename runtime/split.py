@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from einfuse.ir import Cascade, SpecError
-from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes import split as splitting
 from einfuse.runtime import cache
 from einfuse.runtime.binding import extent_of
@@ -68,7 +67,7 @@ def planned(program: Program, sizes: Mapping[str, int], workers: int) -> int:
     c = program.cascade
     rows = [r.name for r in c.ranks if r.is_sequence]
     extent = {n: extent_of(c, n, sizes) for n in rows}
-    folds = {r for x in c.body if isinstance(x, Einsum) for r in x.over if r in rows}
+    folds = {r for x in c.einsums for r in x.over if r in rows}
     if workers <= 1 or len(folds) != 1:
         return 1
     (fold,) = folds

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from einfuse.ir import Cascade
-from einfuse.ir.passes import choose, chunk, look_up, stages
+from einfuse.ir import Cascade, Flat, Scan
+from einfuse.ir.passes import choose, look_up, stages
 from einfuse.ir.passes.backward import adjoint
 from einfuse.ir.rewrite import statements
 from einfuse.runtime import through
@@ -31,8 +31,9 @@ FEW = 128
 
 def program_of(cascade: Cascade, strict: bool, wide: bool = False) -> Program:
     """The program of any cascade: of a scan, of one kernel, or of several."""
-    if chunk.scan_of(cascade) is not None:
+    if isinstance(cascade, Scan):
         return ScanProgram(cascade, strict)
+    assert isinstance(cascade, Flat), "programs are of cascades as built"
     if through.drives(cascade):
         apart = through.routes_apart(cascade)
         if apart is not None:
@@ -69,7 +70,7 @@ class StagedProgram(Program):
     def __post_init__(self) -> None:
         super().__post_init__()
         own = {x.target for x in statements(self.cascade)}
-        looked = {x.target for x in statements(look_up.run(self.cascade))} - own
+        looked = {x.target for x in statements(look_up.run(self.flat))} - own
         self.parts = tuple(_program(c, self.strict, not looked.isdisjoint(c.outs)) for c in self.stages)
 
     def check_ranges(self, given: Given) -> None:
@@ -166,7 +167,7 @@ class RowsFirst(StagedProgram):
 def rows_first(program: Program) -> Program:
     """A program whose kernels compute what is dear of rows once (`ir.dear`); the same where there is nothing such."""
     c = program.cascade
-    if program.wide or choose.chooses(c):
+    if program.wide or choose.chooses(c) or not isinstance(c, Flat):
         return program
     looked = look_up.run(c)
     cut, before = stages.run(looked, rows_first=True), stages.run(looked)

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from einfuse.ir import Cascade, Expr, Fold, Scalar, SpecError, State, const, size
+from einfuse.ir import Cascade, Expr, Scalar, Scan, SpecError, State, const, size
 from einfuse.ir.expr import walk
-from einfuse.ir.passes import chunk, resume
+from einfuse.ir.passes import resume
 from einfuse.ir.passes.resume import Resumed
-from einfuse.ir.rewrite import expressions
 from einfuse.runtime import binding
 from einfuse.runtime.apart import apart
 from einfuse.runtime.binding import extent_of
@@ -37,10 +36,10 @@ def advance(
     kwargs: Mapping[str, torch.Tensor | Scalar],
 ) -> tuple[Output, States | PartialState]:
     """The outputs for the next points, and the states after them; ``state`` None: these are the first."""
-    if chunk.scan_of(attention.cascade) is not None:
+    if isinstance(attention.cascade, Scan):
         if isinstance(state, PartialState):
             raise TypeError(f"{attention.name} is a scan: its state is a tuple of tensors, found a PartialState")
-        return _scanned(attention, state, args, kwargs)
+        return _scanned(attention, attention.cascade, state, args, kwargs)
     if state is not None and not isinstance(state, PartialState):
         raise TypeError(f"{attention.name} goes on from a PartialState of its own, found {type(state).__name__}")
     _positionless(attention.cascade, attention.split.rank)
@@ -77,46 +76,48 @@ def _positionless(cascade: Cascade, rank: str) -> None:
         return any(uses(a, e.op == "load" and a.op == "index") for a in e.args)
 
     for x in cascade.body:
-        for y in (x, *x.body) if isinstance(x, Fold) else (x,):
-            if extent.op == "size" and any(x == extent for e in expressions(y) for x in walk(e)):
+        for y in dict.fromkeys((x, *x.lines)):  # a fold has expressions of its own
+            if extent.op == "size" and any(x == extent for e in y.expressions for x in walk(e)):
                 raise SpecError(
                     f"{cascade.name} depends on the number of points along `{rank}`, which grows with every step",
                     y.loc,
                     "give the number as a parameter",
                 )
-            if any(uses(e) for e in expressions(y)):
+            if any(uses(e) for e in y.expressions):
                 raise SpecError(
                     f"{cascade.name} depends on the position along `{rank}`, which a step does not know",
                     y.loc,
                     "give positions as an input, or use a spec without them",
                 )
-            if how := next((n for e in expressions(y) if (n := apart(e))), None):
+            if how := next((n for e in y.expressions if (n := apart(e))), None):
                 raise SpecError(f"{cascade.name} {how}, which a step does not know", y.loc)
 
 
 # -- scans -----------------------------------------------------------------------------------------------------------------------
 
 
-def resumed(cascade: Cascade) -> Resumed:
+def resumed(cascade: Scan) -> Resumed:
     """The scan from given states. Raises SpecError where it depends on positions, which a step does not know."""
-    scan = chunk.scan_of(cascade)
-    assert scan is not None, "only a scan is resumed"
-    _positionless(cascade, scan.rank)
+    _positionless(cascade, cascade.fold.rank)
     return resume.run(cascade)
 
 
 def _scanned(
-    attention: Attention, state: States | None, args: tuple[torch.Tensor, ...], kwargs: Mapping[str, torch.Tensor | Scalar]
+    attention: Attention,
+    scan: Scan,
+    state: States | None,
+    args: tuple[torch.Tensor, ...],
+    kwargs: Mapping[str, torch.Tensor | Scalar],
 ) -> tuple[Output, States]:
     from einfuse.runtime.attention import Attention as Compiled
 
-    found = resumed(attention.cascade)
+    found = resumed(scan)
     cascade, states = found.cascade, found.states
     if attention.resumed is None:
         attention.resumed = apart(lambda: Compiled(cascade, attention.backend, attention.strict, inner=True))
-    call = Given.called(attention.cascade, args, kwargs)  # the states are wider than these, also where autocast is on
+    call = Given.called(scan, args, kwargs)  # the states are wider than these, also where autocast is on
     if state is None:
-        state = _first(attention.cascade, states, call.tensors)
+        state = _first(scan, states, call.tensors)
     if len(state) != len(states):
         raise ValueError(f"{attention.name} has {len(states)} states, found {len(state)}")
     outs = attention.resumed(**call.inputs, **dict(zip(found.before, state, strict=True)))
@@ -126,14 +127,12 @@ def _scanned(
     return (public[0] if len(public) == 1 else public), tuple(named[y.target] for y in states)
 
 
-def _first(cascade: Cascade, states: tuple[State, ...], tensors: Mapping[str, torch.Tensor]) -> States:
+def _first(cascade: Scan, states: tuple[State, ...], tensors: Mapping[str, torch.Tensor]) -> States:
     """What the scan starts from."""
-    scan = chunk.scan_of(cascade)
-    assert scan is not None, "only a scan is resumed"
     sizes: Mapping[str, int] = binding.sizes(cascade, tensors)  # type: ignore[assignment]
     wide, device = accumulation(tensors.values()), next(iter(tensors.values())).device
     out = []
-    for y in (x for x in scan.body if isinstance(x, State)):
+    for y in cascade.fold.states:
         init = y.init or const(0.0)
         if init.op != "const":
             raise SpecError(f"{y.target} starts from an input: pass its first value as the state", y.loc)

@@ -11,8 +11,7 @@ from einfuse.codegen.cost import Cost, cost
 from einfuse.codegen.plan import Fold, plain, table_ranks
 from einfuse.codegen.scan import ScanPlan, ladder, team
 from einfuse.codegen.scan import lower as lower_scan
-from einfuse.ir import Cascade, EinfuseError, Einsum, SpecError
-from einfuse.ir.passes.chunk import scan_of
+from einfuse.ir import Cascade, EinfuseError, Scan, SpecError
 from einfuse.ir.passes.kernels import kernels
 from einfuse.runtime import derived
 from einfuse.runtime.picture import picture
@@ -35,7 +34,7 @@ def plans(cascade: Cascade, dtype: Storage = "f32") -> list[KernelPlan | ScanPla
         storage = {t.name: dtype if t.name in narrow and t.dtype == "float" else kinds[t.dtype] for t in made.inputs}
         storage |= dict.fromkeys(made.outs, dtype)
         widths = {r.size: TILE for r in made.ranks if r.kind == "feature" and isinstance(r.size, str)}
-        scan = scan_of(kernel) is not None
+        scan = isinstance(kernel, Scan)
         out.append(lower_scan(made, storage, widths) if scan else lower(made, storage, widths))
     return out
 
@@ -74,7 +73,7 @@ def _shapes(kernel: Cascade, sizes: Mapping[str, int]) -> dict[str, tuple[int, .
     """The shape of every tensor that a kernel reads or writes."""
     found = {t.name: tuple(int(evaluate(a, sizes)) for a in t.axes) for t in kernel.inputs if not t.param}
     ranks = {r.name: r.size if isinstance(r.size, int) else sizes[r.size] for r in kernel.ranks}
-    written = {x.target: x.ranks for x in kernel.body if isinstance(x, Einsum)}
+    written = {x.target: x.ranks for x in kernel.einsums}
     return found | {o: tuple(ranks[r] for r in (*kernel.over, *written[o])) for o in kernel.outs if o in written}
 
 

@@ -22,7 +22,6 @@ import torch
 
 from einfuse.ir import Cascade, SpecError
 from einfuse.ir.expr import index, reads, size
-from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes import lift, routed, split, through
 from einfuse.ir.ranking import members
 from einfuse.runtime import cache, routing
@@ -381,5 +380,5 @@ def _of_rows(cascade: Cascade) -> bool:
 
 def _axes(cascade: Cascade, rows: str) -> dict[str, int]:
     """The axis of the rows of every output that has them, behind the one axis of groups."""
-    bodies = {x.target: x.ranks for x in cascade.body if isinstance(x, Einsum)}
+    bodies = {x.target: x.ranks for x in cascade.einsums}
     return {n: 1 + bodies[n].index(rows) for n in cascade.outs}

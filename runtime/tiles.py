@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from einfuse.ir import FUNCTIONS, Cascade, Expr, Fold, Scalar
-from einfuse.ir.nodes import Einsum, Range
+from einfuse.ir import FUNCTIONS, Cascade, Expr, Scalar
+from einfuse.ir.nodes import Range
 from einfuse.runtime import cache, derived
 from einfuse.runtime.backends import Tilings
 from einfuse.runtime.binding import extent_of
@@ -73,7 +73,7 @@ def _value(e: Expr, known: Mapping[str, Scalar]) -> Scalar:
 def loops(cascade: Cascade, block: int, step: int, strict: bool) -> Loops | None:
     """The loops of a cascade at a tiling; None where the bounds of any are not told by the tile, sizes and host numbers alone."""
     scheduled = derived.scheduled(cascade, block, step, strict)
-    folds = [x for x in scheduled.body if isinstance(x, Fold)]
+    folds = scheduled.folds
     numbers = {t.name for t in cascade.inputs if t.param}
     bounds = [e for f in folds for r in f.ranges for e in (r.lo, r.full_lo, r.full_hi, r.hi)]
     if not scheduled.tile or any(f.tabulated for f in folds) or any(not _told(e, numbers) for e in bounds):
@@ -154,7 +154,7 @@ def small(cascade: Cascade, tiling: tuple[int, int], sizes: Mapping[str, int]) -
 
 def masked(cascade: Cascade) -> bool:
     """Whether any statement has a condition of its own."""
-    return any(isinstance(x, Einsum) and x.mask is not None for x in cascade.body)
+    return any(x.mask is not None for x in cascade.einsums)
 
 
 def rounded(sizes: Mapping[str, int]) -> dict[str, int]:

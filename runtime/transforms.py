@@ -25,8 +25,8 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from einfuse.ir import SpecError
-from einfuse.ir.passes import chunk, tangent
+from einfuse.ir import Flat, SpecError
+from einfuse.ir.passes import tangent
 from einfuse.runtime import ops, vmap
 from einfuse.runtime.apart import apart, transformed
 from einfuse.runtime.higher import longer
@@ -118,7 +118,7 @@ def tangent_of(spec: str, backend: str, strict: bool, wide: bool, along: tuple[s
     from einfuse.runtime.attention import Attention
 
     cascade = Call(spec, backend, strict, wide, None, None).cascade
-    if chunk.scan_of(cascade) is not None:
+    if not isinstance(cascade, Flat):
         return None
 
     def derived() -> Attention | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from einfuse.ir import Cascade, Expr, Fold
+from einfuse.ir import Cascade, Expr, Flat
 from einfuse.ir import expr as ex
 from einfuse.ir.digits import related
 from einfuse.ir.groups import CARRIED, LOADED, Groups, grouped
@@ -47,7 +47,7 @@ class Chosen:
     """What the lists follow from: cascade, tiling, device, sizes and numbers."""
 
     @property
-    def cascade(self) -> Cascade:
+    def cascade(self) -> Flat:
         return self.made.cascade
 
     def __str__(self) -> str:
@@ -119,7 +119,7 @@ class Walks:
         scheduled = derived.scheduled(cascade, *tiling, self.strict)
         ((_, block),) = scheduled.tile
         work = [0.0]
-        for fold in (x for x in scheduled.body if isinstance(x, Fold)):
+        for fold in scheduled.folds:
             told = ex.conjunction(*(p for p in ex.conjuncts(fold.mask) if ex.reads(p) <= given.numbers.keys()))
             found = fold_tiles(
                 scheduled, replace(fold, mask=told or ex.TRUE), given

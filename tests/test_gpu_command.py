@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import einfuse
-from einfuse.codegen.plan import Fold
 from einfuse.runtime.inside import launched
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -122,7 +121,7 @@ def test_a_forced_tiling_is_the_one_that_is_launched(parts: Any) -> None:
     for name, way in (("causal", ways.forward), ("causal_rows", ways.rows), ("causal_columns_j", ways.columns)):
         plan, text = found[name].plan, found[name].source
         assert plan.tile.block == way.tile
-        assert {s.step for s in plan.steps if isinstance(s, Fold)} == {way.step}
+        assert {s.step for s in plan.folds} == {way.step}
         assert f'"num_warps": {way.warps}, "num_stages": {way.stages}' in text
         assert ("TensorDescriptor" in text) == way.descriptors
 

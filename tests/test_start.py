@@ -46,7 +46,7 @@ from einfuse.codegen.plan import plain
 from einfuse.codegen.scan import ladder, team
 from einfuse.ir.passes import pipeline
 from einfuse.ir.passes.kernels import kernels
-from einfuse.ir.passes.chunk import scan_of
+from einfuse.ir import Scan
 from einfuse.runtime.specs import library
 
 STORAGE = {"float": "f32", "int": "i64", "bool": "bool"}
@@ -59,7 +59,7 @@ for cascade in cascades[::12]:
         made = pipeline.run(kernel)
         storage = {t.name: STORAGE[t.dtype] for t in made.inputs} | dict.fromkeys(made.outs, "f32")
         static = {r.size: 64 for r in made.ranks if r.kind == "feature" and isinstance(r.size, str)}
-        if scan_of(kernel) is None:
+        if not isinstance(kernel, Scan):
             plan = lower(made, storage, static)
             sources = [cpu.emit(plain(plan)), triton.emit(hold(plan, {}))]
         else:

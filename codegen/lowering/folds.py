@@ -20,8 +20,8 @@ from einfuse.ir.statements import lets
 def fold(e: Expressions, f: Fold) -> kp.Fold:
     """The loop of ``f``; what it hoists stands in the open region. Its states are defined from here on."""
     blocks = e.blocks
-    states = [y for y in f.body if isinstance(y, State)]
-    looped = {x.rank for x in e.cascade.body if isinstance(x, Fold)}
+    states = f.states
+    looped = {x.rank for x in e.cascade.folds}
     assert not any(looped & set(y.ranks) for y in states), "canonicalise refuses what is held along a loop"
     for y in states:
         e.define(y.target, y.ranks, Value(blocks.fresh(y.target), blocks.dims(y.ranks), "float"))
@@ -76,7 +76,7 @@ def _table_ranks(e: Expressions, f: Fold) -> tuple[str, ...]:
     """The ambient ranks that the live blocks of a tabulated fold depend on: folds over a rank share one table."""
     if not f.tabulated:
         return ()
-    masks = [x.mask for x in e.cascade.body if isinstance(x, Fold) and x.rank == f.rank and x.tabulated]
+    masks = [x.mask for x in e.cascade.folds if x.rank == f.rank and x.tabulated]
     shared = set().union(*map(indices, masks))
     return tuple(r for r in e.cascade.over if r in shared)
 

@@ -11,6 +11,7 @@ From the whole to its parts: this file, `lowering.folds`, `lowering.states` and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import assert_never
 
 from einfuse.codegen import plan as kp
 from einfuse.codegen.lowering.arguments import arguments
@@ -19,7 +20,7 @@ from einfuse.codegen.lowering.expressions import Expressions
 from einfuse.codegen.lowering.folds import fold
 from einfuse.codegen.lowering.sizes import Sizes
 from einfuse.codegen.lowering.statements import einsum
-from einfuse.ir import Cascade, Einsum, Fold, State
+from einfuse.ir import Cascade, Einsum, Fold
 from einfuse.ir.text import show_body
 
 Steps = tuple[kp.Region | kp.Fold, ...]
@@ -54,7 +55,7 @@ def lower(cascade: Cascade, storage: Mapping[str, kp.Storage], sizes: Mapping[st
 def _order(cascade: Cascade, features: tuple[str, ...]) -> tuple[str, ...]:
     """The ranks in the order of `KernelPlan.order`: the tile, folds, features."""
     tile = tuple(rank for rank, _ in cascade.tile[:1])
-    folds = tuple(dict.fromkeys(x.rank for x in cascade.body if isinstance(x, Fold)))
+    folds = tuple(dict.fromkeys(x.rank for x in cascade.folds))
     return tile + tuple(f for f in folds if f not in tile) + features
 
 
@@ -63,13 +64,16 @@ def _steps(e: Expressions) -> Steps:
     region = e.blocks.scope
     steps: list[kp.Region | kp.Fold] = []
     for x in e.cascade.body:
-        if isinstance(x, Fold):
-            loop = fold(e, x)
-            steps += [tuple(region.ops), loop]  # what the loop hoisted comes before it
-            region.ops = []
-        else:
-            _statement(e, x)
-    states = {y.target for x in e.cascade.body if isinstance(x, Fold) for y in x.body if isinstance(y, State)}
+        match x:
+            case Fold():
+                loop = fold(e, x)
+                steps += [tuple(region.ops), loop]  # what the loop hoisted comes before it
+                region.ops = []
+            case Einsum():
+                _statement(e, x)
+            case _:
+                assert_never(x)
+    states = {y.target for x in e.cascade.folds for y in x.states}
     for name in e.cascade.outs:
         if name in states:
             e.store(name, e.env[name])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from einfuse.codegen.lowering.expressions import Expressions
 from einfuse.codegen.lowering.statements import signed
 from einfuse.codegen.plan import Value
-from einfuse.ir import Einsum, Expr, Fold, State, call, conjunction, size
+from einfuse.ir import Expr, Fold, State, call, conjunction, size
 from einfuse.ir import index as coordinate
 from einfuse.ir.expr import LEAVES, TRUE, indices, names, reads, substitute, walk
 from einfuse.ir.projection import diagonal, projection
@@ -59,8 +59,8 @@ def finite(e: Expressions, f: Fold, x: Expr, value: Value) -> Value:
 def referring(e: Expressions, f: Fold, x: Expr, raw: Mapping[str, Value], op: str = "load") -> Expr:
     """``x`` with its largest parts that are of a row alone, such as ``max(m, 0)``, as references: of the largest value as it is, and 0
     where that may be no number. ``raw`` tells statements as they are, whose values ``x`` reads by ``op``."""
-    states = {y.target for y in f.body if isinstance(y, State) and y.reducer.extreme}
-    columns = {y.target for y in f.body if isinstance(y, Einsum) and f.rank in y.ranks}
+    states = {y.target for y in f.states if y.reducer.extreme}
+    columns = {y.target for y in f.einsums if f.rank in y.ranks}
     other = {"load": "new", "new": "load"}[op]
 
     def whole(part: Expr) -> Expr | None:
@@ -164,7 +164,7 @@ def _carried(e: Expressions, y: State, at: Block) -> Value:
 def _before(e: Expressions, carry: Expr, at: Block) -> dict[str, Value]:
     """What statements stood for before this block: old states, and lets of them, which are finite."""
     scalars = lets(at.fold)
-    known = [z for z in at.fold.body if isinstance(z, Einsum) and z.target in scalars]
+    known = [z for z in at.fold.einsums if z.target in scalars]
     moving = reads(carry) | names(carry, "new")
     for z in reversed(known):  # a let may be made of other lets
         if z.target in moving:

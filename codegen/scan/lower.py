@@ -27,8 +27,7 @@ def lower(cascade: Cascade, storage: Mapping[str, kp.Storage], sizes: Mapping[st
     ``storage`` gives the storage dtype of every input tensor and output; ``sizes`` at least the sizes of the feature ranks, which
     become constants of the kernel. Raises SpecError.
     """
-    (f,) = cascade.body
-    assert isinstance(f, Fold), "a blocked scan is one fold"
+    (f,) = cascade.folds
     known = Sizes(cascade, sizes)
     order = (f.rank, *f.aligned, *known.features)
     e = PairExpressions(cascade, known, ScanBlocks(order, {t.name for t in cascade.inputs}, fold=f))
@@ -61,7 +60,7 @@ def lower(cascade: Cascade, storage: Mapping[str, kp.Storage], sizes: Mapping[st
 def _regions(e: PairExpressions, f: Fold) -> tuple[Region, Region, Region, tuple[State, ...]]:
     """What is done once before the blocks, for each of them, and once after them, less what nothing needs; and the states."""
     blocks, outs = e.blocks, e.cascade.outs
-    states = [y for y in f.body if isinstance(y, IrState)]
+    states = f.states
     inits = [shaped(e, e.value(y.init, env={}) if y.init is not None else blocks.const(0.0), y) for y in states]
     olds = {y.target: Value(blocks.fresh(y.target), blocks.dims(y.ranks), "float") for y in states}
     for y in states:

@@ -11,27 +11,27 @@ from __future__ import annotations
 from dataclasses import replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, State
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold
 
 
 def guarded(cascade: Cascade, scan: Fold) -> Fold:
     """The scan whose statements read no float where the conditions of all their readers leave them out."""
     asked = _conditions(cascade, scan)
-    return replace(scan, body=tuple(_guarded(scan, x, asked) if isinstance(x, Einsum) else x for x in scan.body))
+    return scan.mapped(lambda x: _guarded(scan, x, asked))
 
 
 def _conditions(cascade: Cascade, scan: Fold) -> dict[str, set[Expr]]:
     """Of every statement, conditions without which its value at a point plays no part."""
     kinds = {t.name: t.dtype for t in cascade.inputs}
-    ranks = {x.target: x.ranks for x in scan.body if isinstance(x, Einsum)}
+    ranks = {x.target: x.ranks for x in scan.einsums}
     asked: dict[str, set[Expr]] = {n: set() for n in ranks if n in cascade.outs}
 
     def usable(e: Expr) -> bool:
         return ex.indices(e) <= {scan.rank, *cascade.over} and all(kinds.get(n) in ("int", "bool") for n in ex.reads(e))
 
     for y in reversed(scan.body):
-        outside = asked.get(y.target, set()) if isinstance(y, Einsum) else set()
-        own = ex.conjuncts(y.mask) if isinstance(y, Einsum) else ()
+        outside = asked.get(y.target, set())  # of a state: nobody asks for less than all
+        own = ex.conjuncts(y.mask)
         for load, guards in ex.guarded(y.map):
             if load.name not in ranks:
                 continue
@@ -46,7 +46,7 @@ def _guarded(scan: Fold, x: Einsum, asked: dict[str, set[Expr]]) -> Einsum:
     whole = ex.conjunction(*conditions)
     if whole is None:
         return x
-    states = {y.target for y in scan.body if isinstance(y, State)}
+    states = {y.target for y in scan.states}
 
     def only(e: Expr) -> Expr | None:
         moving = e.op == "load" and e.name not in states and scan.rank in ex.indices(e)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Tensor
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Flat, Tensor
 from einfuse.ir.order import by_level
 from einfuse.ir.passes import stages
 from einfuse.ir.rewrite import reading, with_used_ranks
@@ -63,7 +63,7 @@ class Kernels:
     ``products`` are the adjoints that pairs look up (`passes.look_up`).
     """
 
-    cascade: Cascade
+    cascade: Flat
     einsums: Mapping[str, Einsum]
     adjoints: Sequence[Einsum]
     folded: Collection[str]
@@ -131,7 +131,7 @@ class Kernels:
     def _features(self, x: Einsum) -> bool:
         return any(not self.cascade.rank(r).is_sequence for r in x.ranks)
 
-    def _cascade(self, suffix: str, body: list[Einsum], given: list[Einsum], outs: list[str]) -> Cascade:
+    def _cascade(self, suffix: str, body: list[Einsum], given: list[Einsum], outs: list[str]) -> Flat:
         """A cascade with the ``given`` statements as inputs, and of ``body`` only what ``outs`` need."""
         c = self.cascade
         sizes = {r.name: ex.size(r.size) for r in c.ranks}

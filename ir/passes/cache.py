@@ -23,9 +23,9 @@ from typing import Never
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Rank, Tensor
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Flat, Rank, Tensor
 from einfuse.ir.passes.pack import batch_of
-from einfuse.ir.rewrite import expressions, fresh, taken
+from einfuse.ir.rewrite import flat, fresh, taken
 from einfuse.ir.span import Span
 
 
@@ -38,7 +38,7 @@ class Cached:
     ``page`` and ``length`` are the inputs that say where the tokens of a sequence are, and how many.
     """
 
-    cascade: Cascade
+    cascade: Flat
     batch: Rank
     rows: Rank
     keys: str
@@ -53,24 +53,26 @@ def run(cascade: Cascade, slots: bool = False, keys: str = "") -> Cached:
 
     Raises SpecError where it has no such form, with the statement and the reason.
     """
-    return Cacher(cascade, slots, keys).run()
+    return Cacher(as_built(cascade), slots, keys).run()
+
+
+def as_built(cascade: Cascade) -> Flat:
+    """The cascade of keys that a cache can hold. Raises SpecError for a scan."""
+    reason = "a scan has states, and reads no token again"
+    return flat(cascade, f"{cascade.name} cannot read its keys from a cache: {reason}")
 
 
 @dataclass
 class Cacher:
     """Makes the form from a cache of a cascade. `items` gives other meanings to a row, to the sequence it is of, and to its length."""
 
-    c: Cascade
+    c: Flat
     slots: bool
     wanted: str
     keys: str = field(init=False)
     rows: Rank = field(init=False)
 
     def __post_init__(self) -> None:
-        for x in self.c.body:
-            if not isinstance(x, Einsum):
-                self.refuse("a scan has states, and reads no token again", x.loc)
-        self.einsums = [x for x in self.c.body if isinstance(x, Einsum)]
         self.batch = batch_of(self.c)
         self.keys = self._size("key", self.wanted or "Nk")
         queries = self._size("query", "Nq")
@@ -81,10 +83,10 @@ class Cacher:
         for r in self.c.ranks:
             if r.kind == "query" and r.extent is not None and queries in ex.sizes(r.extent):
                 self.refuse(f"{r.name} counts all rows of {self.rows.name}, and a call has the last ones", r.loc)
-        self.ranks = {x.target: x.ranks for x in self.einsums}
+        self.ranks = {x.target: x.ranks for x in self.c.body}
         if self.c.places:
             self.refuse("its outputs do not lie at their own coordinates", self.c.loc)
-        for x in self.einsums:
+        for x in self.c.body:
             if x.target in self.c.outs and self.rows.name not in x.ranks:
                 self.refuse(f"the output {x.target} has no row of {self.rows.name}", x.loc)
 
@@ -133,7 +135,7 @@ class Cacher:
             name=f"{c.name}_cached",
             ranks=ranks,
             inputs=(*map(self._input, c.inputs), *lists),
-            body=tuple(map(self._statement, self.einsums)),
+            body=tuple(map(self._statement, self.c.body)),
         )
         rows = whole.rank(self.rows.name)
         return Cached(whole, self.batch, rows, self.keys, self.held, self.own, self.page, self.length)
@@ -164,8 +166,8 @@ class Cacher:
         )
 
     def _reads(self, name: str) -> Iterator[tuple[Einsum, Expr]]:
-        for x in self.einsums:
-            for y in expressions(x):
+        for x in self.c.body:
+            for y in x.expressions:
                 yield from ((x, e) for e in ex.walk(y) if e.op in ("load", "in") and e.name == name)
 
     def axis(self, name: str) -> int:

@@ -24,7 +24,7 @@ from einfuse.ir import expr as ex
 from einfuse.ir.definitions import Definitions
 from einfuse.ir.errors import SpecError
 from einfuse.ir.nested import nested
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Statement
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Flat
 from einfuse.ir.passes import infer_space, relocate
 from einfuse.ir.reducers import Reducer
 from einfuse.ir.rewrite import prune
@@ -34,23 +34,22 @@ def fold_ranks(cascade: Cascade) -> tuple[str, ...]:
     """The sequence ranks (no feature, not ambient) that some statement reduces over, in order of first reduction; and those that an
     output has beside the one that programs own."""
     whole = {r.name for r in cascade.ranks if not r.is_sequence} | set(cascade.over)
-    over = [r for x in cascade.body for r in (x.over if isinstance(x, Einsum) else (x.rank,)) if r not in whole]
-    for x in cascade.body:
-        rows = [r for r in x.ranks if r not in (*whole, *over)] if isinstance(x, Einsum) and x.target in cascade.outs else []
+    over = [r for x in cascade.body for r in x.over if r not in whole]
+    for x in cascade.einsums:
+        rows = [r for r in x.ranks if r not in (*whole, *over)] if x.target in cascade.outs else []
         over += rows[1:]
     return tuple(dict.fromkeys(over))
 
 
-def run(cascade: Cascade) -> Cascade:
-    """Requires a cascade without folds; infers spaces itself."""
+def run(cascade: Flat) -> Flat:
+    """Infers spaces itself."""
     cascade = relocate.run(infer_space.run(cascade))
     folded = set(fold_ranks(cascade))
     sequence = {r.name for r in cascade.ranks if r.is_sequence} - set(cascade.over)
     statistics: set[str] = set()  # reductions over a folded rank and what is computed from them
     inlined = Definitions()
-    body: list[Statement] = []
+    body: list[Einsum] = []
     for x in cascade.body:
-        assert not isinstance(x, Fold), "canonicalise runs before folds exist"
         x = replace(x, map=inlined.into(x.map), mask=None if x.mask is None else inlined.into(x.mask))
         if folded & set(x.over) or (ex.reads(x.map) | ex.reads(x.mask)) & statistics:
             statistics.add(x.target)
@@ -60,15 +59,15 @@ def run(cascade: Cascade) -> Cascade:
         else:
             body.append(x)
     features = {r.name for r in cascade.ranks if not r.is_sequence} - set(cascade.over)
-    pairs = {x.target for x in body if isinstance(x, Einsum) and folded & set(x.ranks)}
+    pairs = {x.target for x in body if folded & set(x.ranks)}
     body = [_unmasked(x, features, pairs, folded, cascade.outs) for x in body]
-    taken = {t.name for t in cascade.inputs} | {x.target for x in cascade.body if isinstance(x, Einsum)}
-    out = prune(replace(cascade, body=tuple(y for x in body if isinstance(x, Einsum) for y in nested(cascade, x, taken))))
+    taken = {t.name for t in cascade.inputs} | {x.target for x in cascade.body}
+    out = prune(replace(cascade, body=tuple(y for x in body for y in nested(cascade, x, taken))))
     _held(out)
     return cascade if out == cascade else out
 
 
-def _held(cascade: Cascade) -> None:
+def _held(cascade: Flat) -> None:
     """Raises SpecError for a reduction over positions whose value a kernel would have to hold for all pairs of two other ranks.
 
     A program holds rows of the rank that it owns; another rank beside it has to be of a known size, and no loop may go along it.
@@ -76,7 +75,6 @@ def _held(cascade: Cascade) -> None:
     sequence = {r.name: r for r in cascade.ranks if r.is_sequence and r.name not in cascade.over}
     looped = set(fold_ranks(cascade))
     for x in cascade.body:
-        assert isinstance(x, Einsum), "canonicalise runs before folds exist"
         reduced = [r for r in x.over if r in sequence]
         kept = [sequence[r] for r in x.ranks if r in sequence]
         if not reduced or len(kept) < 2:
@@ -91,10 +89,9 @@ def _held(cascade: Cascade) -> None:
             )
 
 
-def _unmasked(x: Statement, features: set[str], pairs: set[str], folded: set[str], outs: tuple[str, ...]) -> Statement:
+def _unmasked(x: Einsum, features: set[str], pairs: set[str], folded: set[str], outs: tuple[str, ...]) -> Einsum:
     """A statement whose condition mentions neither features nor computed pairs: of a reduction, and of an output that a fold makes, those
     that do are choices of its map; what a fold computes on the way needs none, as what reads it has the condition too."""
-    assert isinstance(x, Einsum), "canonicalise runs before folds exist"
     made = bool(x.red) or (x.target in outs and bool(folded & set(x.ranks)))
     of_features = [p for p in ex.conjuncts(x.mask) if ex.indices(p) & features] if made else []
     of_pairs = [p for p in ex.conjuncts(x.mask) if ex.reads(p) & pairs]

@@ -19,9 +19,9 @@ from einfuse.ir import expr as ex
 from einfuse.ir.definitions import Definitions
 from einfuse.ir.errors import SpecError
 from einfuse.ir.extents import most_of, not_negative, span_of
-from einfuse.ir.nodes import Cascade, DType, Einsum, Expr, Fold, Statement, Tensor
+from einfuse.ir.nodes import Cascade, DType, Einsum, Expr, Flat, Tensor
 from einfuse.ir.passes import lift, stages
-from einfuse.ir.rewrite import expressions, fresh, lists, map_expressions, prune, reading, statements, taken, types_of
+from einfuse.ir.rewrite import flat, fresh, lists, map_expressions, prune, reading, statements, taken, types_of
 from einfuse.ir.spaces import inferred
 
 
@@ -34,7 +34,7 @@ class Scores:
     ``kept`` is what the values are called where a later step reads them.
     """
 
-    cascade: Cascade
+    cascade: Flat
     target: str
     value: str
     exists: str | None
@@ -63,13 +63,13 @@ class Scores:
     @property
     def where(self) -> Expr | None:
         """The condition of the points that exist, where coordinates, sizes and numbers tell it."""
-        found = next((x for x in self.cascade.body if isinstance(x, Einsum) and x.target == self.exists), None)
+        found = next((x for x in self.cascade.body if x.target == self.exists), None)
         if found is None or found.map.op != "select" or ex.reads(found.map.args[0]) - self._numbers:
             return None
         return found.map.args[0]
 
     @property
-    def computed(self) -> Cascade:
+    def computed(self) -> Flat:
         """What kernels compute of the cascade: not which points exist, where that is told without them."""
         return self.cascade if self.where is None else prune(replace(self.cascade, outs=(self.value,)))
 
@@ -103,10 +103,10 @@ class Chosen:
     """The steps in order, each of which makes one tensor, and the cascade that reads them and gives all outputs but lists."""
 
     steps: tuple[Step, ...]
-    rest: Cascade
+    rest: Flat
 
     @property
-    def listed(self) -> Cascade | None:
+    def listed(self) -> Flat | None:
         """The rest with lists in place of their tables; None where it reads none that has a span without its entries."""
         tables = {x.name: x for x in self.steps if isinstance(x, Table)}
         mine = [tables[t.name] for t in self.rest.inputs if t.name in tables]
@@ -126,23 +126,19 @@ class Chosen:
 
 def chooses(c: Cascade) -> bool:
     """Are some coordinates of the cascade data that it makes, or looks into?"""
-    return any(x.reducer.chooses for x in statements(c) if isinstance(x, Einsum)) or bool(lists(c))
+    return any(x.reducer.chooses for x in statements(c)) or bool(lists(c))
 
 
 def run(cascade: Cascade) -> Chosen | None:
     """None for a cascade that chooses nothing. Raises SpecError for a scan."""
     if not chooses(cascade):
         return None
-    fold = next((x for x in cascade.body if isinstance(x, Fold)), None)
-    if fold is not None:
-        raise SpecError(
-            "a scan and a choice of coordinates cannot stand in one attention yet", fold.loc or cascade.loc, "make two of them"
-        )
-    return _Cut(inferred(cascade)).run()
+    refused = "a scan and a choice of coordinates cannot stand in one attention yet"
+    return _Cut(inferred(flat(cascade, refused, "make two of them"))).run()
 
 
 class _Cut:
-    def __init__(self, c: Cascade) -> None:
+    def __init__(self, c: Flat) -> None:
         self.c = c
         self.taken = taken(c)
         self.types = types_of(c)
@@ -154,7 +150,6 @@ class _Cut:
     def run(self) -> Chosen:
         looked_into = lists(self.c)
         for x in self.c.body:
-            assert isinstance(x, Einsum), "a scan was refused"
             if x.reducer.chooses:
                 self._list(x, x.ranks[:-1] if x.reducer.slots else x.ranks, x.over)
             elif x.target in looked_into:
@@ -172,10 +167,10 @@ class _Cut:
             tuple(replace(x, kept=None) if isinstance(x, Scores) and x.kept not in read else x for x in self.steps), rest
         )
 
-    def _apart(self, rest: Cascade) -> Cascade:
+    def _apart(self, rest: Flat) -> Flat:
         """The rest with ranks that it holds as ambient ones where each of their points is a problem of its own and reads the same lists."""
         lists = {*self.made, *(t.name for t in self.tables.values())}
-        listed = [e for x in statements(rest) for y in expressions(x) for e in ex.walk(y) if e.op == "load" and e.name in lists]
+        listed = [e for x in statements(rest) for y in x.expressions for e in ex.walk(y) if e.op == "load" and e.name in lists]
         for r in rest.ranks:
             if not r.is_sequence and not any(r.name in ex.indices(e) for e in listed):
                 cut = lift.run(rest, r.name)
@@ -206,20 +201,18 @@ class _Cut:
         if kept is not None:
             self.ranked[kept] = self.c.over
 
-    def _part(self, more: Sequence[Einsum], outs: tuple[str, ...], name: str, made: Mapping[str, tuple[str, ...]]) -> Cascade:
+    def _part(self, more: Sequence[Einsum], outs: tuple[str, ...], name: str, made: Mapping[str, tuple[str, ...]]) -> Flat:
         """What outputs need of the cascade and of ``more`` statements, with what was ``made`` before and tables as inputs."""
-        kept: list[Statement] = [
-            x for x in self.c.body if isinstance(x, Einsum) and (not x.reducer.chooses or x.target in self.made)
-        ]
+        kept = [x for x in self.c.body if not x.reducer.chooses or x.target in self.made]
         c = reading(replace(self.c, body=(*kept, *more)), made, outs, name)
         c = map_expressions(c, lambda e: ex.substitute(e, lambda y: self._looked_up(y, c)))
         c = _filled_in(c, self.types)
-        used = {n for x in statements(c) for e in expressions(x) for n in ex.reads(e)}
+        used = {n for x in statements(c) for e in x.expressions for n in ex.reads(e)}
         tables = {t.name: t for t in self.tables.values() if t.name in used}
         inputs = (*(t for t in c.inputs if t.name in used), *(self._tensor(t) for t in tables.values()))
         return stages.complete(replace(c, inputs=inputs), self.c)
 
-    def _looked_up(self, e: Expr, c: Cascade) -> Expr | None:
+    def _looked_up(self, e: Expr, c: Flat) -> Expr | None:
         """``element in list[prefix]`` as a read of the list's table."""
         if e.op != "in":
             return None
@@ -247,7 +240,7 @@ class _Cut:
     def _slots(self, name: str) -> Expr:
         """The number of slots of a list."""
         for x in self.c.body:
-            if isinstance(x, Einsum) and x.target == name:
+            if x.target == name:
                 return ex.size(self.c.rank(x.ranks[-1]).size)
         return self.c.input(name).axes[-1]
 
@@ -255,20 +248,19 @@ class _Cut:
         last = ex.size(table.span) if isinstance(table.span, str) else table.span
         if table.source not in self.made:
             return Tensor(table.name, (*self.c.input(table.source).axes[:-1], last), "bool", made=table.paired)
-        x = next(x for x in self.c.body if isinstance(x, Einsum) and x.target == table.source)
+        x = next(x for x in self.c.body if x.target == table.source)
         axes = (ex.size(self.c.rank(r).size) for r in (*self.c.over, *x.ranks[:-1]))
         return Tensor(table.name, (*axes, last), "bool", made=table.paired)
 
 
-def _filled_in(c: Cascade, types: Mapping[str, DType]) -> Cascade:
+def _filled_in(c: Flat, types: Mapping[str, DType]) -> Flat:
     """Ints and truth values that are made of lists, written out where they are read, so that masks and indices show what they are of.
 
     Where such a statement exists is part of the mask of its readers by now.
     """
     filled = Definitions()
-    body: list[Statement] = []
+    body: list[Einsum] = []
     for x in c.body:
-        assert isinstance(x, Einsum), "asked before folds exist"
         x = replace(x, map=filled.into(x.map), mask=None if x.mask is None else filled.into(x.mask))
         plain = not any(types.get(n, "bool") == "float" for n in ex.reads(x.map))
         if x.red is None and plain and types.get(x.target) in ("int", "bool") and x.target not in c.outs:

@@ -26,7 +26,7 @@ from einfuse.ir.chunks.reads import Read, Reads
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
 from einfuse.ir.nested import nested
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, State
+from einfuse.ir.nodes import Blocked, Einsum, Expr, Fold, Scan, State
 from einfuse.ir.recurrence import NotLinearError, Update, clean, expand, inline, log_decay, update
 from einfuse.ir.rewrite import prune
 
@@ -35,70 +35,56 @@ BLOCK_OF_FEATURES = 16
 """Points of a block: with a decay per feature every pair of points costs an exponential per feature, and other cubes are as large."""
 
 
-def scan_of(cascade: Cascade) -> Fold | None:
-    """The scan of a cascade, if it has one. Raises SpecError for more than one."""
-    found = [x for x in cascade.body if isinstance(x, Fold) and x.sequential]
-    if len(found) > 1:
-        raise SpecError("an attention has at most one scan", found[1].loc, "carry several states in one scan")
-    return found[0] if found else None
-
-
-def run(cascade: Cascade, step: int | None = None) -> Cascade:
-    """The chunked form of the scan of ``cascade``; point by point (step 1) where the recurrence is not linear.
+def run(cascade: Scan, step: int | None = None) -> Blocked:
+    """The chunked form of a scan; point by point (step 1) where the recurrence is not linear.
 
     A scan that comes in blocks (from `reassociate`) says the same in blocks of fewer points.
     """
-    scan = scan_of(cascade)
-    if scan is None:
-        return cascade
-    if scan.step:
-        finer = replace(scan, step=min(step or scan.step, scan.step))
-        return replace(cascade, body=tuple(finer if x is scan else x for x in cascade.body))
-    whole = _whole(cascade, scan)
+    if isinstance(cascade, Blocked):
+        fold = cascade.fold
+        return Blocked.of(cascade, replace(fold, step=min(step or fold.step, fold.step)))
+    whole = _whole(cascade)
     try:
-        return _chunked(whole, scan_of(whole) or scan, step)
+        return _chunked(whole, step)
     except NotLinearError:
-        return replace(whole, body=tuple(replace(x, step=1) if isinstance(x, Fold) else x for x in whole.body))
+        return Blocked.of(whole, replace(whole.fold, step=1))
 
 
-def obstacle(cascade: Cascade) -> str | None:
-    """Why the scan of ``cascade`` has no chunked form; None where it has one, or there is no scan."""
-    scan = scan_of(cascade)
-    if scan is None:
-        return None
-    whole = _whole(cascade, scan)
+def obstacle(cascade: Scan) -> str | None:
+    """Why a scan has no chunked form; None where it has one."""
     try:
-        _chunked(whole, scan_of(whole) or scan, None)
+        _chunked(_whole(cascade), None)
     except NotLinearError as reason:
         return str(reason)
     return None
 
 
-def _whole(cascade: Cascade, scan: Fold) -> Cascade:
+def _whole(cascade: Scan) -> Scan:
     """Every statement inside the scan: those before and after it go along its rank as well."""
-    at = cascade.body.index(scan)
-    states = {y.target for y in scan.body if isinstance(y, State)}
-    for n, x in enumerate(cascade.body):
-        if isinstance(x, Fold):
-            continue
+    scan = cascade.fold
+    before, after = cascade.around(scan)
+    states = {y.target for y in scan.states}
+    for x in (*before, *after):
         if scan.rank in x.over:
             raise SpecError(f"{x.target} reduces over `{scan.rank}`, which a scan of the same attention goes along", x.loc)
-        if n > at and (ex.reads(x.map) & states or scan.rank not in x.ranks):
+        if x in after and (ex.reads(x.map) & states or scan.rank not in x.ranks):
             raise SpecError(
                 f"{x.target} needs the final state, and no kernel runs after the scan", x.loc, "compute it from the output"
             )
-    before, after = cascade.body[:at], cascade.body[at + 1 :]
-    taken = {t.name for t in cascade.inputs} | {x.target for x in (*before, *scan.body, *after) if not isinstance(x, Fold)}
+    lines = (*before, *scan.body, *after)
+    taken = {t.name for t in cascade.inputs} | {x.target for x in lines}
     inside: list[Einsum | State] = []
-    for y in (*before, *scan.body, *after):
-        inside += nested(cascade, y, taken, scan.rank) if isinstance(y, Einsum) else [y]  # type: ignore[list-item]  # the scan is the only fold
-    body = replace(scan, body=tuple(inside))
-    whole = replace(cascade, body=(body,))
-    return prune(replace(whole, body=(guarded(whole, body),)))
+    for y in lines:
+        inside += [y] if isinstance(y, State) else nested(cascade, y, taken, scan.rank)
+    whole = Scan.of(cascade, replace(scan, body=tuple(inside)))
+    whole = Scan.of(whole, guarded(whole, whole.fold))
+    needed = prune(whole)
+    return needed if isinstance(needed, Scan) else whole  # no output needs a state
 
 
-def _chunked(cascade: Cascade, scan: Fold, step: int | None) -> Cascade:
+def _chunked(cascade: Scan, step: int | None) -> Blocked:
     """The cascade of one scan in blocks. Raises NotLinearError."""
+    scan = cascade.fold
     block = Block(cascade, scan)
     reads = _reads(block, scan)
     done: set[str] = set()
@@ -111,13 +97,13 @@ def _chunked(cascade: Cascade, scan: Fold, step: int | None) -> Cascade:
     features = any(d.ranks for d in reads.decays.values())
     chosen = step or (BLOCK_OF_FEATURES if features or _has_cubes(block) else BLOCK)
     fold = replace(scan, body=(*block.ordered(), *states), step=chosen, aligned=(block.other.name,))
-    return prune(replace(cascade, ranks=block.ranks, body=(fold,)))
+    return prune(Blocked.of(replace(cascade, ranks=block.ranks), fold))
 
 
 def _reads(block: Block, scan: Fold) -> Reads:
     """The states of a scan with what their updates are, and the decays of those that keep anything added up."""
-    states = {y.target: y for y in scan.body if isinstance(y, State)}
-    pointwise = {y.target: y for y in scan.body if isinstance(y, Einsum) and y.red is None}
+    states = {y.target: y for y in scan.states}
+    pointwise = {y.target: y for y in scan.einsums if y.red is None}
     updates: dict[str, Update] = {}
     decays: dict[str, Decay] = {}
     for name, state in states.items():
@@ -135,7 +121,7 @@ def _reads(block: Block, scan: Fold) -> Reads:
 
 def _has_cubes(block: Block) -> bool:
     """Is anything read that differs from point to point and over two features?"""
-    loads = [e for y in block.scan.body if isinstance(y, Einsum) for e in ex.walk(y.map) if e.op == "load"]
+    loads = [e for y in block.scan.einsums for e in ex.walk(y.map) if e.op == "load"]
     found = [ex.indices(e) - block.ambient for e in loads]
     return any(block.i in own and len(own) > 2 for own in found)
 

@@ -13,14 +13,14 @@ the summands at once: as two adjoints of prefix sums, nearly all of it would can
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from einfuse.ir import expr as ex
 from einfuse.ir.derivative import derivative
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, State, Tensor
+from einfuse.ir.nodes import Blocked, Einsum, Expr, Fold, Rank, State, Tensor
 from einfuse.ir.passes.backward import Gradient, adjoint
 from einfuse.ir.rewrite import fresh, prune
 from einfuse.ir.spread import spread
@@ -31,21 +31,20 @@ from einfuse.ir.statements import equation, own_rank
 class ScanBackward:
     """``forward`` also gives out ``saved``, which ``backward`` reads; ``gradients`` are the parts that its outputs are."""
 
-    forward: Cascade
+    forward: Blocked
     saved: tuple[str, ...]
-    backward: Cascade
+    backward: Blocked
     gradients: tuple[Gradient, ...]
 
 
-def run(cascade: Cascade, wanted: Iterable[str]) -> ScanBackward:
+def run(cascade: Blocked, wanted: Iterable[str]) -> ScanBackward:
     """The backward of a blocked scan (see `chunk`) for the inputs named in ``wanted``."""
     return _Reverse(plain(cascade), set(wanted)).run()
 
 
-def plain(cascade: Cascade) -> Cascade:
+def plain(cascade: Blocked) -> Blocked:
     """Every statement in terms of the states at the start of a block: what is read below a state's line is a statement of its own."""
-    (fold,) = cascade.body
-    assert isinstance(fold, Fold), "a blocked scan is one fold"
+    fold = cascade.fold
     taken = {*(r.name for r in cascade.ranks), *(t.name for t in cascade.inputs), *(y.target for y in fold.body)}
     now: dict[str, Expr] = {}
     body: list[Einsum] = []
@@ -55,7 +54,7 @@ def plain(cascade: Cascade) -> Cascade:
         return ex.substitute(e, lambda x: now.get(x.name) if x.op == "load" else None)
 
     for n, y in enumerate(fold.body):
-        if isinstance(y, Einsum):
+        if not isinstance(y, State):
             body.append(replace(y, map=current(y.map)))
             continue
         later = [z for z in fold.body[n + 1 :] if y.target in ex.reads(z.map)]
@@ -68,12 +67,12 @@ def plain(cascade: Cascade) -> Cascade:
         body.append(Einsum(name, ranks, None, (), current(y.map), None, y.loc))
         now[y.target] = ex.at(name, ranks)
         states.append(replace(y, map=now[y.target]))
-    return replace(cascade, body=(replace(fold, body=(*body, *states)),))
+    return Blocked.of(cascade, replace(fold, body=(*body, *states)))
 
 
 @dataclass(slots=True)
 class _Reverse:
-    cascade: Cascade
+    cascade: Blocked
     wanted: set[str]
     taken: set[str] = field(init=False)
     order: list[str] = field(init=False)
@@ -83,21 +82,17 @@ class _Reverse:
     known: dict[object, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        (fold,) = self.cascade.body
-        assert isinstance(fold, Fold), "a blocked scan is one fold"
         self.taken = {*(r.name for r in self.cascade.ranks), *(t.name for t in self.cascade.inputs)}
-        self.taken |= {y.target for y in fold.body}
+        self.taken |= {y.target for y in self.fold.body}
 
     @property
     def fold(self) -> Fold:
-        (fold,) = self.cascade.body
-        assert isinstance(fold, Fold), "a blocked scan is one fold"
-        return fold
+        return self.cascade.fold
 
     def run(self) -> ScanBackward:
         c, fold = self.cascade, self.fold
-        einsums = [y for y in fold.body if isinstance(y, Einsum)]
-        states = [y for y in fold.body if isinstance(y, State)]
+        einsums = fold.einsums
+        states = fold.states
         count = fresh("n", self.taken)
         rank = Rank(count, "state", f"{count}_blocks")
         starts = {y.target: fresh(f"{y.target}_start", self.taken) for y in states}
@@ -115,11 +110,9 @@ class _Reverse:
         outs, gradients, sums = self._outputs(states, carried)
         backward = self._assembled(states, starts, carried, updates, rank, outs, sums)
         saves = [Einsum(starts[y.target], (count, *y.ranks), None, (), ex.at(y.target, y.ranks)) for y in states]
-        forward = replace(
-            c,
-            ranks=(*c.ranks, rank),
-            body=(replace(fold, body=(*saves, *fold.body), count=count),),
-            outs=(*c.outs, *starts.values()),
+        forward = Blocked.of(
+            replace(c, ranks=(*c.ranks, rank), outs=(*c.outs, *starts.values())),
+            replace(fold, body=(*saves, *fold.body), count=count),
         )
         return ScanBackward(forward, tuple(starts.values()), backward, gradients)
 
@@ -200,7 +193,7 @@ class _Reverse:
         if e.op != "-" or not self.fold.aligned or any(a.op != "load" for a in e.args):
             return None
         i, r = self.fold.rank, self.fold.aligned[0]
-        statements = {y.target: y for y in self.fold.body if isinstance(y, Einsum)}
+        statements = {y.target: y for y in self.fold.einsums}
         found = [statements.get(a.name) for a in e.args]
         first, second = found
         if (
@@ -226,7 +219,7 @@ class _Reverse:
             own = replace(self.cascade.rank(r), name=more[0])
             fold = replace(self.fold, aligned=(r, more[0]))
             ranks = (*self.cascade.ranks[:at], own, *self.cascade.ranks[at:])
-            self.cascade = replace(self.cascade, ranks=ranks, body=(fold,))
+            self.cascade = Blocked.of(replace(self.cascade, ranks=ranks), fold)
             self.order = [x.name for x in ranks]
         middle, (upper, _) = more[0], sums
         features = space & (ex.indices(upper.map) - set(self.cascade.over) - {r})
@@ -271,7 +264,7 @@ class _Reverse:
 
     # -- outputs -----------------------------------------------------------------------------------------------------------------
 
-    def _outputs(self, states: list[State], carried: dict[str, str]) -> tuple[list[str], tuple[Gradient, ...], list[State]]:
+    def _outputs(self, states: Sequence[State], carried: dict[str, str]) -> tuple[list[str], tuple[Gradient, ...], list[State]]:
         """Gradients along the scan are statements, those without its rank are summed in states, those of initial values read the last."""
         i, (r, *_rest) = self.fold.rank, (*self.fold.aligned, "")
         outs: list[str] = []
@@ -305,21 +298,21 @@ class _Reverse:
 
     def _assembled(
         self,
-        states: list[State],
+        states: Sequence[State],
         starts: dict[str, str],
         carried: dict[str, str],
         updates: list[Expr | None],
         count: Rank,
         outs: list[str],
         sums: list[State],
-    ) -> Cascade:
+    ) -> Blocked:
         c, fold = self.cascade, self.fold
         held = {y.target: ex.load(starts[y.target], *map(ex.index, (*c.over, count.name, *y.ranks))) for y in states}
 
         def start(e: Expr) -> Expr | None:
             return held.get(e.name) if e.op == "load" else None
 
-        forward = [y for y in fold.body if isinstance(y, Einsum)]
+        forward = fold.einsums
         body = [replace(y, map=ex.substitute(y.map, start)) for y in (*forward, *self.body)]
         sequence = []
         for y, new in zip(states, updates, strict=True):
@@ -335,23 +328,17 @@ class _Reverse:
             inputs.append(Tensor(last, tuple(sizes[r] for r in (*c.over, *ranks_of[name]))))
         inputs += [Tensor(starts[y.target], tuple(sizes[r] for r in (*c.over, count.name, *y.ranks))) for y in states]
         whole = replace(fold, body=(*body, *sequence, *sums), count=count.name, reverse=True)
-        out = replace(
+        named = replace(
             c,
             name=f"{c.name}_backward",
             ranks=(*c.ranks, count),
             inputs=tuple(inputs),
-            body=(whole,),
             outs=tuple(dict.fromkeys(outs)),
         )
-        out = prune(out)
-        used = {n for x in out.body for y in (x.body if isinstance(x, Fold) else ()) for e in _all(y) for n in ex.reads(e)}
+        out = prune(Blocked.of(named, whole))
+        used = {n for y in out.fold.body for e in y.expressions for n in ex.reads(e)}
         return replace(out, inputs=tuple(t for t in out.inputs if t.param or t.name in used))
 
 
 def _of(args: tuple[Expr, ...]) -> set[str]:
     return set().union(*map(ex.indices, args)) if args else set()
-
-
-def _all(y: Einsum | State) -> list[Expr]:
-    extra = (y.init,) if isinstance(y, State) else (y.mask,)
-    return [y.map, *(e for e in extra if e is not None)]

@@ -23,7 +23,7 @@ from einfuse.ir.affine import affine
 from einfuse.ir.definitions import Definitions
 from einfuse.ir.errors import TooLargeError
 from einfuse.ir.functions import FUNCTIONS
-from einfuse.ir.nodes import Cascade, Einsum, Expr
+from einfuse.ir.nodes import Einsum, Expr, Flat
 from einfuse.ir.offsets import of_difference
 
 Kind = Literal["bilinear", "distance", "additive", "general"]
@@ -61,7 +61,7 @@ class Score:
     bounded: bool
 
 
-def run(cascade: Cascade) -> tuple[Score, ...]:
+def run(cascade: Flat) -> tuple[Score, ...]:
     """The scores of a canonical cascade, in order."""
     return _Classifier(cascade).run()
 
@@ -84,11 +84,11 @@ def operands(dims: Sequence[Collection[str]], rank: str) -> tuple[tuple[int, ...
 
 
 class _Classifier:
-    def __init__(self, cascade: Cascade) -> None:
+    def __init__(self, cascade: Flat) -> None:
         self.c = cascade
         self.over = set(cascade.over)
         self.sequence = {r.name for r in cascade.ranks if r.is_sequence} - self.over
-        self.einsums = {x.target: x for x in cascade.body if isinstance(x, Einsum)}
+        self.einsums = {x.target: x for x in cascade.einsums}
         self.inputs = {t.name: t for t in cascade.inputs}
         self.definitions = Definitions(x for x in self.einsums.values() if x.red is None and self._pair(x))
 

@@ -28,7 +28,7 @@ from einfuse.ir.derivative import derivative, log_derivative
 from einfuse.ir.errors import SpecError, TooLargeError
 from einfuse.ir.expr import call
 from einfuse.ir.functions import FUNCTIONS
-from einfuse.ir.nodes import Cascade, Einsum, Expr
+from einfuse.ir.nodes import Einsum, Expr, Flat
 from einfuse.ir.passes import look_up, seen
 from einfuse.ir.passes.backward import Backward, Gradient, Kernels, adjoint
 from einfuse.ir.passes.canonicalise import fold_ranks
@@ -39,12 +39,12 @@ from einfuse.ir.spread import spread
 TIE = 4e-6  # points this near to a maximum (relatively) share its gradient: fp32 scores are not computed the same way twice
 
 
-def run(cascade: Cascade, wanted: Iterable[str], inner: bool = False) -> Backward:
+def run(cascade: Flat, wanted: Iterable[str], inner: bool = False) -> Backward:
     """The backward of a canonical ``cascade`` (before folds exist) for the inputs named in ``wanted``; of ``inner`` ones, see `passes.seen`."""
     return _Reverse(cascade, tuple(wanted), inner).run()
 
 
-def invariant(cascade: Cascade) -> frozenset[str]:
+def invariant(cascade: Flat) -> frozenset[str]:
     """The maxima and minima that no output depends on: those that only keep numbers in range."""
     floats = tuple(t.name for t in cascade.inputs if t.dtype == "float" and not t.param)
     reverse = _Reverse(cascade, floats)
@@ -61,10 +61,10 @@ class _Part:
 
 
 class _Reverse:
-    def __init__(self, cascade: Cascade, wanted: tuple[str, ...], inner: bool = False) -> None:
+    def __init__(self, cascade: Flat, wanted: tuple[str, ...], inner: bool = False) -> None:
         self.cascade, self.wanted, self.inner = cascade, set(wanted), inner
         self.folded = fold_ranks(cascade)
-        self.einsums = {x.target: x for x in cascade.body if isinstance(x, Einsum)}
+        self.einsums = {x.target: x for x in cascade.einsums}
         assert len(self.einsums) == len(cascade.body), "differentiate runs before folds exist"
         self.order = [r.name for r in cascade.ranks]
         self.columns = {r for r in self.folded if r != self._row_rank()} or set(self.folded)

@@ -11,17 +11,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Statement
+from einfuse.ir.nodes import Einsum, Expr, Flat
 from einfuse.ir.rewrite import fresh, map_expressions, taken, types_of
 
 
-def run(cascade: Cascade) -> Cascade:
-    """Requires a cascade without folds. The cascade itself where no output is such an extreme."""
+def run(cascade: Flat) -> Flat:
+    """The cascade itself where no output is such an extreme."""
     types, names = types_of(cascade), taken(cascade)
     exact = {
         x.target: fresh(f"{x.target}_exact", names)
         for x in cascade.body
-        if isinstance(x, Einsum) and x.over and x.reducer.extreme and x.target in cascade.outs and types[x.target] == "float"
+        if x.over and x.reducer.extreme and x.target in cascade.outs and types[x.target] == "float"
     }
     if not exact:
         return cascade
@@ -29,9 +29,9 @@ def run(cascade: Cascade) -> Cascade:
     def renamed(e: Expr) -> Expr:
         return ex.substitute(e, lambda x: ex.load(exact[x.name], *x.args) if x.op == "load" and x.name in exact else None)
 
-    body: list[Statement] = []
+    body: list[Einsum] = []
     for x in map_expressions(cascade, renamed).body:
-        if isinstance(x, Einsum) and x.target in exact:
+        if x.target in exact:
             name = exact[x.target]
             body += [replace(x, target=name), Einsum(x.target, x.ranks, None, (), ex.at(name, x.ranks), loc=x.loc)]
         else:

@@ -15,7 +15,7 @@ from einfuse.ir import expr as ex
 from einfuse.ir.affine import affine
 from einfuse.ir.cut import INFINITE, POINTS, Cut, NotFactorableError, Term
 from einfuse.ir.expr import call
-from einfuse.ir.nodes import Cascade, DType, Einsum, Expr, Fold
+from einfuse.ir.nodes import Cascade, DType, Einsum, Expr, Flat
 from einfuse.ir.passes import canonicalise, choose
 from einfuse.ir.predicates import Ge, predicate
 from einfuse.ir.recurrence import clean
@@ -41,7 +41,7 @@ class Factorisation:
     ``sampled`` is the rank of the weights at random points with two features a vector: the evidence that there is a finite one.
     """
 
-    cascade: Cascade
+    cascade: Flat
     row: str
     column: str
     causal: bool
@@ -97,7 +97,7 @@ def obstacle(cascade: Cascade) -> str | None:
 
 def find(cascade: Cascade) -> Factorisation:
     """The factorisation of the weights. Raises NotFactorableError, which says why there is none."""
-    if any(isinstance(x, Fold) for x in cascade.body):
+    if not isinstance(cascade, Flat):
         raise NotFactorableError("it is a scan already")
     if choose.chooses(cascade):
         raise NotFactorableError("it chooses what it reads")
@@ -126,12 +126,11 @@ def find(cascade: Cascade) -> Factorisation:
 # -- finding -----------------------------------------------------------------------------------------------------------------------
 
 
-def _pair(c: Cascade) -> tuple[str, str, tuple[Einsum, ...]]:
+def _pair(c: Flat) -> tuple[str, str, tuple[Einsum, ...]]:
     """The rank of the queries, that of the keys, and the reductions over keys of what depends on both."""
     whole = {r.name for r in c.ranks if not r.is_sequence} | set(c.over)
     found: dict[tuple[str, str], list[Einsum]] = {}
     for x in c.body:
-        assert isinstance(x, Einsum), "reassociate runs before folds exist"
         for j in (r for r in x.over if r not in whole):
             for i in sorted((ex.indices(x.map) | ex.indices(x.mask)) - whole - {j}):
                 found.setdefault((i, j), []).append(x)
@@ -148,7 +147,7 @@ def _pair(c: Cascade) -> tuple[str, str, tuple[Einsum, ...]]:
     return i, j, tuple(sums)
 
 
-def _check_past(c: Cascade, p: Expr, row: str, column: str) -> None:
+def _check_past(c: Flat, p: Expr, row: str, column: str) -> None:
     """Raises NotFactorableError unless ``p`` is ``column <= row``, or that with the last of both beside each other."""
     types: dict[str, DType] = {t.name: t.dtype for t in c.inputs}
     found = predicate(p, lambda n: types.get(n, "float"))
@@ -215,10 +214,9 @@ def _without(factors: tuple[Expr, ...], taken: tuple[Expr, ...]) -> tuple[Expr, 
     return tuple(left)
 
 
-def _check_rest(c: Cascade, row: str, column: str, sums: tuple[Einsum, ...], causal: bool) -> None:
+def _check_rest(c: Flat, row: str, column: str, sums: tuple[Einsum, ...], causal: bool) -> None:
     """Nothing but the sums may need the pairs, and a scan may have no other reduction along its rank."""
     for x in c.body:
-        assert isinstance(x, Einsum), "reassociate runs before folds exist"
         if x.target in c.outs and {row, column} <= set(x.ranks):
             raise NotFactorableError(f"the output {x.target} is a number for every pair")
         if causal and x not in sums and {row, column} & set(x.over):
@@ -227,11 +225,10 @@ def _check_rest(c: Cascade, row: str, column: str, sums: tuple[Einsum, ...], cau
             raise NotFactorableError(f"the output {x.target} is laid out along {column}, and the scan along {row}")
 
 
-def _check_moments(c: Cascade, sums: tuple[Sum, ...]) -> None:
+def _check_moments(c: Flat, sums: tuple[Sum, ...]) -> None:
     """No feature of a query may hold one of the sums: ``sum (s - mean) ^ 2`` as ``sum s ^ 2 - n mean ^ 2`` has lost its digits."""
     late = {s.einsum.target for s in sums}
     for x in c.body:
-        assert isinstance(x, Einsum), "reassociate runs before folds exist"
         if ex.reads(x.map) & late:
             late.add(x.target)
     for s in sums:
@@ -259,14 +256,14 @@ def _same(a: tuple[Expr, ...], b: tuple[Expr, ...]) -> bool:
     return sorted(map(show_expr, a)) == sorted(map(show_expr, b))
 
 
-def width(c: Cascade, rank: str, widths: Mapping[str, int]) -> int:
+def width(c: Flat, rank: str, widths: Mapping[str, int]) -> int:
     size = c.rank(rank).size
     if isinstance(size, str) and size not in widths:
         raise NotFactorableError(f"the size {size} of {rank} must be known: its coordinates are part of a flat rank")
     return size if isinstance(size, int) else widths[size]
 
 
-def extent(c: Cascade, t: Term, widths: Mapping[str, int]) -> int:
+def extent(c: Flat, t: Term, widths: Mapping[str, int]) -> int:
     """The coordinates of a term's flat rank."""
     sizes = [width(c, r, widths) for _, r in t.bound]
     if len(sizes) == 2 and symmetric(t):
@@ -277,7 +274,7 @@ def extent(c: Cascade, t: Term, widths: Mapping[str, int]) -> int:
     return out
 
 
-def formula(c: Cascade, t: Term) -> str:
+def formula(c: Flat, t: Term) -> str:
     sizes = [str(c.rank(r).size) for _, r in t.bound]
     if len(sizes) == 2 and symmetric(t):
         return f"{sizes[0]} * ({sizes[0]} // 2 + 1)"

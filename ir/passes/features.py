@@ -35,7 +35,7 @@ class Builder:
     def __init__(self, found: Factorisation, widths: dict[str, int]) -> None:
         self.found, self.widths, self.c = found, widths, found.cascade
         self.taken = {*(r.name for r in self.c.ranks), *(t.name for t in self.c.inputs)}
-        self.taken |= {x.target for x in self.c.body if isinstance(x, Einsum)}
+        self.taken |= {x.target for x in self.c.einsums}
         self.ranks: list[Rank] = []
         self.known: dict[tuple[tuple[str, ...], Expr], str] = {}
         self.made: list[Einsum] = []
@@ -114,7 +114,7 @@ class Builder:
 
     def _own(self, e: Expr, names: Mapping[str, Expr]) -> Expr:
         """``e`` with its copies at these coordinates; pointwise statements of one side are written out."""
-        einsums = {x.target: x for x in self.c.body if isinstance(x, Einsum)}
+        einsums = {x.target: x for x in self.c.einsums}
         flat = {str(f.rank.name) for f in self.features.values() if f.rank}
 
         def definition(x: Expr) -> Expr | None:
@@ -128,7 +128,7 @@ class Builder:
 
     def _pointwise(self, e: Expr) -> Expr:
         """``e`` with every pointwise statement that it reads written out."""
-        return Definitions(x for x in self.c.body if isinstance(x, Einsum) and not x.red).into(e)
+        return Definitions(x for x in self.c.einsums if not x.red).into(e)
 
     def _named(self, base: str, ranks: set[str], e: Expr) -> Expr:
         """A pointwise statement with this value (one for equal values), read at its own ranks; what is simple stays as it is."""

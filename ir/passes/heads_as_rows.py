@@ -14,19 +14,18 @@ from reading keys and values; and a tile of queries has room for many rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Place, Rank
-from einfuse.ir.rewrite import expressions, fresh, taken
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Flat, Place, Rank
+from einfuse.ir.rewrite import fresh, taken
 
 
 @dataclass(frozen=True, slots=True)
 class Stacked:
     """The cascade over groups of heads. It holds where ``rows`` has one point; ``groups`` is the number of ``heads`` over ``group``."""
 
-    cascade: Cascade
+    cascade: Flat
     rows: Rank
     heads: Rank
     group: Expr
@@ -35,7 +34,9 @@ class Stacked:
 
 def run(c: Cascade) -> Stacked | None:
     """The cascade as built with heads as rows; None where no heads share keys, or rows are more than queries with their own outputs."""
-    shared = {(e.args[0].name, e.args[1]) for x in _einsums(c) for y in expressions(x) for e in ex.walk(y) if _shares(c, e)}
+    if not isinstance(c, Flat):
+        return None
+    shared = {(e.args[0].name, e.args[1]) for x in c.body for y in x.expressions for e in ex.walk(y) if _shares(c, e)}
     rows = _rows(c)
     if len(shared) != 1 or rows is None or c.places:
         return None
@@ -44,9 +45,9 @@ def run(c: Cascade) -> Stacked | None:
         return None
     names = taken(c)
     groups, at = fresh(f"{heads}_groups", names), fresh(f"{heads}_group", names)
-    own = {x.target: x.ranks for x in _einsums(c)}
+    own = {x.target: x.ranks for x in c.body}
     moved = _Moved(own, heads, rows.name, group, at)
-    if not all(moved.keeps(x) for x in _einsums(c)):
+    if not all(moved.keeps(x) for x in c.body):
         return None
     sized = _Sized(c.rank(heads).size, rows.size, group, groups)
     size = group.value if group.op == "const" else group.name
@@ -59,7 +60,7 @@ def run(c: Cascade) -> Stacked | None:
             over=tuple(at if r == heads else r for r in c.over),
             ranks=tuple(ranks.get(r.name, r) for r in c.ranks),
             inputs=tuple(replace(t, axes=tuple(map(sized, t.axes))) for t in c.inputs),
-            body=tuple(replace(x, map=moved(x.map), mask=None if x.mask is None else moved(x.mask)) for x in _einsums(c)),
+            body=tuple(replace(x, map=moved(x.map), mask=None if x.mask is None else moved(x.mask)) for x in c.body),
             places=tuple(Place(n, *moved.place(tuple(c.rank(r) for r in (*c.over, *own[n])), sized)) for n in c.outs),
         ),
         rows,
@@ -69,23 +70,18 @@ def run(c: Cascade) -> Stacked | None:
     )
 
 
-def _einsums(c: Cascade) -> Iterator[Einsum]:
-    assert all(isinstance(x, Einsum) for x in c.body), "a cascade as built has no folds"
-    return (x for x in c.body if isinstance(x, Einsum))
-
-
-def _shares(c: Cascade, e: Expr) -> bool:
+def _shares(c: Flat, e: Expr) -> bool:
     """Is it an ambient head over the number of heads in a group?"""
     if e.op != "//" or e.args[0].op != "index" or e.args[1].op not in ("size", "const"):
         return False
     return e.args[0].name in c.over and c.rank(e.args[0].name).kind == "head"
 
 
-def _rows(c: Cascade) -> Rank | None:
+def _rows(c: Flat) -> Rank | None:
     """The one rank of queries that every output has and nothing reduces over."""
-    reduced = {r for x in _einsums(c) for r in x.over}
+    reduced = {r for x in c.body for r in x.over}
     free = [r for r in c.ranks if r.kind == "query" and r.name not in {*c.over} | reduced]
-    own = {x.target: x.ranks for x in _einsums(c)}
+    own = {x.target: x.ranks for x in c.body}
     return free[0] if len(free) == 1 and all(free[0].name in own[n] for n in c.outs) else None
 
 
@@ -118,7 +114,7 @@ class _Moved:
 
     def keeps(self, x: Einsum) -> bool:
         """Whether the statement's value is the same for all heads of a group where it has no rows, and it reads rows at their own place."""
-        parts = list(expressions(x))
+        parts = list(x.expressions)
         reads = [e for y in parts for e in ex.walk(y) if e.op == "load" and self.rows in self.own.get(e.name, ())]
         if any(e.args[self.own[e.name].index(self.rows)] != ex.index(self.rows) for e in reads):
             return False

@@ -9,10 +9,10 @@ The rules are in `ir.spaces`, which the interpreter and the verifier read as wel
 
 from __future__ import annotations
 
-from einfuse.ir.nodes import Cascade
+from einfuse.ir.nodes import AnyCascade
 from einfuse.ir.spaces import inferred
 
 
-def run(cascade: Cascade) -> Cascade:
+def run(cascade: AnyCascade) -> AnyCascade:
     """Idempotent. Leaves folds as they are."""
     return inferred(cascade)

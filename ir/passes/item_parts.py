@@ -14,13 +14,13 @@ from dataclasses import replace
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Place
+from einfuse.ir.nodes import Expr, Flat, Place
 from einfuse.ir.passes import items, split
 from einfuse.ir.passes.items import Items
 from einfuse.ir.rewrite import map_expressions
 
 
-def run(cut: split.Split, form: Items, parts: int, after: bool = False) -> Cascade:
+def run(cut: split.Split, form: Items, parts: int, after: bool = False) -> Flat:
     """`Split.partial` of the cascade of items, in that many parts of the tokens of each; ``after``: of those behind the first ones.
 
     Raises SpecError for one whose keys are no tokens.
@@ -46,13 +46,13 @@ def run(cut: split.Split, form: Items, parts: int, after: bool = False) -> Casca
     return replace(moved, ranks=ranks, inputs=moved.inputs[:-1])
 
 
-def by_rows(partial: Cascade, form: Items, before: int, of: int) -> Cascade:
+def by_rows(partial: Flat, form: Items, before: int, of: int) -> Flat:
     """What `run` made, with its states where those of items of one row lie: its parts behind ``before`` others, of so many in all."""
-    ranks = {x.target: x.ranks for x in partial.body if isinstance(x, Einsum)}
+    ranks = {x.target: x.ranks for x in partial.einsums}
     return replace(partial, places=tuple(_place(partial, form, n, ranks[n], before, of) for n in partial.outs))
 
 
-def _place(c: Cascade, form: Items, name: str, ranks: tuple[str, ...], before: int, of: int) -> Place:
+def _place(c: Flat, form: Items, name: str, ranks: tuple[str, ...], before: int, of: int) -> Place:
     row = next(r.name for r in c.ranks if r.kind == "query" and r.name not in c.over)
     assert row in ranks, f"{name} is no state of a row, so a kernel of its own completes it"
     _, *over, part = c.over

@@ -29,9 +29,9 @@ from dataclasses import dataclass, field, replace
 
 from einfuse.ir import expr as ex
 from einfuse.ir.expr import call
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Place, Rank, Tensor
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Flat, Place, Rank, Tensor
 from einfuse.ir.passes import heads_as_rows
-from einfuse.ir.passes.cache import Cacher
+from einfuse.ir.passes.cache import Cacher, as_built
 from einfuse.ir.rewrite import fresh, map_expressions, taken
 
 SEQUENCE, BEGIN, COUNT, POSITION, TOKENS, FIRST = range(6)
@@ -48,7 +48,7 @@ class Items:
     all rows, and ``stacked`` how many heads are rows of a tile.
     """
 
-    cascade: Cascade
+    cascade: Flat
     listed: str
     total: str
     keys: str
@@ -67,7 +67,7 @@ def run(cascade: Cascade, rows: int = 1, group: int = 1, width: int = 1, keys: s
     ``shared``: rows of several sequences, over the tokens that they share. Raises SpecError where it cannot read its keys from a cache,
     with the statement and the reason.
     """
-    return _Lister(cascade, False, keys, rows, group, width, shared).listed()
+    return _Lister(as_built(cascade), False, keys, rows, group, width, shared).listed()
 
 
 @dataclass
@@ -170,7 +170,7 @@ class _Lister(Cacher):
 
     # -- declarations ----------------------------------------------------------------------------------------------------------
 
-    def _fixed(self, c: Cascade) -> Cascade:
+    def _fixed(self, c: Flat) -> Flat:
         """The form from a cache with items in place of sequences."""
         here = Rank(self.item, "batch", self.items)
         ambient = {self.batch.name: here}
@@ -216,7 +216,7 @@ class _Lister(Cacher):
         lost = (self.axis(t.name), self.own[t.name])
         return replace(t, axes=(ex.size(self.total), *(a for n, a in enumerate(t.axes) if n not in lost)))
 
-    def _place_of(self, c: Cascade, name: str) -> Place:
+    def _place_of(self, c: Flat, name: str) -> Place:
         """Rows first; behind them the row that no row of a sequence is written to."""
         ranks = [r for r in (*c.over, *self.ranks[name]) if r not in (self.batch.name, self.rows.name)]
         heads = self.heads.name if self.heads is not None else ""

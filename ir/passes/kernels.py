@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from einfuse.ir.errors import SpecError
-from einfuse.ir.nodes import Cascade
-from einfuse.ir.passes import choose, chunk, look_up, stages
+from einfuse.ir.nodes import Cascade, Flat
+from einfuse.ir.passes import choose, look_up, stages
 
 
 def kernels(cascade: Cascade) -> tuple[Cascade, ...]:
-    """What is ranked, and the stages of the rest. A scan is one. Raises SpecError where no kernels compute it."""
-    if chunk.scan_of(cascade) is not None:
+    """What is ranked, and the stages of the rest. A scan is one, and so is what is fused. Raises SpecError where no kernels compute it."""
+    if not isinstance(cascade, Flat):
         return (cascade,)
     chosen = choose.run(cascade)
     if chosen is None:

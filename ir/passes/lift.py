@@ -10,20 +10,20 @@ Only statements of single rows go before it, so that nothing of the size of all 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Cascade, Einsum, Expr
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Flat
 from einfuse.ir.passes import stages
-from einfuse.ir.rewrite import elsewhere, expressions, map_expressions, reading
+from einfuse.ir.rewrite import elsewhere, map_expressions, reading
 
 
-def run(cascade: Cascade, rank: str) -> tuple[Cascade, ...] | None:
-    """The cascades in the order they run, the last of them over ``rank``; None where a row's points of it have a say in each other's sums.
-
-    Requires a cascade without folds.
-    """
-    body = [x for x in cascade.body if isinstance(x, Einsum)]
+def run(cascade: Cascade, rank: str) -> tuple[Flat, ...] | None:
+    """The cascades in the order they run, the last of them over ``rank``; None where a row's points of it have a say in each other's sums."""
+    if not isinstance(cascade, Flat):
+        return None
+    body = cascade.body
     if rank in cascade.over or cascade.rank(rank).is_sequence or cascade.places:
         return None
     late = _late(cascade, body)
@@ -34,7 +34,7 @@ def run(cascade: Cascade, rank: str) -> tuple[Cascade, ...] | None:
         return None
     if not outs or any(ranks[n][:1] != (rank,) for n in outs):  # an output has its ambient axes first
         return None
-    mine = [e for x in body if x.target not in together for e in expressions(x)]
+    mine = [e for x in body if x.target not in together for e in x.expressions]
     if any(elsewhere(e, rank, ranks) for e in mine):
         return None
     read = {*cascade.outs}.union(*map(ex.reads, mine))
@@ -47,28 +47,28 @@ def run(cascade: Cascade, rank: str) -> tuple[Cascade, ...] | None:
     return stages.complete(reading(cascade, {}, crossing, f"{cascade.name}_before_{rank}"), cascade), lifted
 
 
-def _late(c: Cascade, body: list[Einsum]) -> set[str]:
+def _late(c: Flat, body: Sequence[Einsum]) -> set[str]:
     """The statements of pairs, and those that depend on them or on a sum over a sequence."""
     sequences = {r.name for r in c.ranks if r.is_sequence} - set(c.over)
     found: set[str] = set()
     for x in body:
-        if sequences & set(x.over) or len(sequences & set(x.ranks)) > 1 or any(found & ex.reads(e) for e in expressions(x)):
+        if sequences & set(x.over) or len(sequences & set(x.ranks)) > 1 or any(found & ex.reads(e) for e in x.expressions):
             found.add(x.target)
     return found
 
 
-def _together(body: list[Einsum], rank: str, late: set[str]) -> set[str]:
+def _together(body: Sequence[Einsum], rank: str, late: set[str]) -> set[str]:
     """The statements of rows that need all points of ``rank``."""
     found: set[str] = set()
     for x in body:
-        if x.target not in late and (rank in x.over or any(found & ex.reads(e) for e in expressions(x))):
+        if x.target not in late and (rank in x.over or any(found & ex.reads(e) for e in x.expressions)):
             found.add(x.target)
     return found
 
 
-def _ambient(c: Cascade, rank: str) -> Cascade:
+def _ambient(c: Flat, rank: str) -> Flat:
     """The cascade over ``rank`` too, which its statements no longer have."""
-    axis = {x.target: x.ranks.index(rank) for x in c.body if isinstance(x, Einsum) and rank in x.ranks}
+    axis = {x.target: x.ranks.index(rank) for x in c.body if rank in x.ranks}
 
     def one(e: Expr) -> Expr | None:
         if e.op != "load" or e.name not in axis:
@@ -77,5 +77,5 @@ def _ambient(c: Cascade, rank: str) -> Cascade:
         return replace(e, args=tuple(ex.substitute(a, one) for a in (*e.args[:at], *e.args[at + 1 :])))
 
     c = map_expressions(c, lambda e: ex.substitute(e, one))
-    body = tuple(replace(x, ranks=tuple(r for r in x.ranks if r != rank)) for x in c.body if isinstance(x, Einsum))
+    body = tuple(replace(x, ranks=tuple(r for r in x.ranks if r != rank)) for x in c.body)
     return replace(c, over=(*c.over, rank), body=body)

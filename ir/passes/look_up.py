@@ -20,16 +20,16 @@ from einfuse.ir import expr as ex
 from einfuse.ir.definitions import Definitions
 from einfuse.ir.errors import TooLargeError
 from einfuse.ir.expr import call
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Rank
+from einfuse.ir.nodes import Einsum, Expr, Flat, Rank
 from einfuse.ir.rewrite import fresh, prune, taken
 
 MOST_ENTRIES = 512
 """Of a table: with more, what is made for a row would be much more than the row itself."""
 
 
-def run(c: Cascade) -> Cascade:
+def run(c: Flat) -> Flat:
     """The cascade with such products as statements of their own; the same where there is none, or where folds exist."""
-    body = [x for x in c.body if isinstance(x, Einsum)]
+    body = c.einsums
     if len(body) < len(c.body):
         return c
     found = among(c, body, taken(c))
@@ -40,12 +40,12 @@ def run(c: Cascade) -> Cascade:
 class Found:
     """Statements that read ``products`` of rows, which are among them, and a cascade with all of their ranks."""
 
-    cascade: Cascade
+    cascade: Flat
     body: tuple[Einsum, ...]
     products: frozenset[str]
 
 
-def among(c: Cascade, body: Iterable[Einsum], taken: set[str], row: str | None = None) -> Found:
+def among(c: Flat, body: Iterable[Einsum], taken: set[str], row: str | None = None) -> Found:
     """The products in the statements ``body`` of a cascade, of rows of one rank alone where it is given; no name is ``taken``."""
     found = _Products(c, taken, row)
     body = tuple(y for x in body for y in found.statement(x))
@@ -56,7 +56,7 @@ def among(c: Cascade, body: Iterable[Einsum], taken: set[str], row: str | None =
 class _Products:
     """``made`` are the names of the products, ``entries`` the ranks of tables by their sizes and which they are of these."""
 
-    c: Cascade
+    c: Flat
     taken: set[str]
     row: str | None
     sequences: set[str] = field(init=False)

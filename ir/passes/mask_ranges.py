@@ -34,23 +34,22 @@ from dataclasses import dataclass, replace
 from einfuse.ir import expr as ex
 from einfuse.ir.affine import Affine, affine, atom, floor_divide, number
 from einfuse.ir.bounds import Known
-from einfuse.ir.nodes import Cascade, DType, Expr, Fold, Range, State
+from einfuse.ir.nodes import Cascade, DType, Expr, Fold, Range
 from einfuse.ir.predicates import Clause, Unknown, clauses, inequalities, predicate
+from einfuse.ir.rewrite import map_folds
 
 MOST_RANGES = 3
 
 
 def run(cascade: Cascade) -> Cascade:
     """Sets ``ranges`` or ``tabulated`` of every fold. Requires a scheduled cascade."""
-    body = tuple(_with_ranges(cascade, x) if isinstance(x, Fold) else x for x in cascade.body)
-    return cascade if body == cascade.body else replace(cascade, body=body)
+    return map_folds(cascade, lambda f: _with_ranges(cascade, f))
 
 
 def _with_ranges(cascade: Cascade, fold: Fold) -> Fold:
-    ordered = bool(fold.aligned) or any(isinstance(y, State) and y.reducer.replaces for y in fold.body)
-    ranges = None if ordered else closed_form(cascade, fold)
-    if ranges is None and (ordered or _tile(cascade, fold) is None or _of_data(cascade, fold)):
-        ranges = (_whole(cascade, fold),) if ordered else _bounded(cascade, fold)
+    ranges = None if fold.ordered else closed_form(cascade, fold)
+    if ranges is None and (fold.ordered or _tile(cascade, fold) is None or _of_data(cascade, fold)):
+        ranges = (_whole(cascade, fold),) if fold.ordered else _bounded(cascade, fold)
     return replace(fold, ranges=ranges or (), tabulated=ranges is None)
 
 

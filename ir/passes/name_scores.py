@@ -13,14 +13,13 @@ from dataclasses import replace
 
 from einfuse.ir import expr as ex
 from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, State
-from einfuse.ir.rewrite import fresh, statements
+from einfuse.ir.rewrite import fresh, map_folds, statements
 
 
 def run(cascade: Cascade) -> Cascade:
     """Names what at least two states (or statements) of one fold compute at every point of the folded rank."""
     taken = {x.target for x in statements(cascade)} | {t.name for t in cascade.inputs}
-    body = tuple(_named(cascade, x, taken) if isinstance(x, Fold) else x for x in cascade.body)
-    return cascade if body == cascade.body else replace(cascade, body=body)
+    return map_folds(cascade, lambda f: _named(cascade, f, taken))
 
 
 def _named(cascade: Cascade, f: Fold, taken: set[str]) -> Fold:

@@ -20,30 +20,33 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import assert_never
 
 from einfuse.ir import expr as ex
 from einfuse.ir.derivation import Accumulator, Derivation, derive
 from einfuse.ir.errors import SpecError
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, State, Statement
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Flat, Fold, State, Statement
 from einfuse.ir.order import by_level
 from einfuse.ir.passes.canonicalise import fold_ranks
 from einfuse.ir.rewrite import fresh
 
 
-def run(cascade: Cascade, strict: bool = False) -> Cascade:
+def run(cascade: Flat, strict: bool = False) -> Cascade:
     """Requires a canonical cascade. ``strict`` refuses carries that were sampled but not proven (SpecError)."""
-    for derivation, fused in steps(cascade):
+    fused: Cascade = cascade
+    for derivation, after in steps(cascade):
         _proven(derivation, strict)
-        cascade = fused
-    return cascade
+        fused = after
+    return fused
 
 
-def steps(cascade: Cascade) -> Iterator[tuple[Derivation, Cascade]]:
+def steps(cascade: Flat) -> Iterator[tuple[Derivation, Cascade]]:
     """How every folded rank of a canonical cascade is fused, and the cascade then: each rank sees the folds over those before it."""
+    fused: Cascade = cascade
     for rank in fold_ranks(cascade):
-        found = derive(cascade, rank)
-        cascade = _Surgeon(cascade, found).run()
-        yield found, cascade
+        found = derive(fused, rank)
+        fused = _Surgeon(fused, found).run()
+        yield found, fused
 
 
 def _proven(derivation: Derivation, strict: bool) -> None:
@@ -60,9 +63,10 @@ class _Surgeon:
 
     def __init__(self, cascade: Cascade, derivation: Derivation) -> None:
         self.cascade, self.derivation, self.rank = cascade, derivation, derivation.rank
-        self.taken = {x.target for x in cascade.body if isinstance(x, Einsum)} | {t.name for t in cascade.inputs}
-        self.einsums = {x.target: x for x in cascade.body if isinstance(x, Einsum)}
+        self.taken = {x.target for x in cascade.einsums} | {t.name for t in cascade.inputs}
+        self.einsums = {x.target: x for x in cascade.einsums}
         self.mine = set(derivation.level)
+        self.columns = {x.target for x in cascade.einsums if self.rank in x.ranks}
 
     def run(self) -> Cascade:
         pending: Sequence[Statement] = cascade_rest(self.cascade, self.mine)
@@ -80,7 +84,7 @@ class _Surgeon:
                     left.append(x)
             return left if len(left) == len(waiting) else moved(left)
 
-        wanted = [x for x in pending if isinstance(x, Einsum) and self._column(x) and x.target in self.cascade.outs]
+        wanted = [self.einsums[n] for n in self.einsums if n in self.columns & {*self.cascade.outs} - self.mine]
         dense = {x.target: self._dense_level(x) for x in wanted}
         for level in range(1, max([self.derivation.passes, *dense.values()]) + 1):
             pending = moved(pending)
@@ -92,14 +96,14 @@ class _Surgeon:
                 mine = [n for n in names if not self.einsums[n].red or self.einsums[n].mask == mask]
                 fold, epilogue = self._fold(mine, mask, [n for n in emitted if self.einsums[n].mask == mask])
                 body.append(fold)
-                done |= {y.target for y in fold.body if isinstance(y, State)}
+                done |= {y.target for y in fold.states}
                 late = moved([x for x in dict.fromkeys((*epilogue, *late)) if not _defined(x) <= done])
             pending = moved([*late, *pending])
         pending = moved(pending)
         assert not [x for x in pending if not self._column(x)], f"statements without their operands: {pending}"
-        return replace(self.cascade, body=tuple(body))
+        return self.cascade.with_body(body)
 
-    def _dense_level(self, x: Statement) -> int:
+    def _dense_level(self, x: Einsum) -> int:
         """The pass in which an output over the folded rank can be made: after all statistics that it reads."""
         needed = _all_reads(x)
         for y in reversed(self.einsums.values()):
@@ -108,7 +112,7 @@ class _Surgeon:
         return 1 + max((self.derivation.level[n] for n in needed if n in self.mine), default=0)
 
     def _column(self, x: Statement) -> bool:
-        return isinstance(x, Einsum) and self.rank in x.ranks
+        return not _defined(x).isdisjoint(self.columns)
 
     def _fold(self, names: list[str], mask: Expr | None, emitted: list[str]) -> tuple[Fold, list[Einsum]]:
         states: list[Einsum | State] = []
@@ -238,7 +242,7 @@ def _without_unread(states: list[Einsum | State], scalars: set[str]) -> list[Ein
 
 def cascade_rest(cascade: Cascade, mine: set[str]) -> list[Statement]:
     """The statements that are not reductions (or lets) of the rank."""
-    return [x for x in cascade.body if not (isinstance(x, Einsum) and x.target in mine)]
+    return [x for x in cascade.body if _defined(x).isdisjoint(mine)]
 
 
 def _times(value: Expr, post: Expr) -> Expr:
@@ -259,11 +263,18 @@ def _positive(e: Expr) -> bool:
 
 
 def _all_reads(x: Statement) -> set[str]:
-    if isinstance(x, Fold):
-        inner = {y.target for y in x.body}
-        return {n for y in x.body for n in ex.reads(y.map)} - inner
-    return ex.reads(x.map) | ex.reads(x.mask)
+    match x:
+        case Fold(body=body):
+            return {n for y in body for n in ex.reads(y.map)} - {y.target for y in body}
+        case Einsum():
+            return ex.reads(x.map) | ex.reads(x.mask)
+    assert_never(x)
 
 
 def _defined(x: Statement) -> set[str]:
-    return {y.target for y in x.body if isinstance(y, State)} if isinstance(x, Fold) else {x.target}
+    match x:
+        case Fold():
+            return {y.target for y in x.states}
+        case Einsum(target=target):
+            return {target}
+    assert_never(x)

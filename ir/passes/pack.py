@@ -19,8 +19,8 @@ from typing import Literal
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Rank, Tensor
-from einfuse.ir.rewrite import fresh
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Flat, Rank, Tensor
+from einfuse.ir.rewrite import flat, fresh
 
 Groups = tuple[tuple[str, ...], ...]
 """Sizes that are packed, those of sequences with the same bounds together."""
@@ -46,7 +46,7 @@ class Packed:
     ``sizes`` are those of the outputs' positions.
     """
 
-    cascade: Cascade
+    cascade: Flat
     tables: tuple[Table, ...]
     groups: Groups
     inputs: dict[str, int]
@@ -83,12 +83,13 @@ def axes(cascade: Cascade) -> dict[str, tuple[int, str]]:
 
 def run(cascade: Cascade, groups: Groups) -> Packed:
     """The cascade (as built) of packed sequences. Raises SpecError where it has no such form, with the statement and the reason."""
-    return _Packer(cascade, groups).run()
+    built = flat(cascade, f"{cascade.name} cannot take packed sequences: a scan runs through all tokens")
+    return _Packer(built, groups).run()
 
 
 @dataclass
 class _Packer:
-    c: Cascade
+    c: Flat
     groups: Groups
     tables: dict[tuple[str, int, int], Table] = field(default_factory=dict)
 
@@ -99,14 +100,12 @@ class _Packer:
         self.sizes = {r.name: r.size for r in positions if isinstance(r.size, str)}
         self.held = {r.name for r in self.c.ranks if not r.is_sequence}
         self.packed = {name: at for name, (at, size) in axes(self.c).items() if size in self.group}
-        self.taken = {t.name for t in self.c.inputs} | {x.target for x in self.c.body if isinstance(x, Einsum)}
+        self.taken = {t.name for t in self.c.inputs} | {x.target for x in self.c.body}
         self.ranks: dict[str, tuple[str, ...]] = {}
 
     def run(self) -> Packed:
         c = self.c
-        body = tuple(
-            self.statement(x) if isinstance(x, Einsum) else self.refuse("a scan runs through all tokens", x.loc) for x in c.body
-        )
+        body = tuple(map(self.statement, c.body))
         inputs = tuple(self.input(t) for t in c.inputs)
         tables = tuple(self.tables.values())
         inputs += tuple(Tensor(t.name, (ex.size(self.groups[t.owner][0]),), "int") for t in tables)

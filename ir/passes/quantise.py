@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
-from einfuse.ir.nodes import Cascade, DType, Einsum, Expr, Tensor
-from einfuse.ir.rewrite import fresh, taken
+from einfuse.ir.nodes import Cascade, DType, Einsum, Expr, Flat, Tensor
+from einfuse.ir.rewrite import flat, fresh, taken
 
 AXES = ("batch", "head", "token", "feature")
 KINDS = {"batch": "batch", "head": "head", "token": "key", "feature": "feature"}
@@ -30,7 +30,7 @@ KINDS = {"batch": "batch", "head": "head", "token": "key", "feature": "feature"}
 class Quantised:
     """The cascade over what is scaled; ``scales`` are the names of the scales by input, ``kept`` the places of the axes that each has."""
 
-    cascade: Cascade
+    cascade: Flat
     scales: dict[str, str]
     kept: dict[str, tuple[int, ...]]
 
@@ -40,12 +40,13 @@ def run(cascade: Cascade, inputs: Mapping[str, tuple[str, ...]], floats: bool = 
 
     Raises SpecError for what cannot be.
     """
-    return _Quantiser(cascade, inputs, "float" if floats else "int").run()
+    built = flat(cascade, f"{cascade.name} cannot be quantised: it is a scan")
+    return _Quantiser(built, inputs, "float" if floats else "int").run()
 
 
 @dataclass
 class _Quantiser:
-    c: Cascade
+    c: Flat
     wanted: Mapping[str, tuple[str, ...]]
     dtype: DType
     names: set[str] = field(init=False)
@@ -69,8 +70,6 @@ class _Quantiser:
                 inputs.append(Tensor(self.scales[t.name], tuple(t.axes[n] for n in self.kept[t.name]), loc=t.loc))
         body: list[Einsum] = []
         for x in self.c.body:
-            if not isinstance(x, Einsum):
-                raise SpecError(f"{self.c.name} cannot be quantised: it is a scan", x.loc)
             body += self._statement(x)
         return Quantised(
             replace(self.c, name=f"{self.c.name}_quantised", inputs=tuple(inputs), body=tuple(body)), self.scales, self.kept

@@ -20,10 +20,10 @@ from dataclasses import replace
 
 from einfuse.ir import expr as ex
 from einfuse.ir.expr import call
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Rank, Statement
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Flat, Rank
 from einfuse.ir.passes.factorisation import Sum, find
 from einfuse.ir.passes.features import Builder, placed
-from einfuse.ir.passes.reassociate_scan import Scan
+from einfuse.ir.passes.reassociate_scan import Causal
 from einfuse.ir.rewrite import fresh, prune, with_used_ranks
 
 
@@ -36,17 +36,16 @@ def run(cascade: Cascade, widths: Mapping[str, int] | None = None, points: bool 
     """
     found = find(with_used_ranks(cascade))
     given = dict(widths or {})
-    return Scan(found, given, points).run() if found.causal else _Sums(found, given).run()
+    return Causal(found, given, points).run() if found.causal else _Sums(found, given).run()
 
 
 class _Sums(Builder):
     """Every key counts for every query: the states are sums over all keys, in a cascade without a scan."""
 
-    def run(self) -> Cascade:
+    def run(self) -> Flat:
         done = {s.einsum.target: s for s in self.found.sums}
-        body: list[Statement] = []
+        body: list[Einsum] = []
         for x in self.c.body:
-            assert isinstance(x, Einsum), "reassociate runs before folds exist"
             if x.target not in done:
                 body.append(x)
                 continue

@@ -16,14 +16,14 @@ from dataclasses import replace
 from einfuse.ir import expr as ex
 from einfuse.ir.cut import Term
 from einfuse.ir.expr import call
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, State, Statement
+from einfuse.ir.nodes import Blocked, Einsum, Expr, Fold, Rank, Scan, State
 from einfuse.ir.passes import chunk, infer_space
 from einfuse.ir.passes.factorisation import Factorisation, Sum, copies
 from einfuse.ir.passes.features import Builder, placed
 from einfuse.ir.rewrite import fresh, prune
 
 
-class Scan(Builder):
+class Causal(Builder):
     """Only the keys up to the query's own count: the states run along the queries."""
 
     kind = "feature"
@@ -33,13 +33,12 @@ class Scan(Builder):
         self.points = points
         self.flat: dict[tuple[Expr, Expr], list[Term]] = {}  # the terms behind a query's features and a key's
 
-    def run(self) -> Cascade:
+    def run(self) -> Scan:
         i, j = self.found.row, self.found.column
         done = {s.einsum.target: s for s in self.found.sums}
         before: list[Einsum] = []
         inside: list[Einsum | State] = []
         for x in self.c.body:
-            assert isinstance(x, Einsum), "reassociate runs before folds exist"
             if x.target in done:
                 self.made = []
                 states, total = self._state(done[x.target])
@@ -51,11 +50,12 @@ class Scan(Builder):
             else:
                 late = ex.reads(x.map) & {y.target for y in inside}
                 (inside if late else before).append(x)
-        fold = Fold(i, tuple(self._moved(y) if isinstance(y, Einsum) else self._moved_state(y) for y in inside))
-        body: tuple[Statement, ...] = (*map(self._moved, before), fold)
+        fold = Fold(i, tuple(self._moved_state(y) if isinstance(y, State) else self._moved(y) for y in inside))
+        whole = self.c.with_body((*map(self._moved, before), fold))
         ranks = tuple(r for r in placed(self.c.ranks, self.ranks) if r.name != j)
         inputs = tuple(replace(t, axes=tuple(map(self._at_query, t.axes))) for t in self.c.inputs)
-        scan = prune(replace(self.c, inputs=inputs, body=body, ranks=ranks))
+        scan = prune(replace(whole, inputs=inputs, ranks=ranks))
+        assert isinstance(scan, Scan), "its outputs are read of its states"
         return self._near(chunk.run(infer_space.run(scan))) if self.flat and not self.points else scan
 
     def _rank_of(self, rank: str) -> Rank:
@@ -118,26 +118,24 @@ class Scan(Builder):
 
     # -- inside a block ------------------------------------------------------------------------------------------------------------
 
-    def _near(self, blocked: Cascade) -> Cascade:
+    def _near(self, blocked: Blocked) -> Blocked:
         """The form in blocks with the weights between points of a block as polynomials of their contractions: r products of features are
         more work than d, and sum what cancels."""
-        (fold,) = blocked.body
-        assert isinstance(fold, Fold), "a blocked scan is one fold"
+        fold = blocked.fold
         there = {self.found.row: ex.index(fold.aligned[0])}
         self.taken |= {y.target for y in fold.body} | {r.name for r in blocked.ranks}
         pairs = {frozenset((a, ex.rename(b, there))): terms for (a, b), terms in self.flat.items()}
         body: list[Einsum | State] = []
         for y in fold.body:
-            terms = pairs.get(frozenset(ex.factors(y.map))) if isinstance(y, Einsum) and y.reducer.sums else None
-            if terms is None:
+            terms = pairs.get(frozenset(ex.factors(y.map)))
+            if terms is None or isinstance(y, State) or not y.reducer.sums:
                 body.append(y)
                 continue
-            assert isinstance(y, Einsum), "states have no features"
             total: Expr = ex.ZERO
             for t in terms:
                 total = call("+", total, self._written(t, y, there, body))
             body.append(replace(y, red=None, over=(), map=self._live(total, there)))
-        return prune(replace(blocked, body=(replace(fold, body=tuple(body)),)))
+        return prune(Blocked.of(blocked, replace(fold, body=tuple(body))))
 
     def _live(self, e: Expr, there: dict[str, Expr]) -> Expr:
         keys = self.found.keys
@@ -151,7 +149,7 @@ class Scan(Builder):
         for name, rank in t.bound:
             parts = [ex.rename(f, {name: ex.index(rank)}) for f in (*rows, *columns) if name in copies(f)]
             mine = Einsum("", y.ranks, "sum", (rank,), ex.product(*parts), None, y.loc)
-            known = next((z for z in body if isinstance(z, Einsum) and replace(z, target="") == mine), None)
+            known = next((z for z in body if not isinstance(z, State) and replace(z, target="") == mine), None)
             if known is None:
                 known = replace(mine, target=fresh(f"{y.target}_in_{rank}", self.taken))
                 body.append(known)

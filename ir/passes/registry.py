@@ -8,7 +8,7 @@ order of its rows. Both state the properties of `ir.verify` that they need and t
 from __future__ import annotations
 
 from einfuse.ir.errors import EinfuseError
-from einfuse.ir.nodes import Cascade
+from einfuse.ir.nodes import Flat
 from einfuse.ir.passes import (
     batch,
     cache,
@@ -56,14 +56,14 @@ def widths(text: str) -> dict[str, int]:
     return {name: int(size) for name, size in (pair.split(":") for pair in text.split(","))}
 
 
-def _walk(cascade: Cascade, rows: int = 16, columns: int = 16, tests: int = 0) -> walk.Walked | None:
+def _walk(cascade: Flat, rows: int = 16, columns: int = 16, tests: int = 0) -> walk.Walked | None:
     """The lists stand for every condition that all sums share."""
     found = walk.pair(cascade)
     return None if found is None else walk.run(found, found.conditions, rows, columns, tests)
 
 
 def _through(
-    cascade: Cascade, table: str, tile: int = 16, rows: int = 16, slots: int = 4
+    cascade: Flat, table: str, tile: int = 16, rows: int = 16, slots: int = 4
 ) -> through.Parts | through.Blocks | None:
     """Whatever the sizes are: the last block may be short."""
     found = through.find(cascade, table, {})
@@ -72,6 +72,7 @@ def _through(
     return through.blocks(found, True) if found.blocked == found.rows else through.parts(found, tile, rows, slots, True)
 
 
+# ``flat`` stands where a signature takes any cascade, and refuses others in words of its own
 TRANSFORMS: tuple[Pass, ...] = (
     Pass(
         "choose",
@@ -79,21 +80,17 @@ TRANSFORMS: tuple[Pass, ...] = (
         ("flat",),
         does="what is ranked for each choice of coordinates, and the rest, which reads the lists",
     ),
-    Pass("stages", stages.run, ("flat",), does="kernels that run one after the other"),
+    Pass("stages", stages.run, does="kernels that run one after the other"),
     Pass("split", split.run, ("flat",), does="partial states over parts of the keys, their merge, and what finishes them"),
     Pass("tail", tail.run, ("flat", "canonical"), does="a kernel's sums, and what it does with them once they are complete"),
-    Pass(
-        "differentiate", differentiate.run, ("flat", "canonical"), options={"wanted": names}, does="the backward of a cascade"
-    ),
+    Pass("differentiate", differentiate.run, ("canonical",), options={"wanted": names}, does="the backward of a cascade"),
     Pass(
         "chunk_backward",
         chunk_backward.run,
-        ("blocked",),
         options={"wanted": names},
-        takes="scan",
         does="the backward of a scan in blocks",
     ),
-    Pass("tangent", tangent.run, ("flat",), options={"along": names}, does="forward mode: outputs and their derivatives"),
+    Pass("tangent", tangent.run, options={"along": names}, does="forward mode: outputs and their derivatives"),
     Pass(
         "batch",
         batch.run,
@@ -112,18 +109,16 @@ TRANSFORMS: tuple[Pass, ...] = (
     Pass(
         "walk",
         _walk,
-        ("flat",),
         options={"rows": int, "columns": int, "tests": int},
         does="the order of rows and columns given by lists, for masks over images",
     ),
     Pass(
         "through",
         _through,
-        ("flat",),
         options={"table": str, "tile": int, "rows": int, "slots": int},
         does="rows by the blocks that they list, in place of a table of those: parts and their merge, or whole blocks",
     ),
-    Pass("look_up", look_up.run, ("flat",), does="products of rows with the entries of a table, which pairs look up"),
+    Pass("look_up", look_up.run, does="products of rows with the entries of a table, which pairs look up"),
     Pass(
         "lift",
         lift.run,
@@ -161,8 +156,8 @@ TRANSFORMS: tuple[Pass, ...] = (
         takes="any",
         does="some coordinates of a rank, those that one device holds",
     ),
-    Pass("resume", resume.run, takes="scan", does="a scan from given states, with the last ones"),
-    Pass("transition", transition.run, takes="scan", does="what a scan does to the states it starts from, for each of them"),
+    Pass("resume", resume.run, does="a scan from given states, with the last ones"),
+    Pass("transition", transition.run, does="what a scan does to the states it starts from, for each of them"),
 )
 
 

@@ -14,28 +14,27 @@ from __future__ import annotations
 from dataclasses import replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Cascade, Einsum, Expr
+from einfuse.ir.nodes import Einsum, Expr, Flat
 from einfuse.ir.rewrite import fresh, prune
 
 
-def run(cascade: Cascade) -> Cascade:
-    """Requires a cascade without folds whose statements have their whole spaces. Idempotent."""
+def run(cascade: Flat) -> Flat:
+    """Requires statements that have their whole spaces. Idempotent."""
     found = _Relocation(cascade).run()
     return cascade if found.body == cascade.body else prune(found)
 
 
 class _Relocation:
-    def __init__(self, cascade: Cascade) -> None:
+    def __init__(self, cascade: Flat) -> None:
         self.cascade = cascade
         self.sequences = {r.name for r in cascade.ranks if r.is_sequence} - set(cascade.over)
-        self.taken = {t.name for t in cascade.inputs} | {x.target for x in cascade.body if isinstance(x, Einsum)}
+        self.taken = {t.name for t in cascade.inputs} | {x.target for x in cascade.body}
         self.pairs: dict[str, Einsum] = {}
         self.made: dict[tuple[str, tuple[Expr, ...]], Einsum] = {}
         self.body: list[Einsum] = []
 
-    def run(self) -> Cascade:
+    def run(self) -> Flat:
         for x in self.cascade.body:
-            assert isinstance(x, Einsum), "relocate runs before folds exist"
             self._add(x)
         return replace(self.cascade, body=tuple(self.body))
 

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Cascade, Expr, Place, Rank, Tensor
+from einfuse.ir.nodes import Cascade, Expr, Flat, Place, Rank, Tensor
 from einfuse.ir.passes import split, through, walk
 from einfuse.ir.rewrite import fresh, taken
 
@@ -34,7 +34,7 @@ class Routed:
     """A cascade all of whose sums over ``columns`` are under ``atom``: a table read last at the ambient rank ``chosen``, before it at the
     ``lister``, which is the rows or the columns."""
 
-    cascade: Cascade
+    cascade: Flat
     rows: str
     columns: str
     atom: Expr
@@ -48,7 +48,7 @@ class Routed:
 
 
 def find(cascade: Cascade, table: str) -> Routed | None:
-    """How a cascade without folds reads a table; None where the lists of the table route neither its rows nor its columns."""
+    """How a cascade reads a table; None where the lists of the table route neither its rows nor its columns."""
     pair = walk.pair(cascade)
     atoms = [] if pair is None else [e for e in pair.conditions if e.op == "load" and e.name == table]
     if pair is None or len(atoms) != 1 or through.reads(pair.cascade, table) != {atoms[0]}:
@@ -71,8 +71,8 @@ class Groups:
     rank: [lanes], [lanes, groups] of the chosen one, and [lanes, groups, tile] of the rows. ``sizes`` as in `split.Split`.
     """
 
-    cascade: Cascade
-    finalise: Cascade
+    cascade: Flat
+    finalise: Flat
     held: Mapping[str, str]
     start: Mapping[str, float]
     at: Mapping[str, str]
@@ -87,7 +87,7 @@ class Gathered:
     """A cascade over the columns that chose a point. ``listed`` [.., pairs] has them one point after the other, ``first`` and ``count``
     [.., chosen] say which a point has, all after the other ambient ranks."""
 
-    cascade: Cascade
+    cascade: Flat
     listed: str
     first: str
     count: str

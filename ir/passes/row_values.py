@@ -15,17 +15,19 @@ from dataclasses import dataclass, field, replace
 
 from einfuse.ir import expr as ex
 from einfuse.ir.dear import is_dear
-from einfuse.ir.nodes import Cascade, Einsum, Expr
+from einfuse.ir.nodes import Einsum, Expr, Flat
 from einfuse.ir.passes.backward import Backward
 from einfuse.ir.rewrite import fresh, reading, taken, with_used_ranks
 
 
 def run(backward: Backward) -> Backward:
     """The backward with such values as outputs of its first cascade, which is a new one where it has none for rows; or the same."""
-    steps = list(backward.cascades)
+    steps = [(c, parts) for c, parts in backward.cascades if isinstance(c, Flat)]
+    if len(steps) < len(backward.cascades):
+        return backward  # of a scan
+    names = {n for c, _ in steps for n in taken(c)}
     rows = steps.pop(0) if steps and steps[0][0].name.endswith("_prepass") and not steps[0][1] else None
-    later = {n for c, _ in steps for n in c.outs}
-    made = _Made(later, {n for c, _ in backward.cascades for n in taken(c)})
+    made = _Made({n for c, _ in steps for n in c.outs}, names)
     done = [(made.cascade(c), parts) for c, parts in steps]
     if not made.values:
         return backward
@@ -33,7 +35,7 @@ def run(backward: Backward) -> Backward:
     read = {t.name for c, _ in done for t in c.inputs}
     first = with_used_ranks(reading(first, {}, [n for n in first.outs if n in read], first.name))
     sequence = {r.name for r in first.ranks if r.is_sequence}
-    if len({r for x in first.body if isinstance(x, Einsum) and x.target in first.outs for r in x.ranks} & sequence) > 1:
+    if len({r for x in first.body if x.target in first.outs for r in x.ranks} & sequence) > 1:
         return backward  # rows of two ranks would be two kernels
     return replace(backward, cascades=((first, ()), *done))
 
@@ -46,12 +48,12 @@ class _Made:
     taken: set[str]
     values: dict[Expr, tuple[str, str]] = field(default_factory=dict)  # name and rank
 
-    def cascade(self, c: Cascade) -> Cascade:
+    def cascade(self, c: Flat) -> Flat:
         """A cascade that reads them."""
-        if c.places or not all(isinstance(x, Einsum) for x in c.body):
+        if c.places:
             return c
         pairs = _Pairs(self, c)
-        body = tuple(pairs.statement(x) for x in c.body if isinstance(x, Einsum))
+        body = tuple(pairs.statement(x) for x in c.body)
         known = dict(self.values.values())
         read = [n for n in known if any(n in ex.reads(x.map) for x in body)]
         if not read:
@@ -71,7 +73,7 @@ class _Pairs:
     """Rewrites the statements of one cascade that are over pairs."""
 
     made: _Made
-    c: Cascade
+    c: Flat
     sequences: set[str] = field(init=False)
     inputs: set[str] = field(init=False)
     rows: dict[str, Expr] = field(default_factory=dict)  # what statements of one row are made of, in inputs alone
@@ -80,7 +82,6 @@ class _Pairs:
         self.sequences = {r.name for r in self.c.ranks if r.is_sequence} - set(self.c.over)
         self.inputs = {t.name for t in self.c.inputs if t.dtype == "float" and not t.param} - self.made.later
         for x in self.c.body:
-            assert isinstance(x, Einsum), "asked before folds exist"
             if x.red is None and x.mask is None and self.row(x.map) is not None and len(x.ranks) == 1:
                 self.rows[x.target] = self.of_inputs(x.map)
 
@@ -110,11 +111,11 @@ class _Pairs:
         return e if e.op in ex.LEAVES else replace(e, args=tuple(map(self.rewritten, e.args)))
 
 
-def _prepass(first: Cascade | None, steps: list[Cascade], values: dict[Expr, tuple[str, str]]) -> Cascade:
+def _prepass(first: Flat | None, steps: list[Flat], values: dict[Expr, tuple[str, str]]) -> Flat:
     """The first cascade with these values as outputs."""
     like = first or steps[0]
     body = first.body if first else ()
-    own = {x.target: x for x in body if isinstance(x, Einsum)}
+    own = {x.target: x for x in body}
 
     def stated(e: Expr) -> Expr | None:
         return ex.at(e.name, own[e.name].ranks) if e.op == "load" and e.name in own else None

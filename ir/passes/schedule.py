@@ -10,14 +10,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Cascade, Einsum, Fold
+from einfuse.ir.nodes import Cascade
+from einfuse.ir.rewrite import map_folds, statements
 
 
 def tile_rank(cascade: Cascade) -> str | None:
     """The sequence rank that the outputs are laid out along (the first one of the first output that has any)."""
     whole = {r.name for r in cascade.ranks if not r.is_sequence} | set(cascade.over)
-    ranks = {x.target: x.ranks for f in cascade.body for x in (f.body if isinstance(f, Fold) else (f,))}
-    folded = {x.rank for x in cascade.body if isinstance(x, Fold)}
+    ranks = {x.target: x.ranks for x in statements(cascade)}
+    folded = {x.rank for x in cascade.folds}
     candidates = [r for name in cascade.outs for r in ranks[name] if r not in whole]
     return next((r for r in candidates if r not in folded), candidates[0] if candidates else None)
 
@@ -25,8 +26,8 @@ def tile_rank(cascade: Cascade) -> str | None:
 def run(cascade: Cascade, block: int = 64, step: int = 64) -> Cascade:
     """Sets the tile to ``block`` and every fold's step to ``step``, or to what suits a rank of known size better."""
     rank = tile_rank(cascade)
-    body = tuple(replace(x, step=_least(cascade.rank(x.rank).size, step)) if isinstance(x, Fold) else x for x in cascade.body)
-    return replace(cascade, tile=((rank, _whole(cascade.rank(rank).size, block)),) if rank else (), body=body)
+    stepped = map_folds(cascade, lambda x: replace(x, step=_least(cascade.rank(x.rank).size, step)))
+    return replace(stepped, tile=((rank, _whole(cascade.rank(rank).size, block)),) if rank else ())
 
 
 def _whole(size: int | str, block: int) -> int:
@@ -47,9 +48,8 @@ def _power_of_two(n: int) -> int:
 def feature_ranks(cascade: Cascade) -> tuple[str, ...]:
     """The ranks a program holds whole, in order of declaration."""
     tile = {rank for rank, _ in cascade.tile}
-    folded = {r for x in cascade.body if isinstance(x, Fold) for r in (x.rank, *x.aligned, x.count) if r}
+    folded = {r for x in cascade.folds for r in (x.rank, *x.aligned, x.count) if r}
     used: set[str] = set()
-    for f in cascade.body:
-        for x in f.body if isinstance(f, Fold) else (f,):
-            used |= {*x.ranks, *(x.over if isinstance(x, Einsum) else ())} | ex.indices(x.map)
+    for x in statements(cascade):
+        used |= {*x.ranks, *x.over} | ex.indices(x.map)
     return tuple(r.name for r in cascade.ranks if r.name in used - tile - folded - set(cascade.over))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Cascade, Einsum, Expr
+from einfuse.ir.nodes import Einsum, Expr, Flat
 from einfuse.ir.passes.backward import adjoint
 
 Named = Callable[[str, tuple[str, ...], str | None, tuple[str, ...], Expr, Expr | None], Expr]
@@ -21,7 +21,7 @@ Named = Callable[[str, tuple[str, ...], str | None, tuple[str, ...], Expr, Expr 
 
 
 def only(
-    cascade: Cascade, body: Sequence[Einsum], factors: tuple[Expr, ...], owned: set[str], named: Named, inner: bool = False
+    cascade: Flat, body: Sequence[Einsum], factors: tuple[Expr, ...], owned: set[str], named: Named, inner: bool = False
 ) -> tuple[Expr, ...]:
     """The factors of a gradient at the positions of ``owned``, those that read memory there as 0 where nothing is handed on to them.
 
@@ -54,7 +54,7 @@ class _Sources:
     ``always``: it has a share that no mask hides, such as that of an output itself.
     """
 
-    cascade: Cascade
+    cascade: Flat
     body: dict[str, Einsum]
     owned: set[str]
     inner: bool

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from einfuse.ir.nodes import Cascade
+from einfuse.ir.nodes import Cascade, Scan
 from einfuse.ir.passes import canonicalise, chunk, infer_space, mask_ranges, name_scores, online_fuse, relocate, schedule
 from einfuse.ir.verify import Property
 
@@ -19,11 +19,17 @@ Reader = Callable[[str], Any]
 """Reads the value of an option from text. Raises ValueError."""
 
 
+_STAGES: Mapping[str, Property] = {"Flat": "flat", "Blocked": "blocked"}
+"""The properties that are stages, by the class in a signature."""
+
+
 @dataclass(frozen=True)
 class Pass:
     """One pass. ``options`` are the keyword arguments of ``run`` that a caller may set, each with its reader.
 
-    ``takes``: the cascades that the pass is for; the pipeline passes others by. ``does`` and ``why`` are its row in docs/architecture.md.
+    What the signature of ``run`` says is not said again: a pass of a `Flat` or `Blocked` cascade requires that property, one that gives such
+    a cascade ensures it, and one of a `Scan` is for scans. ``takes``: the cascades that the pass is for; the pipeline passes others by.
+    ``does`` and ``why`` are its row in docs/architecture.md.
     """
 
     name: str
@@ -35,13 +41,25 @@ class Pass:
     does: str = ""
     why: str = ""
 
+    def __post_init__(self) -> None:
+        first, *_ = self.run.__annotations__.values()
+        given = self.run.__annotations__["return"]
+        object.__setattr__(self, "requires", (*_property(first), *self.requires))
+        object.__setattr__(self, "ensures", (*_property(given), *self.ensures))
+        if first in ("Scan", "Blocked"):
+            object.__setattr__(self, "takes", "scan")
+
     def applies(self, cascade: Cascade) -> bool:
         """Whether the pass is for this kind of cascade."""
-        return self.takes == "any" or (self.takes == "scan") == (chunk.scan_of(cascade) is not None)
+        return self.takes == "any" or (self.takes == "scan") == isinstance(cascade, Scan)
 
     def cascades(self, cascade: Cascade, options: Mapping[str, Any]) -> tuple[Cascade, ...]:
         """The cascades that the pass makes of one; none where a transform does not apply. Unknown options are ignored."""
         return _found(self.run(cascade, **{name: options[name] for name in self.options if name in options}))
+
+
+def _property(annotation: str) -> tuple[Property, ...]:
+    return (_STAGES[annotation],) if annotation in _STAGES else ()
 
 
 def truth(text: str) -> bool:
@@ -73,31 +91,27 @@ PIPELINE: tuple[Pass, ...] = (
         "chunk",
         chunk.run,
         requires=("spaced",),
-        ensures=("blocked",),
-        takes="scan",
         does="derives the form in blocks of a scan from its update",
         why="a scan in blocks needs none of the later passes",
     ),
     Pass(
         "relocate",
         relocate.run,
-        requires=("flat", "spaced"),
-        ensures=("flat",),
+        requires=("spaced",),
         does="computes what pairs read of other pairs where it is read",
         why="a block of pairs holds no others, and nothing of the size of all pairs is stored",
     ),
     Pass(
         "canonicalise",
         canonicalise.run,
-        requires=("flat",),
-        ensures=("flat", "canonical"),
+        ensures=("canonical",),
         does="inlines pointwise statements into the reductions that read them",
         why="the rank test of the next pass needs whole maps",
     ),
     Pass(
         "online_fuse",
         online_fuse.run,
-        requires=("flat", "canonical"),
+        requires=("canonical",),
         ensures=("fused",),
         options={"strict": truth},
         does="fuses the reductions over a rank into as few folds as the algebra allows",

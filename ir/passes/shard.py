@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, State, Tensor
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Flat, Tensor
 from einfuse.ir.passes import infer_space, stages, window
 from einfuse.ir.passes.window import Window
-from einfuse.ir.rewrite import expressions, fresh, statements
+from einfuse.ir.rewrite import fresh, statements
 from einfuse.ir.span import Span
 
 
@@ -68,7 +68,7 @@ def by_columns(c: Cascade, ranks: Collection[str]) -> tuple[Stage, ...]:
     if found is not None:
         return (found,)
     reason = _first_obstacle(c, ranks)
-    if c.places or any(isinstance(x, Fold) or x.reducer.chooses for x in c.body):
+    if c.places or not isinstance(c, Flat) or any(x.reducer.chooses for x in c.body):
         raise reason
     try:
         cut = stages.run(c)
@@ -81,7 +81,7 @@ def by_columns(c: Cascade, ranks: Collection[str]) -> tuple[Stage, ...]:
         stage = _owned(part, ranks, mine) or Stage(part, None, mine)
         out.append(stage)
         if stage.owner is not None:
-            own = {x.target: x.ranks for x in part.body if isinstance(x, Einsum)}
+            own = {x.target: x.ranks for x in part.einsums}
             known |= {n: (*part.over, *own[n]).index(stage.owner) for n in part.outs}
     last = [s for s in out if set(s.cascade.outs) & set(c.outs)]
     if any(s.owner is None for s in last):
@@ -111,13 +111,13 @@ def obstacle(c: Cascade, rank: str, scanned: bool = False) -> tuple[str, Span | 
     """Why a device cannot own rows of the rank, and the statement that says so; None: it can. ``scanned``: points may come in order."""
     own = {x.target: x.ranks for x in statements(c)}
     ambient = rank in c.over
-    for f in (x for x in c.body if isinstance(x, Fold)):
+    for f in c.folds:
         if f.rank == rank and not scanned:
             return f"the points of `{rank}` come in order, each from the states of the one before", f.loc
     for x in statements(c):
-        if isinstance(x, Einsum) and rank in x.over:
+        if rank in x.over:
             return f"{x.target} {'solves along' if x.reducer.solves else 'reduces over'} `{rank}`", x.loc
-        for e in (y for z in expressions(x) for y in ex.walk(z) if y.op in ("load", "in", "new") and y.name in own):
+        for e in (y for z in x.expressions for y in ex.walk(z) if y.op in ("load", "in", "new") and y.name in own):
             args = e.args if e.op != "in" else e.args[1:]
             away = [a for r, a in zip(own[e.name], args, strict=False) if r == rank and a != ex.index(rank)]
             if away or (e.op == "in" and own[e.name][-1:] == (rank,)):
@@ -130,7 +130,7 @@ def obstacle(c: Cascade, rank: str, scanned: bool = False) -> tuple[str, Span | 
 
 
 def _state(c: Cascade, name: str) -> bool:
-    return any(isinstance(y, State) and y.target == name for y in statements(c))
+    return any(y.target == name for f in c.folds for y in f.states)
 
 
 def needed(c: Cascade, rows: str, columns: str) -> Expr | None:
@@ -138,13 +138,13 @@ def needed(c: Cascade, rows: str, columns: str) -> Expr | None:
 
     They cannot where an output has them, where something reads them at other places than their own, or where a coordinate is what is computed.
     """
-    if any(isinstance(x, Fold) for x in c.body):
+    if not isinstance(c, Flat):
         return None
     own = {x.target: x.ranks for x in statements(c)}
     if any(columns in own[n] for n in c.outs):
         return None
     found: list[Expr] = []
-    body = [x for x in infer_space.run(c).body if isinstance(x, Einsum)]
+    body = infer_space.run(c).body
     for x in body:
         if ((x.reducer.chooses or x.reducer.solves) and columns in (*x.over, *x.ranks)) or _away(x, own, columns):
             return None
@@ -159,7 +159,7 @@ def needed(c: Cascade, rows: str, columns: str) -> Expr | None:
 
 
 def _away(x: Einsum, own: Mapping[str, tuple[str, ...]], rank: str) -> bool:
-    reads = [e for y in expressions(x) for e in ex.walk(y) if e.op in ("load", "in") and rank in own.get(e.name, ())]
+    reads = [e for y in x.expressions for e in ex.walk(y) if e.op in ("load", "in") and rank in own.get(e.name, ())]
     return any(e.op == "in" or e.args[own[e.name].index(rank)] != ex.index(rank) for e in reads)
 
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, Scalar, State, Statement, Tensor
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Flat, Fold, Rank, Scalar, State, Tensor
 from einfuse.ir.passes import canonicalise, online_fuse, stages
 from einfuse.ir.references import floored, reviving, vanishes
-from einfuse.ir.rewrite import fresh, prune, with_used_ranks
+from einfuse.ir.rewrite import flat, fresh, prune, statements, with_used_ranks
 
 PART = "part"
 PARTS = "Parts"
@@ -41,10 +41,10 @@ class Split:
     rank: str
     states: tuple[str, ...]
     held: dict[str, str]
-    partial: Cascade
-    merge: Cascade
-    finalise: Cascade
-    merged: Cascade
+    partial: Flat
+    merge: Flat
+    finalise: Flat
+    merged: Flat
     sizes: dict[str, str]
 
 
@@ -53,39 +53,35 @@ def run(cascade: Cascade) -> Split:
 
     Neither a scan nor a cascade that chooses what it reads, or takes several kernels, can be split.
     """
-    if not all(isinstance(x, Einsum) for x in cascade.body):
-        raise SpecError(f"{cascade.name} cannot be split: it is a scan, whose points come in order", cascade.loc)
-    choice = next((x for x in cascade.body if isinstance(x, Einsum) and x.reducer.chooses), None)
+    cascade = flat(cascade, f"{cascade.name} cannot be split: it is a scan, whose points come in order")
+    choice = next((x for x in cascade.body if x.reducer.chooses), None)
     if choice is not None:
         raise SpecError(f"{cascade.name} cannot be split: {choice.target} is chosen among all keys", choice.loc)
     if len(stages.run(cascade)) > 1:
         raise SpecError(f"{cascade.name} cannot be split: it takes several kernels, one after the other", cascade.loc)
     fused = online_fuse.run(canonicalise.run(cascade))
-    folds = [x for x in fused.body if isinstance(x, Fold)]
+    folds = fused.folds
     if len(folds) != 1:
         raise SpecError(
             f"{cascade.name} cannot be split: it takes {len(folds)} passes, and parts know their own keys only", cascade.loc
         )
-    pairs = [y.target for y in folds[0].body if isinstance(y, Einsum) and folds[0].rank in y.ranks and y.target in fused.outs]
-    if pairs or folds[0].aligned:
-        raise SpecError(
-            f"{cascade.name} cannot be split: it writes {', '.join(pairs) or 'in order'} from inside its pass", cascade.loc
-        )
+    pairs = [y.target for y in folds[0].einsums if folds[0].rank in y.ranks and y.target in fused.outs]
+    if pairs:
+        raise SpecError(f"{cascade.name} cannot be split: it writes {', '.join(pairs)} from inside its pass", cascade.loc)
     return _Splitter(fused, folds[0]).run()
 
 
 class _Splitter:
     def __init__(self, fused: Cascade, fold: Fold) -> None:
         self.c, self.fold = fused, fold
-        self.states = [y for y in fold.body if isinstance(y, State)]
-        names = {x.target for x in (*fold.body, *fused.body) if isinstance(x, Einsum | State)}
+        self.states = fold.states
+        names = {x.target for x in statements(fused)}
         self.taken = names | {r.name for r in fused.ranks} | {t.name for t in fused.inputs}
         self.part = fresh(PART, self.taken)
         self.held = {y.target: fresh(f"{y.target}_part", self.taken) for y in self.states}
-        self.lets = [y for y in fold.body if isinstance(y, Einsum) and fold.rank not in y.ranks and not y.red]
-        at = fused.body.index(fold)
-        self.before = fused.body[:at]
-        self.after = tuple(x for x in fused.body[at + 1 :] if x not in self.lets)  # the epilogue repeats those it reads
+        self.lets = [y for y in fold.einsums if fold.rank not in y.ranks and not y.red]
+        self.before, after = fused.around(fold)
+        self.after = tuple(x for x in after if x not in self.lets)  # the epilogue repeats those it reads
 
     def run(self) -> Split:
         known = [Tensor(self.held[y.target], self._axes(y)) for y in self.states]
@@ -101,12 +97,12 @@ class _Splitter:
 
     # -- the parts -----------------------------------------------------------------------------------------------------------
 
-    def _partial(self, outs: tuple[str, ...]) -> Cascade:
+    def _partial(self, outs: tuple[str, ...]) -> Flat:
         bounds = fresh(BOUNDS, self.taken)
         j, part = ex.index(self.fold.rank), ex.index(self.part)
         first, last = (ex.load(bounds, part, ex.const(n)) for n in (0, 1))
         inside = ex.conjunction(self.fold.mask, call("<=", first, j), call("<", j, last))
-        body: list[Statement] = []
+        body = [*self.before]
         for y in self.fold.body:
             if isinstance(y, State):
                 body.append(Einsum(y.target, y.ranks, y.red, (self.fold.rank,), y.map, inside, y.loc))
@@ -115,12 +111,11 @@ class _Splitter:
         c = self.c
         return prune(
             replace(
-                c,
+                c.with_body(body),
                 name=f"{c.name}_partial",
                 over=(*c.over, self.part),
                 ranks=(*c.ranks, Rank(self.part, "batch", PARTS)),
                 inputs=(*c.inputs, Tensor(bounds, (ex.size(PARTS), ex.const(2)), "int")),
-                body=(*self.before, *body),
                 outs=outs,
                 places=(),
             )
@@ -184,15 +179,14 @@ class _Splitter:
         mine = self._of_part(e)
         return mine if floored(self.fold, e) else _finite(mine)
 
-    def _finalising(self) -> tuple[Statement, ...]:
+    def _finalising(self) -> tuple[Einsum, ...]:
         over = tuple(map(ex.index, self.c.over))
 
         def whole(e: Expr) -> Expr | None:
             return ex.load(self.held[e.name], *over, *e.args) if e.op == "load" and e.name in self.held else None
 
-        body: list[Statement] = [*self.before]
+        body = [*self.before]
         for x in (*self.lets, *self.after):
-            assert isinstance(x, Einsum), "there is one fold"
             body.append(replace(x, map=ex.substitute(x.map, whole)))
         for y in self.states:
             if y.target in self.c.outs:
@@ -205,20 +199,19 @@ class _Splitter:
         sizes = [ex.size(self.c.rank(r).size) for r in (*self.c.over, *y.ranks)]
         return (*sizes[: len(self.c.over)], *([ex.size(PARTS)] if parts else []), *sizes[len(self.c.over) :])
 
-    def _cascade(self, suffix: str, tensors: list[Tensor], body: tuple[Statement, ...], outs: tuple[str, ...]) -> Cascade:
+    def _cascade(self, suffix: str, tensors: list[Tensor], body: tuple[Einsum, ...], outs: tuple[str, ...]) -> Flat:
         c = self.c
         whole = replace(
-            c,
+            c.with_body(body),
             name=f"{c.name}_{suffix}",
             ranks=(*c.ranks, Rank(self.part, "key", PARTS)),
             inputs=(*c.inputs, *tensors),
-            body=body,
             outs=outs,
             places=c.places if outs == c.outs else (),
         )
         return _needed(prune(whole), {t.name for t in tensors})
 
-    def _with_sizes(self, c: Cascade, sizes: dict[str, str]) -> Cascade:
+    def _with_sizes(self, c: Flat, sizes: dict[str, str]) -> Flat:
         """Sizes that no tensor tells become parameters."""
         told = {n for t in c.inputs for a in t.axes for n in ex.sizes(a)}
 
@@ -231,18 +224,15 @@ class _Splitter:
         body = tuple(
             replace(x, map=ex.substitute(x.map, one), mask=None if x.mask is None else ex.substitute(x.mask, one))
             for x in c.body
-            if isinstance(x, Einsum)
         )
         used = {n for x in body for n in ex.reads(x.map) | ex.reads(x.mask)}
         params = tuple(Tensor(p, (), "int", True) for p in sizes.values() if p in used)
         return replace(c, inputs=(*c.inputs, *params), body=body)
 
 
-def _needed(c: Cascade, known: set[str]) -> Cascade:
+def _needed(c: Flat, known: set[str]) -> Flat:
     """Without the inputs and ranks that nothing reads."""
-    assert all(isinstance(x, Einsum) for x in c.body), "there is one fold"
-    body = [x for x in c.body if isinstance(x, Einsum)]
-    used = known | {n for x in body for n in ex.reads(x.map) | ex.reads(x.mask)}
+    used = known | {n for x in c.body for n in ex.reads(x.map) | ex.reads(x.mask)}
     used = used.union(*(ex.reads(e) for p in c.places for e in p.index))
     return with_used_ranks(replace(c, inputs=tuple(t for t in c.inputs if t.name in used)))
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from einfuse.ir import dear
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Tensor
+from einfuse.ir.nodes import Einsum, Expr, Flat, Tensor
 from einfuse.ir.passes import canonicalise
 from einfuse.ir.rewrite import reading, used_ranks
 
@@ -25,7 +25,7 @@ Place = tuple[int, str | None]
 """The stage of a statement, and the sequence rank whose rows its programs own (None: one program does all)."""
 
 
-def run(cascade: Cascade, canonical: bool = False, rows_first: bool = False) -> tuple[Cascade, ...]:
+def run(cascade: Flat, canonical: bool = False, rows_first: bool = False) -> tuple[Flat, ...]:
     """The stages in the order they run, each a cascade of its own; the cascade itself where one kernel can do it all.
 
     Ambient ranks that a stage does not depend on are not its own: a table for all batches is made once. ``canonical`` promises that the
@@ -47,11 +47,11 @@ def run(cascade: Cascade, canonical: bool = False, rows_first: bool = False) -> 
 class _Places:
     """Gives every statement that a stage must make its place. Scores and what else is pointwise over pairs have none."""
 
-    def __init__(self, c: Cascade, apart: frozenset[str]) -> None:
+    def __init__(self, c: Flat, apart: frozenset[str]) -> None:
         self.c, self.apart = c, apart
         whole = {r.name for r in c.ranks if not r.is_sequence} | set(c.over)
         self.sequence = [r.name for r in c.ranks if r.name not in whole]
-        self.einsums = {x.target: x for x in c.body if isinstance(x, Einsum)}
+        self.einsums = {x.target: x for x in c.body}
         self.shifted = {name for x in self.einsums.values() for name in self._shifted(x)}
         self.places: dict[str, Place] = {}
         self.behind: dict[
@@ -119,30 +119,27 @@ class _Places:
         return out
 
 
-def _stage(
-    c: Cascade, places: dict[str, Place], key: Place, name: str, made: dict[str, tuple[str, ...]], whole: bool
-) -> Cascade:
+def _stage(c: Flat, places: dict[str, Place], key: Place, name: str, made: dict[str, tuple[str, ...]], whole: bool) -> Flat:
     """The statements of one place, with what earlier stages ``made`` (over these ambient ranks) as inputs."""
     mine = {n for n, place in places.items() if place == key}
     outside = set(c.outs).union(
         *(_needed(c, {n for n, p in places.items() if p == place}, mine) for place in places.values() if place != key)
     )
-    outs = tuple(x.target for x in c.body if isinstance(x, Einsum) and x.target in mine & outside)
+    outs = tuple(x.target for x in c.body if x.target in mine & outside)
     out = _with_used_ranks(reading(c, made, outs, name), whole or bool({*outs} & {*c.outs}))  # an output has all ambient axes
     return out if whole else _with_witnesses(out, c)
 
 
-def _needed(c: Cascade, wanted: set[str], mine: set[str]) -> set[str]:
+def _needed(c: Flat, wanted: set[str], mine: set[str]) -> set[str]:
     """What of ``mine`` the statements ``wanted`` read, through what has no place; with those of ``wanted`` themselves."""
     found = set(wanted)
     for x in reversed(c.body):
-        assert isinstance(x, Einsum), "stages are cut before folds exist"
         if x.target in found and (x.target in wanted or x.target not in mine):
             found |= ex.reads(x.map) | ex.reads(x.mask)
     return found
 
 
-def complete(part: Cascade, c: Cascade) -> Cascade:
+def complete(part: Flat, c: Flat) -> Flat:
     """A part of ``c`` over all of its ambient ranks: with the ranks that it uses, and inputs that tell its sizes."""
     kept = _with_used_ranks(part, whole=True)
     sizes = _needed_sizes(kept, set(kept.inputs))
@@ -150,7 +147,7 @@ def complete(part: Cascade, c: Cascade) -> Cascade:
     return _with_witnesses(replace(kept, ranks=tuple(r for r in c.ranks if r.name in names)), c)
 
 
-def _with_used_ranks(c: Cascade, whole: bool) -> Cascade:
+def _with_used_ranks(c: Flat, whole: bool) -> Flat:
     """With the ranks that statements have, and those that tell which axes of its inputs are features."""
     axes = {a for t in c.inputs for a in t.axes}
     used = used_ranks(c) | {r.name for r in c.ranks if r.kind == "feature" and ex.size(r.size) in axes}
@@ -159,7 +156,7 @@ def _with_used_ranks(c: Cascade, whole: bool) -> Cascade:
     return replace(c, over=tuple(r for r in c.over if r in used), ranks=tuple(r for r in c.ranks if r.name in used))
 
 
-def _with_witnesses(stage: Cascade, c: Cascade) -> Cascade:
+def _with_witnesses(stage: Flat, c: Flat) -> Flat:
     """With the inputs of ``c`` that the stage does not read but whose shapes alone tell a size it needs."""
     mine = set(stage.inputs)
     while missing := _needed_sizes(stage, mine) - _told(mine):
@@ -171,9 +168,9 @@ def _with_witnesses(stage: Cascade, c: Cascade) -> Cascade:
     return replace(stage, inputs=(*(t for t in c.inputs if t in mine), *crossing))
 
 
-def _needed_sizes(stage: Cascade, inputs: set[Tensor]) -> set[str]:
+def _needed_sizes(stage: Flat, inputs: set[Tensor]) -> set[str]:
     """The names of sizes that ranks, axes and expressions mention."""
-    used = [e for x in stage.body if isinstance(x, Einsum) for e in (x.map, x.mask) if e is not None]
+    used = [e for x in stage.body for e in (x.map, x.mask) if e is not None]
     used += [a for t in inputs for a in t.axes]
     made = [r.extent for r in stage.ranks if r.extent is not None and r.size not in _told(inputs)]
     return {r.size for r in stage.ranks if isinstance(r.size, str)}.union(*(ex.sizes(e) for e in (*used, *made)))

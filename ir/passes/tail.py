@@ -9,15 +9,17 @@ A cascade that does nothing but sum can be one kernel with another that walks th
 from __future__ import annotations
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Cascade, Einsum
+from einfuse.ir.nodes import Cascade, Flat
 from einfuse.ir.passes.canonicalise import fold_ranks
 from einfuse.ir.rewrite import reading, with_used_ranks
 
 
-def run(cascade: Cascade) -> tuple[Cascade, Cascade] | None:
-    """The sums and the tail of a canonical cascade without folds; None where there is no tail, or it is over pairs itself."""
+def run(cascade: Cascade) -> tuple[Flat, Flat] | None:
+    """The sums and the tail of a canonical cascade; None where there is no tail, or it is over pairs itself."""
+    if not isinstance(cascade, Flat):
+        return None
     folded = set(fold_ranks(cascade))
-    body = {x.target: x for x in cascade.body if isinstance(x, Einsum)}
+    body = {x.target: x for x in cascade.body}
     needed, sums = set(cascade.outs), set[str]()
     for name, x in reversed(body.items()):
         if name in needed and set(x.over) & folded:

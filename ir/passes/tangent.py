@@ -18,7 +18,7 @@ from einfuse.ir import expr as ex
 from einfuse.ir.derivative import derivative
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
-from einfuse.ir.nodes import Cascade, Einsum, Expr
+from einfuse.ir.nodes import Einsum, Expr, Flat
 from einfuse.ir.passes import canonicalise, differentiate
 from einfuse.ir.rewrite import fresh
 
@@ -28,7 +28,7 @@ def tangent(name: str) -> str:
     return f"t_{name}"
 
 
-def run(cascade: Cascade, along: Iterable[str]) -> Cascade:
+def run(cascade: Flat, along: Iterable[str]) -> Flat:
     """``cascade`` (as built) with an input ``t_x`` for every float input x in ``along``, and an output ``t_o`` behind every output o.
 
     Raises SpecError for a reducer without a derivative.
@@ -37,20 +37,19 @@ def run(cascade: Cascade, along: Iterable[str]) -> Cascade:
 
 
 class _Forward:
-    def __init__(self, cascade: Cascade, along: tuple[str, ...]) -> None:
+    def __init__(self, cascade: Flat, along: tuple[str, ...]) -> None:
         self.c, self.along = cascade, along
         self.still = differentiate.invariant(cascade)
-        self.taken = {t.name for t in cascade.inputs} | {x.target for x in cascade.body if isinstance(x, Einsum)}
+        self.taken = {t.name for t in cascade.inputs} | {x.target for x in cascade.body}
         self.names: dict[str, str] = {}  # what has a tangent, and its name
         self.body: list[Einsum] = []
 
-    def run(self) -> Cascade:
+    def run(self) -> Flat:
         inputs = list(self.c.inputs)
         for name in self.along:
             self.names[name] = fresh(tangent(name), self.taken)
             inputs.append(replace(self.c.input(name), name=self.names[name]))
         for x in self.c.body:
-            assert isinstance(x, Einsum), "tangents are taken before folds exist"
             self.body.append(x)
             self._statement(x)
         outs = []

@@ -32,9 +32,9 @@ from types import MappingProxyType
 
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Place, Rank, State, Tensor
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Flat, Place, Rank, State, Tensor
 from einfuse.ir.passes import split, walk
-from einfuse.ir.rewrite import expressions, fresh, statements, taken
+from einfuse.ir.rewrite import fresh, statements, taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Listed:
     ``blocked`` is the rank that the blocks of ``width`` are of: the columns, or the rows of the cascade itself.
     """
 
-    cascade: Cascade
+    cascade: Flat
     rows: str
     columns: str
     atom: Expr
@@ -53,7 +53,7 @@ class Listed:
 
 
 def find(cascade: Cascade, table: str, numbers: Mapping[str, int]) -> Listed | None:
-    """How a cascade without folds reads a table; None where the lists of the table cannot drive its loops."""
+    """How a cascade reads a table; None where the lists of the table cannot drive its loops."""
     pair = walk.pair(cascade)
     atoms = [] if pair is None else [e for e in pair.conditions if e.op == "load" and e.name == table]
     if pair is None or len(atoms) != 1:
@@ -84,7 +84,7 @@ def _width(element: Expr, rank: str, numbers: Mapping[str, int]) -> int | None:
 
 def reads(c: Cascade, table: str) -> set[Expr]:
     """All reads of a table."""
-    every = (e for x in statements(c) for y in expressions(x) for e in ex.walk(y))
+    every = (e for x in statements(c) for y in x.expressions for e in ex.walk(y))
     return {e for e in every if e.op == "load" and e.name == table}
 
 
@@ -97,8 +97,8 @@ class Parts:
     among all ``pairs``, -1 where it has none. ``sizes`` as in `split.Split`.
     """
 
-    partial: Cascade
-    merged: Cascade
+    partial: Flat
+    merged: Flat
     held: Mapping[str, str]
     at: Mapping[str, str]
     of: Mapping[str, str]
@@ -118,8 +118,8 @@ class Turns:
     that is none has a number of its own from the number of rows on. ``sizes`` as in `split.Split`.
     """
 
-    cascade: Cascade
-    finalise: Cascade
+    cascade: Flat
+    finalise: Flat
     held: Mapping[str, str]
     gives: Mapping[str, str]
     start: Mapping[str, float]
@@ -138,7 +138,7 @@ class Blocks:
     which of the ``columns`` [pairs] a group has.
     """
 
-    cascade: Cascade
+    cascade: Flat
     at: Mapping[str, str]
     columns: str
     first: str
@@ -173,9 +173,7 @@ def parts(found: Listed, tile: int, rows: int, slots: int, short: bool) -> Parts
     )
 
 
-def _partial(
-    found: Listed, cut: split.Split, group: str, groups: str, at: Mapping[str, str], tile: int, short: bool
-) -> Cascade:
+def _partial(found: Listed, cut: split.Split, group: str, groups: str, at: Mapping[str, str], tile: int, short: bool) -> Flat:
     c, partial = found.cascade, cut.partial
     here, bounds = ex.index(group), partial.inputs[-1].name
     column = _of_block(ex.load(at[found.columns], here), found.columns, found.width)
@@ -200,7 +198,7 @@ def _merged(
     pairs: str,
     rows: int,
     slots: int,
-) -> Cascade:
+) -> Flat:
     c, merged = found.cascade, cut.merged
     (part,) = {r.name for r in merged.ranks} - {r.name for r in c.ranks}
     here, row = ex.index(chunk), ex.load(of[found.rows], ex.index(chunk), ex.index(found.rows))
@@ -284,7 +282,7 @@ def turns(found: Listed, tile: int, short: bool) -> Turns:
     return Turns(moved, cut.finalise, cut.held, gives, start, at, lanes, count, room, cut.sizes)
 
 
-def of_rows(c: Cascade, body: Iterable[Einsum | State], states: tuple[str, ...], rows: str) -> dict[str, tuple[str, ...]]:
+def of_rows(c: Flat, body: Iterable[Einsum | State], states: tuple[str, ...], rows: str) -> dict[str, tuple[str, ...]]:
     """The ranks of every state. Raises SpecError where a row does not have it to itself."""
     ranks = {x.target: x.ranks for x in body if x.target in states}
     if any(rows not in r for r in ranks.values()):
@@ -303,7 +301,7 @@ def _joined(cut: split.Split, lists: Mapping[str, Expr], gives: Mapping[str, str
     """The merge of what a row has had and of what a block brings, as statements."""
     merge, held = cut.merge, {n: y for y, n in cut.held.items()}
     told = {n: ex.size(size) for size, n in cut.sizes.items()}
-    new = {x.target: gives.get(x.target) or fresh(x.target, names) for x in merge.body if isinstance(x, Einsum)}
+    new = {x.target: gives.get(x.target) or fresh(x.target, names) for x in merge.einsums}
     ambient = len(merge.over)
 
     def one(e: Expr, old: bool) -> Expr:
@@ -325,7 +323,6 @@ def _joined(cut: split.Split, lists: Mapping[str, Expr], gives: Mapping[str, str
 
     out = []
     for x in merge.body:
-        assert isinstance(x, Einsum), "a merge has no folds"
         value = ex.call(x.reducer.combine, term(x, True), term(x, False)) if x.over else one(x.map, False)
         out.append(Einsum(new[x.target], x.ranks, None, (), value))
     return out
@@ -364,20 +361,20 @@ def _of_block(block: Expr, rank: str, width: int) -> Expr:
     return block if width == 1 else ex.call("+", ex.call("*", block, ex.const(width)), ex.index(rank))
 
 
-def ranks_of(c: Cascade, group: Rank, sized: Mapping[str, int]) -> tuple[Rank, ...]:
+def ranks_of(c: Flat, group: Rank, sized: Mapping[str, int]) -> tuple[Rank, ...]:
     """The ranks of a cascade over groups: its own ambient ranks are no longer any."""
     left = (r for r in c.ranks if r.name not in c.over)
     return (group, *(replace(r, size=sized[r.name], extent=None) if r.name in sized else r for r in left))
 
 
 def at_lists(
-    c: Cascade,
+    c: Flat,
     lists: Mapping[str, Expr],
     said: Mapping[Expr, Expr | None] = MappingProxyType({}),
     drops: Callable[[Expr], bool] = lambda e: False,
 ) -> tuple[Einsum, ...]:
     """The statements at the places of lists. What a condition of ``said`` stands for takes its place; those that ``drops`` are left out."""
-    own = {x.target for x in c.body if isinstance(x, Einsum)}
+    own = {x.target for x in c.einsums}
 
     def one(x: Expr) -> Expr | None:
         if x.op == "load" and x.name in own:
@@ -388,10 +385,10 @@ def at_lists(
         kept = (said[p] if p in said else ex.substitute(p, one) for p in ex.conjuncts(e) if not drops(p))
         return ex.conjunction(*kept)
 
-    einsums = (x for x in c.body if isinstance(x, Einsum))
+    einsums = c.einsums
     return tuple(replace(x, map=ex.substitute(x.map, one), mask=mask(x.mask)) for x in einsums)
 
 
-def _place(c: Cascade, name: str, ranks: tuple[str, ...], lists: Mapping[str, Expr]) -> Place:
+def _place(c: Flat, name: str, ranks: tuple[str, ...], lists: Mapping[str, Expr]) -> Place:
     axes = tuple(ex.size(c.rank(r).size) for r in ranks)
     return Place(name, axes, tuple(lists.get(r, ex.index(r)) for r in ranks))

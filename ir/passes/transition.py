@@ -16,9 +16,8 @@ from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, State
-from einfuse.ir.passes import chunk
-from einfuse.ir.rewrite import expressions, fresh, prune, statements
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Fold, Rank, Scan, State
+from einfuse.ir.rewrite import fresh, prune, statements
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +33,17 @@ class Transition:
     mixed: tuple[str, ...]
 
 
-def run(c: Cascade) -> tuple[Transition, ...]:
+def run(c: Scan) -> tuple[Transition, ...]:
     """The transitions of all states of a scan. Raises SpecError where an update is not affine in its own state alone."""
-    fold = chunk.scan_of(c)
-    if fold is None:
-        raise SpecError(f"{c.name} has no states: it is no scan", c.loc)
-    return tuple(_transition(c, fold, y) for y in fold.body if isinstance(y, State))
+    return tuple(_transition(c, y) for y in c.fold.states)
 
 
-def _transition(c: Cascade, fold: Fold, state: State) -> Transition:
+def _transition(c: Scan, state: State) -> Transition:
+    fold = c.fold
     chain = _chain(fold, state)
-    states = {y.target for y in fold.body if isinstance(y, State)}
+    states = {y.target for y in fold.states}
     for y in chain:
-        others = sorted(n for e in expressions(y) for n in ex.reads(e) & states if n != state.target)
+        others = sorted(n for e in y.expressions for n in ex.reads(e) & states if n != state.target)
         if others:
             raise SpecError(f"{c.name}: the update of {state.target} reads the state {others[0]}", y.loc)
     linear = _Linear(c.name, {y.target for y in chain})
@@ -59,7 +56,7 @@ def _transition(c: Cascade, fold: Fold, state: State) -> Transition:
     names = {x.target for x in statements(c)} | {t.name for t in c.inputs} | {r.name for r in c.ranks}
     copies = {r: fresh(f"{r}_from", names) for r in mixed}
     gone = set(state.ranks) - {*kept}
-    body = {y.target: y for y in fold.body if isinstance(y, Einsum) and y.target not in own and not ex.reads(y.map) & {*own}}
+    body = {y.target: y for y in fold.einsums if y.target not in own and not ex.reads(y.map) & {*own}}
     columns = tuple(copies.values())
     for y in homogeneous:
         body[y.target] = _column(y, own, gone, columns)  # type: ignore[assignment]  # a state among them
@@ -68,10 +65,9 @@ def _transition(c: Cascade, fold: Fold, state: State) -> Transition:
     first = ex.call("select", ex.conjunction(*same) or ex.TRUE, ex.const(1.0), ex.const(0.0))
     started = tuple(replace(y, init=first) if isinstance(y, State) else y for y in whole)
     moved = replace(
-        c,
+        c.with_body((*c.around(fold)[0], replace(fold, body=started))),
         name=f"{c.name}_{state.target}_transition",
         ranks=(*c.ranks, *(Rank(copies[r], "feature", c.rank(r).size) for r in mixed)),
-        body=(*c.body[: c.body.index(fold)], replace(fold, body=started)),
         outs=(state.target,),
         places=(),
     )
@@ -94,11 +90,10 @@ def _column(
 
 def _chain(fold: Fold, state: State) -> list[Einsum | State]:
     """The statements from the carried state to the next one, in order: those above it that depend on a state and that it needs, and it."""
-    known = {y.target for y in fold.body if isinstance(y, State)}
-    above = fold.body[: fold.body.index(state)]
+    known = {y.target for y in fold.states}
     dependent: list[Einsum] = []
-    for y in above:
-        if isinstance(y, Einsum) and any(ex.reads(e) & known for e in expressions(y)):
+    for y in fold.above(state):
+        if any(ex.reads(e) & known for e in y.expressions):
             dependent.append(y)
             known.add(y.target)
     needed, out = set(ex.reads(state.map)), list[Einsum | State]([state])
@@ -117,7 +112,7 @@ class _Linear:
     names: set[str]
 
     def statement(self, y: Einsum | State) -> Einsum | State:
-        if isinstance(y, Einsum) and ((not y.reducer.linear) or (y.mask is not None and self._depends(y.mask))):
+        if not isinstance(y, State) and ((not y.reducer.linear) or (y.mask is not None and self._depends(y.mask))):
             raise SpecError(f"{self.cascade}: {y.target} is not linear in the state", y.loc)
         part = self(y.map, y)
         return replace(y, map=ex.ZERO if part is None else part)

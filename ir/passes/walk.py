@@ -18,16 +18,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Place, Rank, Statement, Tensor
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Flat, Place, Rank, Tensor
 from einfuse.ir.passes import infer_space
-from einfuse.ir.rewrite import expressions, fresh, taken
+from einfuse.ir.rewrite import fresh, taken
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """What can be walked by lists: every sum over ``columns`` is under all of ``conditions``, each row of ``rows`` has its own outputs."""
 
-    cascade: Cascade  # with inferred spaces
+    cascade: Flat  # with inferred spaces
     rows: str
     columns: str
     conditions: tuple[Expr, ...]
@@ -37,7 +37,7 @@ class Pair:
 class Walked:
     """The cascade over groups, and the names of what it takes: the size of the groups, the lists, and ``lo``, ``hi``, ``at`` of each test."""
 
-    cascade: Cascade
+    cascade: Flat
     groups: str
     columns: str | None
     rows_at: str
@@ -46,13 +46,15 @@ class Walked:
 
 
 def pair(cascade: Cascade) -> Pair | None:
-    """The two ranks of a cascade without folds that a list of pairs would do for; None where it computes anything beside."""
+    """The two ranks of a cascade that a list of pairs would do for; None where it computes anything beside."""
+    if not isinstance(cascade, Flat):
+        return None
     whole = {r.name for r in cascade.ranks if not r.is_sequence} | set(cascade.over)
     free = [r.name for r in cascade.ranks if r.name not in whole]
-    if len(free) != 2 or not all(isinstance(x, Einsum) for x in cascade.body) or cascade.places:
+    if len(free) != 2 or cascade.places:
         return None
     inferred = infer_space.run(cascade)
-    body = [x for x in inferred.body if isinstance(x, Einsum)]
+    body = inferred.body
     reduced = {r for x in body for r in x.over} - whole
     if len(reduced) != 1:
         return None
@@ -70,7 +72,7 @@ def pair(cascade: Cascade) -> Pair | None:
 
 def _own(x: Einsum, ranks: dict[str, tuple[str, ...]]) -> bool:
     """Whether a statement reads the others at their own coordinates."""
-    every = (e for y in expressions(x) for e in ex.walk(y) if e.op == "load" and e.name in ranks)
+    every = (e for y in x.expressions for e in ex.walk(y) if e.op == "load" and e.name in ranks)
     return all(e.args == tuple(map(ex.index, ranks[e.name])) for e in every)
 
 
@@ -97,13 +99,13 @@ def run(
     )
     lists = {r: ex.load(at[r], ex.index(group), ex.index(r)) for r in at}
     sized = {sides[0]: rows, sides[1]: wide if columns is None else columns}
-    walk = _Walk({x.target for x in c.body if isinstance(x, Einsum)}, lists, frozenset(said), _tests(sides, group, named))
-    body: list[Statement] = [replace(x, map=walk(x.map), mask=walk.mask(x.mask)) for x in c.body if isinstance(x, Einsum)]
+    walk = _Walk({x.target for x in c.einsums}, lists, frozenset(said), _tests(sides, group, named))
+    body = [replace(x, map=walk(x.map), mask=walk.mask(x.mask)) for x in c.body]
     tables = [Tensor(at[r], (ex.size(groups), ex.size(sized[r])), "int") for r in at]
     for lo, hi, place in named:
         tables += [Tensor(n, (ex.size(groups), ex.size(sized[sides[0]])), "int") for n in (lo, hi)]
         tables += [Tensor(place, (ex.size(groups), ex.size(sized[sides[1]])), "int")]
-    ranks = {x.target: x.ranks for x in c.body if isinstance(x, Einsum)}
+    ranks = {x.target: x.ranks for x in c.einsums}
     walked = replace(
         c,
         name=f"{c.name}_walk",
@@ -125,7 +127,7 @@ def _tests(sides: tuple[str, str], group: str, named: tuple[tuple[str, str, str]
     return tuple(out)
 
 
-def _place(c: Cascade, name: str, ranks: tuple[str, ...], lists: dict[str, Expr]) -> Place:
+def _place(c: Flat, name: str, ranks: tuple[str, ...], lists: dict[str, Expr]) -> Place:
     return Place(name, tuple(ex.size(c.rank(r).size) for r in ranks), tuple(lists.get(r, ex.index(r)) for r in ranks))
 
 

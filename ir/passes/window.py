@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
 from einfuse.ir.nodes import Cascade, Expr, Rank, Tensor
-from einfuse.ir.rewrite import expressions, fresh, map_expressions, statements
+from einfuse.ir.rewrite import fresh, map_expressions, statements
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def names(c: Cascade) -> set[str]:
 
 def sizes(c: Cascade) -> set[str]:
     """Every size that is mentioned."""
-    found = [e for x in statements(c) for e in expressions(x)] + [a for t in c.inputs for a in t.given[0]]
+    found = [e for x in statements(c) for e in x.expressions] + [a for t in c.inputs for a in t.given[0]]
     found += [r.extent for r in c.ranks if r.extent is not None]
     return {r.size for r in c.ranks if isinstance(r.size, str)}.union(*map(ex.sizes, found))
 
@@ -103,7 +103,7 @@ class _Plain:
 
 
 def _loads(c: Cascade) -> Iterator[Expr]:
-    return (e for x in statements(c) for y in expressions(x) for e in ex.walk(y) if e.op == "load")
+    return (e for x in statements(c) for y in x.expressions for e in ex.walk(y) if e.op == "load")
 
 
 def _cut(c: Cascade, plain: _Plain) -> dict[str, int]:
@@ -114,7 +114,7 @@ def _cut(c: Cascade, plain: _Plain) -> dict[str, int]:
         if e.name in axes:
             here = {n for n, a in enumerate(e.args) if plain(a, axes[e.name][n])}
             found[e.name] = found.get(e.name, here) & here
-    looked = {e.name for x in statements(c) for y in expressions(x) for e in ex.walk(y) if e.op == "in"}
+    looked = {e.name for x in statements(c) for y in x.expressions for e in ex.walk(y) if e.op == "in"}
     return {n: min(a) for n, a in found.items() if len(a) == 1 and n not in looked}
 
 

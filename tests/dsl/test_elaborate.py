@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from einfuse import dsl
-from einfuse.ir import Cascade, Einsum, Rank, SpecError, Tensor, const, index, load, size
+from einfuse.ir import Cascade, Rank, SpecError, Tensor, const, index, load, size
 from einfuse.ir.expr import call
 from einfuse.ir.text import show, show_body
 
@@ -60,7 +60,7 @@ def test_the_whole_of_an_attention() -> None:
 
 def test_places_survive() -> None:
     c = dsl.compile_text(ALIBI)
-    places = {x.target: x.loc for x in c.body if isinstance(x, Einsum)}
+    places = {x.target: x.loc for x in c.einsums}
     assert places["s"] is not None
     assert (places["s"].line, places["s"].column) == (8, 3)
     assert places["m"] is not None  # filled in from the prelude: the call is its place

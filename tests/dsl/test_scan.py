@@ -42,7 +42,7 @@ def test_an_initial_value_may_be_optional() -> None:
     for given, expected in ((set(), False), ({"start"}, True)):
         fold = dsl.compile_text(source, given=given).body[0]
         assert isinstance(fold, Fold)
-        state = next(y for y in fold.body if isinstance(y, State))
+        state = fold.states[0]
         assert (state.init is not None) == expected
         assert parse(show(dsl.compile_text(source, given=given))).body[0] == fold
 

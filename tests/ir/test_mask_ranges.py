@@ -41,7 +41,7 @@ def cascade(mask: str, tile: str = "i", block: int = 128, step: int = 64, sizes:
 
 
 def fold_of(c: Cascade) -> Fold:
-    (fold,) = (x for x in c.body if isinstance(x, Fold))
+    (fold,) = c.folds
     return fold
 
 
@@ -221,7 +221,7 @@ def test_without_a_tile_the_mask_stays_on_the_whole_rank() -> None:
 def test_a_scan_visits_every_block_in_order() -> None:
     c = cascade("j <= i")
     fold = fold_of(c)
-    c = mask_ranges.run(replace(c, body=(replace(fold, body=tuple(replace(y, red="set") for y in fold.body)),)))
+    c = mask_ranges.run(c.with_body([replace(fold, body=tuple(replace(y, red="set") for y in fold.body))]))
     (r,) = fold_of(c).ranges
     assert _numbers(r, {"N": 200}) == (0, 0, 0, 200)
 

@@ -29,7 +29,7 @@ def outputs(c: Cascade, found: Backward) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     sizes = example_sizes(c, SHAPE)
     known = dict(example_inputs(c, torch.float64, 1, SHAPE))
-    statements = {x.target: x for x in c.body if isinstance(x, Einsum)}
+    statements = {x.target: x for x in c.einsums}
     everything = interpret(replace(c, outs=tuple(statements)), known, sizes)
     known |= everything
     known |= {adjoint(n): torch.randn(everything[n].shape, dtype=torch.float64) for n in c.outs}

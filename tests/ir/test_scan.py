@@ -95,7 +95,7 @@ def classified(*lines: str) -> tuple[Fold, State]:
     c = dsl.compile_text(text + " ".join(lines) + " } out S }")
     fold = c.body[-1]
     assert isinstance(fold, Fold)
-    return fold, next(y for y in fold.body if isinstance(y, State))
+    return fold, fold.states[0]
 
 
 @pytest.mark.parametrize(

@@ -396,7 +396,7 @@ def test_stages_mean_the_same_as_the_whole(name: str) -> None:
 def elements(c: Cascade, name: str) -> list[str]:
     """The sequence ranks of a statement."""
     kinds = {r.name: r.kind for r in c.ranks}
-    return [r for x in c.body if isinstance(x, Einsum) and x.target == name for r in x.ranks if kinds[r] in ("query", "key")]
+    return [r for x in c.einsums if x.target == name for r in x.ranks if kinds[r] in ("query", "key")]
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -10,7 +10,6 @@ import pytest
 from torch import nn
 
 import einfuse
-from einfuse.ir import Einsum
 from einfuse.ir.text import show
 from einfuse.library import catalogue, layers, table, tested
 
@@ -64,7 +63,7 @@ def meaning(name: str) -> str:
     text = "\n".join(line for line in show(cascade).splitlines()[1:] if not line.startswith("  rank"))
     text = re.sub(r"(  param \w+: \w+) = .*", r"\1", text)
     names: dict[str, str] = {}
-    own = [t.name for t in cascade.inputs] + [x.target for x in cascade.body if isinstance(x, Einsum)]
+    own = [t.name for t in cascade.inputs] + [x.target for x in cascade.einsums]
     for word in re.findall(r"[A-Za-z_]\w*", text):
         if word in own:
             names.setdefault(word, f"n{len(names)}")

@@ -161,14 +161,14 @@ def test_a_row_of_nothing_but_minus_infinity_has_no_weights(name: str, backend: 
 def test_what_softmax_looks_at() -> None:
     """A floor under the maximum leaves nothing to look at. What is added up beside an infinite one without a floor is 0: nothing is corrected
     for it."""
-    from einfuse.ir.nodes import Fold, State
+    from einfuse.ir.nodes import Fold
     from einfuse.ir.references import reviving, vanishes
 
     found = {}
     for name in ("softmax", "without a floor", "one more", "what minus infinity adds to", "a statistic of other scores"):
         body = online_fuse.run(canonicalise.run(biased(name, "loops").cascade)).body
         fold = next(x for x in body if isinstance(x, Fold))
-        last = [y for y in fold.body if isinstance(y, State) and y.carry is not None][-1]
+        last = [y for y in fold.states if y.carry is not None][-1]
         dead = reviving(fold, last)
         found[name] = (len(dead), bool(dead) and vanishes(fold, last, dead))
     assert found == {

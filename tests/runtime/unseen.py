@@ -11,7 +11,6 @@ from einfuse.ir import Cascade, Einsum, Scalar
 from einfuse.ir.expr import indices, reads, walk
 from einfuse.ir.interpreter import evaluate_indices
 from einfuse.ir.passes import infer_space
-from einfuse.ir.rewrite import expressions
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes
 
 Inputs = dict[str, torch.Tensor | Scalar]
@@ -38,7 +37,7 @@ def unseen(cascade: Cascade, inputs: Inputs, sizes: Mapping[str, int]) -> dict[s
     if found is None:
         return {}
     live, ranks = found
-    loads = {e for x in cascade.body for y in expressions(x) for e in walk(y) if e.op == "load"}
+    loads = {e for x in cascade.body for y in x.expressions for e in walk(y) if e.op == "load"}
     out: dict[str, torch.Tensor] = {}
     for t in cascade.inputs:
         mine = [e for e in loads if e.name == t.name]

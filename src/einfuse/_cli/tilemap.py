@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from einfuse.ir import Cascade, EinfuseError, Expr, Fold, Scalar, TileMap, classify, const
+from einfuse.ir import Cascade, EinfuseError, Expr, Scalar, TileMap, classify, const
 from einfuse.ir import expr as ex
 from einfuse.ir.digits import related
 from einfuse.ir.nodes import Range
@@ -91,7 +91,7 @@ def mapped(
 
         cascade, arguments = drawn.rest(attention(), wanted)
     scheduled = pipeline.run(cascade, *tile)
-    folds = [x for x in scheduled.body if isinstance(x, Fold)]
+    folds = scheduled.folds
     fold = next((f for f in folds if f.mask is not None), folds[0] if folds else None)
     if fold is None or not scheduled.tile:
         raise EinfuseError(f"{cascade.name} has no loop over keys")

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from einfuse._editor.document import Document, Elaborated
 from einfuse.dsl import ast
 from einfuse.dsl.names import Held
-from einfuse.ir import Span, SpecError
-from einfuse.ir.passes.chunk import scan_of
+from einfuse.ir import Scan, Span, SpecError
 from einfuse.runtime import passes
 from einfuse.runtime.picture import LENGTH, picture
 
@@ -53,9 +52,8 @@ def lenses(document: Document) -> list[Note]:
 
 def summary(found: Elaborated) -> str:
     """Passes and live tiles of an attention in a few words."""
-    scan = scan_of(found.cascade)
-    if scan is not None:
-        return f"a scan along {scan.rank}"
+    if isinstance(found.cascade, Scan):
+        return f"a scan along {found.cascade.fold.rank}"
     said = [r.counted + f" over {r.rank}" for r in passes.reports(found.cascade)]
     tiles = picture(found.cascade)
     return ", ".join(dict.fromkeys([*said, *([f"{tiles.live} at {LENGTH}"] if tiles is not None else [])])) or "no passes"

@@ -17,8 +17,7 @@ from einfuse._editor.faults import declared, faults, quick_faults
 from einfuse._editor.fixes import fix
 from einfuse._editor.names import offset
 from einfuse.dsl.params import default_of
-from einfuse.ir import Cascade, EinfuseError, SpecError
-from einfuse.ir.passes.chunk import scan_of
+from einfuse.ir import Cascade, EinfuseError, Scan, SpecError
 from einfuse.ir.passes.kernels import kernels
 from einfuse.ir.passes.pipeline import PASSES
 from einfuse.ir.text import show, show_expr
@@ -162,7 +161,7 @@ def source(text: str, backend: str, name: str | None = None, params: Params | No
 
     cascade = _cascade(text, name, params)
     found = {"text": texts.text(cascade, backend)}
-    if backend == "triton" and not any(scan_of(k) for k in kernels(cascade)):
+    if backend == "triton" and not any(isinstance(k, Scan) for k in kernels(cascade)):
         found["launched"] = texts.launched(cascade)
     return found
 

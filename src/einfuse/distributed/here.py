@@ -10,10 +10,10 @@ import torch
 
 from einfuse.distributed.routes import Rows
 from einfuse.distributed.schedule import Rates
-from einfuse.ir import Cascade, Einsum, Expr, Scalar
+from einfuse.ir import Cascade, Expr, Scalar
 from einfuse.ir import expr as ex
 from einfuse.ir.passes.shard import Local
-from einfuse.ir.rewrite import statements
+from einfuse.ir.rewrite import every_einsum, statements
 from einfuse.runtime.recent import Recent
 
 Value = torch.Tensor | Scalar
@@ -106,8 +106,8 @@ def axes_of(c: Cascade, name: str) -> tuple[str, ...]:
 
 def has_features(c: Cascade, name: str) -> bool:
     """Whether an output has the dtype of the call; row statistics and states are wider."""
-    x = next(y for y in statements(c) if y.target == name)
-    return isinstance(x, Einsum) and any(c.rank(r).kind == "feature" for r in x.ranks)
+    ranks = {x.target: x.ranks for x in every_einsum(c)}
+    return any(c.rank(r).kind == "feature" for r in ranks.get(name, ()))
 
 
 def tensors(values: Values) -> dict[str, torch.Tensor]:

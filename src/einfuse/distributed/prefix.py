@@ -26,9 +26,9 @@ from einfuse.distributed.here import (
 )
 from einfuse.distributed.inputs import arrived
 from einfuse.distributed.steps import Inner, Move, Program, Step
-from einfuse.ir import Cascade, SpecError
+from einfuse.ir import Cascade, Scan, SpecError
 from einfuse.ir import expr as ex
-from einfuse.ir.passes import chunk, resume, shard, transition
+from einfuse.ir.passes import resume, shard, transition
 from einfuse.ir.passes.resume import Resumed
 from einfuse.ir.passes.shard import Local
 from einfuse.ir.passes.transition import Transition
@@ -39,9 +39,9 @@ States = dict[str, torch.Tensor]
 
 def rank_of(c: Cascade, axis: Axis) -> str:
     """The scanned rank. Raises SpecError where the update is not affine in the state, or something reads other points' results."""
-    fold = chunk.scan_of(c)
-    if fold is None or axis.ranks != (fold.rank,):
+    if not isinstance(c, Scan) or axis.ranks != (c.fold.rank,):
         raise SpecError(f"{c.name} is no scan over {' and '.join(f'`{r}`' for r in axis.ranks)}", c.loc)
+    fold = c.fold
     reason = shard.obstacle(c, fold.rank, scanned=True)
     if reason is not None:
         raise SpecError(f"{c.name} cannot hand states on along `{fold.rank}`: {reason[0]}", reason[1])
@@ -97,6 +97,7 @@ def run(c: Cascade, axis: Axis, here: Here, inputs: Values, inner: Inner) -> Pro
 
 def _derived(c: Cascade, rank: str, held: dict[str, int]) -> tuple[Local, Resumed, tuple[Transition, ...]]:
     local = shard.run(c, rank, given=held)
+    assert isinstance(local.cascade, Scan), "some points of a scan are one"
     return local, resume.run(local.cascade), transition.run(local.cascade)
 
 

@@ -16,7 +16,7 @@ from einfuse.distributed.exchange import tied
 from einfuse.distributed.here import Axis, Here, Values, has_features, only, size_of, tensors
 from einfuse.distributed.inputs import replicated
 from einfuse.distributed.steps import Inner, Program, Turn
-from einfuse.ir import Cascade, Einsum, SpecError
+from einfuse.ir import Cascade, Flat, SpecError
 from einfuse.ir import expr as ex
 from einfuse.ir.passes import choose, shard, stages
 from einfuse.ir.passes.backward import Gradient, adjoint
@@ -28,7 +28,7 @@ from einfuse.runtime.scatter import accumulate, contracted
 
 def check(c: Cascade, axis: Axis) -> None:
     """Raises SpecError where a backward is more than a few cascades of rows and columns, or a device would not have its gradients whole."""
-    if axis.ranks[0] in c.over or not all(isinstance(x, Einsum) for x in c.body) or choose.run(c) is not None:
+    if axis.ranks[0] in c.over or not isinstance(c, Flat) or choose.run(c) is not None:
         raise SpecError(f"{c.name}: rows go back where pairs of positions are sharded, and nothing is scanned or chosen", c.loc)
     shard.by_columns(c, axis.ranks)
     if len(stages.run(c)) > 1:

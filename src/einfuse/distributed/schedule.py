@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from einfuse.codegen.cost import DEVICES
 from einfuse.distributed.routes import Rows
-from einfuse.ir import Cascade, Einsum
-from einfuse.ir.rewrite import statements
+from einfuse.ir import Cascade
+from einfuse.ir.rewrite import every_einsum
 
 PIECES = (1, 2, 4, 8)
 
@@ -81,8 +81,8 @@ def times(arrival: Sequence[float], own: Sequence[float], others: Sequence[float
 def operations(c: Cascade, rows: str, columns: str, extent: Callable[[str], int]) -> float:
     """Operations of products that one pair takes, at one point of the ambient ranks."""
     total = 0
-    for x in statements(c):
-        ranks = {*x.ranks, *x.over} if isinstance(x, Einsum) else set()
+    for x in every_einsum(c):
+        ranks = {*x.ranks, *x.over}
         if {rows, columns} <= ranks:
             total += 2 * math.prod(map(extent, ranks - {rows, columns}))
     return float(total)

@@ -24,9 +24,8 @@ from einfuse.distributed.layout import Kind as LayoutKind
 from einfuse.distributed.programs import Exchange
 from einfuse.distributed.schedule import RATES, Rates
 from einfuse.distributed.transport import Group, Transport
-from einfuse.ir import Cascade, Scalar, SpecError
+from einfuse.ir import Cascade, Scalar, Scan, SpecError
 from einfuse.ir import expr as ex
-from einfuse.ir.passes import chunk
 from einfuse.ir.passes import shard as sharding
 from einfuse.runtime import binding
 from einfuse.runtime.attention import Attention
@@ -200,7 +199,7 @@ class Sharded:
             )
         (axis,), transport = found, self.transports[found[0].name]
         live, tile = columns.visited(self.attention.cascade, axis, total, given)
-        scan = chunk.scan_of(self.attention.cascade) is not None
+        scan = isinstance(self.attention.cascade, Scan)
         if scan and kind not in (None, "contiguous"):
             raise ValueError(f"{self.attention.name}: the points of a scan are held one after the other, not {kind}")
         made = layouts.candidates(total, self.at[axis.name].size, live, tile, "contiguous" if scan else kind)

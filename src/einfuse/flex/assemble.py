@@ -16,7 +16,7 @@ from einfuse import dsl
 from einfuse.flex.captures import LEAST
 from einfuse.flex.tracer import RANKS, Tracer
 from einfuse.flex.value import Value, kind_of
-from einfuse.ir import Cascade, Einsum, Rank, Scalar, SpecError, Tensor, const, index, load
+from einfuse.ir import Cascade, Einsum, Flat, Rank, Scalar, SpecError, Tensor, const, index, load
 from einfuse.ir import expr as ex
 from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import BackendName
@@ -63,8 +63,7 @@ def cascade(tracer: Tracer, score: Value, mask: Value | None, extras: tuple[Extr
             "minus infinity is chosen by a long vector's sum, which a mask cannot read", hint="use a large negative number"
         )
     body: list[Einsum] = []
-    for x in base.body:
-        assert isinstance(x, Einsum), "an elaborated cascade holds statements"
+    for x in base.einsums:
         if x.target == "s" and tracer.unbounded:  # what is computed decides which scores there are
             whole = ex.at("modified", x.ranks)
             seen = ex.conjunction(where, ex.call(">", whole, const(LEAST)))
@@ -75,7 +74,7 @@ def cascade(tracer: Tracer, score: Value, mask: Value | None, extras: tuple[Extr
             body.append(x)
     own = {r for x in tracer.statements for r in x.over}
     ranks = (*base.ranks, *(r for r in tracer.ranks.values() if r.name in own))
-    return replace(base, ranks=ranks, inputs=_inputs(tracer, base), body=tuple(body))
+    return replace(base.with_body(body), ranks=ranks, inputs=_inputs(tracer, base))
 
 
 def _inputs(tracer: Tracer, base: Cascade) -> tuple[Tensor, ...]:
@@ -92,7 +91,7 @@ def condition(tracer: Tracer, mask: Value) -> Cascade:
     tensors = [Tensor(c.name, tuple(c.axes), kind_of(c.tensor.dtype)) for c in tracer.tensors.values()]
     numbers = [Tensor(n.name, (), n.kind, True) for n in tracer.numbers.values()]
     last = Einsum("mask", ("i", "j"), None, (), ex.call("select", mask.expr, const(1.0), const(0.0)))
-    return Cascade("mask", ("b", "h"), (*ranks, *tracer.ranks.values()), (*tensors, *numbers), (last,), ("mask",))
+    return Flat("mask", ("b", "h"), (*ranks, *tracer.ranks.values()), (*tensors, *numbers), (last,), ("mask",))
 
 
 def arguments(tracer: Tracer) -> tuple[dict[str, torch.Tensor], dict[str, Scalar]]:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from einfuse.ir import Scalar, SpecError
-from einfuse.ir.nodes import Einsum
 from einfuse.ir.passes import choose, stages
+from einfuse.ir.rewrite import flat
 from einfuse.runtime.attention import Attention
 from einfuse.serving.cache import Cache, counts
 from einfuse.serving.launches import Maker, Tensors
@@ -216,10 +216,8 @@ def _one_kernel(attention: Attention) -> None:
     c = attention.cascade
     if choose.chooses(c):
         raise SpecError(f"{c.name} cannot be planned: it chooses what it reads", c.loc)
-    if not all(isinstance(x, Einsum) for x in c.body):
-        raise SpecError(f"{c.name} cannot be planned: it is a scan, whose states are not in pages", c.loc)
-    cut = stages.run(c)
+    cut = stages.run(flat(c, f"{c.name} cannot be planned: it is a scan, whose states are not in pages"))
     if len(cut) > 1:
         name = cut[0].outs[0]
-        loc = next((x.loc for x in c.body if isinstance(x, Einsum) and x.target == name), c.loc)
+        loc = next((x.loc for x in c.einsums if x.target == name), c.loc)
         raise SpecError(f"{c.name} cannot be planned: {name} is complete only after a kernel over all tokens", loc)
