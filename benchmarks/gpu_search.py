@@ -15,7 +15,6 @@ import torch
 import einfuse
 from einfuse.codegen import KernelPlan, Storage
 from einfuse.codegen import triton as printer
-from einfuse.codegen.plan import Fold
 from einfuse.codegen.triton.options import Options
 from einfuse.runtime import backends
 
@@ -71,7 +70,7 @@ class Forced(backends.TritonBackend):
     def emit(self, plan: KernelPlan) -> str:
         role = "columns" if "columns" in plan.name else "rows" if "rows" in plan.name else "forward"
         way: Way = getattr(self.ways, role)
-        if not any(isinstance(s, Fold) for s in plan.steps):
+        if not plan.folds:
             return printer.emit(plan)  # of rows alone
         options = Options(
             num_warps=way.warps or None, num_stages=way.stages or None, descriptors=None if way.descriptors else False

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from einfuse.codegen.plan import Block, Dot, Fold, KernelPlan, Map, Op, Region, Store, Value, computed, live, renamed, with_out
+from einfuse.codegen.plan import Block, Dot, KernelPlan, Map, Op, Region, Store, Value, computed, live, renamed, with_out
 from einfuse.ir.rewrite import fresh
 
 
 def both(first: KernelPlan, second: KernelPlan) -> KernelPlan | None:
     """The plan of two that are straight-line code (see `codegen.held`) over the same points and blocks; None for others."""
-    regions = [_straight(p) for p in (first, second)]
+    regions = [p.straight for p in (first, second)]
     features = _joined(first.features, second.features)
     alike = (first.ambient, first.compute, first.narrow) == (second.ambient, second.compute, second.narrow)
     if features is None or not alike or any(r is None for r in regions):
@@ -36,11 +36,6 @@ def both(first: KernelPlan, second: KernelPlan) -> KernelPlan | None:
         sizes=tuple(dict.fromkeys((*first.sizes, *second.sizes))),
         steps=(live(writer.ops, ()),),
     )
-
-
-def _straight(plan: KernelPlan) -> Region | None:
-    step = plan.steps[0] if len(plan.steps) == 1 and plan.tile is None else None
-    return None if isinstance(step, Fold) else step
 
 
 def _joined(first: tuple[Block, ...], second: tuple[Block, ...]) -> tuple[Block, ...] | None:

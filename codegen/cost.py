@@ -106,12 +106,13 @@ def row_work(plan: KernelPlan) -> list[tuple[Fold | None, Work]]:
     tile = 1 if plan.tile is None else plan.tile.block
     out: list[tuple[Fold | None, Work]] = []
     for step in plan.steps:
-        if isinstance(step, Fold):
-            bodies = {p.label: p.body for p in step.phases}  # most blocks need no mask; there may be none to visit
-            body = bodies.get("full") or next(iter(bodies.values()), ())
-            out.append((step, _work(plan, body, {step.rank: step.step}) * (1 / (tile * step.step))))
-        else:
-            out.append((None, _work(plan, step, {}) * (1 / tile)))
+        match step:
+            case Fold():
+                bodies = {p.label: p.body for p in step.phases}  # most blocks need no mask; there may be none to visit
+                body = bodies.get("full") or next(iter(bodies.values()), ())
+                out.append((step, _work(plan, body, {step.rank: step.step}) * (1 / (tile * step.step))))
+            case tuple():
+                out.append((None, _work(plan, step, {}) * (1 / tile)))
     return out
 
 
@@ -169,6 +170,4 @@ def state_bytes(plan: KernelPlan) -> int:
     """The bytes a row keeps on chip from block to block, over all folds."""
     features = {f.rank: f.size if isinstance(f.size, int) else f.block for f in plan.features}
     width = 8 if plan.compute == "f64" else 4
-    return sum(
-        width * math.prod(features.get(r, 1) for r in s.value.dims) for f in plan.steps if isinstance(f, Fold) for s in f.states
-    )
+    return sum(width * math.prod(features.get(r, 1) for r in s.value.dims) for f in plan.folds for s in f.states)

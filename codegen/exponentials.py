@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from einfuse.codegen.plan import Const, Fold, KernelPlan, Map, Op, Region, Store, Value
+from einfuse.codegen.plan import Const, KernelPlan, Map, Op, Region, Store, Value
 
 LOG2E = math.log2(math.e)
 
@@ -39,10 +39,7 @@ def powers(plan: KernelPlan) -> KernelPlan:
     if plan.compute != "f32":
         return plan
 
-    def rewritten(fold: Fold) -> Fold:
-        return replace(fold, phases=tuple(replace(p, body=_powers(p.body)) for p in fold.phases))
-
-    return replace(plan, steps=tuple(rewritten(s) if isinstance(s, Fold) else s for s in plan.steps))
+    return plan.mapped(lambda region: region, lambda f: f.mapped(_powers))
 
 
 def _powers(region: Region) -> Region:

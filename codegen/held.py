@@ -47,7 +47,7 @@ def hold(plan: KernelPlan, small: Mapping[str, int] = MappingProxyType({})) -> K
 
     ``small`` gives for sizes that are known at launch only the most they will be; the caller answers for that.
     """
-    folds = [s for s in plan.steps if isinstance(s, Fold)]
+    folds = plan.folds
     bodies = [_body(f) for f in folds]
     if not folds or not all(_block(f.size, f.step, small) for f in folds) or not all(bodies):
         return plan
@@ -58,12 +58,13 @@ def hold(plan: KernelPlan, small: Mapping[str, int] = MappingProxyType({})) -> K
     writer = _Writer({r: b.size for r, b in held.items()})
     phases = iter(bodies)
     for step in plan.steps:
-        if not isinstance(step, Fold):
-            writer.region(step)
-            continue
-        phase = next(phases)
-        assert phase is not None, "every fold has a body"
-        writer.fold(step, phase)
+        match step:
+            case Fold():
+                phase = next(phases)
+                assert phase is not None, "every fold has a body"
+                writer.fold(step, phase)
+            case tuple():
+                writer.region(step)
     return replace(plan, tile=tile, features=(*held.values(), *plan.features), steps=(live(writer.ops, ()),))
 
 

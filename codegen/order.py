@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from einfuse.codegen.plan import Fold, KernelPlan, Op, Size, dependent
+from einfuse.codegen.plan import KernelPlan, Op, Size, dependent
 
 
 def largest_last(plan: KernelPlan) -> bool:
@@ -20,8 +20,8 @@ def largest_last(plan: KernelPlan) -> bool:
 
     grows = [
         0 < len(f.phases) <= 3 and f.phases[-1].hi.name in moving and f.phases[0].lo.name not in moving
-        for f in plan.steps
-        if isinstance(f, Fold) and not f.tabulated
+        for f in plan.folds
+        if not f.tabulated
         for moving in [dependent(f.bounds, follows_tile)]
     ]
     return bool(grows) and all(grows)

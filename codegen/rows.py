@@ -8,7 +8,7 @@ sum: added up alike, their difference is exactly 0, as the gradient is.
 
 from __future__ import annotations
 
-from einfuse.codegen.plan import Fold, KernelPlan, Map, Reduce, Value
+from einfuse.codegen.plan import KernelPlan, Map, Reduce, Value
 
 
 def row_products(plan: KernelPlan) -> dict[str, tuple[Value, Value]]:
@@ -17,11 +17,9 @@ def row_products(plan: KernelPlan) -> dict[str, tuple[Value, Value]]:
     if plan.tile is None:
         return found
     rows, features = (plan.tile.rank,), {f.rank for f in plan.features}
-    for step in plan.steps:
-        if isinstance(step, Fold):
-            continue
-        made = {op.out.name: op.args for op in step if isinstance(op, Map) and op.fn == "*"}
-        for op in step:
+    for region in plan.regions:
+        made = {op.out.name: op.args for op in region if isinstance(op, Map) and op.fn == "*"}
+        for op in region:
             if (
                 isinstance(op, Reduce)
                 and op.reducer.sums

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from einfuse.codegen.cost import operation, weighted
-from einfuse.codegen.plan import Coordinate, Fold, KernelPlan, Load, Op, Region, Store, reads
+from einfuse.codegen.plan import Coordinate, KernelPlan, Load, Op, Region, Store, reads
 
 LITTLE = 1 / 64
 """Work of this share of all, and less, is not worth an order: points that lie together run one after the other."""
@@ -35,9 +35,9 @@ class Steady:
 
 def steady(plan: KernelPlan) -> Steady | None:
     """What follows what in a plan without tile and folds, whose points may run in any order; None for another."""
-    if plan.tile is not None or any(isinstance(s, Fold) for s in plan.steps) or any(b.turns for b in plan.ambient):
+    if plan.straight is None or any(b.turns for b in plan.ambient):
         return None
-    return _Analysis(plan, {b.rank: b.block for b in plan.features}).found()
+    return _Analysis(plan, {b.rank: b.block for b in plan.features}).found(plan.straight)
 
 
 @dataclass(slots=True)
@@ -46,14 +46,10 @@ class _Analysis:
     blocks: Mapping[str, int]
     follows: dict[str, frozenset[str]] = field(default_factory=dict)
 
-    def found(self) -> Steady:
+    def found(self, region: Region) -> Steady:
         ambient = [b.rank for b in self.plan.ambient]
-        cost, every = dict.fromkeys(ambient, 0.0), 0.0
-        for step in self.plan.steps:
-            assert not isinstance(step, Fold), "a plan without folds"
-            for rank, more in self.region(step, frozenset(ambient)).items():
-                cost[rank] += more
-            every += sum(weighted(operation(op, self.blocks)) for op in step)
+        cost = dict.fromkeys(ambient, 0.0) | self.region(region, frozenset(ambient))
+        every = sum(weighted(operation(op, self.blocks)) for op in region)
         return Steady(self.follows, {r: c if c > every * LITTLE else 0.0 for r, c in cost.items()})
 
     def region(self, region: Region, every: frozenset[str]) -> dict[str, float]:

@@ -14,7 +14,6 @@ from typing import TypedDict
 import torch
 
 from einfuse.codegen import KernelPlan
-from einfuse.codegen.plan import Fold
 from einfuse.codegen.scan import ScanPlan
 from einfuse.codegen.targets import TARGETS, Target
 from einfuse.ir import EinfuseError, Scalar
@@ -115,7 +114,7 @@ def _tiling(plan: KernelPlan | ScanPlan) -> tuple[int, int]:
         return next(
             (f.block for f in plan.features if f.rank == plan.shared), max((f.block for f in plan.features), default=1)
         ), plan.step
-    steps = [s.step for s in plan.steps if isinstance(s, Fold)]
+    steps = [f.step for f in plan.folds]
     held = (
         [b.block for b in plan.features] if plan.tile is None and not steps else []
     )  # without loops: what would be tile and step

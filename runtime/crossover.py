@@ -100,7 +100,7 @@ def work(plans: list[KernelPlan] | list[ScanPlan], sizes: Mapping[str, int], liv
         if isinstance(plan, ScanPlan):
             total += weighted(scan_work(plan, sizes))
         else:
-            folds = {s.rank: live for s in plan.steps if not isinstance(s, tuple)}
+            folds = {s.rank: live for s in plan.folds}
             total += weighted(cost(plan, sizes, {}, folds).work)
     return total
 

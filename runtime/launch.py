@@ -85,7 +85,7 @@ class Launch:
     def __init__(self, built: Built, smaller: Callable[[Printed], bool] = lambda _: False) -> None:
         """``smaller`` makes the kernel to take in place of one that spills, where there is one."""
         self.built, self._smaller = built, smaller
-        self._folds = [step for step in built.plan.steps if isinstance(step, PlanFold) and step.tabulated]
+        self._folds = [f for f in built.plan.folds if f.tabulated]
         masks = [x for x in built.cascade.folds if x.tabulated]
         self._named = sorted({n for f in masks for n in _tensors(built.cascade, f)})
         self._all: Recent[tuple[object, ...], dict[str, torch.Tensor]] = Recent(REMEMBERED)

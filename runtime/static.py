@@ -23,7 +23,6 @@ import torch
 
 from einfuse import _files as files
 from einfuse.codegen import KernelPlan
-from einfuse.codegen.plan import Fold
 from einfuse.codegen.scan import ScanPlan
 from einfuse.codegen.targets import TARGETS, Rates, Target
 from einfuse.codegen.triton import issue_model, statistics
@@ -183,7 +182,7 @@ def _tables(launch: Recorded) -> dict[str, torch.Tensor]:
     if isinstance(plan, ScanPlan):
         return {}
     made: dict[str, torch.Tensor] = {}
-    for step in (s for s in plan.steps if isinstance(s, Fold) and s.tabulated):
+    for step in (f for f in plan.folds if f.tabulated):
         made |= tile_tables(kernel.cascade, step, launch.given)  # type: ignore[union-attr]  # of no scan
     return made
 
@@ -231,7 +230,7 @@ def _tiling(plan: KernelPlan | ScanPlan) -> tuple[int, ...]:
     """Tile and step; of a scan its points a block."""
     if isinstance(plan, ScanPlan):
         return (plan.step, plan.step)
-    step = next((s.step for s in plan.steps if isinstance(s, Fold)), 0)
+    step = next((f.step for f in plan.folds), 0)
     return (plan.tile.block if plan.tile else 0, step)
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from einfuse.codegen import KernelPlan, Storage, hold, lower
 from einfuse.codegen.cost import Cost, cost
-from einfuse.codegen.plan import Fold, plain, table_ranks
+from einfuse.codegen.plan import plain, table_ranks
 from einfuse.codegen.scan import ScanPlan, ladder, team
 from einfuse.codegen.scan import lower as lower_scan
 from einfuse.ir import Cascade, EinfuseError, Scan, SpecError
@@ -126,6 +126,6 @@ def costs(cascade: Cascade, shape: Shape, dtype: Storage = "bf16") -> list[Coste
             continue
         sizes = example_sizes(kernel, shape)
         drawn = picture(kernel, shape.queries, (TILE, TILE), shape.keys)
-        live = {} if drawn is None else {s.rank: drawn.tiles.live_fraction for s in plan.steps if isinstance(s, Fold)}
+        live = {} if drawn is None else {s.rank: drawn.tiles.live_fraction for s in plan.folds}
         out.append(Costed(plan.name, cost(plan, sizes, _shapes(kernel, sizes), live)))
     return out

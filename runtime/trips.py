@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from einfuse.codegen import KernelPlan
-from einfuse.codegen.plan import FUNCTIONS, Const, Coordinate, Fold, Load, Map, Op, Param, Size
+from einfuse.codegen.plan import FUNCTIONS, Const, Coordinate, Fold, Load, Map, Op, Param, Size, code
 from einfuse.ir import Scalar
 from einfuse.runtime.given import Given
 
@@ -51,20 +51,19 @@ def _program(
     place = {b.rank: at for b, at in zip(plan.ambient, point, strict=True)}
     out: list[tuple[str, float | None]] = []
     for step in plan.steps:
-        for op in step.bounds if isinstance(step, Fold) else step:
+        for op in code(step)[0]:
             value = _scalar(op, known, plan, given, place, tile)
             if value is not None:
                 known[op.out.name] = value  # type: ignore[union-attr]  # stores have no value
-        if not isinstance(step, Fold):
+    for f in plan.folds:
+        if f.tabulated:
+            row = _row(plan, f, given, place, tile)
+            count = tables[f"{f.rank}_count"].reshape(-1, 2)[row]
+            out += [(p.label, float(count[n])) for n, p in enumerate(f.phases)]
             continue
-        if step.tabulated:
-            row = _row(plan, step, given, place, tile)
-            count = tables[f"{step.rank}_count"].reshape(-1, 2)[row]
-            out += [(p.label, float(count[n])) for n, p in enumerate(step.phases)]
-            continue
-        for p in (p for p in step.phases if p.lo != p.hi):
+        for p in (p for p in f.phases if p.lo != p.hi):
             lo, hi = known.get(p.lo.name), known.get(p.hi.name)
-            out.append((p.label, None if lo is None or hi is None else float(max(0, math.ceil((hi - lo) / step.step)))))
+            out.append((p.label, None if lo is None or hi is None else float(max(0, math.ceil((hi - lo) / f.step)))))
     return out
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from einfuse.codegen.cpu.access import offset, scalar_index
 from einfuse.codegen.cpu.functions import Ref
 from einfuse.codegen.cpu.text import Scope, Text
-from einfuse.codegen.plan import Coordinate, Fold, KernelPlan, Load, Op, Store, Value
+from einfuse.codegen.plan import Coordinate, KernelPlan, Load, Op, Store, Value
 
 
 def ask(text: Text, scope: Scope, plan: KernelPlan) -> None:
@@ -18,9 +18,8 @@ def ask(text: Text, scope: Scope, plan: KernelPlan) -> None:
     turn = next((b for b in plan.ambient if b.turns), None)
     if turn is None or plan.tile is None:
         return
-    ops = [op for s in plan.steps if not isinstance(s, Fold) for op in s]
-    made = {op.out.name: op for op in ops if not isinstance(op, Store)}
-    loads = [op for op in ops if isinstance(op, Load) and op.out.dims[:1] == (plan.tile.rank,)]
+    made = {op.out.name: op for op in plan.outer if not isinstance(op, Store)}
+    loads = [op for op in plan.outer if isinstance(op, Load) and op.out.dims[:1] == (plan.tile.rank,)]
     by_list: dict[str, list[Load]] = {}
     for op in loads:
         lists = {i.name for i in op.index if i.dims == (plan.tile.rank,) and _listed(made.get(i.name), turn.rank, made)}

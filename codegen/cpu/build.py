@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from einfuse import _files as files
 from einfuse.codegen.cpu import keep, openmp
 from einfuse.codegen.cpu.names import identifier
-from einfuse.codegen.plan import Fold, KernelPlan, table_ranks
+from einfuse.codegen.plan import KernelPlan, table_ranks
 from einfuse.ir import EinfuseError, Scalar
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class CpuKernel:
         object.__setattr__(self, "_tensors", tuple(t.name for t in self.plan.tensors))
         object.__setattr__(self, "_tables", tables)
         object.__setattr__(self, "_axes", sum(t.axes for t in self.plan.tensors))
-        several = self.keeps and sum(isinstance(s, Fold) for s in self.plan.steps) > 1
+        several = self.keeps and len(self.plan.folds) > 1
         object.__setattr__(self, "_several", several)
         object.__setattr__(self, "_threads", torch.get_num_threads)
         object.__setattr__(self, "_address", torch.Tensor.data_ptr)

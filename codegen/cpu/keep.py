@@ -28,6 +28,7 @@ from einfuse.codegen.plan import (
     Store,
     Value,
     operations,
+    outside,
     reads,
 )
 from einfuse.ir.rewrite import fresh
@@ -38,7 +39,7 @@ MOST = 64 << 20  # bytes of a thread
 
 def too_long(plan: KernelPlan, sizes: Mapping[str, int]) -> bool:
     """Whether what `keep` keeps takes more than `MOST` for these sizes."""
-    folds = [s for s in plan.steps if isinstance(s, Fold)]
+    folds = plan.folds
     if plan.tile is None or len(folds) < 2:
         return False
     row = plan.tile.block * (8 if plan.compute == "f64" else 4)
@@ -53,38 +54,31 @@ def keep(plan: KernelPlan) -> KernelPlan:
     taken = {op.out.name for op in operations(plan) if not isinstance(op, Store)} | {t.name for t in plan.tensors}
     steps = list(plan.steps)
     kept: list[Kept] = []
-    folds = [n for n, s in enumerate(steps) if isinstance(s, Fold) and s.phases]
+    loops = {n: s for n, s in enumerate(steps) if isinstance(s, Fold) and s.phases}
+    folds = list(loops)
     if plan.tile is None:
         return plan
-    walks = {n: _walk(plan, n) for n in folds}
+    walks = {n: _walk(plan, n, f) for n, f in loops.items()}
     while folds:
         first, *rest = folds
         same = [n for n in rest if walks[n] == walks[first]]
-        source = steps[first]
-        assert isinstance(source, Fold), "folds are numbered"
-        shared = [(n, _agreed(source, _fold(steps[n]), plan.tile.rank)) for n in same]
+        source = loops[first]
+        shared = [(n, _agreed(source, loops[n], plan.tile.rank)) for n in same]
         if any(keys for _, keys in shared):
             every = list(dict.fromkeys(k for _, keys in shared for k in keys))
             named = {k: fresh("kept", taken) for k in every}
             kept += [Kept(t, plan.tile.rank, source.size) for t in named.values()]
             places = _Places(plan.tile.rank, source.rank, taken)
-            steps[first] = places.writing(source, named)
+            steps[first] = loops[first] = places.writing(source, named)
             for n, keys in shared:
-                steps[n] = places.reading(_fold(steps[n]), {k: named[k] for k in keys})
+                steps[n] = loops[n] = places.reading(loops[n], {k: named[k] for k in keys})
         folds = [n for n in rest if n not in same]
     return replace(plan, steps=tuple(steps), kept=tuple(kept)) if kept else plan
 
 
-def _fold(step: Region | Fold) -> Fold:
-    assert isinstance(step, Fold), "folds are numbered"
-    return step
-
-
-def _walk(plan: KernelPlan, n: int) -> Key:
-    """What the blocks are that a fold visits, in order: equal for folds that visit the same."""
-    fold = _fold(plan.steps[n])
-    outer = [op for s in plan.steps[:n] if not isinstance(s, Fold) for op in s]
-    keys = _keys([*outer, *fold.bounds], frozenset())
+def _walk(plan: KernelPlan, n: int, fold: Fold) -> Key:
+    """What the blocks are that a fold, the step ``n``, visits, in order: equal for folds that visit the same."""
+    keys = _keys([*outside(plan.steps[:n]), *fold.bounds], frozenset())
     bounds = tuple((keys.get(p.lo.name, p.lo.name), keys.get(p.hi.name, p.hi.name), p.label) for p in fold.phases)
     return (fold.rank, fold.step, fold.tabulated, fold.table_ranks, fold.tabulated or bounds)
 

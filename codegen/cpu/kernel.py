@@ -176,14 +176,15 @@ class KernelPrinter:
         self.repeats = Repeats(text, scope, self.steady) if self.steady else None
         for n, step in enumerate(plan.steps):
             text.line()
-            if isinstance(step, Fold):
-                if n == 1:
-                    ask(text, scope, plan)
-                text.line(f"// fold over {step.rank} in blocks of {step.step}")
-                self.region(step.bounds, read_by(step) | self.read_after(n))
-                FoldPrinter(text, scope, plan, step, self.dependence, self.tensors).printed()
-            else:
-                self.region(step, self.read_after(n))
+            match step:
+                case Fold():
+                    if n == 1:
+                        ask(text, scope, plan)
+                    text.line(f"// fold over {step.rank} in blocks of {step.step}")
+                    self.region(step.bounds, read_by(step) | self.read_after(n))
+                    FoldPrinter(text, scope, plan, step, self.dependence, self.tensors).printed()
+                case tuple():
+                    self.region(step, self.read_after(n))
         text.lines[known:known] = [f"{'  ' * text.indent}{line}" for line in (self.repeats.lines if self.repeats else ())]
 
     def rows(self, kept: Kept) -> None:

@@ -18,7 +18,6 @@ from einfuse.codegen.plan import (
     Const,
     Coordinate,
     Dot,
-    Fold,
     KernelPlan,
     Load,
     Map,
@@ -30,6 +29,7 @@ from einfuse.codegen.plan import (
     Value,
     computed,
     operations,
+    outside,
     reads,
     renamed,
     with_out,
@@ -61,7 +61,7 @@ def _fit(rows: KernelPlan, columns: KernelPlan) -> bool:
     """One fold each, which visits some tile, over the other's tile, of the same ambient points and features; nothing of one is read by the
     other.
     """
-    mine, theirs = (tuple(s for s in p.steps if isinstance(s, Fold)) for p in (rows, columns))
+    mine, theirs = (p.folds for p in (rows, columns))
     if len(mine) != 1 or len(theirs) != 1 or rows.tile is None or columns.tile is None:
         return False
     if not mine[0].phases or not theirs[0].phases:
@@ -74,9 +74,7 @@ def _fit(rows: KernelPlan, columns: KernelPlan) -> bool:
     )
     wide = all(t.storage == rows.compute for t in rows.tensors if t.out)
     until = rows.steps.index(mine[0])
-    early = [op for s in rows.steps[:until] if not isinstance(s, Fold) for op in s] + [
-        op for p in mine[0].phases for op in p.body
-    ]
+    early = [*outside(rows.steps[:until]), *(op for p in mine[0].phases for op in p.body)]
     return same and crossed and apart and wide and not any(isinstance(op, Store) for op in early)
 
 
@@ -96,11 +94,10 @@ class _Target:
 class _Merger:
     def __init__(self, rows: KernelPlan, columns: KernelPlan) -> None:
         self.rows, self.columns = rows, columns
-        self.mine = next(s for s in rows.steps if isinstance(s, Fold))
-        self.theirs = next(s for s in columns.steps if isinstance(s, Fold))
+        (self.mine,), (self.theirs,) = rows.folds, columns.folds
         at = rows.steps.index(self.mine)
-        self.before = [op for s in rows.steps[:at] if not isinstance(s, Fold) for op in s]
-        self.after = [op for s in rows.steps[at + 1 :] if not isinstance(s, Fold) for op in s]
+        self.before = outside(rows.steps[:at])
+        self.after = outside(rows.steps[at + 1 :])
         self.features = tuple(dict.fromkeys((*columns.features, *rows.features)))
         self.order = (*columns.order, *(f.rank for f in rows.features if f.rank not in columns.order))
         self.taken = {op.out.name for op in operations(columns) if not isinstance(op, Store)}
@@ -152,9 +149,8 @@ class _Merger:
         columns, rows = self.columns, self.rows
         at = columns.steps.index(self.theirs)
         prologue = _Target()
-        for step in columns.steps[:at]:
-            for op in step if not isinstance(step, Fold) else ():
-                prologue.learn(op)
+        for op in outside(columns.steps[:at]):
+            prologue.learn(op)
         phases = tuple(self._phase(p, prologue) for p in self.theirs.phases)
         fold = replace(self.theirs, phases=phases)
         outs = {t.name for t in rows.tensors if t.out}

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from einfuse.codegen.cpu.names import identifier
-from einfuse.codegen.plan import Fold, KernelPlan, Storage, table_ranks
+from einfuse.codegen.plan import KernelPlan, Storage, table_ranks
 from einfuse.ir import Cascade, Expr, Tensor
 from einfuse.ir.expr import sizes as made_of
 from einfuse.ir.text import show_expr
@@ -227,7 +227,7 @@ class Printer:
 
     def table(self, rank: str) -> str:
         """The live tiles of a fold whose mask reads tables: every one as partly live, which is right for any."""
-        fold = next(x for x in self.plan.steps if isinstance(x, Fold) and x.rank == rank and x.tabulated)
+        fold = next(f for f in self.plan.folds if f.rank == rank and f.tabulated)
         ambient = {b.rank: b.size for b in self.plan.ambient}
         tile, name = self.plan.tile, f"tiles_{identifier(rank)}"
         rows = [self.size(ambient[r]) for r in fold.table_ranks]

@@ -96,12 +96,11 @@ def _merged(steps: Sequence[kp.Region | kp.Fold]) -> Steps:
     for s in steps:
         if isinstance(s, tuple) and out and isinstance(out[-1], tuple):
             out[-1] = out[-1] + s
-        elif s or isinstance(s, kp.Fold):
+        elif s:
             out.append(s)
     return tuple(out)
 
 
 def _loaded(steps: Steps) -> Iterator[str]:
     """The tensors that any operation loads."""
-    regions = [r for s in steps for r in ([s] if isinstance(s, tuple) else [s.bounds, *(p.body for p in s.phases)])]
-    return (o.tensor for r in regions for o in r if isinstance(o, kp.Load))
+    return (o.tensor for s in steps for r in kp.code(s) for o in r if isinstance(o, kp.Load))

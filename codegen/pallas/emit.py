@@ -78,11 +78,7 @@ class _Printer(Printer):
             f"along = lambda axis, n: jax.lax.broadcasted_iota(jnp.int64, [n if a == axis else 1 for a in range({axes})], axis)"
         )
         self.begin()
-        for step in plan.steps:
-            if isinstance(step, Fold):
-                self.fold(step)
-            else:
-                self.region(step)
+        plan.walk(self.region, self.fold)
         title = [f"# {plan.name}", "#", *(f"#   {x}".rstrip() for x in plan.equations.strip().splitlines())]
         tables = [
             f"NAMES, WRITTEN = {names!r}, {written!r}",
@@ -183,7 +179,7 @@ class _Printer(Printer):
     def existing(self, v: Value, rank: str, otherwise: str) -> str:
         """The value with all of its points; those beyond the size of a rank, but of a folded one, where the plan does so, are ``otherwise``."""
         exists = self.local.get(f"exists {rank}", "")
-        folded = any(isinstance(s, Fold) and s.rank == rank for s in self.plan.steps)
+        folded = any(f.rank == rank for f in self.plan.folds)
         return f"jnp.where({exists}, {self.whole(v)}, {otherwise})" if exists and not folded else self.whole(v)
 
     def alive(self, dims: set[str], where: str = "") -> str:

@@ -28,8 +28,10 @@ from einfuse.codegen.plan.nodes import State as State
 from einfuse.codegen.plan.nodes import Storage as Storage
 from einfuse.codegen.plan.nodes import Store as Store
 from einfuse.codegen.plan.nodes import Value as Value
+from einfuse.codegen.plan.nodes import code as code
 from einfuse.codegen.plan.nodes import computed as computed
 from einfuse.codegen.plan.nodes import operations as operations
+from einfuse.codegen.plan.nodes import outside as outside
 from einfuse.codegen.plan.nodes import reads as reads
 from einfuse.codegen.plan.nodes import renamed as renamed
 from einfuse.codegen.plan.nodes import table_ranks as table_ranks

@@ -17,12 +17,13 @@ def read_by(*steps: Region | Fold) -> set[str]:
     """The names that anything in the steps reads."""
     names: set[str] = set()
     for step in steps:
-        if not isinstance(step, Fold):
-            names.update(read_in(step))
-            continue
-        names.update(read_in(step.bounds))
-        for p in step.phases:
-            names |= {*read_in(p.body), p.lo.name, p.hi.name, *(u.name for u in p.updates)}
+        match step:
+            case tuple():
+                names.update(read_in(step))
+            case Fold(bounds=bounds, phases=phases):
+                names.update(read_in(bounds))
+                for p in phases:
+                    names |= {*read_in(p.body), p.lo.name, p.hi.name, *(u.name for u in p.updates)}
     return names
 
 
@@ -50,9 +51,12 @@ def prune(plan: KernelPlan) -> KernelPlan:
     kept: list[Region | Fold] = []
     wanted: set[str] = set()
     for step in reversed(plan.steps):  # backwards: what a step defines is wanted if a later one reads it
-        step = _live_fold(step, wanted) if isinstance(step, Fold) else live(step, wanted)
-        wanted |= read_by(step)
-        kept.append(step)
+        match step:
+            case Fold():
+                kept.append(_live_fold(step, wanted))
+            case tuple():
+                kept.append(live(step, wanted))
+        wanted |= read_by(kept[-1])
     return replace(plan, steps=tuple(reversed(kept)))
 
 

@@ -76,11 +76,7 @@ class _Program:
         if self.plan.tile is not None and self.first is not None:
             tile = self.plan.tile
             self.spans[tile.rank] = (self.first, min(self.first + tile.block, _extent(tile.size, self.sizes)))
-        for step in self.plan.steps:
-            if isinstance(step, kp.Fold):
-                self.fold(step)
-            else:
-                self.region(step)
+        self.plan.walk(self.region, self.fold)
 
     def fold(self, fold: kp.Fold) -> None:
         self.region(fold.bounds)

@@ -24,9 +24,9 @@ What a back end may rely on, beyond the types:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, assert_never
 
 from einfuse import ir
 from einfuse.ir import DType, Scalar
@@ -215,6 +215,10 @@ class Fold:
     table_ranks: tuple[str, ...] = ()
     size: int | str = ""  # required; last so that it is named where a fold is built
 
+    def mapped(self, body: Callable[[Region], Region]) -> Fold:
+        """The fold with the bodies of its phases through this."""
+        return replace(self, phases=tuple(replace(p, body=body(p.body)) for p in self.phases))
+
 
 @dataclass(frozen=True, slots=True)
 class Arg:
@@ -271,9 +275,43 @@ class KernelPlan:
         return {t.name: t for t in (*self.tensors, *(Arg(k.tensor, 2, self.compute, out=True) for k in self.kept))}
 
     @property
+    def folds(self) -> tuple[Fold, ...]:
+        return tuple(s for s in self.steps if isinstance(s, Fold))
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """What stands outside folds."""
+        return tuple(s for s in self.steps if not isinstance(s, Fold))
+
+    @property
+    def outer(self) -> Region:
+        """The operations outside folds, in order."""
+        return outside(self.steps)
+
+    @property
+    def straight(self) -> Region | None:
+        """All of a plan that has no tile and no folds; None of another."""
+        return None if self.tile is not None or self.folds else self.outer
+
+    def walk(self, region: Callable[[Region], None], fold: Callable[[Fold], None]) -> None:
+        """Hands every step to one of these, in order."""
+        for step in self.steps:
+            match step:
+                case Fold():
+                    fold(step)
+                case tuple():
+                    region(step)
+                case _:
+                    assert_never(step)
+
+    def mapped(self, region: Callable[[Region], Region], fold: Callable[[Fold], Fold]) -> KernelPlan:
+        """The plan with its steps through these, in order."""
+        return replace(self, steps=tuple(fold(s) if isinstance(s, Fold) else region(s) for s in self.steps))
+
+    @property
     def order(self) -> tuple[str, ...]:
         """The canonical order of ranks in ``dims``: ambient never occur; tile, folds, then features."""
-        folds = tuple(dict.fromkeys(s.rank for s in self.steps if isinstance(s, Fold)))
+        folds = tuple(dict.fromkeys(f.rank for f in self.folds))
         return ((self.tile.rank,) if self.tile else ()) + folds + tuple(f.rank for f in self.features)
 
 
@@ -295,7 +333,7 @@ def reads(op: Op) -> tuple[Value, ...]:
 
 def table_ranks(plan: KernelPlan) -> tuple[str, ...]:
     """The ranks whose live blocks come from tables, in the order in which these are passed."""
-    return tuple(dict.fromkeys(s.rank for s in plan.steps if isinstance(s, Fold) and s.tabulated))
+    return tuple(dict.fromkeys(f.rank for f in plan.folds if f.tabulated))
 
 
 def with_out(op: Op, out: Value) -> Op:
@@ -332,9 +370,20 @@ def renamed(op: Op, new: Mapping[str, Value]) -> Op:
 def operations(plan: KernelPlan) -> Iterator[Op]:
     """Every operation of a plan, in order."""
     for step in plan.steps:
-        if isinstance(step, Fold):
-            yield from step.bounds
-            for phase in step.phases:
-                yield from phase.body
-        else:
-            yield from step
+        for region in code(step):
+            yield from region
+
+
+def code(step: Region | Fold) -> tuple[Region, ...]:
+    """The straight-line code of a step: of a fold its bounds, then the bodies of its phases."""
+    match step:
+        case Fold(bounds=bounds, phases=phases):
+            return (bounds, *(p.body for p in phases))
+        case tuple():
+            return (step,)
+    assert_never(step)
+
+
+def outside(steps: Iterable[Region | Fold]) -> Region:
+    """The operations of these steps that stand in no fold."""
+    return tuple(op for s in steps if not isinstance(s, Fold) for op in s)

@@ -129,7 +129,7 @@ class ScanPlan:
         return -(-found.size // found.block)
 
     @property
-    def steps(self) -> tuple[()]:
+    def folds(self) -> tuple[()]:
         """The folds whose live tiles come from tables, for the launcher of `codegen.cpu`: a scan has none."""
         return ()
 

@@ -81,7 +81,11 @@ def show(plan: kp.KernelPlan) -> str:
     if plan.sizes:
         lines.append(f"  sizes {', '.join(plan.sizes)}")
     for step in plan.steps:
-        lines += _shown_fold(step) if isinstance(step, kp.Fold) else ["  region", *_shown_region(step, 4)]
+        match step:
+            case kp.Fold():
+                lines += _shown_fold(step)
+            case tuple():
+                lines += ["  region", *_shown_region(step, 4)]
     return "\n".join(lines) + "\n"
 
 

@@ -32,11 +32,7 @@ class _Checked:
 
     def whole(self) -> None:
         self.ensure(len(set(self.plan.order)) == len(self.plan.order), "a rank is tiled, folded or held once")
-        for step in self.plan.steps:
-            if isinstance(step, kp.Fold):
-                self.fold(step)
-            else:
-                self.region(step)
+        self.plan.walk(self.region, self.fold)
 
     def ensure(self, holds: bool, rule: str, op: kp.Op | None = None) -> None:
         assert holds, f"plan {self.plan.name}: {rule}" + (f": {shown(op)}" if op is not None else "")
@@ -83,7 +79,7 @@ class _Checked:
         self.ensure(
             list(v.dims) == sorted(set(v.dims), key=order.index), f"the ranks of {v.name} are in the order of the plan", op
         )
-        folds = {s.rank for s in self.plan.steps if isinstance(s, kp.Fold)} - {self.inside}
+        folds = {f.rank for f in self.plan.folds} - {self.inside}
         self.ensure(not folds & set(v.dims), f"{v.name} spans a folded rank inside its loop alone", op)
         self.names.add(v.name)
         self.known[v.name] = v

@@ -24,6 +24,7 @@ from einfuse.codegen.plan import (
     Size,
     Store,
     Value,
+    code,
     reads,
 )
 from einfuse.codegen.torch.functions import REDUCTIONS, form, random
@@ -107,11 +108,7 @@ class _Printer(Printer):
         self.tile()
         for f in plan.features:
             self.local[f"coordinate {f.rank}"] = f"along({self.axis(f.rank)}, 0, {self.extent(f.size)})"
-        for step in plan.steps:
-            if isinstance(step, Fold):
-                self.fold(step)
-            else:
-                self.region(step)
+        plan.walk(self.region, self.fold)
         return "\n".join([*title, _HELPERS.rstrip(), *random(self.lines), *head, *self.lines]) + "\n"
 
     def extent(self, size: int | str) -> str:
@@ -134,15 +131,15 @@ class _Printer(Printer):
         depends: dict[str, set[str]] = {}
         out = {b.rank for b in self.plan.ambient if b.turns}
         for step in self.plan.steps:
-            for op in step.bounds if isinstance(step, Fold) else step:
+            for op in code(step)[0]:
                 if isinstance(op, Coordinate):
                     depends[op.out.name] = {op.rank} & ambient
                 elif not isinstance(op, Store):
                     depends[op.out.name] = set().union(*(depends.get(v.name, set()) for v in reads(op)))
-            if isinstance(step, Fold):
-                out |= set(step.table_ranks) if step.tabulated else set()
-                for p in () if step.tabulated else step.phases:
-                    out |= depends.get(p.lo.name, set()) | depends.get(p.hi.name, set())
+        for f in self.plan.folds:
+            out |= set(f.table_ranks) if f.tabulated else set()
+            for p in () if f.tabulated else f.phases:
+                out |= depends.get(p.lo.name, set()) | depends.get(p.hi.name, set())
         return out
 
     # ------------------------------------------------------------------------------------------------------------- operations

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from einfuse.codegen.plan import (
@@ -52,17 +52,18 @@ def lighten(plan: KernelPlan) -> KernelPlan:
     """The plan after the rewrites. `prune` removes what nothing reads any more."""
     outer = _Known({}, {})
     taken = {op.out.name for op in operations(plan) if not isinstance(op, Store)}
-    taken |= {s.value.name for step in plan.steps if isinstance(step, Fold) for s in step.states}
+    taken |= {s.value.name for f in plan.folds for s in f.states}
     steps: list[Region | Fold] = []
     for step in plan.steps:
-        if isinstance(step, Fold):
-            scales = _Scales(frozenset(outer.made)) if plan.compute == "f32" and plan.narrow in ("bf16", "f16") else None
-            phases = tuple(replace(p, body=_Writer(outer.child(), taken, scales).phase(p)) for p in step.phases)
-            if scales and scales.products:
-                steps.append(tuple(scales.products))
-            steps.append(replace(step, phases=phases))
-        else:
-            steps.append(_Writer(outer, taken).region(step))
+        match step:
+            case Fold():
+                scales = _Scales(frozenset(outer.made)) if plan.compute == "f32" and plan.narrow in ("bf16", "f16") else None
+                phases = tuple(replace(p, body=_Writer(outer.child(), taken, scales).phase(p)) for p in step.phases)
+                if scales and scales.products:
+                    steps.append(tuple(scales.products))
+                steps.append(replace(step, phases=phases))
+            case tuple():
+                steps.append(_Writer(outer, taken).region(step))
     return _factored(replace(plan, steps=_joined(steps)), taken)
 
 
@@ -307,24 +308,29 @@ class _Writer:
 
 def _factored(plan: KernelPlan, taken: set[str]) -> KernelPlan:
     """Constant factors of what a loop adds up, multiplied in behind it."""
-    outer = {op.out.name for s in plan.steps if not isinstance(s, Fold) for op in s if not isinstance(op, Store)}
+    outer = {op.out.name for op in plan.outer if not isinstance(op, Store)}
     steps: list[Region | Fold] = []
     new: dict[str, Value] = {}
     for step in plan.steps:
-        if not isinstance(step, Fold):
-            steps.append(tuple(_read_anew(op, new) for op in step))
-            continue
-        loop, factors = _without_factors(step, outer)
-        after = []
-        for state, c in factors.items():
-            name = f"{state.name}_scaled"
-            while name in taken:
-                name += "_"
-            taken.add(name)
-            new[state.name] = Value(name, state.dims, state.dtype)
-            after.append(Map(new[state.name], "*", (state, c)))
-        steps += [loop, tuple(after)] if after else [loop]
+        match step:
+            case tuple():
+                steps.append(tuple(_read_anew(op, new) for op in step))
+            case Fold():
+                loop, factors = _without_factors(step, outer)
+                after = tuple(_multiplied(factors, taken, new))
+                steps += [loop, after] if after else [loop]
     return replace(plan, steps=_joined(steps))
+
+
+def _multiplied(factors: Mapping[Value, Value], taken: set[str], new: dict[str, Value]) -> Iterator[Op]:
+    """The states times their factors, under ``new`` names."""
+    for state, c in factors.items():
+        name = f"{state.name}_scaled"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        new[state.name] = Value(name, state.dims, state.dtype)
+        yield Map(new[state.name], "*", (state, c))
 
 
 def _read_anew(op: Op, new: Mapping[str, Value]) -> Op:

@@ -99,10 +99,11 @@ class Kernel:
         for n, step in enumerate(self.plan.steps):
             self.body.line()
             elsewhere = read_by(*self.plan.steps[:n], *self.plan.steps[n + 1 :])
-            if isinstance(step, Fold):
-                self.fold(step, elsewhere)
-            else:
-                print_region(self.body, step, elsewhere)
+            match step:
+                case Fold():
+                    self.fold(step, elsewhere)
+                case tuple():
+                    print_region(self.body, step, elsewhere)
 
     # --------------------------------------------------------------------------------------------------------- signature
 
@@ -193,9 +194,7 @@ class Kernel:
             self.coordinates(body, points.fixed, body.assign("rest", f"{program} // {runs}"))
         self.features()
         body.line()
-        (region,) = self.plan.steps
-        assert not isinstance(region, Fold), "points without loops"
-        once, every = points.split(region)
+        once, every = points.split(self.plan.outer)
         print_region(body, once, read_by(every))
         point = body.names.fresh("point")
         body.line()

@@ -22,12 +22,11 @@ class Layout:
     def __init__(self, plan: KernelPlan) -> None:
         self.plan = plan
         self.folds: dict[str, Fold] = {}
-        for step in plan.steps:
-            if isinstance(step, Fold):
-                assert step.size != "", f"the fold over {step.rank} has no size"
-                assert step.step == power_of_two(step.step), f"the step {step.step} over {step.rank} is no power of two"
-                known = self.folds.setdefault(step.rank, step)
-                assert (known.step, known.size) == (step.step, step.size), f"two steps or sizes of {step.rank}"
+        for f in plan.folds:
+            assert f.size != "", f"the fold over {f.rank} has no size"
+            assert f.step == power_of_two(f.step), f"the step {f.step} over {f.rank} is no power of two"
+            known = self.folds.setdefault(f.rank, f)
+            assert (known.step, known.size) == (f.step, f.size), f"two steps or sizes of {f.rank}"
         self._features = {f.rank: f for f in plan.features}
         multiplied = {r for op in operations(plan) if isinstance(op, Dot) for r in (*op.a.dims, *op.b.dims)}
         self.blocks: dict[str, int] = {}

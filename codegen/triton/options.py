@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from einfuse.codegen.plan import BYTES, Dot, Fold, KernelPlan, Load, Op, Region, Store, operations
+from einfuse.codegen.plan import BYTES, Dot, KernelPlan, Load, Op, Region, Store, operations
 from einfuse.codegen.targets import TARGETS, Target
 from einfuse.codegen.triton.layout import MATRIX, Layout
 
@@ -102,9 +102,9 @@ def launch_options(plan: KernelPlan, target: Target = "sm_90", precision: Precis
     if unrolled:
         return {"num_warps": min(16, max(8, _power(unrolled // (256 * 32)))), "num_stages": 1}
     warps = max(spread, 4 if _held(plan, layout) <= 96 * 128 else 8)
-    if not _folds(plan) and plan.tile:  # rows alone: several blocks at once, of each of which a thread holds 32 numbers at most
+    if not plan.folds and plan.tile:  # rows alone: several blocks at once, of each of which a thread holds 32 numbers at most
         warps = min(16, max(warps, _power(_widest(layout, operations(plan)) // (32 * 32))))
-    if gpu.rows == 64 and plan.tile and _folds(plan) and spread == 4:
+    if gpu.rows == 64 and plan.tile and plan.folds and spread == 4:
         # a matrix instruction is 64 rows of four warps: others would do them again
         warps = min(warps, max(4, layout.blocks[plan.tile.rank] // 16))
     held, streamed = _resident(plan, layout), max(1, _streamed(plan, layout))
@@ -121,13 +121,9 @@ def _dtype(plan: KernelPlan, dot: Dot) -> str:
     return plan.narrow if dot.narrow else "f32"
 
 
-def _folds(plan: KernelPlan) -> list[Fold]:
-    return [s for s in plan.steps if isinstance(s, Fold)]
-
-
 def _dots(plan: KernelPlan, layout: Layout) -> list[Dot]:
-    bodies: list[Region] = [p.body for f in _folds(plan) for p in f.phases]
-    bodies += [s for s in plan.steps if not isinstance(s, Fold)]
+    bodies: list[Region] = [p.body for f in plan.folds for p in f.phases]
+    bodies += plan.regions
     return [op for body in bodies for op in body if isinstance(op, Dot) and layout.multiplies(op)]
 
 
@@ -145,14 +141,14 @@ def _volume(layout: Layout, dot: Dot) -> int:
 def _held(plan: KernelPlan, layout: Layout) -> int:
     """Elements alive at once in the fullest loop: carried states, and the products of an iteration that no state holds, or its widest block."""
     most = 0
-    for fold in _folds(plan):
+    for fold in plan.folds:
         carried = sum(_area(layout, s.value.dims) for s in fold.states)
         for phase in fold.phases:
             kept = {u.name for u in phase.updates}
             dots = [op for op in phase.body if isinstance(op, Dot) and op.out.name not in kept]
             widest = _widest(layout, phase.body)
             most = max(most, carried + max(widest, sum(_area(layout, d.out.dims) for d in dots)))
-    if not _folds(plan):
+    if not plan.folds:
         most = sum(_area(layout, d.out.dims) for d in _dots(plan, layout))
     return most
 
@@ -178,11 +174,11 @@ def _bytes(plan: KernelPlan, layout: Layout, region: Region) -> int:
 
 def _streamed(plan: KernelPlan, layout: Layout) -> int:
     """What an iteration loads: a block of a fold, or a point of a run where there is no fold."""
-    loops: list[Region] = [p.body for f in _folds(plan) for p in f.phases] or [s for s in plan.steps if not isinstance(s, Fold)]
+    loops = [p.body for f in plan.folds for p in f.phases] or plan.regions
     return max((_bytes(plan, layout, body) for body in loops), default=0)
 
 
 def _resident(plan: KernelPlan, layout: Layout) -> int:
-    if not _folds(plan):
+    if not plan.folds:
         return 0
-    return sum(_bytes(plan, layout, s) for s in plan.steps if not isinstance(s, Fold))
+    return sum(_bytes(plan, layout, s) for s in plan.regions)

@@ -36,24 +36,24 @@ def widen(plan: KernelPlan) -> KernelPlan:
     if plan.narrow != "f16" or plan.compute != "f32":
         return plan
     found = _Magnitudes(frozenset(f.rank for f in plan.features))
-    steps: list[Region | Fold] = []
-    for step in plan.steps:
-        if isinstance(step, Fold):
-            while True:  # a state is as large as what it becomes
-                phases = tuple(replace(p, body=tuple(map(found.widened, p.body))) for p in step.phases)
-                larger = {
-                    s.value.name: Magnitude.LARGE
-                    for p in step.phases
-                    for s, u in zip(step.states, p.updates, strict=True)
-                    if found.of(u) == Magnitude.LARGE and found.of(s.value) != Magnitude.LARGE
-                }
-                found.known |= larger
-                if not larger:
-                    break
-            steps.append(replace(step, phases=phases))
-        else:
-            steps.append(tuple(map(found.widened, step)))
-    return replace(plan, steps=tuple(steps))
+
+    def region(ops: Region) -> Region:
+        return tuple(map(found.widened, ops))
+
+    def fold(loop: Fold) -> Fold:
+        while True:  # a state is as large as what it becomes
+            widened = loop.mapped(region)
+            larger = {
+                s.value.name: Magnitude.LARGE
+                for p in loop.phases
+                for s, u in zip(loop.states, p.updates, strict=True)
+                if found.of(u) == Magnitude.LARGE and found.of(s.value) != Magnitude.LARGE
+            }
+            found.known |= larger
+            if not larger:
+                return widened
+
+    return plan.mapped(region, fold)
 
 
 class _Magnitudes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from einfuse.codegen.plan import Block, Fold, KernelPlan, Op, Region
+from einfuse.codegen.plan import Block, KernelPlan, Op, Region
 from einfuse.codegen.steady import Steady, steady
 
 MOST = 8
@@ -38,7 +38,7 @@ class Points:
 def points(plan: KernelPlan) -> Points | None:
     """The runs of a plan; None for one with a tile or a loop of its own, or without points."""
     known = steady(plan)
-    if known is None or not plan.ambient or len(plan.steps) != 1 or isinstance(plan.steps[0], Fold):
+    if known is None or not plan.ambient or len(plan.steps) != 1:
         return None
     most = max(known.cost.values())
     fixed = tuple(b for b in plan.ambient if most and known.cost[b.rank] > most / 2)

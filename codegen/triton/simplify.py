@@ -21,7 +21,6 @@ from dataclasses import replace
 from einfuse.codegen.exponentials import difference
 from einfuse.codegen.plan import (
     Dot,
-    Fold,
     KernelPlan,
     Load,
     Map,
@@ -32,6 +31,7 @@ from einfuse.codegen.plan import (
     Store,
     Value,
     live,
+    operations,
     prune,
     reads,
 )
@@ -52,10 +52,7 @@ def existing_loads(plan: KernelPlan) -> KernelPlan:
 
 
 def _everywhere(plan: KernelPlan, rewritten: Callable[[Region], Region]) -> KernelPlan:
-    def fold(step: Fold) -> Fold:
-        return replace(step, phases=tuple(replace(p, body=rewritten(p.body)) for p in step.phases))
-
-    return replace(plan, steps=tuple(fold(s) if isinstance(s, Fold) else rewritten(s) for s in plan.steps))
+    return plan.mapped(rewritten, lambda f: f.mapped(rewritten))
 
 
 def _exponentials(region: Region) -> Region:
@@ -99,7 +96,7 @@ def row_sums(plan: KernelPlan) -> KernelPlan:
             return op
         return Dot(op.out, *sums[op.out.name], op.rank, narrow=False)
 
-    return replace(plan, steps=tuple(s if isinstance(s, Fold) else tuple(map(rewritten, s)) for s in plan.steps))
+    return plan.mapped(lambda region: tuple(map(rewritten, region)), lambda f: f)
 
 
 PASSES = (
@@ -116,19 +113,8 @@ PASSES = (
 def computed_with(plan: KernelPlan) -> set[str]:
     """The values that anything but a matrix product in the storage dtype reads: a load of such a value is converted."""
     names: set[str] = set()
-
-    def visit(region: Region) -> None:
-        for op in region:
-            for v in reads(op):
-                if not (isinstance(op, Dot) and op.narrow and v is not op.acc):
-                    names.add(v.name)
-
-    for step in plan.steps:
-        if isinstance(step, Fold):
-            visit(step.bounds)
-            for p in step.phases:
-                visit(p.body)
-                names.update(u.name for u in p.updates)
-        else:
-            visit(step)
-    return names
+    for op in operations(plan):
+        for v in reads(op):
+            if not (isinstance(op, Dot) and op.narrow and v is not op.acc):
+                names.add(v.name)
+    return names | {u.name for f in plan.folds for p in f.phases for u in p.updates}

@@ -7,7 +7,7 @@ import torch
 
 import einfuse
 from einfuse.codegen import KernelPlan, hold
-from einfuse.codegen.plan import Dot, Fold, Load, Map, operations
+from einfuse.codegen.plan import Dot, Load, Map, operations
 from einfuse.codegen.steady import steady
 from einfuse.codegen.triton.build import MODULES
 from einfuse.codegen.triton.points import points
@@ -40,7 +40,7 @@ def inputs(area: int, dtype: torch.dtype = torch.float32, windows: int = 2) -> l
 
 
 def loops(plan: KernelPlan) -> list[str]:
-    return [s.rank for s in plan.steps if isinstance(s, Fold)]
+    return [s.rank for s in plan.folds]
 
 
 def compared(attention: einfuse.Attention, given: list[torch.Tensor]) -> None:

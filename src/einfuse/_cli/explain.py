@@ -14,7 +14,6 @@ from einfuse._cli.inside import described, graphs
 from einfuse._cli.tilemap import mapped
 from einfuse.codegen import KernelPlan
 from einfuse.codegen.cost import DEVICES, Cost, cost, state_bytes
-from einfuse.codegen.plan import Fold
 from einfuse.ir import EinfuseError
 from einfuse.ir.passes.classify_score import Score
 from einfuse.runtime import drawing
@@ -131,7 +130,7 @@ def explained(
         raise EinfuseError(f"{attention.name} is a scan: its cost is linear in the length, and not counted here")
     sizes = example_sizes(attention.cascade, Shape(*shape, (64, 64), 1)) | widths
     plans = [plan for plan, _ in attention.emitted("triton", dtype, backward, sizes)]
-    step = next((s for p in plans for s in p.steps if isinstance(s, Fold)), None)
+    step = next((f for p in plans for f in p.folds), None)
     tile, live = plans[0].tile, 1.0
     if step is not None and tile is not None:
         live = mapped(attention.cascade, shape, (tile.block, step.step), lambda: attention).tiles.live_fraction
@@ -139,14 +138,14 @@ def explained(
     for plan in plans:
         shapes = {t.name: tuple(int(evaluate(a, sizes)) for a in t.axes) for t in attention.cascade.inputs if not t.param}
         shapes |= {t.name: _like(t.name, attention, shapes, sizes, t.axes) for t in plan.tensors if t.name not in shapes}
-        ranks = {s.rank: live for s in plan.steps if isinstance(s, Fold)}
+        ranks = {f.rank: live for f in plan.folds}
         out.append(Explained(plan, cost(plan, sizes, shapes, ranks)))
     return live, out
 
 
 def walked(attention: einfuse.Attention, shape: tuple[int, int, int, int], plan: KernelPlan) -> str:
     """The lists that pairs are walked by instead of the tiles of the forward kernel, in words; empty where they are not."""
-    step = next((s.step for s in plan.steps if isinstance(s, Fold)), 0)
+    step = next((f.step for f in plan.folds), 0)
     return (
         mapped(attention.cascade, shape, (plan.tile.block, step), lambda: attention).walk
         if step and plan.tile is not None

@@ -9,14 +9,14 @@ import einfuse
 from einfuse.codegen.cpu import CpuKernel
 from einfuse.codegen.cpu import keep as keeping
 from einfuse.codegen.cpu.keep import keep, too_long
-from einfuse.codegen.plan import Dot, Fold, KernelPlan, Load, prune
+from einfuse.codegen.plan import Dot, KernelPlan, Load, prune
 from einfuse.runtime.verify import Shape
 
 
 def products(plan: KernelPlan) -> list[int]:
     """How many products over features each loop has, in its first phase."""
     features = {f.rank for f in plan.features}
-    folds = [s for s in plan.steps if isinstance(s, Fold)]
+    folds = plan.folds
     return [sum(isinstance(op, Dot) and op.rank in features for op in f.phases[0].body) for f in folds]
 
 
@@ -27,7 +27,7 @@ def test_only_the_first_loop_computes_scores(name: str, loops: int) -> None:
     made = keep(plan)
     assert products(prune(made)) == [1] + [0] * (loops - 1)
     (kept,) = made.kept
-    for fold in [s for s in made.steps if isinstance(s, Fold)][1:]:
+    for fold in made.folds[1:]:
         assert all(any(isinstance(op, Load) and op.tensor == kept.tensor for op in p.body) for p in fold.phases)
 
 
@@ -50,7 +50,7 @@ def test_loops_over_other_points_share_nothing() -> None:
   out o
 }""")
     plan = attn.plan("cpu")
-    assert len([s for s in plan.steps if isinstance(s, Fold)]) == 2
+    assert len(plan.folds) == 2
     assert keep(plan) is plan
 
 

@@ -8,7 +8,7 @@ import torch
 import einfuse
 from einfuse.codegen import cpu
 from einfuse.codegen.cpu.merged import sequential
-from einfuse.codegen.plan import Dot, Fold, KernelPlan, Map, Size, Store, operations
+from einfuse.codegen.plan import Dot, KernelPlan, Map, Size, Store, operations
 
 
 def pair(name: str, dtype: torch.dtype = torch.float32) -> tuple[KernelPlan, KernelPlan]:
@@ -18,7 +18,7 @@ def pair(name: str, dtype: torch.dtype = torch.float32) -> tuple[KernelPlan, Ker
 
 
 def products(plan: KernelPlan) -> list[int]:
-    return [sum(isinstance(op, Dot) for op in p.body) for s in plan.steps if isinstance(s, Fold) for p in s.phases]
+    return [sum(isinstance(op, Dot) for op in p.body) for s in plan.folds for p in s.phases]
 
 
 def test_five_products_of_seven() -> None:
@@ -36,7 +36,7 @@ def test_pairs_exist_where_a_row_does(name: str) -> None:
     """Columns fold rows: a plan has to tell the rows that exist from the padding of a block, and need not do so for the columns of a tile."""
     merged = cpu.merge(*pair(name))
     assert merged is not None
-    (fold,) = (s for s in merged.steps if isinstance(s, Fold))
+    (fold,) = merged.folds
     size = next(op.out for op in operations(merged) if isinstance(op, Size) and op.name == fold.size)
     made = {op.out: op for op in operations(merged) if not isinstance(op, Store)}
     for phase in fold.phases:

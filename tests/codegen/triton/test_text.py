@@ -128,7 +128,7 @@ def test_kernels_over_pairs_and_features_have_somewhere_left_to_go() -> None:
         (rows,) = less
     assert isinstance(rows.plan, KernelPlan)
     assert rows.plan.tile is not None
-    assert [s.step for s in rows.plan.steps if isinstance(s, Fold)] == [4]
+    assert [s.step for s in rows.plan.folds] == [4]
     assert launch_options(rows.plan)["num_warps"] == 8
 
 
