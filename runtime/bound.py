@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from einfuse.ir import Cascade, EinfuseError, Einsum, Expr, Scalar, interpret
+from einfuse.ir import Cascade, EinfuseError, Einsum, Expr, Flat, Scalar, interpret
 from einfuse.ir import expr as ex
 from einfuse.ir.nodes import State
 from einfuse.ir.passes import batch, canonicalise, differentiate, stages
@@ -191,7 +191,9 @@ def _interpreted(cascade: Cascade, inputs: Inputs) -> list[Tensor]:
 
 
 def _still(cascade: Cascade) -> frozenset[str]:
-    """The maxima whose derivatives kernels do not take."""
+    """The maxima whose derivatives kernels may not take: of a scan, whose states are not looked into, any."""
+    if not isinstance(cascade, Flat):
+        return frozenset(x.target for x in statements(cascade) if x.reducer.extreme)
     try:
         return frozenset[str]().union(*(differentiate.invariant(canonicalise.run(c)) for c in stages.run(cascade)))
     except EinfuseError:  # no kernels

@@ -202,11 +202,20 @@ class Blocks:
         op = kp.Reduce(Value(name, dims, "bool"), "any", value, rank, instead, enough)
         return self.emit(op, kp.reads(op))
 
-    def dot(self, a: Value, b: Value, rank: str, name: str, acc: Value | None = None, where: Value | None = None) -> Value:
-        """The matrix product over ``rank``, added to ``acc``; ``where`` tells which points of ``b`` exist."""
+    def dot(
+        self,
+        a: Value,
+        b: Value,
+        rank: str,
+        name: str,
+        acc: Value | None = None,
+        where: Value | None = None,
+        narrow: bool = True,
+    ) -> Value:
+        """The matrix product over ``rank``, added to ``acc``; see `codegen.plan.Dot` for ``where`` and ``narrow``."""
         assert a.dtype == b.dtype == "float", "operands of a product are floats"
         dims = tuple(d for d in self.spanned((a, b)) if d != rank)
-        op = kp.Dot(Value(name, dims, "float"), a, b, rank, acc, where=where)
+        op = kp.Dot(Value(name, dims, "float"), a, b, rank, acc, narrow, where)
         return self.emit(op, kp.reads(op))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from einfuse.codegen import plan as kp
-from einfuse.codegen.plan.scan import Op, Region, ScanPlan, Solve, needed, reads
+from einfuse.codegen.plan.scan import Op, Prefix, Region, Relabel, ScanPlan, Solve, needed, reads
 from einfuse.codegen.scan.handing import Handing
 
 
@@ -41,20 +41,55 @@ def divide(plan: ScanPlan) -> tuple[ScanPlan, ...]:
 
 def hoist(plan: ScanPlan) -> tuple[ScanPlan, ...]:
     """What does not depend on the states and takes products to make, for all blocks at once; then the kernel that carries the states."""
+    depends = _dependent(plan)
+    heavy = _behind_products(plan) | {op.out.name for op in plan.body if isinstance(op, kp.Dot | Solve)}
+    later = {v.name for op in plan.body for v in reads(op) if isinstance(op, kp.Store) or op.out.name in depends}
+    later |= {s.update.name for s in plan.states}
+    return _ahead(plan, [op for op in plan.body if not isinstance(op, kp.Store) and op.out.name in (later & heavy) - depends])
+
+
+def hoist_decays(plan: ScanPlan) -> tuple[ScanPlan, ...]:
+    """What does not depend on the states, for all blocks at once, where decays of features are added up for it; then the kernel that
+    carries the states. Sums over the points stay with it, for they are as large as states."""
+    depends = _dependent(plan)
+    made = {op.out.name: op for op in plan.body if not isinstance(op, kp.Store) and op.out.name not in depends}
+    if (
+        plan.count is None
+        or not plan.states
+        or not any(isinstance(op, Prefix) and len(op.out.dims) > 1 for op in made.values())
+    ):
+        return (plan,)
+    early: dict[str, Op] = {}
+    asked = [v.name for op in plan.body if not isinstance(op, kp.Store) and op.out.name in depends for v in reads(op)]
+    while asked:
+        op = made.get(asked.pop())
+        if op is None or isinstance(op, kp.Load) or not op.out.dims:
+            continue
+        if isinstance(op, Relabel) or (isinstance(op, kp.Dot) and not {*op.out.dims} & {*plan.moving}):
+            asked += [v.name for v in reads(op)]
+        elif op.out.dtype == "float":
+            early[op.out.name] = op
+    return _ahead(plan, list(early.values()))
+
+
+def _dependent(plan: ScanPlan) -> set[str]:
+    """The states, and the values that depend on them."""
     depends = {s.value.name for s in plan.states}
     for op in plan.body:
         if not isinstance(op, kp.Store) and any(v.name in depends for v in reads(op)):
             depends.add(op.out.name)
-    heavy = _behind_products(plan) | {op.out.name for op in plan.body if isinstance(op, kp.Dot | Solve)}
-    later = {v.name for op in plan.body for v in reads(op) if isinstance(op, kp.Store) or op.out.name in depends}
-    later |= {s.update.name for s in plan.states}
-    early = [op for op in plan.body if not isinstance(op, kp.Store) and op.out.name in (later & heavy) - depends]
+    return depends
+
+
+def _ahead(plan: ScanPlan, early: list[Op]) -> tuple[ScanPlan, ...]:
+    """The kernel that makes some values, then the one that reads them; the plan itself where there are none."""
     if not early:
         return (plan,)
     work = Handing(plan)
     made: Region = ()
     body = plan.body
     for op in early:
+        assert not isinstance(op, kp.Store), "they are values"
         write, read = work.handed(op.out)
         made = (*made, *needed(tuple(x for x in plan.body if not isinstance(x, kp.Store)), {op.out.name}), *write)
         body = tuple(dict.fromkeys(y for x in body for y in (read if x is op else (x,))))

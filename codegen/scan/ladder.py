@@ -10,7 +10,7 @@ from einfuse.codegen import plan as kp
 from einfuse.codegen.plan.scan import Relabel, ScanPlan, reads
 from einfuse.codegen.scan.columns import share, shareable
 from einfuse.codegen.scan.cut import cut
-from einfuse.codegen.scan.divide import divide
+from einfuse.codegen.scan.divide import divide, hoist_decays
 from einfuse.codegen.scan.triton import emit
 from einfuse.codegen.scan.triton.layout import Layout
 from einfuse.codegen.targets import TARGETS, Target
@@ -48,7 +48,7 @@ class Rung:
 
 def kernels(plan: ScanPlan, target: Target) -> tuple[Rung, ...]:
     """The kernels of a scan in the order they run, each at the first tile that is worth trying."""
-    return tuple(r for p in cut(plan) for r in _tried(p, target))
+    return tuple(r for p in cut(plan) for q in hoist_decays(p) for r in _tried(q, target))
 
 
 def _tried(plan: ScanPlan, target: Target) -> tuple[Rung, ...]:

@@ -57,7 +57,9 @@ def _sum(e: PairExpressions, x: Einsum, rank: str, mask: Value | None) -> Value:
     blocks = e.blocks
     sign, parts = signed(x.map)
     values = [blocks.as_float(e.value(p)) for p in parts]
-    out = _contracted(e, x, rank, _groups(e, [v for v in values if rank in v.dims], rank, mask))
+    groups = _groups(e, [v for v in values if rank in v.dims], rank, mask)
+    chosen = mask is not None and rank in mask.dims and not any({*mask.dims} <= {*v.dims} for v in values)
+    out = _contracted(e, x, rank, groups, narrow=not chosen)  # what a condition alone weighs is added up as it is
     for v in values:
         if rank not in v.dims:
             out = blocks.map("*", out, v)
@@ -85,11 +87,11 @@ def _groups(e: PairExpressions, values: list[Value], rank: str, mask: Value | No
     return list(groups.values())
 
 
-def _contracted(e: PairExpressions, x: Einsum, rank: str, groups: list[Value]) -> Value:
+def _contracted(e: PairExpressions, x: Einsum, rank: str, groups: list[Value], narrow: bool) -> Value:
     blocks, others = e.blocks, [set(g.dims) - {rank} for g in groups]
     if len(groups) == 2 and all(len(s) == 1 for s in others) and not others[0] & others[1]:
         a, b = sorted(groups, key=lambda g: blocks.other(g, rank))
-        return blocks.dot(a, b, rank, x.target)
+        return blocks.dot(a, b, rank, x.target, narrow=narrow)
     return blocks.reduce("sum", blocks.product(groups or [blocks.const(1.0)]), rank, x.target)
 
 

@@ -212,6 +212,16 @@ def _dot(a, b, acc=None):
         return tl.dot(a, b, acc=acc)
 '''
 
+_ADD_UP = '''
+@triton.jit
+def _add_up(chosen, x):
+    """The matrix product of ``chosen``, of numbers 0 and 1, and x in two parts of bf16, which keep 16 bits of its numbers."""
+    ones = chosen.to(tl.bfloat16)
+    high = x.to(tl.bfloat16)
+    low = (x - high.to(tl.float32)).to(tl.bfloat16)
+    return _dot(ones, low, _dot(ones, high))
+'''
+
 _TF32 = '''
 @triton.jit
 def _tf32(x):
@@ -245,6 +255,7 @@ _F32 = {
     "_e4m3": _E4M3,
     "_e5m2": _E5M2,
     "_dot": _DOT,
+    "_add_up": _ADD_UP,
     "_tf32": _TF32,
     "_row_dot": _ROW_DOT,
     "_exp": _EXP,
@@ -268,6 +279,7 @@ _NEEDS = {
     "_short_tanh": {"_short_inverse"},
     "_bf16": {"_interpreted"},
     "_dot": {"_interpreted"},
+    "_add_up": {"_dot", "_interpreted"},
 }
 
 

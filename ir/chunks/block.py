@@ -13,10 +13,10 @@ from einfuse.ir.rewrite import fresh
 
 
 class Block:
-    """The points of a block of ``scan``: the rank ``i``, and ``other`` for the other point of a pair."""
+    """The points of a block of ``scan``, ``step`` of them once that is known: the rank ``i``, and ``other`` for the other point of a pair."""
 
     def __init__(self, cascade: Cascade, scan: Fold) -> None:
-        self.scan, self.i = scan, scan.rank
+        self.scan, self.i, self.step = scan, scan.rank, 0
         self.points = frozenset({scan.rank, *cascade.over})  # the ranks that are no features
         self.ambient = frozenset(cascade.over)
         self.taken = {*(r.name for r in cascade.ranks), *(t.name for t in cascade.inputs), *(y.target for y in scan.body)}

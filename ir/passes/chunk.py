@@ -9,7 +9,7 @@
                                                         }
 
 with T the sum of g over the block and H[i] what is left of it after i, so that no exponent is positive where g is not (`ir.chunks.decay`).
-A decay with a feature of its own weighs inside the sum over it. Where the update reads the carried state itself (delta rules), these
+A decay of features is cut in halves, so that pairs are products again. Where the update reads the carried state itself (delta rules), these
 reads u solve a triangular system in the block (the UT transform: Yang et al., NeurIPS 2024), ``u[i] = b[i] + sum over r < i of M[i, r] u[r]``,
 and are then writes like any other. What a point reads of a state: `ir.chunks.reads`. Nothing is known by name: see `ir.recurrence`.
 """
@@ -32,17 +32,18 @@ from einfuse.ir.rewrite import prune
 
 BLOCK = 64
 BLOCK_OF_FEATURES = 16
-"""Points of a block: with a decay per feature every pair of points costs an exponential per feature, and other cubes are as large."""
+"""Points of a block with a decay per feature, which takes a product for each size of halves, or with inputs over two features at each point."""
 
 
 def run(cascade: Scan, step: int | None = None) -> Blocked:
     """The chunked form of a scan; point by point (step 1) where the recurrence is not linear.
 
-    A scan that comes in blocks (from `reassociate`) says the same in blocks of fewer points.
+    A scan that comes in blocks (from `reassociate`) says the same in parts of these.
     """
     if isinstance(cascade, Blocked):
         fold = cascade.fold
-        return Blocked.of(cascade, replace(fold, step=min(step or fold.step, fold.step)))
+        most = min(step or fold.step, fold.step)
+        return Blocked.of(cascade, replace(fold, step=next(n for n in range(most, 0, -1) if fold.step % n == 0)))
     whole = _whole(cascade)
     try:
         return _chunked(whole, step)
@@ -87,6 +88,7 @@ def _chunked(cascade: Scan, step: int | None) -> Blocked:
     scan = cascade.fold
     block = Block(cascade, scan)
     reads = _reads(block, scan)
+    block.step = step or (BLOCK_OF_FEATURES if reads.halved or _has_cubes(block) else BLOCK)
     done: set[str] = set()
     for y in scan.body:
         if isinstance(y, State):
@@ -94,9 +96,7 @@ def _chunked(cascade: Scan, step: int | None) -> Blocked:
         else:
             _statement(reads, y, done)
     states = [_state(reads, y) for y in reads.states.values()]
-    features = any(d.ranks for d in reads.decays.values())
-    chosen = step or (BLOCK_OF_FEATURES if features or _has_cubes(block) else BLOCK)
-    fold = replace(scan, body=(*block.ordered(), *states), step=chosen, aligned=(block.other.name,))
+    fold = replace(scan, body=(*block.ordered(), *states), step=block.step, aligned=(block.other.name,))
     return prune(Blocked.of(replace(cascade, ranks=block.ranks), fold))
 
 

@@ -19,6 +19,7 @@ from einfuse.ir.nodes import Cascade, DType, Einsum, Expr, Flat
 from einfuse.ir.passes import canonicalise, choose
 from einfuse.ir.predicates import Ge, predicate
 from einfuse.ir.recurrence import clean
+from einfuse.ir.rewrite import with_used_ranks
 from einfuse.ir.text import show_expr
 
 Kind = Literal["sums", "flat sums", "scan", "flat scan"]
@@ -101,7 +102,7 @@ def find(cascade: Cascade) -> Factorisation:
         raise NotFactorableError("it is a scan already")
     if choose.chooses(cascade):
         raise NotFactorableError("it chooses what it reads")
-    c = canonicalise.run(cascade)
+    c = with_used_ranks(canonicalise.run(cascade))
     row, column, sums = _pair(c)
     cut = Cut(c, (row, column))
     spaces = {tuple(p for p in ex.conjuncts(x.mask) if cut.pair(p)) for x in sums}

@@ -24,7 +24,7 @@ from einfuse.ir.nodes import Cascade, Einsum, Expr, Flat, Rank
 from einfuse.ir.passes.factorisation import Sum, find
 from einfuse.ir.passes.features import Builder, placed
 from einfuse.ir.passes.reassociate_scan import Causal
-from einfuse.ir.rewrite import fresh, prune, with_used_ranks
+from einfuse.ir.rewrite import fresh, prune
 
 
 def run(cascade: Cascade, widths: Mapping[str, int] | None = None, points: bool = False) -> Cascade:
@@ -34,7 +34,7 @@ def run(cascade: Cascade, widths: Mapping[str, int] | None = None, points: bool 
     queries; ``points`` keeps it point by point, to be resumed anywhere. Raises NotFactorableError where there is no such form, or a
     width is needed and not given.
     """
-    found = find(with_used_ranks(cascade))
+    found = find(cascade)
     given = dict(widths or {})
     return Causal(found, given, points).run() if found.causal else _Sums(found, given).run()
 

@@ -10,10 +10,12 @@ import torch
 
 import einfuse
 from einfuse.codegen import scan
+from einfuse.codegen.plan import Dot
+from einfuse.codegen.plan.scan import Prefix
 from einfuse.codegen.scan import ScanPlan, triton
 from einfuse.codegen.scan.columns import share, shareable
 from einfuse.codegen.scan.cut import cut
-from einfuse.codegen.scan.divide import divide
+from einfuse.codegen.scan.divide import divide, hoist_decays
 from einfuse.codegen.scan.ladder import kernels, pressure
 from einfuse.ir import Cascade
 from einfuse.ir.passes import chunk, chunk_backward
@@ -115,6 +117,17 @@ def test_only_the_first_kernel_waits_for_earlier_blocks() -> None:
     assert not rest.states
     assert {t.name for t in rest.tensors if t.out} == {"d_q", "d_k", "d_v", "d_slope"}
     assert [(p.tensor, p.axes) for p in rest.partial] == [("d_slope", ("block",))], "a sum over blocks is no state"
+
+
+def test_decays_of_features_are_added_up_before_the_states_are_carried() -> None:
+    carry, _ = cut(backward_plan("gla"))
+    before, on = hoist_decays(carry)
+    assert not before.states
+    assert [s.value.dims for s in on.states] == [("d", "e")]
+    assert not any(isinstance(op, Prefix) for op in on.body)
+    assert sum(isinstance(op, Dot) for op in on.body) == 1, "what a block adds to the state stays"
+    carry, _ = cut(backward_plan("retention"))
+    assert hoist_decays(carry) == (carry,), "a number per point is quickly added up"
 
 
 def test_columns_are_shared_only_where_sums_over_them_stay_linear() -> None:

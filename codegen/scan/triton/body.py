@@ -19,7 +19,7 @@ from einfuse.ir.rewrite import fresh
 
 @dataclass(slots=True)
 class Body:
-    """Prints into ``lines``; ``helpers`` are the functions the text calls."""
+    """Prints into ``lines``; ``helpers`` are the functions the text calls, ``choices`` the values that are 0 or 1."""
 
     plan: ScanPlan
     layout: Layout
@@ -29,6 +29,7 @@ class Body:
     literals: dict[str, Scalar] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
     helpers: set[str] = field(default_factory=set)
+    choices: set[str] = field(default_factory=set)
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self.indent + text)

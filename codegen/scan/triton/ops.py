@@ -47,10 +47,8 @@ def _expression(body: Body, op: Op) -> str:
         case Reduce(reducer=reducer, arg=arg, rank=rank):
             kept = body.clean(arg, (rank,), literal(reducer.start(arg.dtype)))
             return reduction(reducer.combine, kept, arg.dims.index(rank), len(arg.dims), body.helpers)
-        case Prefix(arg=arg, rank=rank, reverse=reverse, exclusive=exclusive):
-            kept = body.clean(arg, (rank,))
-            text = f"tl.cumsum({kept}, {arg.dims.index(rank)}, reverse={reverse})"
-            return f"{text} - {kept}" if exclusive else text
+        case Prefix():
+            return _prefix(body, op)
         case Dot():
             return _dot(body, op)
         case Relabel(out=out, arg=arg, moved=(old, new)):
@@ -107,6 +105,8 @@ def _map(body: Body, op: Map) -> str:
     f = FUNCTIONS[op.fn]
     kind = f.computes_in([a.dtype for a in f.values(op.args)])
     operands = []
+    if op.fn == "select" and [body.literals.get(a.name) for a in op.args[1:]] == [1, 0]:
+        body.choices.add(op.out.name)
     for n, a in enumerate(op.args):
         text, value = body.view(a, op.out.dims), body.literals.get(a.name)
         if kind is not None and a.dtype != kind and not (op.fn == "select" and n == 0):
@@ -120,6 +120,25 @@ def _map(body: Body, op: Map) -> str:
     return FORMS[op.fn](tuple(operands), Target(to, body.helpers, body.plan.narrow))
 
 
+def _prefix(body: Body, op: Prefix) -> str:
+    """Rows of features are added up by a product with a triangle of ones: no scan across threads, and an exclusive sum subtracts nothing."""
+    kept, width = body.clean(op.arg, (op.rank,)), body.layout.width(op.rank)
+    if op.arg.dims[0] == op.rank and not {*op.arg.dims[1:]} & {*body.plan.moving} and len(op.arg.dims) == 2 and width >= MATRIX:
+        here, there = f"tl.arange(0, {width})[:, None]", f"tl.arange(0, {width})[None, :]"
+        triangle = f"{here} {'<' if op.reverse else '>'}{'' if op.exclusive else '='} {there}"
+        return _added_up(body, f"tl.where({triangle}, 1.0, 0.0).to({body.real})", kept)
+    text = f"tl.cumsum({kept}, {op.arg.dims.index(op.rank)}, reverse={op.reverse})"
+    return f"{text} - {kept}" if op.exclusive else text
+
+
+def _added_up(body: Body, ones: str, text: str) -> str:
+    """The product of a matrix of zeros and ones and another one, whose numbers are not rounded to the storage dtype."""
+    if body.plan.narrow in ("bf16", "f16"):
+        body.helpers.add("_add_up")
+        return f"_add_up({ones}, {text})"
+    return f'tl.dot({ones}, {text}, input_precision="ieee", out_dtype={body.real})'
+
+
 def _dot(body: Body, op: Dot) -> str:
     x, y = op.out.dims
     a, b = (op.a, op.b) if x in op.a.dims else (op.b, op.a)
@@ -131,7 +150,9 @@ def _dot(body: Body, op: Dot) -> str:
     if min(body.layout.width(r) for r in (x, y, op.rank)) < MATRIX:  # a scan point by point: no matrix is large enough
         return reduction("+", f"({left})[:, :, None] * ({right})[None, :, :]", 1, 3, body.helpers)
     narrow = body.plan.narrow
-    if narrow in ("bf16", "f16"):
+    if not op.narrow and a.name in body.choices:
+        return _added_up(body, left, right)
+    if narrow in ("bf16", "f16") and op.narrow:
         product = "_dot" if narrow == "bf16" else "tl.dot"
         body.helpers |= {"_dot"} if narrow == "bf16" else set()
         return f"{product}({body.stored(left, narrow)}, {body.stored(right, narrow)})"
