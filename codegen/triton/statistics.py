@@ -119,7 +119,7 @@ def _nvidia(made: Any, target: Target, launch: Signature, warnings: tuple[str, .
         made.metadata.num_stages,
         next((name for name, op in _MATRIX.items() if op in ptx), ""),
         launch.programs,
-        code.serialised,
+        code.serialised and bool(warnings),  # a product of one instruction is waited for without being broken up
         warnings,
         tuple(map(Iteration.of, code.loops)),
     )
