@@ -27,7 +27,8 @@ USUAL: tuple[Target, ...] = ("sm_80", "sm_90", "gfx942")
 
 @dataclass(frozen=True, slots=True)
 class CompiledKernel:
-    """One kernel compiled for one target at a tile and step. ``spills`` must be 0; ``matrix`` is the kind of matrix instruction used, or ""."""
+    """One kernel compiled for one target at a tile and step. ``spills`` must be 0; ``matrix`` is the kind of matrix instruction used, or "",
+    and ``serialised`` whether NVIDIA's assembler waits for each."""
 
     name: str
     target: str
@@ -38,6 +39,7 @@ class CompiledKernel:
     shared: int
     matrix: str
     fits: bool
+    serialised: bool = False
 
     @property
     def ok(self) -> bool:
@@ -71,9 +73,8 @@ def cross_compile(
     for name in targets:
         if name not in TARGETS:
             raise EinfuseError(f"there is no target {name!r}; choose from {', '.join(TARGETS)}")
-    short = str(dtype).removeprefix("torch.")
-    waiting: list[_Try] = [
-        (c, t, None)
+    tries = [
+        (c, t)
         for t in targets
         for c in (
             attention.candidates("triton", dtype, backward, sizes, t)
@@ -81,6 +82,13 @@ def cross_compile(
             else taken(attention, dtype, backward, call, t)
         )
     ]
+    return settled(tries, dtype)
+
+
+def settled(tries: Sequence[tuple[Candidate, Target]], dtype: torch.dtype = torch.bfloat16) -> list[CompiledKernel]:
+    """The kernels that calls take in the end: these, or of one that spills those to take instead, and so on."""
+    short = str(dtype).removeprefix("torch.")
+    waiting: list[_Try] = [(c, t, None) for c, t in tries]
     while any(done is None for _, _, done in waiting):
         trying = [(c, t) for c, t, done in waiting if done is None]
         jobs: list[_Job] = [{"plan": c.plan, "source": c.source, "target": t, "options": dict(c.options)} for c, t in trying]
@@ -137,7 +145,7 @@ def _main() -> None:
     out = []
     for job in records.loads(sys.stdin.buffer.read()):
         found = measure(job["plan"], job["source"], job["target"], cache.folder() / "triton", **job["options"])
-        kept = {k: v for k, v in asdict(found).items() if k in ("registers", "spills", "shared", "matrix")}
+        kept = {k: v for k, v in asdict(found).items() if k in ("registers", "spills", "shared", "matrix", "serialised")}
         out.append({**kept, "fits": found.fits})
     print(json.dumps(out))
 
