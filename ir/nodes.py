@@ -315,12 +315,11 @@ class Cascade:
         floats = [t for t in self.inputs if t.dtype == "float" and not t.param]
         return tuple(t.name for t in floats if any(sizes(a) & extents or a.value in extents for a in t.axes))
 
-    @functools.cached_property
-    def _named(self) -> dict[str, Rank]:
-        return {r.name: r for r in self.ranks}
-
     def rank(self, name: str) -> Rank:
-        return self._named[name]
+        for r in self.ranks:  # a property that is kept would wait for a lock, which no graph of torch can hold
+            if r.name == name:
+                return r
+        raise KeyError(name)
 
     def input(self, name: str) -> Tensor:
         return next(t for t in self.inputs if t.name == name)
