@@ -192,8 +192,9 @@ def _interpreted(cascade: Cascade, inputs: Inputs) -> list[Tensor]:
 
 def _still(cascade: Cascade) -> frozenset[str]:
     """The maxima whose derivatives kernels may not take: of a scan, whose states are not looked into, any."""
-    if not isinstance(cascade, Flat):
-        return frozenset(x.target for x in statements(cascade) if x.reducer.extreme)
+    extremes = frozenset(x.target for x in statements(cascade) if x.reducer.extreme)
+    if not extremes or not isinstance(cascade, Flat):
+        return extremes
     try:
         return frozenset[str]().union(*(differentiate.invariant(canonicalise.run(c)) for c in stages.run(cascade)))
     except EinfuseError:  # no kernels

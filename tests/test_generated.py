@@ -6,11 +6,13 @@ A failure shrinks and is printed as `.attn`; it then belongs into CORPUS below, 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, note, seed, settings
+from hypothesis.strategies import SearchStrategy
 
 import einfuse
 from einfuse.dsl import compile_text
@@ -376,6 +378,22 @@ def test_past_failures_of_choices(text: str) -> None:
     check_kernels(HEAD + text, "torch")
 
 
+def drawn(texts: SearchStrategy[str], part: int, count: int) -> Callable[[Callable[[str], None]], Callable[[], None]]:
+    """A check of so many texts, the same in every run: those of a part, of several that run side by side."""
+
+    def of(check: Callable[[str], None]) -> Callable[[], None]:
+        @seed(part)
+        @given(texts)
+        @settings(RELAXED, derandomize=False, database=None, max_examples=count)
+        def noted(text: str) -> None:
+            note(text)
+            check(text)
+
+        return noted
+
+    return of
+
+
 @pytest.mark.slow
 @given(specs())
 @settings(RELAXED, max_examples=25)
@@ -389,11 +407,8 @@ def test_drawn_specs_through_the_passes(text: str) -> None:
 def test_many_drawn_specs_through_the_passes(part: int) -> None:
     """150 in all, in parts that run side by side."""
 
-    @seed(part)
-    @given(specs())
-    @settings(RELAXED, derandomize=False, database=None, max_examples=30)
+    @drawn(specs(), part, 30)
     def check(text: str) -> None:
-        note(text)
         check_text(text)
 
     check()
@@ -404,11 +419,8 @@ def test_many_drawn_specs_through_the_passes(part: int) -> None:
 def test_drawn_specs_through_cpu_kernels(part: int) -> None:
     """36 in all."""
 
-    @seed(part)
-    @given(specs())
-    @settings(RELAXED, derandomize=False, database=None, max_examples=6)
+    @drawn(specs(), part, 6)
     def check(text: str) -> None:
-        note(text)
         check_kernels(text, "cpu")
 
     check()
@@ -437,11 +449,8 @@ def test_drawn_programs(how: str, part: int) -> None:
     """60 through the passes, 60 through the reference interpreter of plans, 8 and 4 through kernels."""
     count = {"passes": 30, "loops": 30, "cpu": 4, "triton": 2}[how]
 
-    @seed(part)
-    @given(programs())
-    @settings(RELAXED, derandomize=False, database=None, max_examples=count)
+    @drawn(programs(), part, count)
     def check(text: str) -> None:
-        note(text)
         if how == "passes":
             check_text(text)
             return
@@ -460,11 +469,8 @@ def test_drawn_programs(how: str, part: int) -> None:
 def test_drawn_choices(how: BackendName, count: int, part: int) -> None:
     """500 by interpretation, 40 and 20 through kernels: lists against the scores of the oracle, the rest with the lists of the kernels."""
 
-    @seed(part)
-    @given(selections())
-    @settings(RELAXED, derandomize=False, database=None, max_examples=count)
+    @drawn(selections(), part, count)
     def check(text: str) -> None:
-        note(text)
         if how == "torch":
             check_cut(text)
             return

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from hypothesis import strategies as st
+
+from einfuse.testing.specs import words_of
 
 _HEAD = """attention drawn over b, h {
   rank i: query; rank j: key; rank w: key = (Nk + 1) // 2; rank n: feature = 3; rank d, e: feature
@@ -91,7 +92,7 @@ class _Program:
         self.lines.append(f"  o[i, e] = sum[j]({weights} * v{self.one(('', ' where j % 2 == 0'))}){late}")
         outs = self.one(("o", *(f"o, {n}" for n in self.made)))
         body = "\n".join(self.lines)
-        read = {*re.findall(r"[A-Za-z_]\w*", body), "q", "k", "v"}
+        read = words_of(body) | {"q", "k", "v"}
         inputs = [f"  in {declared}" for name, (declared, _) in _INPUTS.items() if name in read]
         inputs += ["  in pad[b, j]: bool"] if "pad" in read else []
         return _HEAD + "\n".join([*inputs, body, f"  out {outs}"]) + "\n}\n"

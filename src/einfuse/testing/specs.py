@@ -173,7 +173,7 @@ def selections(draw: st.DrawFn) -> str:
         """What is ranked, and where it exists."""
         forced, where = draw(st.sampled_from(_FORCED)), draw(st.sampled_from(_CANDIDATES))
         if own != "i":  # what is chosen for several queries cannot depend on one
-            forced, where = ("" if "i" in _words(x) else x for x in (forced, where))
+            forced, where = ("" if "i" in words_of(x) else x for x in (forced, where))
         value = draw(st.sampled_from(_RANKED[prefix]))
         return (f"1e30 if {forced} else {value}" if forced else value) + (f" where {where}" if where else "")
 
@@ -215,7 +215,7 @@ _SHARES = ("", "softmax[h](gate) * ", "(gate if h in sel AT else 0) * ")
 def _routed_heads(draw: st.DrawFn) -> str:
     """Heads that a query, or all of them, choose: computed where they stand, or those of the list slot by slot."""
     at, slots = draw(st.sampled_from(("[i]", ""))), draw(st.sampled_from((2, 1, 6)))
-    where = draw(st.sampled_from(_HEADS if at else tuple(x for x in _HEADS if "i" not in _words(x) and "gate" not in x)))
+    where = draw(st.sampled_from(_HEADS if at else tuple(x for x in _HEADS if "i" not in words_of(x) and "gate" not in x)))
     slot = "sel[i, n]" if at else "sel[n]"
     lines = [f"{slot} = topk[h -> n]({draw(st.sampled_from(_GATES[at]))}{f' where {where}' if where else ''})"]
     norm = draw(st.just("") | normalisers())
@@ -239,7 +239,7 @@ def _routed_heads(draw: st.DrawFn) -> str:
 def _with_lists(norm: str, lines: list[str], outs: str, size: int, slots: int) -> str:
     """The attention of statements about blocks of keys w of so many tokens, blocks of queries x, and slots n of a list."""
     text = "\n".join(f"  {x}" for x in lines)
-    words = _words(text)
+    words = words_of(text)
     ranks = ["i: query", "j: key", "d, e: feature"]
     blocks = [f"{r}: {kind} = ({n} + {size - 1}) // {size}" for r, kind, n in (("x", "query", "Nq"), ("w", "key", "Nk"))]
     ranks += [x for x in blocks if x[0] in words or {"x": "mq", "w": "mk"}[x[0]] in words]
@@ -254,7 +254,8 @@ def _with_lists(norm: str, lines: list[str], outs: str, size: int, slots: int) -
     return norm + head + "\n".join([*inputs, *means, text, f"  out {outs}"]) + "\n}\n"
 
 
-def _words(text: str) -> set[str]:
+def words_of(text: str) -> set[str]:
+    """The names in a text."""
     return set(re.findall(r"[A-Za-z_]\w*", text))
 
 
