@@ -17,6 +17,7 @@ from torch import Tensor
 
 from einfuse.ir import Cascade, EinfuseError, Einsum, Expr, Flat, Scalar, interpret
 from einfuse.ir import expr as ex
+from einfuse.ir.attained import shared
 from einfuse.ir.nodes import State
 from einfuse.ir.passes import batch, canonicalise, differentiate, stages
 from einfuse.ir.rewrite import map_expressions, statements
@@ -30,6 +31,8 @@ Results = dict[str, Tensor]
 DRAWS = 8
 FACTOR = 3.0
 """Of the largest deviation. Chosen from what right kernels do and what planted faults do: benchmarks/bound.py."""
+SHARING = 2.0
+"""Times what kernels take for the error of a value that they compute again: theirs differ from the exact ones."""
 POINTS = 2**23
 """Of the largest statement: as many draws as fit are made at once."""
 
@@ -69,12 +72,12 @@ class Trial:
 
     @functools.cached_property
     def spread(self) -> Mapping[str, float]:
-        """The largest deviation of each result over all draws, where it is a number."""
-        spread = dict(self._first)
-        for part, count in enumerate(self._parts()[1:], 1):
-            for what, most in self._deviation(count, part).items():
-                spread[what] = max(spread[what], most)
-        return spread
+        """The largest deviation of each result over all draws, where it is a number, and of one that shares gradients of maxima.
+
+        Points whose values are nearly that of a maximum share its gradient in kernels, which compute them again, and seldom in draws.
+        """
+        draws = (self._deviation(count, part) for part, count in enumerate(self._parts()[1:], 1))
+        return _most(dict(self._first), self._shared, *draws)
 
     @functools.cached_property
     def _first(self) -> Mapping[str, float]:
@@ -83,6 +86,14 @@ class Trial:
 
     def _deviation(self, count: int, part: int) -> dict[str, float]:
         return {what: _largest(draws - self.truth[what]) for what, draws in self._draws(count, part).items()}
+
+    @property
+    def _shared(self) -> dict[str, float]:
+        """The deviation of each result where nearly equal points share the gradient of a maximum."""
+        if not self.gradients or not isinstance(self.cascade, Flat) or not any(x.reducer.extreme for x in self.cascade.body):
+            return {}
+        found = self._exact(shared(self.cascade, SHARING))
+        return {what: _largest(x - self.truth[what]) for what, x in found.items()}
 
     def deviations(self, what: str) -> Tensor:
         """The largest deviation of each number of a result over all draws."""
@@ -213,6 +224,11 @@ def _stopped(cascade: Cascade, name: str) -> Cascade:
 def _largest(x: Tensor) -> float:
     """The largest magnitude among what is finite."""
     return x.abs().where(torch.isfinite(x), 0.0).amax().item() if x.numel() else 0.0
+
+
+def _most(*deviations: dict[str, float]) -> dict[str, float]:
+    """The largest deviation of each result."""
+    return {what: max(d.get(what, 0.0) for d in deviations) for what in deviations[0]}
 
 
 def _values(outs: Sequence[Tensor]) -> Results:

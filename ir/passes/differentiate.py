@@ -23,6 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from einfuse.ir import expr as ex
+from einfuse.ir.attained import attained
 from einfuse.ir.definitions import Definitions
 from einfuse.ir.derivative import derivative, log_derivative
 from einfuse.ir.errors import SpecError, TooLargeError
@@ -35,8 +36,6 @@ from einfuse.ir.passes.canonicalise import fold_ranks
 from einfuse.ir.rewrite import fresh, taken
 from einfuse.ir.sampling import sample
 from einfuse.ir.spread import spread
-
-TIE = 4e-6  # points this near to a maximum (relatively) share its gradient: fp32 scores are not computed the same way twice
 
 
 def run(cascade: Flat, wanted: Iterable[str], inner: bool = False) -> Backward:
@@ -149,7 +148,7 @@ class _Reverse:
             if ex.is_const(slope, 0):
                 return slope
             raise SpecError(f"{x.red} has no derivative", x.loc, "use a sum or a maximum")
-        at_extreme = attained(x)
+        at_extreme = attained(x, self.einsums.values(), self.cascade.ranks)
         ties = self._named(
             f"{x.target}_ties", x.ranks, "sum", x.over, call("select", at_extreme, ex.const(1.0), ex.const(0.0)), x.mask
         )
@@ -382,14 +381,6 @@ class _Reverse:
                     return r
         rows = (r.name for r in self.cascade.ranks if r.is_sequence and r.name not in self.cascade.over)
         return next(rows, None)
-
-
-def attained(x: Einsum) -> Expr:
-    """The condition: is a point the one that a maximum (or minimum) took, up to the rounding of computing it again in another order?"""
-    extreme = ex.at(x.target, x.ranks)
-    slack = call("*", ex.const(TIE), call("max", ex.const(1.0), call("abs", extreme)))
-    assert x.reducer.extreme is not None, f"{x.target} is not one of what it is made of"
-    return call(x.reducer.extreme, x.map, call("-" if x.reducer.extreme == ">=" else "+", extreme, slack))
 
 
 def _guarded(weight: Expr, rate: Expr) -> Expr:

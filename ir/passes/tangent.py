@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from einfuse.ir import expr as ex
+from einfuse.ir.attained import attained
 from einfuse.ir.derivative import derivative
 from einfuse.ir.errors import SpecError
 from einfuse.ir.expr import call
@@ -96,10 +97,10 @@ class _Forward:
 
     def _shared(self, x: Einsum, total: Expr) -> Expr:
         """Of an extreme: the tangent of each point that attains it, over their number."""
-        attained = differentiate.attained(x)
+        at_extreme = attained(x, self.c.body, self.c.ranks)
         ties = fresh(f"{x.target}_ties", self.taken)
-        self.body.append(Einsum(ties, x.ranks, "sum", x.over, call("select", attained, ex.const(1.0), ex.const(0.0)), x.mask))
-        return call("select", attained, call("/", total, ex.at(ties, x.ranks)), ex.const(0.0))
+        self.body.append(Einsum(ties, x.ranks, "sum", x.over, call("select", at_extreme, ex.const(1.0), ex.const(0.0)), x.mask))
+        return call("select", at_extreme, call("/", total, ex.at(ties, x.ranks)), ex.const(0.0))
 
 
 def _reads(e: Expr) -> dict[Expr, Expr | None]:

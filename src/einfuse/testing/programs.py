@@ -74,8 +74,6 @@ class _Program:
     lines: list[str] = field(default_factory=list)
     made: dict[str, str] = field(default_factory=dict)
     """The ranks of every statement so far."""
-    products: set[str] = field(default_factory=set)
-    """Those of them that are products of rows."""
 
     def text(self) -> str:
         self.product()
@@ -107,7 +105,7 @@ class _Program:
         other = self.one(("k", "k[b, h // group, max(j - 1, 0), d]")) if others == "k" else others
         if len(ranks) <= 3:
             scale = self.one(("", " / sqrt(D)", " * 0.3"))
-            self.products.add(self.add(ranks, f"sum[d]({rows} * {other}){scale}", self.condition(ranks)))
+            self.add(ranks, f"sum[d]({rows} * {other}){scale}", self.condition(ranks))
 
     def pointwise(self) -> None:
         """A function of values at a point."""
@@ -127,14 +125,10 @@ class _Program:
     def reduced(self) -> None:
         """A sum, mean or largest value along a rank: of a row of its points, some of which a condition may leave out."""
         kind = self.one(("sum", "mean", "max", "min"))
-        extreme = kind in (
-            "max",
-            "min",
-        )  # not of what saturates: kernels share the gradient of nearly equal values, the oracle does not
-        name = self.pick(lambda ranks: len(ranks) >= 2 and not {"d", "e"} & {*ranks}, self.products if extreme else self.made)
+        name = self.pick(lambda ranks: len(ranks) >= 2 and not {"d", "e"} & {*ranks})
         ranks = self.ranks(name)
         over = self.one(ranks)
-        inner, where = name if extreme else self.applied(name), self.condition(ranks)
+        inner, where = self.applied(name), self.condition(ranks)
         found = f"[{over}]({inner}{where and f' where {where}'})"
         value = {  # of no points, a mean is no number and a largest value infinite
             "sum": f"sum{found}",
@@ -178,10 +172,9 @@ class _Program:
     def ranks(self, name: str) -> str:
         return self.made[name] if name in self.made else _INPUTS[name][1]
 
-    def pick(self, fits: Callable[[str], bool], among: Collection[str] | None = None) -> str:
+    def pick(self, fits: Callable[[str], bool]) -> str:
         """The name of a value: what was made last comes first."""
-        among = self.made if among is None else among
-        known = [n for n in reversed(self.made) if n in among and fits(self.made[n])][:5]
+        known = [n for n in reversed(self.made) if fits(self.made[n])][:5]
         return self.one([*known, *(n for n, (_, ranks) in _INPUTS.items() if fits(ranks))])
 
     def applied(self, value: str) -> str:
