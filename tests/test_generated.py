@@ -194,6 +194,13 @@ DERIVED = {
   o[i, e] = sum[j](s * v where j % 2 == 0)
   out o
 }""",
+    "a gradient whose two factors come from different kernels": """  rank n: feature = 3
+  in u[h, n, d]
+  t[n, i] = sum[d](q * u) where n < 2
+  low[n] = tanh(0.3 * min(min[i](tanh(0.1 * t) where n < 2), 9))
+  o[i, e] = sum[j](sigmoid(sum[d](q * k)) * v)
+  out o, low
+}""",
     "a maximum of features, added to all scores of a softmax": """  rank n: feature = 3
   in u[h, n, d]
   t[n, i] = sum[d](q * u)

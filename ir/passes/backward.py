@@ -35,6 +35,13 @@ class Gradient:
     def statements(self) -> tuple[str, ...]:
         return (self.statement,) if self.times is None else (self.statement, self.times[0])
 
+    @property
+    def turned(self) -> Gradient:
+        """The same product, its other factor first: that of the cascade which gives the gradient."""
+        assert self.times is not None, f"{self.statement} is no product"
+        name, ranks = self.times
+        return replace(self, statement=name, ranks=ranks, times=(self.statement, self.ranks))
+
 
 Step = tuple[Cascade, tuple[Gradient, ...]]
 """A cascade of a backward, and the gradients it gives."""
@@ -89,10 +96,11 @@ class Kernels:
             given += first
         for rank, gs in sorted(groups.items(), key=lambda kv: kv[0] != row):
             name = "rows" if rank == row else f"columns_{rank}"
-            for c in stages.run(
-                self._cascade(name, everything, given, list(dict.fromkeys(n for g in gs for n in g.statements))), canonical=True
-            ):
-                cascades.append((c, tuple(g for g in gs if g.statement in c.outs)))
+            outs = list(dict.fromkeys(n for g in gs for n in g.statements))
+            parts = stages.run(self._cascade(name, everything, given, outs), canonical=True)
+            made = {n: place for place, c in enumerate(parts) for n in c.outs}
+            gs = [g if made[g.statement] == max(made[n] for n in g.statements) else g.turned for g in gs]
+            cascades += [(c, tuple(g for g in gs if g.statement in c.outs)) for c in parts]
         read = {t.name for c, _ in cascades for t in c.inputs}
         return Backward(tuple(x.target for x in saved if x.target in read), tuple(cascades))
 
