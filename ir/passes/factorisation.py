@@ -216,8 +216,13 @@ def _without(factors: tuple[Expr, ...], taken: tuple[Expr, ...]) -> tuple[Expr, 
 
 
 def _check_rest(c: Flat, row: str, column: str, sums: tuple[Einsum, ...], causal: bool) -> None:
-    """Nothing but the sums may need the pairs, and a scan may have no other reduction along its rank."""
+    """Nothing but the sums may need the pairs, and a scan may have no other reduction along its rank, nor another sequence."""
+    known = {r.name for r in c.ranks if not r.is_sequence} | {row, column, *c.over}
     for x in c.body:
+        if causal and {*x.ranks, *x.over} - known:
+            raise NotFactorableError(
+                f"{x.target} has points along {', '.join(sorted({*x.ranks, *x.over} - known))}, and a scan along {row} alone"
+            )
         if x.target in c.outs and {row, column} <= set(x.ranks):
             raise NotFactorableError(f"the output {x.target} is a number for every pair")
         if causal and x not in sums and {row, column} & set(x.over):

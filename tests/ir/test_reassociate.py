@@ -151,6 +151,10 @@ def test_the_rank_is_counted(p: str, rank: str, at_4: int) -> None:
             f"{S} where j <= i\n  o = sum[j](s * v)\n  y = sum[j](v)\n  out o, y",
             "y reduces over j, which a scan would go along",
         ),
+        (
+            f"  rank w: key\n  in w_keys[b, h, w, d]\n{S} where j <= i\n  t[i, w] = sum[d](q * w_keys)\n  o = sum[j](s * v)\n  out o, t",
+            "t has points along w, and a scan along i alone",
+        ),
     ],
 )
 def test_a_refusal_says_why(body: str, reason: str) -> None:
