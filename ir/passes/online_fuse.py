@@ -43,7 +43,16 @@ def run(cascade: Flat, strict: bool = False) -> Cascade:
 def steps(cascade: Flat) -> Iterator[tuple[Derivation, Cascade]]:
     """How every folded rank of a canonical cascade is fused, and the cascade then: each rank sees the folds over those before it."""
     fused: Cascade = cascade
-    for rank in fold_ranks(cascade):
+    folded = fold_ranks(cascade)
+    for x in cascade.einsums:
+        ranks = [r for r in x.ranks if cascade.rank(r).is_sequence and r not in cascade.over]
+        if x.target in cascade.outs and len(ranks) > 2 and len(set(ranks) & set(folded)) > 1:
+            raise SpecError(
+                f"the output {x.target} has points along {', '.join(ranks)}, and a kernel has rows and one loop at a time",
+                x.loc,
+                "reduce one of these ranks, or give it out over two of them",
+            )
+    for rank in folded:
         found = derive(fused, rank)
         fused = _Surgeon(fused, found).run()
         yield found, fused

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import einfuse
+from einfuse.dsl import compile_text
 from einfuse.ir import Cascade, Fold, SpecError, derivation, interpret
 from einfuse.ir.merging import merge_law
 from einfuse.ir.passes import canonicalise, online_fuse, pipeline, split
@@ -78,6 +79,13 @@ def test_strict_refuses_a_sampled_carry() -> None:
         pytest.skip("sympy proves every carry of this cascade")
     with pytest.raises(SpecError, match="sampling, not proven"):
         online_fuse.run(canonical, strict=True)
+
+
+def test_an_output_along_three_sequences_is_refused() -> None:
+    text = """attention triples over b, h { rank i: query; rank j: key; rank w: key = (Nk + 1) // 2; rank d: feature
+      in q[b, h, i, d]; in k[b, h, j, d]; in c[b, h, w, d]; s = sum[d](q * k); t[i, j, w] = s * sum[d](q * c); out t }"""
+    with pytest.raises(SpecError, match="the output t has points along i, j, w"):
+        pipeline.run(compile_text(text))
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid", "standardised", "softpick", "sink"])

@@ -88,7 +88,8 @@ class _Program:
         rows = [n for n, ranks in self.made.items() if ranks in ("i", "ie")]
         late = self.one(("", *(f" + {n}" for n in rows), *(f" * (1 + tanh({n}))" for n in rows)))
         self.lines.append(f"  o[i, e] = sum[j]({weights} * v{self.one(('', ' where j % 2 == 0'))}){late}")
-        outs = self.one(("o", *(f"o, {n}" for n in self.made)))
+        shown = [n for n, ranks in self.made.items() if len(_SEQUENCES.keys() & {*ranks}) < 3]
+        outs = self.one(("o", *(f"o, {n}" for n in shown)))
         body = "\n".join(self.lines)
         read = words_of(body) | {"q", "k", "v"}
         inputs = [f"  in {declared}" for name, (declared, _) in _INPUTS.items() if name in read]
