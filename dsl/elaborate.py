@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from einfuse.dsl import ast
@@ -20,6 +20,7 @@ from einfuse.dsl.signature import chosen
 from einfuse.dsl.statement import bind
 from einfuse.dsl.values import coordinate, extent
 from einfuse.ir import Cascade, Rank, Scalar, SpecError, Statement, Tensor
+from einfuse.ir import expr as ex
 from einfuse.ir.nodes import class_of
 
 
@@ -89,8 +90,8 @@ class _Attention:
         sizes = {n: extent(n) for n in (*(r.size for r in self.ranks if isinstance(r.size, str)), *axes.fresh)}
         frame = Frame(frozenset(over), sizes, {r.name: r.size for r in self.ranks}, {r.name: r.kind for r in self.ranks})
         body, outs = self._body({**sizes, **scope}, frame)
-        made = class_of(body)
-        return made(node.name.text, over, self.ranks, _ordered(node, inputs), body, outs, doc=node.doc, loc=node.name.loc)
+        made, ranks = class_of(body), _in_use(self.ranks, over, body, inputs)
+        return made(node.name.text, over, ranks, _ordered(node, inputs), body, outs, doc=node.doc, loc=node.name.loc)
 
     def _body(self, scope: dict[str, Binding], frame: Frame) -> tuple[tuple[Statement, ...], tuple[str, ...]]:
         outs = [n for x in self.elements if isinstance(x, ast.Output) for n in x.names]
@@ -153,6 +154,21 @@ def _declares(x: ast.Element) -> tuple[ast.Name, ...]:
     if isinstance(x, ast.Scan):
         return tuple(y.target for y in x.body)
     return (x.target,) if isinstance(x, ast.Statement) else ()
+
+
+def _in_use(
+    ranks: Iterable[Rank], over: Collection[str], body: Iterable[Statement], inputs: Iterable[Tensor]
+) -> tuple[Rank, ...]:
+    """The ranks without those that nothing mentions, where no input tells how long they are: `rank d, e: feature` and no e."""
+    lines = [y for x in body for y in (x, *x.lines)]
+    values = [e for y in lines for e in y.expressions]
+    used = set(over).union(
+        *({*y.ranks, *y.over} for x in body for y in x.lines), *(y.over for y in lines), *map(ex.indices, values)
+    )
+    sizes = set[str]().union(
+        *map(ex.sizes, (*values, *(a for t in inputs for a in t.axes), *(r.extent for r in ranks if r.extent)))
+    )
+    return tuple(r for r in ranks if r.name in used or r.size in sizes or r.extent is not None or not isinstance(r.size, str))
 
 
 def _ordered(node: ast.Attention, inputs: list[Tensor]) -> tuple[Tensor, ...]:

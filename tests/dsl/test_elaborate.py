@@ -315,3 +315,17 @@ def test_signature() -> None:
         ("eps", "float", None, ()),
     ]
     assert [(x.name, x.dtype, x.optional) for x in s.inputs] == [("a", "float", False), ("c", "int", True)]
+
+
+@pytest.mark.parametrize(
+    ("declared", "value", "kept"),
+    [
+        ("d, e: feature; rank z: key", "sum[d](q * q)", "bid"),
+        ("d, e: feature; rank z: key", "sum[d](q * q) / E", "bide"),  # no call tells E; the error says so
+        ("d, e: feature; rank z: key = (E + 1) // 2", "sum[d](q * q)", "bidez"),
+        ("d: feature; rank z: key = 7", "sum[d](q * q)", "bidz"),
+    ],
+)
+def test_ranks_that_nothing_mentions_need_no_size(declared: str, value: str, kept: str) -> None:
+    c = dsl.compile_text(f"attention f over b {{ rank i: query; rank {declared}\n in q[b, i, d]\n s[i] = {value}\n out s }}")
+    assert "".join(r.name for r in c.ranks) == kept
