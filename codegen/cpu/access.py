@@ -73,9 +73,20 @@ def load(nest: NestPrinter, op: Load) -> Ref:
         place = offset(tensor, terms)
         text = f"load_along({place}, {stride(tensor, along)}, {count if where is None else f'{where.text} ? {count} : 0'})"
         return converted(Ref(text, kind, True), op.out.dtype)
-    alive = "true" if where is None else f"{where.text}[l] != 0" if where.vector else where.text
-    at = lane_offset(index, tensor, op.clamp)
-    text = f"gather({tensor}, {count}, [&](int l) {{ return {at}; }}, [&](int l) {{ return {alive}; }})"
+    lanes, rest = (
+        [(n, scalar_index(x, tensor, n, op.clamp)) for n, x in enumerate(index) if x.vector is vector]
+        for vector in (True, False)
+    )
+    at = offset(tensor, rest)
+    if where is not None and not where.vector:
+        count = f"{where.text} ? {count} : 0"
+    if len(lanes) == 1 and (where is None or not where.vector):
+        ((n, places),) = lanes
+        text = f"look_up({at}, {places}, {stride(tensor, n)}, {count})"
+    else:
+        offsets = " + ".join(f"far({places}) * {stride(tensor, n)}" for n, places in lanes) or "VL{}"
+        alive = f", {where.text}" if where is not None and where.vector else ""
+        text = f"gather({at}, {offsets}, {count}{alive})"
     return converted(Ref(text, kind, True), op.out.dtype)
 
 

@@ -91,11 +91,28 @@ template <class E> INLINE typename Lanes<E>::type load_along(const E* p, long st
   for (int l = 0; l < W; ++l) if (l < n) x[l] = lane(wide(p[l * stride]));
   return x;
 }
-// A vector of elements at offsets `at(lane)`; lanes at n and beyond, or where `alive` is false, are 0 and are not read.
-template <class E, class At, class Alive> INLINE typename Lanes<E>::type gather(const E* p, long n, At at, Alive alive) {
+typedef long VL __attribute__((vector_size(8 * W)));  // offsets in memory
+INLINE VL far(VI x) { return __builtin_convertvector(x, VL); }
+// A vector of elements at these offsets; lanes at n and beyond, or that are not `alive`, are 0 and are not read.
+template <class E> INLINE typename Lanes<E>::type gather(const E* p, VL at, long n, VI alive) {
   typename Lanes<E>::type x{};
-  for (int l = 0; l < W; ++l) if (l < n && alive(l)) x[l] = lane(wide(p[at(l)]));
+  for (int l = 0; l < W; ++l) if (l < n && alive[l]) x[l] = lane(wide(p[at[l]]));
   return x;
+}
+template <class E> INLINE typename Lanes<E>::type gather(const E* p, VL at, long n) {
+  typename Lanes<E>::type x{};
+  if (__builtin_expect(n >= W, 1)) for (int l = 0; l < W; ++l) x[l] = lane(wide(p[at[l]]));
+  else for (int l = 0; l < n; ++l) x[l] = lane(wide(p[at[l]]));
+  return x;
+}
+// The same at places `stride` apart. A table that is read at clipped distances is read at one place by all lanes, or at neighbours.
+template <class E> INLINE typename Lanes<E>::type look_up(const E* p, VI at, long stride, long n) {
+  if (__builtin_expect(n >= W, 1)) {
+    const VI from = at - spread((long)at[0]);
+    if (!some(from)) return lane(wide(p[at[0] * stride])) - typename Lanes<E>::type{};
+    if (stride == 1 && !some(from - iota())) return neighbours(p + at[0]);
+  }
+  return gather(p, far(at) * stride, n);
 }
 INLINE void store_lane(auto* p, V x, int l, bool) { narrow(p, (T)x[l]); }
 INLINE void store_lane(auto* p, VI x, int l, bool truth) { if (truth) narrow(p, x[l] != 0); else narrow(p, (long)x[l]); }
@@ -107,6 +124,7 @@ template <class E, class X, class At> INLINE void scatter(E* p, long n, At at, X
   for (int l = 0; l < W; ++l) if (l < n) store_lane(p + at(l), x, l, truth);
 }
 INLINE long clamped(long x, long n) { return x < 0 ? 0 : x >= n ? n - 1 : x; }
+INLINE VI clamped(VI x, long n) { return maximum(minimum(x, spread(minimum(n - 1, 0x7fffffffL))), VI{}); }
 
 // One step of a transposition: numbers whose row and column differ in bit S change places.
 template <int S> INLINE void exchanged(VI* x) {
