@@ -1,7 +1,8 @@
 """Whether tensors are those of an earlier call, with the values they had then: the very ones, or the same views of the very ones.
 
-torch counts how often it wrote a tensor. What numpy writes, or a user through ``.data``, it does not count: small tensors on the host
-are known by a checksum as well; of others the user says so (``torch.autograd.graph.increment_version``).
+What takes few bytes on the host is known by its values alone: layers that make a mask each make the same one. Of others torch counts how
+often it wrote them. What numpy writes, or a user through ``.data``, it does not count: small tensors on the host are known by a checksum
+as well; of others the user says so (``torch.autograd.graph.increment_version``).
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import torch
 
 from einfuse.runtime.capture import capturing
 
+FEW = 1 << 14
+"""The most bytes that are kept and compared: as fast as a checksum."""
 SMALL = 1 << 19
 """The most bytes whose checksum is taken at a call: 0.2 ms at most, less than the attention that reads them takes."""
-Seen = tuple[weakref.ref[torch.Tensor], tuple[object, ...]]
-"""The tensor that holds the memory, and what else the values follow from: where a view lies in it, and how often it was written."""
+Seen = tuple[weakref.ref[torch.Tensor] | None, tuple[object, ...]]
+"""The tensor that holds the memory, and what else the values follow from: where a view lies in it, and how often it was written. Or no tensor,
+and the values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +39,23 @@ class Unchanged:
         """
         if capturing():
             return None
-        seen = tuple((weakref.ref(holder(x)), place(x)) for x in tensors)
-        return Unchanged(seen) if all(told(where) for _, where in seen) else None
+        seen = tuple([(None, few) if (few := values(x)) else (weakref.ref(holder(x)), place(x)) for x in tensors])
+        return Unchanged(seen) if all(ref is None or told(where) for ref, where in seen) else None
 
     def are(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether these are the same tensors, or the same views, with the same values; of a capture nobody knows."""
         if capturing():
             return False
         same = zip(self.tensors, tensors, strict=True)
-        return all(ref() is holder(x) and seen == place(x) for (ref, seen), x in same)
+        return all(seen == values(x) if ref is None else ref() is holder(x) and seen == place(x) for (ref, seen), x in same)
+
+
+def values(x: torch.Tensor) -> tuple[object, ...] | None:
+    """The bytes of a tensor that takes few, on the host, and what they mean; None of another."""
+    if not x.is_cpu or not 0 < x.nbytes <= FEW:
+        return None
+    held = x if x.is_contiguous() else x.detach().contiguous()
+    return bytes(memoryview(_Bytes.from_address(held.data_ptr()))[: held.nbytes]), x.shape, x.dtype, x.is_neg()
 
 
 def holder(x: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,14 @@
-"""A tensor is known again by itself or as the same view of the same memory, until it is written to."""
+"""A tensor is known again by itself or as the same view of the same memory, until it is written to; one of few bytes by its values."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from einfuse.runtime.unchanged import SMALL, Unchanged
+from einfuse.runtime.unchanged import FEW, SMALL, Unchanged
+
+LONG = FEW // 8 + 12
+"""Whole numbers that are more than a few bytes."""
 
 
 def of(*tensors: torch.Tensor) -> Unchanged:
@@ -16,32 +19,45 @@ def of(*tensors: torch.Tensor) -> Unchanged:
 
 @pytest.mark.parametrize("grad", [True, False])
 def test_the_same_view_made_anew(grad: bool) -> None:
-    doc = torch.arange(12)
+    doc = torch.arange(LONG)
     with torch.set_grad_enabled(grad):
         seen = of(doc[None], doc)
         assert seen.are([doc[None], doc])
         assert not seen.are([doc[None, 1:], doc])
-        assert not seen.are([doc.view(3, 4), doc])
+        assert not seen.are([doc.view(4, -1), doc])
         assert not seen.are([doc.view(torch.float64)[None], doc])
         doc[None][0, 3] = 7
         assert not seen.are([doc[None], doc])
 
 
 def test_views_of_views_are_views_of_the_first() -> None:
-    doc = torch.arange(12)
+    doc = torch.arange(LONG)
     assert of(doc[2:][None]).are([doc[1:][1:][None]])
 
 
 def test_equal_values_elsewhere_are_another_tensor() -> None:
-    doc = torch.arange(12)
+    doc = torch.arange(LONG)
     assert not of(doc[None]).are([doc.clone()[None]])
 
 
-def test_memory_that_died_is_not_known() -> None:
+def test_few_bytes_are_known_by_their_values() -> None:
     doc = torch.arange(12)
+    seen, turned = of(doc[None]), of(doc.view(3, 4).T)
+    assert seen.are([torch.arange(12)[None]])
+    assert turned.are([doc.view(3, 4).T.clone()])
+    assert not turned.are([doc.view(4, 3)])
+    assert not seen.are([doc])
+    assert not seen.are([doc[None].int()])
+    assert not seen.are([torch.arange(1, 13)[None]])
+    assert not seen.are([torch.arange(LONG)[None]])
+    assert not of(torch.ones(4)).are([torch._neg_view(torch.ones(4))])
+
+
+def test_memory_that_died_is_not_known() -> None:
+    doc = torch.arange(LONG)
     seen = of(doc[None])
     del doc
-    assert not seen.are([torch.arange(12)[None]])
+    assert not seen.are([torch.arange(LONG)[None]])
 
 
 @pytest.mark.parametrize(
