@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from einfuse.codegen.cpu.schedule import Nest, Node, Product, node_reads
+from einfuse.codegen.cpu.schedule import kept as kept_by
 from einfuse.codegen.plan import Dot, Reduce, State, Store, Value
 
 
@@ -48,7 +49,7 @@ def _lives(nodes: Sequence[Node], updates: Sequence[Value]) -> _Lives:
         for name in node_reads(node):
             last[name] = n
         if isinstance(node, Nest):
-            kept = node.kept
+            kept = kept_by(node)
             scattered = {op.out.name for op in node.ops if isinstance(op, Reduce) and op.rank != node.dims[-1]}
             in_place |= {v.name for v in kept if v.name not in scattered}
         elif isinstance(node, Product):

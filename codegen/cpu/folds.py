@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from einfuse.codegen.cpu import forms
+from einfuse.codegen.cpu import diagonals, forms
 from einfuse.codegen.cpu.alive import Mask, limited, mask, noted
 from einfuse.codegen.cpu.buffers import Assignment, assign, stores
 from einfuse.codegen.cpu.forms import FORMS, Form, operands
@@ -94,9 +94,14 @@ class FoldPrinter:
         rest = [op for op in region if isinstance(op, Store) or op.out.name not in common]
         coordinates = {n: op for n, op in self.scope.recipes.items() if isinstance(op, Coordinate)}
         found = None if phase.label == "full" else self.mask(rest, updates)
-        arranged = arrange(rest, order)
+        nest = self.along_diagonals(rest, region, all_ops)
+        apart = {v.name for v in nest.kept} if nest else set()
+        arranged = arrange([op for op in rest if isinstance(op, Store) or op.out.name not in apart], order)
+        arranged = diagonals.placed(arranged, nest) if nest else arranged
         nodes, read = settle(
-            noted(arranged, found.live) if found else arranged, {**coordinates, **all_ops}, {u.name for u in updates}
+            noted(arranged, found.live) if found else arranged,
+            {n: op for n, op in {**coordinates, **all_ops}.items() if n not in apart},
+            {u.name for u in updates},
         )
         nodes = limited(nodes, found) if found else nodes
         packed = {n: self.packing.add(all_ops[n].out, free) for n in sorted(read & common)}
@@ -106,6 +111,15 @@ class FoldPrinter:
         buffers = assign(nodes, self.fold.states, updates)
         mine: dict[str, Op] = {n: op for n, op in all_ops.items() if isinstance(op, Coordinate)}
         return _Body(nodes, updates, buffers, packed, phase.label == "full", mine, uses)
+
+    def along_diagonals(self, ops: Sequence[Op], region: Region, inside: Mapping[str, Op]) -> Nest | None:
+        """What the operations read that is one along the diagonals of tile and fold."""
+        tile = self.plan.tile
+        if tile is None:
+            return None
+        pair = (tile.rank, self.fold.rank)
+        known = diagonals.steps(region, pair, diagonals.steps(self.plan.outer, pair, {}))
+        return diagonals.along(ops, inside, pair, known)
 
     def mask(self, ops: Sequence[Op], updates: tuple[Value, ...]) -> Mask | None:
         """The mask over tile and fold whose dead points the body may skip."""
@@ -206,6 +220,8 @@ class FoldPrinter:
 
     def places(self, body: _Body, scope: Scope) -> None:
         for node in body.nodes:
+            if isinstance(node, Nest) and node.diagonal:
+                scope.places |= {v.name: self.strip(scope, n, v) for n, v in enumerate(node.kept)}
             computed = {op.out.name for op in node.ops if isinstance(op, Map | Load)} if isinstance(node, Nest) else set()
             for v in kept(node):
                 uses = body.uses.get(v.name, {"plain"})
@@ -223,6 +239,15 @@ class FoldPrinter:
                     key = (v.dims, v.dtype == "float", body.buffers.slot[v.name], self.fold.step)
                     pointer = self.pooled(key, f"block_{'_'.join(v.dims)}", element_of(v), block_size(scope, v.dims))
                     scope.places[v.name] = local_place(scope, v, pointer)
+
+    def strip(self, scope: Scope, number: int, v: Value) -> Place:
+        """The place of a value that is one along diagonals: its rows begin one before the other."""
+        rows, columns = (scope.extents[d] for d in v.dims)
+        most = f"padded({columns.most}) + padded({rows.most})"
+        pointer = self.pooled(
+            ("diagonals", v.dims, v.dtype == "float", number, self.fold.step), "diagonals", element_of(v), most
+        )
+        return Place(f"{pointer} + ({rows.count} - 1)", v.dims, ("-1", "1"), v.dtype)
 
     def alive(self, body: _Body, scope: Scope) -> None:
         """Where what the body notes about its mask is held."""

@@ -22,6 +22,8 @@ class NestPrinter:
         self.names = text.names.child()
         self.names.taken |= text.threadwide
         self.at = {r: self.names.fresh(f"{r}_") for r in nest.dims}
+        if nest.diagonal:
+            self.at[nest.diagonal] = f"({scope.extents[nest.diagonal].count} - 1)"
         self.before: list[list[str]] = [[] for _ in nest.dims]
         self.after: list[list[str]] = [[] for _ in nest.dims]
         self.outside: list[str] = []
@@ -97,7 +99,7 @@ class NestPrinter:
     # ------------------------------------------------------------------------------------------------------------- values
 
     def level(self, dims: tuple[str, ...]) -> int:
-        return max(self.nest.dims.index(d) for d in dims)
+        return max((self.nest.dims.index(d) for d in dims if d != self.nest.diagonal), default=0)
 
     def is_vector(self, dims: tuple[str, ...]) -> bool:
         return self.nest.dims[-1] in dims

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from einfuse.codegen.cpu import access, forms
 from einfuse.codegen.cpu.forms import PAIRED, Form, operands, place, shape, wanted
@@ -19,9 +20,18 @@ def print_nodes(text: Text, scope: Scope, nodes: Sequence[Node], tensors: Mappin
         if isinstance(node, Single):
             single(text, scope, node.op, tensors)
         elif isinstance(node, Nest):
-            NestPrinter(text, scope, node, tensors).printed()
+            NestPrinter(text, diagonals(scope, node) if node.diagonal else scope, node, tensors).printed()
         else:
             product(text, scope, node)
+
+
+def diagonals(scope: Scope, nest: Nest) -> Scope:
+    """What a nest along diagonals sees: a block as much longer as there are rows."""
+    ((rank,), inner) = nest.dims, scope.inner()
+    rows, extent = scope.extents[nest.diagonal], scope.extents[rank]
+    count = f"{extent.count} + {rows.count} - 1"
+    inner.extents[rank] = replace(extent, count=count, most=extent.most + rows.most - 1, whole=False)
+    return inner
 
 
 def single(text: Text, scope: Scope, op: Op, tensors: Mapping[str, Arg]) -> None:

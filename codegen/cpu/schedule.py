@@ -10,7 +10,7 @@ value that a later nest reads is computed again there if that is cheap, else it 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from einfuse.codegen.plan import Coordinate, Dot, Map, Op, Reduce, Store, Value, reads
@@ -33,6 +33,7 @@ class Nest:
     """Operations in one loop nest over ``dims``, the last of them in vectors; ``kept`` are written to buffers (or scalars).
 
     ``seen``: the nest notes where this truth value is alive; ``limited``: it runs only there, and ``cleared`` are 0 elsewhere.
+    ``diagonal``: the last row of this rank stands for all, and what is kept has a value for every diagonal (`diagonals`).
     """
 
     dims: tuple[str, ...]
@@ -41,6 +42,7 @@ class Nest:
     seen: Value | None = None
     limited: bool = False
     cleared: tuple[Value, ...] = ()
+    diagonal: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ def _nest(node: Nest, recipes: Mapping[str, Op], read: set[str]) -> Nest | None:
     ops = [op for op in ops if not isinstance(op, Coordinate) or op.out.dims]
     read |= needed
     needed_here = kept or node.seen or any(isinstance(op, Store) for op in ops)
-    return Nest(node.dims, tuple(ops), kept, node.seen) if needed_here else None
+    return replace(node, ops=tuple(ops), kept=kept) if needed_here else None
 
 
 def _repeated(v: Value, dims: tuple[str, ...], recipes: Mapping[str, Op]) -> bool:
@@ -187,9 +189,9 @@ def node_reads(node: Node) -> set[str]:
 
 
 def kept(node: Node) -> tuple[Value, ...]:
-    """The values a node writes to buffers."""
+    """The values a node writes to buffers; what lies along diagonals has one of its own."""
     if isinstance(node, Nest):
-        return tuple(v for v in node.kept if v.dims)
+        return () if node.diagonal else tuple(v for v in node.kept if v.dims)
     return (node.op.out,) if isinstance(node, Product) else ()
 
 
