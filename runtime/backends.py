@@ -34,15 +34,12 @@ class Backend(Protocol):
     """A way to run plans. ``tilings`` gives the tiles and steps that suit the dtype and widest feature of a call, and the number of blocks of
     ``gradients`` that a kernel of a backward adds up (0 in a forward), the best first:
     the next is taken where a plan is too large to be worth compiling (not ``holds``) or a kernel turns out to spill registers.
-
-    ``prepared`` is the plan as it will be printed: with ranks that fit into a block held whole where that pays;
-    ``small`` says of sizes that are known at launch only how large they are at most.
-
-    ``merge`` makes one plan of two (prepared) ones that walk the same pairs, the first by rows, where it can; ``merges`` says whether
-    that pays for so many ambient points. ``workers`` says how many tiles run at once,
-    ``beside`` how many of `narrow` rows a worker holds. ``identity`` is all of it that texts depend on.
-    ``row_values``: what the kernels of a backward need of one row alone is made by a kernel before them (`ir.passes.row_values`). Calls of at
-    most ``narrow`` rows take the tiling of such a tile with the longest step, if there is one.
+    ``prepared`` is the plan as it will be printed: with ranks that fit into a block held whole where that pays; ``small`` says of sizes that
+    are known at launch only how large they are at most. ``merge`` makes one plan of two (prepared) ones that walk the same pairs, the first by
+    rows, where it can; ``merges`` says whether that pays for so many ambient points. ``workers`` says how many tiles run at once, ``beside``
+    how many of `narrow` rows a worker holds. ``identity`` is all of it that texts depend on. ``row_values``: what the kernels of a backward
+    need of one row alone is made by a kernel before them (`ir.passes.row_values`); ``by_place``: they add up gradients of tables that pairs
+    read, row by row (`ir.passes.by_place`). Calls of at most ``narrow`` rows take the tiling of such a tile with the longest step, if any.
 
     ``pieces`` are the kernels of a scan, for so many threads a point of the ambient ranks as ``crew`` gives (``long``: there is work for
     several), ``build_piece`` one of them. ``short_blocks``: products of 32 bits, or beside wide states, are registers' work.
@@ -58,6 +55,8 @@ class Backend(Protocol):
     def identity(self) -> str: ...
     @property
     def row_values(self) -> bool: ...
+    @property
+    def by_place(self) -> bool: ...
     @property
     def narrow(self) -> int: ...
     @property
@@ -96,6 +95,7 @@ class Usual:
 
     name: BackendName
     row_values: bool = False
+    by_place: bool = False
     narrow: int = 0
     beside: int = 1
     short_blocks: bool = False
@@ -160,6 +160,7 @@ class CpuBackend(Usual):
     """C++ with vector extensions and OpenMP; a kernel that cannot be built here runs as plain torch, which a warning says once."""
 
     name: BackendName = "cpu"
+    by_place: bool = True
     in_turns: bool = True
 
     def tilings(self, storage: Storage, width: int, gradients: int) -> Tilings:

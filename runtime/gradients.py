@@ -58,7 +58,7 @@ class Gradients:
         nodes: list[Node] = []
         held: dict[str, str] = {}
         """What holds the sum for an input."""
-        steps = self.program.steps(wanted, backend.row_values)
+        steps = self.program.steps(wanted, backend)
         every = [p for _, ps in steps for p in ps]
         while steps:
             known = self.program.sized(steps[0][0], known)

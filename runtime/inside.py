@@ -195,11 +195,11 @@ def candidates(
     chosen = at_hand(backend) if target is None else TritonBackend(target=target)
     program = attention.program.suited(chosen, lambda: dtype.itemsize == 2)
     if isinstance(program, ScanProgram):
-        tables = [example_storage(whole, c, dtype) for c in program.cascades(backward)]
+        tables = [example_storage(whole, c, dtype) for c in program.cascades(backward, chosen)]
         return [Candidate.of(p) for p in program.candidates(chosen, tables, backward, sizes)]
     out = []
     for part in program.parts if isinstance(program, StagedProgram) else (program,):
-        for n, c in enumerate(part.cascades(backward, chosen.row_values)):
+        for n, c in enumerate(part.cascades(backward, chosen)):
             static = {r.size: sizes.get(r.size, 64) for r in c.ranks if r.kind == "feature" and isinstance(r.size, str)}
             storage = example_storage(part.cascade, c, dtype)
             out.append(Candidate.at(Specialisation(c, storage, static, chosen, attention.strict, n > 0)))

@@ -12,8 +12,7 @@ import torch
 
 from einfuse.ir import Cascade, Flat
 from einfuse.ir.expr import reads
-from einfuse.ir.passes import canonicalise, differentiate, exact_extremes
-from einfuse.ir.passes import row_values as derive
+from einfuse.ir.passes import by_place, canonicalise, differentiate, exact_extremes, row_values
 from einfuse.ir.passes.backward import Backward, Step, adjoint
 from einfuse.ir.rewrite import statements
 from einfuse.runtime import cache, heads, split
@@ -51,7 +50,7 @@ class Program:
     built: Recent[tuple[Specialisation, Variant], Built] = field(default_factory=Recent)
     graphs: Recent[tuple[object, ...], Graph] = field(default_factory=Recent)
     backwards: dict[tuple[str, ...], Backward] = field(default_factory=dict)
-    lightened: dict[tuple[str, ...], Backward] = field(default_factory=dict)
+    suits: dict[tuple[object, ...], Backward] = field(default_factory=dict)
     savings: dict[tuple[str, ...], Cascade] = field(default_factory=dict)
     kinds: dict[tuple[str, ...], Kinds] = field(default_factory=dict)
     walks: Walks = field(init=False)
@@ -125,15 +124,22 @@ class Program:
             )
         return self.backwards[wanted]
 
-    def steps(self, wanted: tuple[str, ...], row_values: bool) -> tuple[Step, ...]:
-        """The cascades of a backward as a back end takes them; see `Backend.row_values`."""
+    def steps(self, wanted: tuple[str, ...], backend: Backend | None) -> tuple[Step, ...]:
+        """The cascades of a backward as a back end takes them (`Backend.row_values`, `Backend.by_place`); as derived for none."""
         found = self.backward_of(wanted)
-        if not row_values:
+        suits: list[tuple[str, Callable[[Backward], Backward]]] = []
+        if backend is not None and backend.row_values:
+            suits.append(("row values", row_values.run))
+        if backend is not None and backend.by_place:
+            suits.append(("by place", by_place.run))
+        if not suits:
             return found.cascades
-        if wanted not in self.lightened:
-            name = cache.key("row values", self.cascade.digest, wanted, *("inner",) * self.inner)
-            self.lightened[wanted] = cache.remembered("backward", name, lambda: derive.run(found))
-        return self.lightened[wanted].cascades
+        key = (wanted, *(name for name, _ in suits))
+        if key not in self.suits:
+            name = cache.key(*key[1:], self.cascade.digest, wanted, *("inner",) * self.inner)
+            suited = lambda: functools.reduce(lambda x, suit: suit[1](x), suits, found)  # noqa: E731
+            self.suits[key] = cache.remembered("backward", name, suited)
+        return self.suits[key].cascades
 
     def saving(self, wanted: tuple[str, ...]) -> Cascade:
         """The forward cascade that also gives out what the backward for ``wanted`` reads."""
@@ -145,10 +151,10 @@ class Program:
             self.savings[wanted] = replace(self.canonical(), outs=outs)
         return self.savings[wanted]
 
-    def cascades(self, backward: bool, row_values: bool = False) -> list[Cascade]:
+    def cascades(self, backward: bool, backend: Backend | None = None) -> list[Cascade]:
         """The forward's, and with ``backward`` those for gradients of all inputs, for which it then saves what they read."""
         wanted = tuple(t.name for t in self.cascade.inputs if t.dtype == "float" and not t.param) if backward else ()
-        steps = self.steps(wanted, row_values) if backward else ()
+        steps = self.steps(wanted, backend) if backward else ()
         return [self.saving(wanted), *(c for c, _ in steps)]
 
     # -- which kernel ------------------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ class ScanProgram(Program):
             self.derived[wanted] = cache.remembered("backward", name, lambda: chunk_backward.run(self.blocked, wanted))
         return self.derived[wanted]
 
-    def steps(self, wanted: tuple[str, ...], row_values: bool) -> tuple[Step, ...]:
+    def steps(self, wanted: tuple[str, ...], backend: Backend | None) -> tuple[Step, ...]:
         """The backward's one cascade, on every back end."""
         return self.backward_of(wanted).cascades
 

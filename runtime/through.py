@@ -128,7 +128,7 @@ class ListedProgram(Program):
     def backward_graph(self, known: Given, backend: Backend, wanted: tuple[str, ...]) -> Graph:
         """The backward, by lists or by tables."""
         if self.driving is not None:
-            steps = self.driving.steps(wanted, backend.row_values)
+            steps = self.driving.steps(wanted, backend)
             whole = not any(self.driving.gradients.pairs(step) for step in steps)
             listed = [c for c, _ in steps if not _of_rows(c)]
             if listed and whole and self.driving.obstacle(listed, known) is None:

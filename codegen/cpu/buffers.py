@@ -50,7 +50,7 @@ def _lives(nodes: Sequence[Node], updates: Sequence[Value]) -> _Lives:
             last[name] = n
         if isinstance(node, Nest):
             kept = kept_by(node)
-            scattered = {op.out.name for op in node.ops if isinstance(op, Reduce) and op.rank != node.dims[-1]}
+            scattered = {op.out.name for op in node.ops if isinstance(op, Reduce) and (op.at or op.rank != node.dims[-1])}
             in_place |= {v.name for v in kept if v.name not in scattered}
         elif isinstance(node, Product):
             kept = (node.op.out,)

@@ -183,7 +183,9 @@ class NestPrinter:
             self.done.append(f"{self.scope.alive}.shade({self.scope.places[op.out.name].pointer}, {extents});")
             return
         identity = number(op.reducer.start(op.out.dtype), op.out.dtype)
-        if op.rank == self.nest.dims[-1]:
+        if op.at is not None:
+            self.add_at(op, op.at, identity)
+        elif op.rank == self.nest.dims[-1]:
             self.reduce_lanes(op, identity)
         else:
             self.reduce_memory(op, identity)
@@ -237,6 +239,17 @@ class NestPrinter:
         value, reduction = spread(self.ref(op.arg)), REDUCTIONS[op.reducer.step(op.out.dtype)]
         assert depth > 1, "a reduction along the only rank is along the vectorised one"
         self.before[-1].append(f"store({here}, {reduction.text.format(f'load({here})', value)});")
+
+    def add_at(self, op: Reduce, places: Value, identity: str) -> None:
+        """Each number is added at its place of a row: of one row for all lanes, or of one for each."""
+        place = self.scope.places[op.out.name]
+        *rows, entries = op.out.dims
+        row = " + ".join([place.pointer, *(f"{self.at[d]} * {s}" for d, s in zip(rows, place.steps, strict=False))])
+        x, at, rank = spread(self.ref(op.arg)), spread(self.ref(places)), self.nest.dims[-1]
+        left = f"{self.scope.extents[rank].count} - {self.at[rank]}"
+        step = f", {place.steps[rows.index(rank)]}" if rank in rows else ""
+        self.outside += fill(self.text, self.scope, place, identity, op.out)
+        self.before[-1].append(f"add_at({row}{step}, {self.scope.extents[entries].count}, {at}, {x}, {left});")
 
 
 def fill(text: Text, scope: Scope, place: Place, value: str, v: Value) -> list[str]:

@@ -114,6 +114,26 @@ template <class E> INLINE typename Lanes<E>::type look_up(const E* p, VI at, lon
   }
   return gather(p, far(at) * stride, n);
 }
+// Adds the first n lanes at places of rows of so many entries, each lane to a row of its own, or all to one; what is at no place of them is
+// left out. Most vectors of a table that is read at clipped distances have one place for all lanes, or neighbours.
+INLINE void add_at(T* rows, long step, long entries, VI at, V x, long n) {
+  if (n >= W && !some((at < 0) | (at >= (I)entries))) {
+#pragma GCC unroll 16
+    for (int l = 0; l < W; ++l) rows[l * step + at[l]] += x[l];
+  } else {
+    for (int l = 0; l < W; ++l) if (l < n && at[l] >= 0 && at[l] < entries) rows[l * step + at[l]] += x[l];
+  }
+}
+INLINE void add_at(T* row, long entries, VI at, V x, long n) {
+  const long first = at[0], last = at[W - 1];
+  if (n >= W && (first < last ? first : last) >= 0 && (first < last ? last : first) < entries) {
+    const VI from = at - spread(first);
+    if (!some(from)) { row[first] += sum_of(x); return; }
+    if (!some(from - iota())) { store(row + first, load(row + first) + x); return; }
+    if (!some(from + iota())) { store(row + last, load(row + last) + shuffled(x, (I)(W - 1) - iota())); return; }
+  }
+  add_at(row, 0, entries, at, x, n);
+}
 INLINE void store_lane(auto* p, V x, int l, bool) { narrow(p, (T)x[l]); }
 INLINE void store_lane(auto* p, VI x, int l, bool truth) { if (truth) narrow(p, x[l] != 0); else narrow(p, (long)x[l]); }
 template <class E> INLINE void store_along(E* p, long stride, long n, V x) {

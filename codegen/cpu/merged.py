@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from einfuse.codegen.cpu.places import by_place
 from einfuse.codegen.plan import (
     Arg,
     Const,
@@ -45,7 +46,7 @@ def merge(rows: KernelPlan, columns: KernelPlan) -> KernelPlan | None:
     """
     if not _fit(rows, columns):
         return None
-    merger = _Merger(rows, columns)
+    merger = _Merger(by_place(rows), columns)
     return merger.merged() if merger.sums() else None
 
 
@@ -132,7 +133,10 @@ class _Merger:
         op = made.get(update.name)
         if isinstance(op, Map) and op.fn == "+" and state in op.args:
             op = made.get(op.args[1 - op.args.index(state)].name)
-            return op if isinstance(op, Reduce) and op.reducer.sums and op.rank == self.mine.rank else None
+            plain = (
+                isinstance(op, Reduce) and op.at is None
+            )  # sums by place have one order, whether or not there are threads to merge for
+            return op if isinstance(op, Reduce) and plain and op.reducer.sums and op.rank == self.mine.rank else None
         return op if isinstance(op, Dot) and op.acc == state and op.rank == self.mine.rank else None
 
     def _local(self, op: Op) -> bool:

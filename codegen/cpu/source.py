@@ -7,10 +7,11 @@ import re
 from einfuse.codegen.cpu.keep import keep
 from einfuse.codegen.cpu.kernel import KernelPrinter, paired
 from einfuse.codegen.cpu.names import HEADERS
+from einfuse.codegen.cpu.places import by_place
 from einfuse.codegen.exponentials import powers
 from einfuse.codegen.plan import FLOAT8, KernelPlan, PlanPass, finished, prune, table_ranks
 
-PASSES = (PlanPass("keep", keep), PlanPass("powers", powers), PlanPass("prune", prune))
+PASSES = (PlanPass("places", by_place), PlanPass("keep", keep), PlanPass("powers", powers), PlanPass("prune", prune))
 """What becomes of a plan before it is printed."""
 
 _INCLUDES = "#include <cstdint>\n#include <cstdlib>\n#include <cstring>\n"
@@ -18,7 +19,7 @@ _INCLUDES = "#include <cstdint>\n#include <cstdlib>\n#include <cstring>\n"
 
 def emit(plan: KernelPlan, keeps: bool = True) -> str:
     """The text: what is computed, the headers it uses, and ``einfuse_kernel``. ``keeps``: scores that several loops read are kept."""
-    plan = finished(plan, PASSES if keeps else PASSES[1:])
+    plan = finished(plan, [p for p in PASSES if keeps or p.run is not keep])
     lines = KernelPrinter(plan).printed()
     headers = [
         "vector",

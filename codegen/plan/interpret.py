@@ -133,10 +133,12 @@ class _Program:
                 return self.load(op)
             case kp.Map(out=out, fn=fn, args=args):
                 return self.typed(self.applied(fn, [self.env[a.name] for a in args]), out.dtype)
-            case kp.Reduce(out=out, reducer=reducer, arg=arg, rank=rank):
+            case kp.Reduce(out=out, reducer=reducer, arg=arg, rank=rank, at=at):
                 assert reducer.tensors is not None, "a monoid"
                 axis = self.plan.order.index(rank)
                 block = self.env[arg.name].expand(self.shape(arg))
+                if at is not None:
+                    block = torch.where(self.env[at.name] == self.coordinate(out.dims[-1]), block, 0)
                 return self.typed(reducer.tensors(block.movedim(axis, -1), [block.ndim - 1]).unsqueeze(axis), out.dtype)
             case kp.Dot():
                 return self.product(op)

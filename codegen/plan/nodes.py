@@ -125,6 +125,9 @@ class Reduce:
 
     An ``any`` may be taken to be ``instead``, a bool value over the ranks of ``out``, in a launch where ``enough`` holds: two sizes of which
     the first is no smaller than the second. A machine that knows sizes before it runs leaves the block alone.
+
+    ``at``: a whole number over the ranks of ``arg``, the place of a last rank that ``out`` has beside these; what is summed goes there, and
+    what is at no place of it goes nowhere. CPUs make it (`codegen.cpu.places`).
     """
 
     out: Value
@@ -133,6 +136,7 @@ class Reduce:
     rank: str
     instead: Value | None = None
     enough: tuple[int | str, int | str] = (0, 0)
+    at: Value | None = None
 
     @property
     def reducer(self) -> ir.Reducer:
@@ -322,8 +326,8 @@ def reads(op: Op) -> tuple[Value, ...]:
             return index + ((where,) if where else ())
         case Map(args=args):
             return args
-        case Reduce(arg=arg, instead=instead):
-            return (arg, *((instead,) if instead else ()))
+        case Reduce(arg=arg, instead=instead, at=at):
+            return (arg, *(v for v in (instead, at) if v))
         case Dot(a=a, b=b, acc=acc, where=where):
             return (a, b, *(v for v in (acc, where) if v))
         case Store(index=index, value=value):
@@ -357,8 +361,9 @@ def renamed(op: Op, new: Mapping[str, Value]) -> Op:
             return replace(op, index=tuple(new[v.name] for v in index), where=new[where.name] if where else None)
         case Map(args=args):
             return replace(op, args=tuple(new[v.name] for v in args))
-        case Reduce(arg=arg, instead=instead):
-            return replace(op, arg=new[arg.name], instead=new[instead.name] if instead else None)
+        case Reduce(arg=arg, instead=instead, at=at):
+            other, place = (new[v.name] if v else None for v in (instead, at))
+            return replace(op, arg=new[arg.name], instead=other, at=place)
         case Dot(a=a, b=b, acc=acc, where=where):
             begun, alive = (new[v.name] if v else None for v in (acc, where))
             return replace(op, a=new[a.name], b=new[b.name], acc=begun, where=alive)

@@ -58,7 +58,7 @@ _LINE = {
     "load": rf"{_VALUE} = load (?P<tensor>{_NAME})\[(?P<index>{_LIST})\](?: where (?P<where>{_NAME}))?(?: clamp (?P<clamp>[\d, ]+))?",
     "map": rf"{_VALUE} = map (?P<fn>[^\s()]+)\((?P<args>{_LIST})\)(?P<named> named)?",
     "reduce": rf"{_VALUE} = reduce (?P<fn>\w+)\[(?P<rank>{_NAME})\]\((?P<arg>{_NAME})\)"
-    rf"(?: or (?P<instead>{_NAME}) if (?P<enough>\w+) >= (?P<of>\w+))?",
+    rf"(?: or (?P<instead>{_NAME}) if (?P<enough>\w+) >= (?P<of>\w+))?(?: at (?P<at>{_NAME}))?",
     "dot": rf"{_VALUE} = dot\[(?P<rank>{_NAME})\]\((?P<a>{_NAME}), (?P<b>{_NAME})\)(?: \+ (?P<acc>{_NAME}))?"
     rf"(?: where (?P<where>{_NAME}))?(?P<wide> wide)?",
 }
@@ -128,8 +128,8 @@ def _right(op: kp.Op) -> str:
             return f"load {tensor}[{_names(index)}]{live}" + (f" clamp {', '.join(map(str, clamp))}" if clamp else "")
         case kp.Map(fn=fn, args=args, named=named):
             return f"map {fn}({_names(args)}){' named' * named}"
-        case kp.Reduce(fn=fn, arg=arg, rank=rank, instead=instead, enough=enough):
-            end = f" or {instead.name} if {enough[0]} >= {enough[1]}" if instead else ""
+        case kp.Reduce(fn=fn, arg=arg, rank=rank, instead=instead, enough=enough, at=at):
+            end = f" or {instead.name} if {enough[0]} >= {enough[1]}" if instead else f" at {at.name}" if at else ""
             return f"reduce {fn}[{rank}]({arg.name}){end}"
         case kp.Dot(a=a, b=b, rank=rank, acc=acc, narrow=narrow, where=where):
             ends = (f" + {acc.name}" if acc else "") + (f" where {where.name}" if where else "") + " wide" * (not narrow)
@@ -279,7 +279,7 @@ class _Reader:
                 return kp.Map(out, x["fn"], read["args"], bool(x["named"]))
             case "reduce":
                 if not x["instead"]:
-                    return kp.Reduce(out, x["fn"], read["arg"][0], x["rank"])
+                    return kp.Reduce(out, x["fn"], read["arg"][0], x["rank"], at=next(iter(read["at"]), None))
                 sizes = (_size(x["enough"]), _size(x["of"]))
                 return kp.Reduce(out, x["fn"], read["arg"][0], x["rank"], read["instead"][0], sizes)
         acc, where = (next(iter(read[part]), None) for part in ("acc", "where"))
@@ -287,7 +287,7 @@ class _Reader:
 
     def operands(self, kind: str, x: dict[str, str]) -> dict[str, tuple[kp.Value, ...]]:
         """The values that an operation reads, by the part of the line that names them: looked up before its own is defined."""
-        reduce, dot = ("arg", "instead"), ("a", "b", "acc", "where")
+        reduce, dot = ("arg", "instead", "at"), ("a", "b", "acc", "where")
         parts = {"load": ("index", "where"), "map": ("args",), "reduce": reduce, "dot": dot}.get(kind, ())
         return {part: self.values(*_list(x[part] or "")) for part in parts}
 

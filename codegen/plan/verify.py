@@ -106,11 +106,18 @@ class _Checked:
                 self.ensure(bool(counts), "a map is a function of plans, or exp_difference(y, m, c) = exp(c * y - m)", op)
                 self.ensure(set().union(*(a.dims for a in args)) <= set(out.dims), "a map spans the ranks of its operands", op)
                 self.ensure(len(args) in counts, f"{fn} takes {' or '.join(map(str, counts))} operands", op)
-            case kp.Reduce(out=out, fn=fn, arg=arg, rank=rank, instead=instead):
+            case kp.Reduce(out=out, fn=fn, arg=arg, rank=rank, instead=instead, at=at):
                 self.ensure(
                     fn in REDUCERS and REDUCERS[fn].monoid and rank in arg.dims, "a reduction is over a rank of its operand", op
                 )
-                self.ensure(out.dims == tuple(r for r in arg.dims if r != rank), "a reduction drops its rank alone", op)
+                left = tuple(r for r in arg.dims if r != rank)
+                if at is None:
+                    self.ensure(out.dims == left, "a reduction drops its rank alone", op)
+                else:
+                    placed = (
+                        fn == "sum" and at.dtype == "int" and at.dims == arg.dims and out.dims[:-1] == left and rank in arg.dims
+                    )
+                    self.ensure(placed, "a sum by place has a last rank of places beside those that are left", op)
                 like = instead is None or (fn == "any" and instead.dtype == "bool" and set(instead.dims) <= set(out.dims))
                 self.ensure(like, "what an any may be taken to be is a bool over its ranks", op)
             case kp.Dot(out=out, a=a, b=b, rank=rank, acc=acc, where=where):
