@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ from einfuse.runtime.graph import Graph, Run
 from einfuse.runtime.kinds import Key
 from einfuse.runtime.ops import Call
 from einfuse.runtime.program import Program
-from einfuse.runtime.quiet import plain, watched
+from einfuse.runtime.quiet import PLAIN, STRIDED, watched
 from einfuse.runtime.recent import Recent
 from einfuse.runtime.recorded import Recorded
 
@@ -133,9 +134,16 @@ class Seen:
     numbers: Mapping[str, Scalar]
     sizes: Mapping[str, int]
     again: Run | None
+    alone: Run | None = field(init=False)
+    """All that such a call runs, where no values are looked at and no gradient is recorded."""
+
+    def __post_init__(self) -> None:
+        self.alone = None if self.ready.looks or self.ready.recorded is not None else self.again
 
     def __call__(self, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """The outputs."""
+        if self.alone is not None and not debug.enabled("launch"):
+            return self.alone(tensors)
         if self.ready.looks:
             self.ready.program.check_ranges(Given(tensors, self.numbers, self.sizes))
         return self.run(tensors)
@@ -220,10 +228,12 @@ class Calls:
         grad = torch.is_grad_enabled()
         parts: list[object] = [len(args), torch.get_num_threads(), os.environ.get(FORM) if self.formed else None, *kwargs]
         elsewhere = False
+        x: Any
         for x in (*args, *kwargs.values()) if kwargs else args:
-            if plain(x):
-                assert isinstance(x, torch.Tensor), "it is one"
+            if type(x) in PLAIN:  # what `plain` asks, without a call
                 device = None if x.is_cpu else x.device
+                if x.layout is not STRIDED or x.is_nested or x.is_neg() or (device is not None and x.is_meta):
+                    return None
                 parts += (x.shape, x.stride(), x.dtype, device, grad and x.requires_grad)
                 elsewhere = elsewhere or device is not None
             elif type(x) is float or type(x) is int:

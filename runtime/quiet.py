@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad, profiler
 
-_STRIDED = torch.strided
-_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+STRIDED = torch.strided
+PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 _USUAL = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
 _QUIET = frozenset({_USUAL.raw_repr(), _USUAL.add(torch._C.DispatchKey.ADInplaceOrView).raw_repr()})  # inference mode, and else
 
 
 def plain(x: object) -> bool:
     """Whether it is a tensor that lies in memory as its strides say, and nothing else."""
-    return type(x) in _PLAIN and not (x.is_nested or x.is_neg() or x.is_meta) and x.layout is _STRIDED  # type: ignore[attr-defined]  # a tensor
+    return type(x) in PLAIN and not (x.is_nested or x.is_neg() or x.is_meta) and x.layout is STRIDED  # type: ignore[attr-defined]  # a tensor
 
 
 def watched() -> bool:
