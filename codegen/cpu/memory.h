@@ -111,6 +111,7 @@ template <class E> INLINE typename Lanes<E>::type look_up(const E* p, VI at, lon
     const VI from = at - spread((long)at[0]);
     if (!some(from)) return lane(wide(p[at[0] * stride])) - typename Lanes<E>::type{};
     if (stride == 1 && !some(from - iota())) return neighbours(p + at[0]);
+    if (stride == 1 && !some(from + iota())) return shuffled(neighbours(p + at[W - 1]), (I)(W - 1) - iota());
   }
   return gather(p, far(at) * stride, n);
 }
