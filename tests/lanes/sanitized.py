@@ -74,6 +74,7 @@ GROUPS: dict[str, tuple[Case, ...]] = {
         Case("random_keys", shapes=SQUARE),
         Case("t5_bias", HALF, SQUARE),
         Case("shaw", BRAIN, SQUARE),
+        Case("deberta", shapes=SQUARE),
         Case("talking_heads"),
         Case("taylor2", shapes=SQUARE, widths=(5, 7)),
         Case("dropout"),
