@@ -266,6 +266,16 @@ def _alike(name: str) -> Callable[..., Any]:
     return meaning
 
 
+def _of_two(compare: str) -> Callable[..., Any]:
+    """The larger or the smaller of two tensors, of equal ones the first: its gradient too, as ``differential`` says (torch halves it)."""
+
+    def meaning(torch: Any, a: Any, b: Any) -> Any:
+        first = getattr(torch, compare)(a, b)
+        return _alike("where")(torch, first | a.isnan() if a.is_floating_point() else first, a, b)
+
+    return meaning
+
+
 def _number(torch: Any, a: Any) -> Any:
     return a if a.is_floating_point() else a.to(torch.get_default_dtype())
 
@@ -302,8 +312,8 @@ _TABLE = (
              _chain(lambda a, f: const(-1)), _undone("neg")),
     Function("abs", 1, "numeric", "same", abs, sympy="Abs", differential=_chain(lambda a, f: call("sign", a)),
              cases=lambda a: (call(">=", a, ZERO), a, call("neg", a)), nonnegative=_always),
-    Function("max", 2, "numeric", "same", max, None, _alike("maximum"), "maximum", "Max", **_chosen(">="), nonnegative=any),
-    Function("min", 2, "numeric", "same", min, None, _alike("minimum"), "minimum", "Min", **_chosen("<="), nonnegative=all),
+    Function("max", 2, "numeric", "same", max, None, _of_two("ge"), "maximum", "Max", **_chosen(">="), nonnegative=any),
+    Function("min", 2, "numeric", "same", min, None, _of_two("le"), "minimum", "Min", **_chosen("<="), nonnegative=all),
     Function("sign", 1, "numeric", "same", _sign, sympy="sign", limits=(-1, 1), nonnegative=all,
              cases=lambda a: (call(">=", a, ZERO), ONE, const(-1))),
     Function("stop", 1, "numeric", "same", _itself, None, lambda torch, a: a.detach(), _plain(_itself), _plain(_itself),

@@ -54,6 +54,16 @@ def test_a_backward_may_read_outputs_as_they_were_stored(dtype: torch.dtype) -> 
     assert one.compared("d q", found["d q"]).error > 0.1 * one.compared("d q", found["d q"]).allowed
 
 
+def test_operands_of_a_minimum_that_are_equal_in_16_bits() -> None:
+    """The first has the gradient, in kernels and in the oracle."""
+    spec = HEAD + "s = sum[d](min(q, k)); o[i, e] = sum[j](softmax[j](s) * v); out o }"
+    one = trial(spec, torch.bfloat16)
+    q, k = (torch.as_tensor(one.inputs[n]) for n in "qk")
+    assert (q[..., :, None, :] == k[..., None, :, :]).any(), "else nothing is shown"
+    found = one.run(einfuse.compile(spec, backend="torch"))
+    assert all(one.compared(what, x).ok for what, x in found.items())
+
+
 def test_a_backward_may_add_up_the_same_scores_in_another_order() -> None:
     """A BLAS or a tile of another shape makes other scores of the same numbers than those that the statistics of the rows were taken of."""
     one = trial(HEAD + "s = 200 * sum[d](q * k); o[i, e] = sum[j](softmax[j](s) * v); out o }")
