@@ -360,9 +360,9 @@ def check_cut(text: str) -> None:
 
 
 @functools.cache
-def check_kernels(text: str, backend: BackendName) -> None:
+def check_kernels(text: str, backend: BackendName, dtype: str = "float32") -> None:
     attention = einfuse.compile(text)
-    certificate = einfuse.verify(attention, backends=[backend], dtypes=["float32"], shape=SHAPE, brief=True)
+    certificate = einfuse.verify(attention, backends=[backend], dtypes=[dtype], shape=SHAPE, brief=True)
     assert certificate.ok, [r for r in certificate.rows if not r.ok]
 
 
@@ -457,7 +457,7 @@ def test_drawn_specs_through_triton(text: str) -> None:
 @pytest.mark.parametrize("part", range(2))
 @pytest.mark.parametrize("how", ["passes", "loops", "cpu", "triton"])
 def test_drawn_programs(how: str, part: int) -> None:
-    """60 through the passes, 60 through the reference interpreter of plans, 8 and 4 through kernels."""
+    """60 through the passes, 60 through the reference interpreter of plans, 8 and 4 through kernels: half in fp32, half in bf16."""
     count = {"passes": 30, "loops": 30, "cpu": 4, "triton": 2}[how]
 
     @drawn(programs(), part, count)
@@ -466,7 +466,7 @@ def test_drawn_programs(how: str, part: int) -> None:
             if how == "passes":
                 check_text(text)
             else:
-                check_kernels(text, how)  # type: ignore[arg-type]  # the others are back ends
+                check_kernels(text, how, ("float32", "bfloat16")[part])  # type: ignore[arg-type]  # the others are back ends
         except SpecError as refused:  # scores that are summed into rows which scores are made of again, and their gradients
             assume(not re.search("(stored|holds a value) for all pairs", str(refused)))
             raise

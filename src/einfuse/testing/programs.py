@@ -41,6 +41,7 @@ _FUNCTIONS = (
     "softplus({})",
     "exp(min({}, 3))",
 )
+_OF_TWO = ("({}) + {}", "({}) - {}", "({}) * {}", "({}) / (1 + abs({}))", "max({}, {})", "min({}, {})")
 _CONDITIONS = {
     # by the ranks that they are about
     "ij": ("j <= i", "i - j < 4", "abs(i - j) <= 2", "(i - j) % 3 == 0", "j < i", "i // 4 == j // 4"),
@@ -106,7 +107,8 @@ class _Program:
         other = self.one(("k", "k[b, h // group, max(j - 1, 0), d]")) if others == "k" else others
         if len(ranks) <= 3:
             scale = self.one(("", " / sqrt(D)", " * 0.3"))
-            self.add(ranks, f"sum[d]({rows} * {other}){scale}", self.condition(ranks))
+            both = self.one((f"{rows} * {other}",) * 4 + (f"min({rows}, {other})", f"abs({rows} - {other})"))
+            self.add(ranks, f"sum[d]({both}){scale}", self.condition(ranks))
 
     def pointwise(self) -> None:
         """A function of values at a point."""
@@ -115,9 +117,8 @@ class _Program:
         if not {"d", "e"} & {*ranks} and len(ranks) < 3:
             ranks = _union(ranks, self.one(("", "i", "j")))
         value = self.applied(name)
-        for op in self.draw(st.lists(st.sampled_from("+-*/"), min_size=1, max_size=2)):
-            other = self.applied(self.operand(ranks))
-            value = f"({value}) / (1 + abs({other}))" if op == "/" else f"({value}) {op} {other}"
+        for made in self.draw(st.lists(st.sampled_from(_OF_TWO), min_size=1, max_size=2)):
+            value = made.format(value, self.applied(self.operand(ranks)))
         chosen = self.condition(ranks)
         if chosen and self.draw(st.booleans()):
             value, chosen = f"({value} if {chosen} else {self.operand(ranks)})", ""
