@@ -137,7 +137,10 @@ class Program:
         key = (wanted, *(name for name, _ in suits))
         if key not in self.suits:
             name = cache.key(*key[1:], self.cascade.digest, wanted, *("inner",) * self.inner)
-            suited = lambda: functools.reduce(lambda x, suit: suit[1](x), suits, found)  # noqa: E731
+
+            def suited() -> Backward:
+                return functools.reduce(lambda x, suit: suit[1](x), suits, found)
+
             self.suits[key] = cache.remembered("backward", name, suited)
         return self.suits[key].cascades
 
