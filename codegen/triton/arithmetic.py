@@ -144,13 +144,21 @@ def factor(body: Body, op: Dot, ref: Ref, other: Ref, transpose: bool) -> str:
         text = ref.text if clean else body.filled(ref, op.rank, "0.0", ref.dims)
         in_storage = ref.raw == ref.text and ref.storage not in ("f32", "f64", "")
         if op.narrow:
-            text = stored(body, text, body.plan.narrow, "float")
+            text = narrowed(body, text)
         elif body.plan.narrow == "f16" and body.precision == "tf32" and not in_storage:
             body.helpers.add("_tf32")
             text = f"_tf32({text})"
         elif in_storage:
             text = f"tl.cast({text}, {body.type('float')})"
     return f"tl.trans({text})" if transpose else text
+
+
+def narrowed(body: Body, text: str) -> str:
+    """A computed operand of a matrix product in the plan's 16 bits."""
+    if not body.packs:
+        return stored(body, text, body.plan.narrow, "float")
+    body.helpers.add(helper := f"_packed_{body.plan.narrow}")
+    return f"{helper}({text})"
 
 
 def sum_of_products(body: Body, op: Dot, a: Ref, b: Ref) -> str:

@@ -69,7 +69,7 @@ class Body:
     """Prints regions. ``bounds`` are the conditions of the existing coordinates of each rank (None: all of a block exist).
 
     ``walked`` names, for axes of tensors that a loop walks along, how far into the tensor its block begins. ``described`` tensors come as
-    descriptors.
+    descriptors. ``packs``: the target rounds two numbers to 16 bits at once.
     """
 
     plan: KernelPlan
@@ -78,6 +78,7 @@ class Body:
     helpers: set[str]
     converted: set[str]
     precision: str
+    packs: bool
     upper: dict[str, str | None] = field(default_factory=dict)
     starts: dict[str, str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)

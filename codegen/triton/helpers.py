@@ -186,6 +186,19 @@ def _bf16(x):
     return x.to(tl.bfloat16)
 '''
 
+_PACKED = '''
+@triton.jit
+def _packed_{name}(x):
+    """x in {name}, two numbers an instruction: LLVM would round what a selection selects number by number, and put the halves together."""
+    if INTERPRETED:
+        return {plain}
+    else:
+        asm: tl.constexpr = "cvt.rn.{name}x2.f32 $0, $2, $1;"
+        return tl.inline_asm_elementwise(asm, "=r,r,r", [x], dtype={dtype}, is_pure=True, pack=2)
+'''
+_PACKED_BF16 = _PACKED.format(name="bf16", plain="_bf16(x)", dtype="tl.bfloat16")
+_PACKED_F16 = _PACKED.format(name="f16", plain="x.to(tl.float16)", dtype="tl.float16")
+
 _E4M3 = '''
 @triton.jit
 def _e4m3(x):
@@ -252,6 +265,8 @@ _F32 = {
     "_middle_sum": _MIDDLE_SUM,
     "_interpreted": _INTERPRETED,
     "_bf16": _BF16,
+    "_packed_bf16": _PACKED_BF16,
+    "_packed_f16": _PACKED_F16,
     "_e4m3": _E4M3,
     "_e5m2": _E5M2,
     "_dot": _DOT,
@@ -278,6 +293,8 @@ _NEEDS = {
     "_softplus": {"_log1p"},
     "_short_tanh": {"_short_inverse"},
     "_bf16": {"_interpreted"},
+    "_packed_bf16": {"_bf16", "_interpreted"},
+    "_packed_f16": {"_interpreted"},
     "_dot": {"_interpreted"},
     "_add_up": {"_dot", "_interpreted"},
 }

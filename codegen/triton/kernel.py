@@ -72,9 +72,11 @@ class Kernel:
         names = Names()
         names.taken.add(self.name)
         # of 16-bit plans those of fp16 alone have products of fp32 blocks, of no more significant bits than tf32 has (`overflow`)
-        short = self.plan.narrow == "f16" and options.precision == "ieee" and not TARGETS[options.target].amd
+        amd = TARGETS[options.target].amd
+        short = self.plan.narrow == "f16" and options.precision == "ieee" and not amd
         precision = "tf32" if short else options.precision
-        self.body = Body(self.plan, self.layout, names, self.helpers, computed_with(self.plan), precision)
+        packs = self.plan.narrow in ("bf16", "f16") and not amd
+        self.body = Body(self.plan, self.layout, names, self.helpers, computed_with(self.plan), precision, packs)
         self.body.described = self.described
 
     def printed(self) -> Printed:

@@ -24,7 +24,7 @@ CUBE = 1 << 14
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """``None`` takes the default of `launch_options` for ``target``; the text itself runs on any target.
+    """``None`` takes the default of `launch_options` for ``target``; the text runs on any target of the same maker.
 
     ``precision`` is that of fp32 matrix products: "ieee" is exact fp32 (without tensor cores on NVIDIA), "tf32x3" nearly so and
     for NVIDIA alone. ``descending`` starts a row of tiles at its end; ``None`` does so where the last programs are the largest.

@@ -18,7 +18,7 @@ import json, sys
 from dataclasses import asdict
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from einfuse.codegen.triton import block_sizes, emit, measure
+from einfuse.codegen.triton import Options, block_sizes, emit, measure
 from einfuse.codegen.plan import Arg, Block, KernelPlan
 from plans import CASES, Code
 
@@ -26,7 +26,7 @@ results = []
 for name, storage, width, target in json.loads(sys.argv[3]):
     tile, step = block_sizes(storage, width, 2 * name.endswith("backward"), target)
     plan = CASES[name](storage=storage, widths=(width, width), tile=tile, step=step).plan
-    results.append(asdict(measure(plan, emit(plan), target, Path(sys.argv[2]))))
+    results.append(asdict(measure(plan, emit(plan, Options(target)), target, Path(sys.argv[2]))))
 code = Code(("i",))
 i = code.coordinate("i")
 x = code.load("x", "x", i)
@@ -41,7 +41,7 @@ code.store("y", i, value=code.map("all", "select", odd, code.map("real", "float"
 tensors = (Arg("x", 1, "f32"), Arg("y", 1, "bf16", True))
 plan = KernelPlan("functions", "all", (), Block("i", "N", 128), (), tensors, (), ("N",), (code.region,))
 for target in ("sm_80", "gfx942"):
-    results.append(asdict(measure(plan, emit(plan), target, Path(sys.argv[2]))))
+    results.append(asdict(measure(plan, emit(plan, Options(target)), target, Path(sys.argv[2]))))
 print(json.dumps(results))
 """
 

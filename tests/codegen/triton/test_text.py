@@ -42,8 +42,14 @@ def test_module(name: str, storage: str) -> None:
 def test_narrow_blocks_reach_the_product_as_they_lie_in_memory() -> None:
     text = emit(softmax("bf16", widths=(64, 64)).plan)
     assert "tl.trans(k_1)" in text
-    assert "_dot(_bf16(p_1), v_1, acc=acc_old_1)" in text
+    assert "_dot(_packed_bf16(p_1), v_1, acc=acc_old_1)" in text
     assert "tl.float32)\n" not in "".join(line + "\n" for line in text.splitlines() if "_ptr" in line)
+
+
+def test_numbers_are_rounded_by_pairs_where_the_target_has_an_instruction_for_it() -> None:
+    plan = softmax("f16", widths=(64, 64)).plan
+    assert "tl.dot(_packed_f16(p_1), v_1" in emit(plan)
+    assert "tl.dot(tl.cast(p_1, tl.float16), v_1" in emit(plan, Options("gfx942"))
 
 
 def test_a_block_read_twice_is_kept_in_both_types() -> None:
