@@ -49,6 +49,11 @@ def conjuncts(e: Expr | None) -> tuple[Expr, ...]:
     return () if e is None else _chained("and", e)
 
 
+def disjuncts(e: Expr) -> tuple[Expr, ...]:
+    """The operands of nested ``or``."""
+    return _chained("or", e)
+
+
 def factors(e: Expr) -> tuple[Expr, ...]:
     """The operands of nested ``*``."""
     return factors(e.args[0]) + factors(e.args[1]) if e.op == "*" else (e,)

@@ -31,22 +31,20 @@ Sorted = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Backend(Protocol):
-    """A way to run plans. ``tilings`` gives the tiles and steps that suit the dtype and widest feature of a call, and the number of blocks of
-    ``gradients`` that a kernel of a backward adds up (0 in a forward), the best first:
-    the next is taken where a plan is too large to be worth compiling (not ``holds``) or a kernel turns out to spill registers.
-    ``prepared`` is the plan as it will be printed: with ranks that fit into a block held whole where that pays; ``small`` says of sizes that
-    are known at launch only how large they are at most. ``merge`` makes one plan of two (prepared) ones that walk the same pairs, the first by
-    rows, where it can; ``merges`` says whether that pays for so many ambient points. ``workers`` says how many tiles run at once, ``beside``
-    how many of `narrow` rows a worker holds. ``identity`` is all of it that texts depend on. ``row_values``: what the kernels of a backward
-    need of one row alone is made by a kernel before them (`ir.passes.row_values`); ``by_place``: they add up gradients of tables that pairs
-    read, row by row (`ir.passes.by_place`). Calls of at most ``narrow`` rows take the tiling of such a tile with the longest step, if any.
-
+    """A way to run plans. ``tilings`` gives the tiles and steps that suit the dtype and widest feature of a call, and the number of blocks
+    of ``gradients`` that a kernel of a backward adds up (0 in a forward), the best first: the next is taken where a plan is too large to be
+    worth compiling (not ``holds``) or a kernel turns out to spill registers. ``prepared`` is the plan as it will be printed: with ranks
+    that fit into a block held whole where that pays; ``small`` says of sizes that are known at launch only how large they are at most.
+    ``merge`` makes one plan of two (prepared) ones that walk the same pairs, the first by rows, where it can; ``merges`` says whether that
+    pays for so many ambient points. ``workers`` says how many tiles run at once, ``beside`` how many of `narrow` rows a worker holds.
+    ``identity`` is all of it that texts depend on. ``row_values``: what the kernels of a backward need of one row alone is made by a kernel
+    before them (`ir.passes.row_values`); ``by_place``: they add up gradients of tables that pairs read, row by row (`ir.passes.by_place`).
+    Calls of at most ``narrow`` rows take the tiling of such a tile with the longest step, if any.
     ``pieces`` are the kernels of a scan, for so many threads a point of the ambient ranks as ``crew`` gives (``long``: there is work for
-    several), ``build_piece`` one of them. ``short_blocks``: products of 32 bits, or beside wide states, are registers' work.
-
-    ``best`` is the choice of coordinates, as `ir.ranking` says it, of values in memory; ``by_block`` sorts rows by the blocks that they
-    list, as `lists` says. ``in_turns``: points may run one after the other, so that what lists of blocks drive keeps its states in a cache.
-    ``on`` is the back end for tensors of a device.
+    several), ``build_piece`` one of them. ``short_blocks``: products of 32 bits, or beside wide states, are registers' work. ``best`` is
+    the choice of coordinates, as `ir.ranking` says it, of values in memory; ``by_block`` sorts rows by the blocks that they list, as
+    `lists` says, those that need no mask apart where masks are dear (``dear_masks``). ``in_turns``: points may run one after the other, so
+    that what lists of blocks drive keeps its states in a cache. ``on`` is the back end for tensors of a device.
     """
 
     @property
@@ -65,6 +63,8 @@ class Backend(Protocol):
     def short_blocks(self) -> bool: ...
     @property
     def in_turns(self) -> bool: ...
+    @property
+    def dear_masks(self) -> bool: ...
 
     def tilings(self, storage: Storage, width: int, gradients: int) -> Tilings: ...
     def prepared(self, plan: KernelPlan, small: Mapping[str, int]) -> KernelPlan: ...
@@ -100,6 +100,7 @@ class Usual:
     beside: int = 1
     short_blocks: bool = False
     in_turns: bool = False
+    dear_masks: bool = False
 
     @property
     def identity(self) -> str:
@@ -233,9 +234,7 @@ class CpuBackend(Usual):
 
 @dataclass(frozen=True, slots=True)
 class TritonBackend(Usual):
-    """Triton, for GPUs; on CPU tensors under Triton's interpreter. ``target`` is the kind of GPU that tiles and options suit, ``precision``
-    that of fp32 matrix products, by torch's own switch (those of scans are exact).
-    """
+    """Triton, for GPUs; on CPU tensors under its interpreter. Tiles suit ``target``; fp32 products have ``precision``, scans exact ones."""
 
     name: BackendName = "triton"
     target: Target = "sm_90"
@@ -245,6 +244,7 @@ class TritonBackend(Usual):
     narrow: int = 16
     beside: int = 3
     short_blocks: bool = True
+    dear_masks: bool = True
 
     @property
     def identity(self) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from einfuse.ir.interpreter import evaluate_indices
-from einfuse.ir.passes import through
+from einfuse.ir.passes import inverse, through
 from einfuse.runtime.binding import extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Host, Tensors
@@ -164,10 +164,13 @@ class Lists:
 
     # -- blocks with the rows that chose them ----------------------------------------------------------------------------------------
 
-    def inverted(self, made: through.Blocks, sort: Sort) -> Host:
+    def inverted(self, found: through.Listed, made: inverse.Blocks, given: Given, sort: Sort) -> Host:
         """Makes the lists of blocks."""
         w = Window(0, self.points, 0, self.rows)
-        blocked = next(r for r in made.at if r not in self.over)
+        blocked, c = found.rows, found.cascade
+        ranks, blocks = (*c.over, blocked), {blocked: (0, self.span)}
+        bounds = evaluate_indices(c, [*made.whole.values()], ranks, given.numbers, given.sizes, blocks, given.device)
+        whole = dict(zip(made.whole, [x.expand(*self.over.values(), self.span).flatten(0, -2) for x in bounds], strict=True))
 
         def do(tensors: Tensors, call: Given) -> None:
             places = self.rows * self.slots
@@ -178,8 +181,9 @@ class Lists:
             tensors[made.first] = (start + base[:, None]).flatten()
             tensors[made.count] = count.flatten()
             tensors[made.columns] = columns.flatten()
+            tensors |= {n: x.flatten() for n, x in _below(whole, columns, start, self.rows).items()}
 
-        return Host("list rows", (self.table,), (*made.at.values(), made.first, made.count, made.columns), do)
+        return Host("list rows", (self.table,), (*made.at.values(), made.first, made.count, *made.whole, made.columns), do)
 
 
 def by_block(
@@ -201,6 +205,22 @@ def by_block(
     rows = torch.full((len(index), room + 1), -1, dtype=torch.int32, device=flat.device)
     rows.scatter_(-1, at, (order // lists.shape[-1]).int())
     return rows[:, :room].contiguous(), first[:, :span].int(), count[:, :span].int()
+
+
+def _below(bounds: Mapping[str, torch.Tensor], rows: torch.Tensor, start: torch.Tensor, count: int) -> dict[str, torch.Tensor]:
+    """How many rows of every block [lanes, span] are below each of its bounds. ``rows`` [lanes, room] begin at ``start``, those of a block in
+    ascending order, and are -1 behind those of the last; there are ``count`` rows at most."""
+    if not bounds:
+        return {}
+    span = start.shape[1]
+    ones = torch.ones((), dtype=torch.int64, device=start.device).expand(start.shape)
+    begins = torch.zeros((len(rows), rows.shape[1] + 1), dtype=torch.int64, device=start.device).scatter_add_(
+        -1, start.long(), ones
+    )
+    block = begins.cumsum(-1)[:, :-1] - 1
+    ordered = torch.where(rows < 0, span * count, block * count + rows)
+    own = torch.arange(span, device=start.device) * count
+    return {n: (torch.searchsorted(ordered, own + x.clamp(0, count)) - start).int() for n, x in bounds.items()}
 
 
 def _entries(lists: torch.Tensor, index: torch.Tensor, span: int) -> torch.Tensor:

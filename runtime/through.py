@@ -22,7 +22,7 @@ import torch
 
 from einfuse.ir import Cascade, SpecError
 from einfuse.ir.expr import index, reads, size
-from einfuse.ir.passes import lift, routed, split, through
+from einfuse.ir.passes import inverse, lift, routed, split, through
 from einfuse.ir.ranking import members
 from einfuse.runtime import cache, routing
 from einfuse.runtime.backends import Backend
@@ -342,10 +342,10 @@ class Driving(Program):
     def _by_blocks(
         self, found: through.Listed, lists: Lists, given: Given, backend: Backend, outs: Mapping[str, Output]
     ) -> Iterator[Node]:
-        made = through.blocks(found, lists.short)
-        yield lists.inverted(made, functools.partial(backend.by_block, folder=cache.folder() / backend.name))
+        made = inverse.run(found, lists.short, backend.dear_masks)
+        yield lists.inverted(found, made, given, functools.partial(backend.by_block, folder=cache.folder() / backend.name))
         groups, pairs = lists.points * lists.span, lists.points * lists.rows * lists.slots
-        ints = dict.fromkeys((*made.at.values(), made.first, made.count), (groups,)) | {made.columns: (pairs,)}
+        ints = dict.fromkeys((*made.at.values(), made.first, made.count, *made.whole), (groups,)) | {made.columns: (pairs,)}
         tables = {n: torch.empty(s, dtype=torch.int32, device="meta") for n, s in ints.items()}
         known = given.more(tables, {made.groups: groups, made.pairs: pairs})
         row, over = _axes(made.cascade, found.rows), len(lists.over)

@@ -24,7 +24,8 @@ What a code generator may rely on. For each `Range`, in order:
 
 ``tabulated`` folds have no ranges, and no order of blocks is fixed for them. A fold whose blocks must come in
 order (a scan), one of a cascade without a tile, and one whose mask reads floats pair by pair or made tensors is never tabulated: it
-visits, under its mask, the whole rank, or out of order what the conditions leave that have a closed form.
+visits, under its mask, the whole rank, or out of order what the conditions leave that have a closed form. Where each of the others has
+an alternative of a closed form, ``a <= j and j < b or table[j] <= i``, there are full blocks, too.
 """
 
 from __future__ import annotations
@@ -77,10 +78,22 @@ def _whole(cascade: Cascade, fold: Fold) -> Range:
 
 
 def _bounded(cascade: Cascade, fold: Fold) -> tuple[Range, ...]:
-    """The ranges of those conditions that have a closed form, all of them under the whole mask."""
-    known = [p for p in ex.conjuncts(fold.mask) if closed_form(cascade, replace(fold, mask=p)) is not None]
-    found = closed_form(cascade, replace(fold, mask=ex.conjunction(*known))) if known else None
-    return (_whole(cascade, fold),) if found is None else tuple(replace(r, full_lo=r.lo, full_hi=r.lo) for r in found)
+    """The ranges of those conditions that have a closed form. Under the whole mask but where a closed form is enough: an alternative to
+    each of the others."""
+    solver = _Solver(cascade, fold)
+
+    def known(e: Expr) -> bool:
+        return solver.spans(e) is not None
+
+    conditions = ex.conjuncts(fold.mask)
+    found = solver.spans(ex.conjunction(*filter(known, conditions)))
+    if found is None:
+        return (_whole(cascade, fold),)
+    enough = [p if known(p) else next(filter(known, ex.disjuncts(p)), None) for p in conditions]
+    inner = solver.spans(ex.conjunction(*enough)) if None not in enough else None
+    if inner is not None and len(inner) == len(found) == 1:
+        return solver.ranges([replace(found[0], full_lo=inner[0].full_lo, full_hi=inner[0].full_hi)])
+    return tuple(replace(r, full_lo=r.lo, full_hi=r.lo) for r in solver.ranges(found))
 
 
 def closed_form(cascade: Cascade, fold: Fold) -> tuple[Range, ...] | None:
@@ -88,17 +101,8 @@ def closed_form(cascade: Cascade, fold: Fold) -> tuple[Range, ...] | None:
     if fold.mask is None:
         return (_whole(cascade, fold),)
     solver = _Solver(cascade, fold)
-    found = clauses(predicate(fold.mask, solver.types), MOST_RANGES * 4)
-    if found is None:
-        return None
-    spans: list[Span] = []
-    for clause in found:
-        span = solver.span(clause)
-        if span is None:
-            return None
-        spans.append(span)
-    ordered = solver.in_order(solver.merged(spans))
-    return None if ordered is None else solver.ranges(ordered)
+    found = solver.spans(fold.mask)
+    return None if found is None else solver.ranges(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +154,15 @@ class _Solver:
     def types(self, name: str) -> DType:
         """What is not an input is a float to the analysis: it cannot be looked into."""
         return self.inputs[name].dtype if name in self.inputs else "float"
+
+    def spans(self, mask: Expr | None) -> list[Span] | None:
+        """The spans of a condition in order; None where it has no such form, or where there is none."""
+        found = None if mask is None else clauses(predicate(mask, self.types), MOST_RANGES * 4)
+        if found is None:
+            return None
+        solved = [self.span(clause) for clause in found]
+        known = [s for s in solved if s is not None]
+        return self.in_order(self.merged(known)) if len(known) == len(solved) else None
 
     # -- one conjunction -----------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from einfuse.ir.passes import (
     chunk_backward,
     differentiate,
     heads_as_rows,
+    inverse,
     items,
     lift,
     look_up,
@@ -64,12 +65,12 @@ def _walk(cascade: Flat, rows: int = 16, columns: int = 16, tests: int = 0) -> w
 
 def _through(
     cascade: Flat, table: str, tile: int = 16, rows: int = 16, slots: int = 4
-) -> through.Parts | through.Blocks | None:
+) -> through.Parts | inverse.Blocks | None:
     """Whatever the sizes are: the last block may be short."""
     found = through.find(cascade, table, {})
     if found is None:
         return None
-    return through.blocks(found, True) if found.blocked == found.rows else through.parts(found, tile, rows, slots, True)
+    return inverse.run(found, True, True) if found.blocked == found.rows else through.parts(found, tile, rows, slots, True)
 
 
 # ``flat`` stands where a signature takes any cascade, and refuses others in words of its own

@@ -16,12 +16,7 @@
     out m_next at [.., i_at[lane, turn, i]]               which is where m_held is: the points of `turn` run in order
 
 What is computed does not change, but in its order. The work is that of the pairs that are listed, in whole tiles: rows that chose a block are
-gathered, so that it is one product of matrices for each tile. Sums over the rows of a block (gradients of keys and values) need no parts:
-
-    over group                                            a block of columns
-    rank j: key = 64
-    rank i: query = Nq                                    the rows that chose it, one after the other
-    d_v[j, e] = sum[i] ..                         ->      d_v[j, e] = sum[i] .. d_o[.., i_at[start[group] + i], e] where i < count[group]
+gathered, so that it is one product of matrices for each tile. Sums over the rows of a block, gradients of keys and values, are `inverse`.
 """
 
 from __future__ import annotations
@@ -130,23 +125,6 @@ class Turns:
     sizes: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Blocks:
-    """A cascade over blocks of its own rows, each with the columns that are listed for it. Its outputs are [groups, width, ..].
-
-    ``at`` are its lists: the coordinate of each ambient rank and the block of the rows [groups]; ``first`` and ``count`` [groups] say
-    which of the ``columns`` [pairs] a group has.
-    """
-
-    cascade: Flat
-    at: Mapping[str, str]
-    columns: str
-    first: str
-    count: str
-    groups: str
-    pairs: str
-
-
 def parts(found: Listed, tile: int, rows: int, slots: int, short: bool) -> Parts:
     """Groups of ``tile`` rows, chunks of ``rows``; ``short``: the last block may be. Requires that the blocks are of columns.
 
@@ -176,7 +154,7 @@ def parts(found: Listed, tile: int, rows: int, slots: int, short: bool) -> Parts
 def _partial(found: Listed, cut: split.Split, group: str, groups: str, at: Mapping[str, str], tile: int, short: bool) -> Flat:
     c, partial = found.cascade, cut.partial
     here, bounds = ex.index(group), partial.inputs[-1].name
-    column = _of_block(ex.load(at[found.columns], here), found.columns, found.width)
+    column = of_block(ex.load(at[found.columns], here), found.columns, found.width)
     lists = {r: ex.load(at[r], here) for r in c.over} | {found.columns: column}
     lists[found.rows] = ex.load(at[found.rows], here, ex.index(found.rows))
     kept = tuple(t for t in partial.inputs if t.name not in (bounds, found.atom.name))
@@ -248,7 +226,7 @@ def turns(found: Listed, tile: int, short: bool) -> Turns:
     at = {r: fresh(f"{r}_at", names) for r in (*c.over, found.rows, found.columns)}
     here = (ex.index(lane), ex.index(turn))
     row = ex.load(at[found.rows], *here, ex.index(found.rows))
-    column = _of_block(ex.load(at[found.columns], *here), found.columns, found.width)
+    column = of_block(ex.load(at[found.columns], *here), found.columns, found.width)
     lists = {r: ex.load(at[r], ex.index(lane)) for r in c.over} | {found.rows: row, found.columns: column}
     size, bounds = ex.size(c.rank(found.rows).size), cut.partial.inputs[-1].name
     inside = ex.conjunction(
@@ -328,35 +306,7 @@ def _joined(cut: split.Split, lists: Mapping[str, Expr], gives: Mapping[str, str
     return out
 
 
-def blocks(found: Listed, short: bool) -> Blocks:
-    """Requires that the blocks are of the cascade's own rows. ``short``: the last block may be."""
-    c = found.cascade
-    names = taken(c)
-    group, groups, pairs = (fresh(n, names) for n in ("group", "Groups", "Pairs"))
-    at = {r: fresh(f"{r}_at", names) for r in (*c.over, found.rows)}
-    columns, first, count = (fresh(f"{found.columns}_{n}", names) for n in ("listed", "start", "length"))
-    here, place = ex.index(group), ex.index(found.columns)
-    row = _of_block(ex.load(at[found.rows], here), found.rows, found.width)
-    lists = {r: ex.load(at[r], here) for r in c.over} | {found.rows: row}
-    lists[found.columns] = ex.load(columns, ex.call("+", ex.load(first, here), place))
-    inside = ex.conjunction(
-        ex.call("<", place, ex.load(count, here)), ex.call("<", row, ex.size(c.rank(found.rows).size)) if short else None
-    )
-    tables = [Tensor(n, (ex.size(groups),), "int", made=True) for n in (*at.values(), first, count)]
-    tables.append(Tensor(columns, (ex.size(pairs),), "int", made=True))
-    moved = replace(
-        c,
-        name=f"{c.name}_listed",
-        over=(group,),
-        ranks=ranks_of(c, Rank(group, "batch", groups), {found.rows: found.width}),
-        inputs=(*(t for t in c.inputs if t.name != found.atom.name), *tables),
-        body=at_lists(c, lists, {found.atom: inside}),
-        places=(),  # rows beyond the last one have nowhere to go
-    )
-    return Blocks(moved, at, columns, first, count, groups, pairs)
-
-
-def _of_block(block: Expr, rank: str, width: int) -> Expr:
+def of_block(block: Expr, rank: str, width: int) -> Expr:
     """A coordinate of a block."""
     return block if width == 1 else ex.call("+", ex.call("*", block, ex.const(width)), ex.index(rank))
 
@@ -365,6 +315,11 @@ def ranks_of(c: Flat, group: Rank, sized: Mapping[str, int]) -> tuple[Rank, ...]
     """The ranks of a cascade over groups: its own ambient ranks are no longer any."""
     left = (r for r in c.ranks if r.name not in c.over)
     return (group, *(replace(r, size=sized[r.name], extent=None) if r.name in sized else r for r in left))
+
+
+def at_places(e: Expr, lists: Mapping[str, Expr]) -> Expr:
+    """An expression that reads no statement, at the places of lists."""
+    return ex.substitute(e, lambda x: lists.get(x.name) if x.op == "index" else None)
 
 
 def at_lists(

@@ -94,6 +94,31 @@ def test_kernels_that_lists_drive_are_the_oracle(spec: str, backend: BackendName
     assert sum(x.endswith("_listed") for x in ran) >= 3, "the outputs, the gradients of rows, those of columns"
 
 
+@pytest.mark.parametrize(("backend", "phases"), [("triton", ["masked", "full", "masked"]), ("cpu", ["masked"])])
+def test_rows_behind_a_block_need_no_mask(backend: BackendName, phases: list[str]) -> None:
+    """Of the rows that list a block of keys, those that stand behind all of it are gone through without one, where that pays."""
+    rows = 400
+    g = torch.Generator().manual_seed(7)
+    sel = torch.randint(-1, rows // WIDTH, (1, 1, rows, 6), generator=g)
+    sel[..., 0] = 1  # every row has it: more than a block of them stand behind it
+    shapes = {"q": (1, 2, rows, 8), "k": (1, 1, rows, 8), "v": (1, 1, rows, 5)}
+    attention = by_lists(GIVEN, backend)
+    compared(attention, {n: torch.randn(x, generator=g, dtype=torch.float64) for n, x in shapes.items()} | {"sel": sel})
+    kernels = [y for _, graph in attention.program.graphs.items() for y in graph.nodes if isinstance(y, Kernel)]
+    (fold,) = (
+        [y for y in kernels if "columns_j" in y.label][-1].printed().plan.folds
+    )  # graphs of other back ends may come first
+    assert [p.label for p in fold.phases if p.lo != p.hi] == phases
+
+
+def test_rows_below_a_bound_are_counted_in_every_block() -> None:
+    rows = torch.tensor([[0, 2, 5, 1, 5, 4, -1, -1]])
+    start = torch.tensor([[0, 3, 3, 5]], dtype=torch.int32)  # 0 2 5 / none / 1 5 / 4
+    bounds = {"few": torch.tensor([[2, 3, 6, 0]]), "all": torch.tensor([[9, 6, 9, 5]])}
+    found = lists._below(bounds, rows, start, 6)
+    assert {n: x.tolist() for n, x in found.items()} == {"few": [[1, 0, 2, 0]], "all": [[3, 0, 2, 1]]}
+
+
 def test_lists_in_sixteen_bits() -> None:
     compared(by_lists(GIVEN, "cpu"), drawn(1), torch.bfloat16)
 
