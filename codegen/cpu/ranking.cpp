@@ -52,6 +52,35 @@ template <class X, class N> static inline void count_larger(const X* all, long n
   }
 }
 
+#if defined(__AVX512F__)
+// Sets the keys of the candidates of a step that are found behind each other, and returns how many there are. No branch depends on them but
+// where steps with one are rare.
+static inline long set_aside(Key* to, Values values, Truths found, long at, bool rare) {
+  typedef int32_t Half __attribute__((vector_size(2 * STEP)));
+  typedef long long Wide __attribute__((vector_size(4 * STEP)));
+  const Values x = values + 0.0f;
+  Truths bits = loaded<Truths>(&x), coordinate;
+  bits ^= bits >> 31 & INT32_MAX;
+  bits = x == x ? bits : Truths{} + INT32_MIN;
+  for (int c = 0; c < STEP; ++c) coordinate[c] = ~(int32_t)c;
+  coordinate -= (int32_t)at;
+  const unsigned all = __builtin_ia32_ptestmd512(found, found, 0xffff);
+  long count = 0;
+  if (rare && !all) return 0;
+  for (int half = 0; half < 2; ++half) {
+    Half high, low;
+    std::memcpy(&high, (const char*)&bits + half * sizeof high, sizeof high);
+    std::memcpy(&low, (const char*)&coordinate + half * sizeof low, sizeof low);
+    const Wide keys = __builtin_convertvector(high, Wide) << 32 | (__builtin_convertvector(low, Wide) & 0xffffffffLL);
+    const uint8_t mine = all >> 8 * half;
+    const Wide together = __builtin_ia32_compressdi512_mask(keys, Wide{}, mine);
+    std::memcpy(to + count, &together, sizeof together);
+    count += __builtin_popcount(mine);
+  }
+  return count;
+}
+#endif
+
 // A bit for each of `WORD` candidates.
 static inline uint64_t word(const Truths* held) {
   Truths bit;
@@ -67,29 +96,45 @@ static inline uint64_t word(const Truths* held) {
   return out;
 }
 
-// Where the last candidate that exists ends: behind it lie half of the candidates of all causal rows.
-static inline long end_of(const uint8_t* exists, long span) {
-  while (span >= 8 && !loaded<uint64_t>(exists + span - 8)) span -= 8;
-  while (span > 0 && !exists[span - 1]) --span;
-  return span;
+static inline bool any(const uint8_t* truths, long n) {
+  typedef uint64_t Line __attribute__((vector_size(64)));
+  Line found = {};
+  long at = 0;
+  for (; at + 64 <= n; at += 64) found |= loaded<Line>(truths + at);
+  uint64_t some = 0;
+  for (int k = 0; k < 8; ++k) some |= found[k];
+  for (; at < n; ++at) some |= truths[at];
+  return some;
 }
 
 struct Row {
   const float* values;
   const uint8_t* exists;  // 0: all of them
-  long span;
+  long span, room;        // candidates, and how many numbers lie in memory
 
+  // Behind the last candidate that exists lie half of the candidates of all causal rows, and all before it exist.
+  Row(const float* values, const uint8_t* exists, long room) : values(values), exists(exists), span(room), room(room) {
+    if (!exists) return;
+    const void* const first = std::memchr(exists, 0, span);
+    const long all = first ? (const uint8_t*)first - exists : span;
+    if (!any(exists + all, span - all)) {
+      this->exists = nullptr;
+      span = all;
+    } else {
+      while (!exists[span - 1]) --span;
+    }
+  }
   // The candidates from `at` on, and which of them exist: none behind the last one.
   Values read(long at, Truths& there) const {
-    const long n = std::min(STEP, span - at);
-    if (n == STEP) {
-      there = Truths{} == 0;
-      if (exists) there = __builtin_convertvector(__builtin_convertvector(loaded<Bytes>(exists + at), Shorts), Truths) != 0;
+    Truths step;
+    for (int c = 0; c < STEP; ++c) step[c] = c;
+    there = step < (int32_t)std::min(STEP, span - at);
+    if (at + STEP <= room) {
+      if (exists) there &= __builtin_convertvector(__builtin_convertvector(loaded<Bytes>(exists + at), Shorts), Truths) != 0;
       return loaded<Values>(values + at);
     }
     Values last = {};
-    there = Truths{};
-    for (long c = 0; c < n; ++c) last[c] = values[at + c], there[c] = -(!exists || exists[at + c]);
+    for (long c = 0; at + c < span; ++c) last[c] = values[at + c], there[c] = -(!exists || exists[at + c]);
     return last;
   }
 };
@@ -150,9 +195,13 @@ struct Choice {
       bound = largest[slots - 1];
     } else {
       count_larger(largest, groups, above);
-      float least = INFINITY;  // of those that few are above
-      for (long c = 0; c < groups; ++c) least = std::min(least, above[c] < slots ? largest[c] : INFINITY);
-      bound = least;
+      Values least = Values{} + INFINITY;  // of those that few are above
+      for (long c = 0; c < groups; c += STEP) {
+        const Values here = loaded<Values>(largest + c);
+        least = (loaded<Truths>(above + c) < (int32_t)slots) & (here < least) ? here : least;
+      }
+      bound = least[0];
+      for (int c = 1; c < STEP; ++c) bound = std::min(bound, least[c]);
     }
     bounded = bound > -INFINITY;
   }
@@ -161,11 +210,16 @@ struct Choice {
     for (long c = 0; c < WORD / STEP && first + c * STEP < row.span; ++c) {
       const Values here = row.read(first + c * STEP, found[c]);
       if (bounded) found[c] &= here >= bound;
+#if defined(__AVX512F__)
+      count += set_aside(kept + count, here, found[c], first + c * STEP, row.span > 2 * STEP * slots);
+    }
+#else
     }
     for (uint64_t left = word(found); left; left &= left - 1) {
       const long c = first + __builtin_ctzll(left);
       kept[count++] = key_of(row.values[c], c);
     }
+#endif
   }
   void best() {
     if (count < slots) return;
@@ -197,7 +251,7 @@ extern "C" int einfuse_kernel(const void* const* ptrs, const long* strides, cons
       if (!choose.held) continue;
       const uint8_t* exists = (const uint8_t*)ptrs[1];
       for (long a = axes - 1, rest = r; exists && a >= 0; rest /= extents[a--]) exists += rest % extents[a] * strides[a];
-      choose({(const float*)ptrs[0] + r * span, exists, exists ? end_of(exists, span) : span}, (int64_t*)ptrs[2] + r * slots);
+      choose({(const float*)ptrs[0] + r * span, exists, span}, (int64_t*)ptrs[2] + r * slots);
     }
   }
   return failed;
