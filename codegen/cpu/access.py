@@ -71,7 +71,10 @@ def load(nest: NestPrinter, op: Load) -> Ref:
     if along is not None and along not in op.clamp and (where is None or not where.vector):
         terms = [(n, first(nest, rank) if n == along else scalar_index(x, tensor, n, op.clamp)) for n, x in enumerate(index)]
         place = offset(tensor, terms)
-        text = f"load_along({place}, {stride(tensor, along)}, {count if where is None else f'{where.text} ? {count} : 0'})"
+        given = f"{place}, {stride(tensor, along)}, {count if where is None else f'{where.text} ? {count} : 0'}"
+        if arg.storage == "bf16" and op.out.dtype == "float":
+            nest.lie[op.out.name] = given
+        text = f"load_along({given})"
         return converted(Ref(text, kind, True), op.out.dtype)
     lanes, rest = (
         [(n, scalar_index(x, tensor, n, op.clamp)) for n, x in enumerate(index) if x.vector is vector]

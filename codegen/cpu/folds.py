@@ -14,10 +14,10 @@ from einfuse.codegen.cpu.loops import TYPES, fill
 from einfuse.codegen.cpu.pack import Dependence, Packing, shared
 from einfuse.codegen.cpu.packed import PackPrinter
 from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
-from einfuse.codegen.cpu.schedule import Nest, Node, Product, arrange, kept, node_reads, settle
+from einfuse.codegen.cpu.schedule import Nest, Node, Product, arrange, kept, node_reads, paired_by, settle
 from einfuse.codegen.cpu.streamed import Streams
 from einfuse.codegen.cpu.text import Extent, Place, Scope, Text
-from einfuse.codegen.plan import Arg, Const, Coordinate, Dot, Fold, KernelPlan, Load, Map, Op, Phase, Region, Store, Value
+from einfuse.codegen.plan import Arg, Const, Coordinate, Dot, Fold, KernelPlan, Map, Op, Phase, Region, Store, Value
 from einfuse.ir import Scalar
 
 
@@ -222,10 +222,9 @@ class FoldPrinter:
         for node in body.nodes:
             if isinstance(node, Nest) and node.diagonal:
                 scope.places |= {v.name: self.strip(scope, n, v) for n, v in enumerate(node.kept)}
-            computed = {op.out.name for op in node.ops if isinstance(op, Map | Load)} if isinstance(node, Nest) else set()
             for v in kept(node):
                 uses = body.uses.get(v.name, {"plain"})
-                if "rows" in uses and v.name in computed and len(v.dims) == 2:
+                if "rows" in uses and paired_by(node, v):
                     count, row = forms.shape("rows", *(scope.extents[d] for d in v.dims))
                     pointer = self.pooled(
                         ("rows", v.dims, body.buffers.slot.get(v.name, v.name)), f"{v.name}_rows", "Pair", f"{count} * {row}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Literal
 
 from einfuse.codegen.cpu.text import Extent, Place, Scope, Text
-from einfuse.codegen.plan import Dot, Value
+from einfuse.codegen.plan import Dot, Fold, KernelPlan, Value, operations, reads
 
 Form = Literal["plain", "turned", "rows", "columns", "turned_rows"]
 FORMS: tuple[Form, ...] = ("plain", "turned", "rows", "columns", "turned_rows")
@@ -38,6 +38,20 @@ def wanted(op: Dot, narrow: bool) -> tuple[Form, Form]:
     return "plain", "plain" if upright else "turned"
 
 
+def only_paired(plan: KernelPlan) -> frozenset[str]:
+    """The values that nothing but products in bf16 reads."""
+    paired: set[str] = set()
+    other = {v.name for f in plan.steps if isinstance(f, Fold) for p in f.phases for v in (p.lo, p.hi, *p.updates)}
+    for op in operations(plan):
+        if isinstance(op, Dot):
+            for v, form in zip(operands(op)[:2], wanted(op, True), strict=True):
+                (paired if form in PAIRED else other).add(v.name)
+            other |= {v.name for v in (op.acc, op.where) if v is not None}
+        else:
+            other |= {v.name for v in reads(op)}
+    return frozenset(paired - other)
+
+
 def element_of(form: Form) -> str:
     return "Pair" if form in PAIRED else "T"
 
@@ -55,6 +69,12 @@ def place(text: Text, scope: Scope, v: Value, form: Form) -> Place:
     return scope.forms[v.name, form]
 
 
+def rows_of(text: Text, scope: Scope, v: Value) -> Place:
+    """A buffer of its own for the rows of a value, which the nest that computes it writes."""
+    count, row = shape("rows", *(scope.extents[d] for d in v.dims))
+    return Place(text.buffer(f"{v.name}_rows", "Pair", f"{count} * {row}"), v.dims, (row, "1"))
+
+
 def shape(form: Form, rows: Extent, columns: Extent) -> tuple[str, str]:
     """How many rows a copy of a rows x columns value has, and their distance in elements."""
     match form:
@@ -70,12 +90,12 @@ def shape(form: Form, rows: Extent, columns: Extent) -> tuple[str, str]:
 
 
 def fill(text: Text, scope: Scope, v: Value, form: Form, pointer: str, row: str, extents: tuple[Extent, Extent]) -> None:
-    """Copies the plain value to ``pointer``, in rows that are ``row`` apart."""
+    """Copies the value to ``pointer``, in rows that are ``row`` apart."""
     rows, columns = (e.count for e in extents)
     if form == "turned_rows":
         source = place(text, scope, v, "rows")
         text.line(f"transpose({pointer}, {row}, {source.pointer}, {source.row}, {rows}, pairs({columns}));")
         return
-    source = scope.places[v.name]
+    source = scope.places.get(v.name) or scope.forms[v.name, "rows"]
     function = {"turned": "transpose", "rows": "pair_rows", "columns": "pair_columns"}[form]
     text.line(f"{function}({pointer}, {row}, {source.pointer}, {source.row}, {rows}, {columns});")

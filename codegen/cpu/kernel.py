@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from einfuse.codegen.cost import row_work
+from einfuse.codegen.cpu import forms
 from einfuse.codegen.cpu.access import ELEMENTS
 from einfuse.codegen.cpu.asking import ask
 from einfuse.codegen.cpu.buffers import assign
@@ -16,7 +17,7 @@ from einfuse.codegen.cpu.names import identifier
 from einfuse.codegen.cpu.pack import Dependence
 from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
 from einfuse.codegen.cpu.repeats import Repeats
-from einfuse.codegen.cpu.schedule import Node, arrange, kept, settle
+from einfuse.codegen.cpu.schedule import Node, arrange, kept, paired_by, settle
 from einfuse.codegen.cpu.text import Extent, Scope, Text
 from einfuse.codegen.order import largest_last
 from einfuse.codegen.plan import Coordinate, Fold, Kept, KernelPlan, Region, Store, operations, read_by, table_ranks
@@ -37,6 +38,7 @@ class KernelPrinter:
         self.tables = table_ranks(self.plan)
         self.steady = steady(self.plan)
         self.repeats: Repeats | None = None
+        self.only_paired = forms.only_paired(plan) if self.scope.narrow else frozenset[str]()
 
     def printed(self) -> list[str]:
         text = self.text
@@ -224,6 +226,9 @@ class KernelPrinter:
         slots = assign(nodes, (), ()).slot if self.repeats else {}
         for node, when in zip(nodes, conditions, strict=True):
             for v in kept(node):
+                if v.name in self.only_paired and paired_by(node, v):
+                    scope.forms[v.name, "rows"] = forms.rows_of(text, scope, v)
+                    continue
                 count, key = block_size(scope, v.dims), (v.dims, v.dtype == "float", slots.get(v.name))
                 if when is not None or v.name not in slots:
                     pointer = text.buffer(v.name, element_of(v), count)

@@ -30,6 +30,7 @@ class NestPrinter:
         self.done: list[str] = []
         self.refs: dict[str, Ref] = {}
         self.factors: dict[str, list[Ref]] = {}  # of the products named here
+        self.lie: dict[str, str] = {}  # where neighbours lie that products take as they are: place, stride, count
         self.kept = {v.name for v in nest.kept}
 
     def printed(self) -> None:
@@ -93,7 +94,8 @@ class NestPrinter:
             extent = scope.extents[rank]
             count = "W" if extent.whole and extent.most % 16 == 0 else f"{extent.count} - {self.at[rank]}"
             row = f"{halves.pointer} + {self.at[v.dims[0]]} * ({halves.row}) + {self.at[rank]} / 2"
-            out.append(f"store_halves({row}, {spread(ref)}, {count});")
+            lie = self.lie.get(v.name)
+            out.append(f"store_halves({row}, {lie});" if lie else f"store_halves({row}, {spread(ref)}, {count});")
         return out
 
     # ------------------------------------------------------------------------------------------------------------- values

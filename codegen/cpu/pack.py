@@ -83,10 +83,13 @@ class Packing:
     outer: dict[str, Value] = field(default_factory=dict)  # what it reads from outside the loop
 
     def want(self, v: Value, uses: Iterable[Form]) -> None:
-        """A packed value is read in these forms; as left operand of a product it is packed plain (and copied there)."""
+        """A packed value is read in these forms."""
         for form in sorted(uses):
-            packed: Form = "plain" if form == "rows" else form
-            self.forms[v.name, packed] = v
+            self.forms[v.name, form] = v
+
+    def of(self, name: str) -> set[Form]:
+        """The forms in which a packed value is read."""
+        return {form for v, form in self.forms if v == name}
 
     def add(self, v: Value, body: Mapping[str, Op]) -> Value:
         """The packed counterpart of a body's value."""

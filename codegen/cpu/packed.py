@@ -11,7 +11,7 @@ from einfuse.codegen.cpu.forms import Form
 from einfuse.codegen.cpu.functions import Ref
 from einfuse.codegen.cpu.pack import Dependence, Packing
 from einfuse.codegen.cpu.region import block_size, element_of, local_place, print_nodes
-from einfuse.codegen.cpu.schedule import Nest, arrange, kept, settle
+from einfuse.codegen.cpu.schedule import Nest, arrange, kept, node_reads, paired_by, settle
 from einfuse.codegen.cpu.text import Extent, Place, Scope, Text
 from einfuse.codegen.plan import Arg, Coordinate, Fold, KernelPlan, Load, Op, Store, Value
 
@@ -86,7 +86,7 @@ class PackPrinter:
                 )
                 count = f"pairs({width}) * {row}" if form in forms.PAIRED else f"{width} * {row}"
             else:
-                row = "1" if len(v.dims) == 1 else width
+                row = "1" if len(v.dims) == 1 else f"{width} / 2" if form == "rows" else width
                 count = f"{f'pairs({held})' if form in forms.PAIRED else f'padded({held})'} * {width}"
             self.pointers[name, form] = text.buffer(f"{name}_{'packed' if form == 'plain' else form}", kind, count), row
 
@@ -121,7 +121,12 @@ class PackPrinter:
         nodes, _ = settle(arrange(packing.ops, self.plan.order), {**coordinates, **own}, set(values))
         for node in nodes:
             for v in kept(node):
-                if (v.name, "plain") in packing.forms:
+                uses = packing.of(v.name)
+                if uses and uses <= forms.PAIRED and paired_by(node, v) and not any(v.name in node_reads(n) for n in nodes):
+                    scope.forms[v.name, "rows"] = (
+                        self.place(scope, v, "rows", at) if "rows" in uses else forms.rows_of(text, scope, v)
+                    )
+                elif "plain" in uses:
                     scope.places[v.name] = self.place(scope, v, "plain", at)
                 elif v.dims:
                     pointer = text.buffer(f"{v.name}_block", element_of(v), block_size(scope, v.dims))
@@ -132,9 +137,10 @@ class PackPrinter:
         self.ask(gathers, scope, lo, count)
         print_nodes(text, scope, nodes[before:], self.tensors)
         for (_, form), v in packing.forms.items():
-            if form != "plain":
+            if form != "plain" and not (form == "rows" and (v.name, form) in scope.forms):
                 to = self.place(scope, v, form, at)
                 forms.fill(text, scope, v, form, to.pointer, to.row, (extent, scope.extents[v.dims[1]]))
+                scope.forms[v.name, form] = to
 
     def gathers(self) -> list[Load]:
         """The loads of whole rows whose places are computed: pages of a cache, chosen tokens."""
@@ -178,7 +184,7 @@ class PackPrinter:
             return Place(name, v.dims[::-1], (row, "1"))
         here = f"{at} / 2" if form == "columns" else at
         self.text.line(f"{kind}* const {name} = {pointer} + {here} * {row};")
-        if form == "columns":
+        if form in forms.PAIRED:
             return Place(name, v.dims, (row, "1"))
         assert len(v.dims) == 1 or v.dims[0] == self.fold.rank, "the folded rank comes before the features"
         return replace(local_place(scope, v, pointer), pointer=name)

@@ -41,6 +41,15 @@ INLINE void store_halves(Pair* p, V x, long n) {
   __builtin_memcpy(p, &h, sizeof h);
 }
 
+// W neighbours in memory, of which the first n exist, as they lie.
+INLINE void store_halves(Pair* p, const bf16* from, long stride, long n) {
+  typedef uint16_t halves __attribute__((vector_size(2 * W)));
+  halves x{};
+  if (__builtin_expect(stride == 1 && n >= W, 1)) __builtin_memcpy(&x, from, sizeof x);
+  else for (int l = 0; l < W; ++l) if (l < n) x[l] = from[l * stride].bits;
+  __builtin_memcpy(p, &x, sizeof x);
+}
+
 // Rows of numbers as rows of pairs: neighbours of a row ...
 static void pair_rows(Pair* to, long to_ld, const T* from, long from_ld, long rows, long columns) {
   for (long r = 0; r < rows; ++r)
@@ -52,5 +61,16 @@ static void pair_columns(Pair* to, long to_ld, const T* from, long from_ld, long
     for (long c = 0; c < columns; c += W) {
       const VP low = rounded(load(from + r * from_ld + c)) >> 16;
       store(to + r / 2 * to_ld + c, r + 1 < rows ? low | rounded(load(from + (r + 1) * from_ld + c)) : low);
+    }
+}
+// From rows of pairs.
+static void pair_columns(Pair* to, long to_ld, const Pair* from, long from_ld, long rows, long columns) {
+  typedef uint16_t halves __attribute__((vector_size(2 * W)));
+  for (long r = 0; r < rows; r += 2)
+    for (long c = 0; c < columns; c += W) {
+      halves x, y{};
+      __builtin_memcpy(&x, from + r * from_ld + c / 2, sizeof x);
+      if (r + 1 < rows) __builtin_memcpy(&y, from + (r + 1) * from_ld + c / 2, sizeof y);
+      store(to + r / 2 * to_ld + c, __builtin_convertvector(x, VP) | __builtin_convertvector(y, VP) << 16);
     }
 }

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from einfuse.codegen.plan import Coordinate, Dot, Map, Op, Reduce, Store, Value, reads
+from einfuse.codegen.plan import Coordinate, Dot, Load, Map, Op, Reduce, Store, Value, reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +193,13 @@ def kept(node: Node) -> tuple[Value, ...]:
     if isinstance(node, Nest):
         return () if node.diagonal else tuple(v for v in node.kept if v.dims)
     return (node.op.out,) if isinstance(node, Product) else ()
+
+
+def paired_by(node: Node, v: Value) -> bool:
+    """Whether a node may write a value as rows of pairs: it computes it vector by vector."""
+    if not isinstance(node, Nest) or node.diagonal or node.dims != v.dims or len(v.dims) != 2 or v.dtype != "float":
+        return False
+    return any(isinstance(op, Map | Load) and op.out == v for op in node.ops)
 
 
 def domain(op: Op, order: tuple[str, ...]) -> tuple[str, ...]:
