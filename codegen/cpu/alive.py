@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 
 from einfuse.codegen.cpu.forms import operands
 from einfuse.codegen.cpu.schedule import Limit, Nest, Node, Product
-from einfuse.codegen.plan import Dot, Map, Op, Reduce, Store, Value, reads
+from einfuse.codegen.plan import Dot, Map, Op, Reduce, Region, Store, Value, reads, renamed
+from einfuse.codegen.plan import live as live_of
 from einfuse.ir import Scalar
 
 Constant = Callable[[Value], Scalar | None]
@@ -103,6 +104,33 @@ def mask(ops: Sequence[Op], pair: tuple[str, ...], updates: Sequence[Value], con
         if skipped > most:
             best, most = found, skipped
     return best
+
+
+def everywhere(region: Region, updates: tuple[Value, ...], live: Value) -> tuple[Region, tuple[Value, ...]]:
+    """A body and its updates where a condition holds at every point of the block."""
+    made = {op.out.name: op for op in region if not isinstance(op, Store)}
+    holds, left = {live.name}, [live.name]
+    while left:
+        made_so = made.get(left.pop())
+        if isinstance(made_so, Map) and made_so.fn == "and":
+            more = {a.name for a in made_so.args} - holds
+            holds |= more
+            left += more
+    holds |= {
+        op.out.name for op in made.values() if isinstance(op, Reduce) and op.reducer.name == "any" and op.arg.name in holds
+    }
+    same: dict[str, Value] = {}
+    out: list[Op] = []
+    for op in region:
+        here = renamed(op, {v.name: same.get(v.name, v) for v in reads(op)})
+        if isinstance(here, Map) and here.fn == "select" and here.args[0].name in holds and here.args[1].dims == here.out.dims:
+            same[here.out.name] = here.args[1]
+            continue
+        if isinstance(here, Dot) and here.where is not None and here.where.name in holds:
+            here = replace(here, where=None)
+        out.append(here)
+    wanted = tuple(same.get(u.name, u) for u in updates)
+    return live_of(out, {u.name for u in wanted}), wanted
 
 
 def noted(nodes: Sequence[Node], live: Value) -> list[Node]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from einfuse.codegen.cpu import diagonals, forms
-from einfuse.codegen.cpu.alive import Mask, limited, mask, noted
+from einfuse.codegen.cpu.alive import Mask, everywhere, limited, mask, noted
 from einfuse.codegen.cpu.buffers import Assignment, assign, stores
 from einfuse.codegen.cpu.forms import FORMS, Form, operands
 from einfuse.codegen.cpu.functions import Ref, number
@@ -32,6 +32,9 @@ class _Body:
     full: bool
     coordinates: dict[str, Op]
     uses: dict[str, set[Form]]
+    mask: Mask | None = None
+    whole: _Body | None = None
+    """The body of a block at all points of which the mask holds, where nothing tells that beforehand."""
     function: str = ""
 
 
@@ -57,13 +60,17 @@ class FoldPrinter:
             key = (p.body, p.updates, p.label == "full")
             if key not in bodies:
                 bodies[key] = self.analysed(p)
+        if not fold.tabulated and not any(p.label == "full" for p in fold.phases):
+            for p in fold.phases:
+                self.told_apart(p, bodies[p.body, p.updates, False])
         self.states()
+        every = [x for body in bodies.values() for x in (body.whole, body) if x is not None]
         if self.packing.forms:
             self.packs.printed()
-            self.streams.printed(self.product_operands(bodies.values()))
-        for body in bodies.values():
+            self.streams.printed(self.product_operands(every))
+        for body in every:
             self.hoist(body)
-        for body in bodies.values():
+        for body in every:
             body.function = text.fresh(f"{'full' if body.full else 'masked'}_{fold.rank}")
             self.body(body)
         for n, p in enumerate(fold.phases):
@@ -110,7 +117,13 @@ class FoldPrinter:
             self.packing.want(value, uses[name])
         buffers = assign(nodes, self.fold.states, updates)
         mine: dict[str, Op] = {n: op for n, op in all_ops.items() if isinstance(op, Coordinate)}
-        return _Body(nodes, updates, buffers, packed, phase.label == "full", mine, uses)
+        return _Body(nodes, updates, buffers, packed, phase.label == "full", mine, uses, found)
+
+    def told_apart(self, phase: Phase, body: _Body) -> None:
+        """Most blocks of a list lie behind all of its rows, which shows when their mask is looked at: these have a body without one."""
+        if body.mask is not None and body.whole is None and not stores(body.nodes):
+            region, updates = everywhere(phase.body, phase.updates, body.mask.live)
+            body.whole = self.analysed(replace(phase, label="full", body=region, updates=updates))
 
     def along_diagonals(self, ops: Sequence[Op], region: Region, inside: Mapping[str, Op]) -> Nest | None:
         """What the operations read that is one along the diagonals of tile and fold."""
@@ -192,7 +205,7 @@ class FoldPrinter:
             text.line(f"const long {count} = {fold.step if body.full else f'minimum({fold.step}L, {end} - {lo})'};")
             self.bring(body, scope, lo, count)
             self.places(body, scope)
-            self.alive(body, scope)
+            self.alive(body, scope, lo)
             print_nodes(text, scope, body.nodes, self.tensors)
             self.finish(body, scope)
 
@@ -248,7 +261,7 @@ class FoldPrinter:
         )
         return Place(f"{pointer} + ({rows.count} - 1)", v.dims, ("-1", "1"), v.dtype)
 
-    def alive(self, body: _Body, scope: Scope) -> None:
+    def alive(self, body: _Body, scope: Scope, lo: str) -> None:
         """Where what the body notes about its mask is held."""
         seen = next((node.seen for node in body.nodes if isinstance(node, Nest) and node.seen), None)
         if seen is None:
@@ -259,6 +272,7 @@ class FoldPrinter:
             most = ", ".join(str(scope.extents[d].most) for d in seen.dims)
             self.text.buffers.append(f"Alive<{most}> {self.text.pool[key]};")
         scope.alive, scope.streamed = self.text.pool[key], self.streams.when
+        scope.whole = "" if body.whole is None else f"{body.whole.function}({lo})"
 
     def pooled(self, key: tuple[object, ...], name: str, element: str, count: str) -> str:
         """The buffer of a key, shared by the bodies of all folds."""

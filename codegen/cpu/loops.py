@@ -56,6 +56,11 @@ class NestPrinter:
             x, y = (self.at[r] for r in nest.dims)
             self.outside.append(f"{scope.alive}.clear();")
             self.before[-1].append(f"{scope.alive}.see({x}, {y}, {spread(self.ref(nest.seen))});")
+            if scope.whole:
+                dead, most = self.outer_name("dead"), scope.extents[nest.dims[-1]].most
+                self.outside.append(f"VI {dead}{{}};")
+                self.before[-1].append(f"{dead} |= ~{spread(self.ref(nest.seen))};")
+                self.done.insert(0, f"if ({n} == {most} && !some({dead})) return {scope.whole};")
             self.done.append(f"{scope.alive}.find({m}, {n}, {scope.streamed or 'false'});")
         for v in nest.cleared:
             place = scope.places[v.name]

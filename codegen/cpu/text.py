@@ -63,6 +63,7 @@ class Scope:
     recipes: dict[str, Op] = field(default_factory=dict)
     extents: dict[str, Extent] = field(default_factory=dict)
     alive: str = ""  # where the mask of the body is alive (`alive.h`)
+    whole: str = ""  # what is called in place of the rest of the body where the mask holds at all points of the block
     streamed: str = ""  # when operands are read where the caller holds them
     narrow: bool = False  # products may take their operands in bf16
     row_products: frozenset[str] = frozenset()  # the sums of `codegen.rows`
@@ -76,6 +77,7 @@ class Scope:
             dict(self.recipes),
             dict(self.extents),
             self.alive,
+            self.whole,
             self.streamed,
             self.narrow,
             self.row_products,

@@ -6,9 +6,9 @@ from plans import Code
 
 import einfuse
 from einfuse.codegen import cpu
-from einfuse.codegen.cpu.alive import limited, mask, noted
+from einfuse.codegen.cpu.alive import everywhere, limited, mask, noted
 from einfuse.codegen.cpu.schedule import Nest, Product, arrange, settle
-from einfuse.codegen.plan import Const, Dot, Value
+from einfuse.codegen.plan import Const, Dot, Store, Value
 
 ORDER = ("i", "j", "d", "e")
 
@@ -122,3 +122,52 @@ def test_masks_with_holes(dtype: torch.dtype, bound: float, counts: tuple[int, .
                 torch.testing.assert_close(found.double(), true, rtol=0, atol=bound * max(1.0, true.abs().max().item()))
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_body_where_its_mask_holds_has_no_selection() -> None:
+    ops, updates = body(0.0)
+    found = mask(ops, ("i", "j"), updates, constants(ops))
+    assert found is not None
+    whole, wanted = everywhere(tuple(ops), updates, found.live)
+    assert wanted == updates
+    made = {op.out.name: op for op in whole if not isinstance(op, Store)}
+    assert made.keys() & {"live", "p", "other"} == set()
+    assert isinstance(product := made["o_new"], Dot)
+    assert product.a.name == "power"
+
+
+FLOATS = """
+attention floats over b, h {
+  rank i: query; rank j: key; rank d, e: feature
+  in q[b, h, i, d]
+  in k[b, h, j, d]
+  in v[b, h, j, e]
+  in w[i, j]
+  s = sum[d](q * k) where w[i, j] > 0
+  o[i, e] = sum[j](softmax[j](s) * v)
+  out o
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 4e-6), (torch.bfloat16, 3e-2)])
+def test_blocks_of_which_only_numbers_tell_that_all_is_alive(dtype: torch.dtype, bound: float) -> None:
+    """Blocks that are alive, dead, or either in part, of tiles and steps that are whole or short; a row without any key."""
+    torch.manual_seed(0)
+    attn = einfuse.compile(FLOATS, backend="cpu")
+    assert "return full_j(" in attn.candidates("cpu", dtype, False, {})[0].source
+    x = [torch.randn(1, 2, n, 24).to(dtype).requires_grad_() for n in (133, 290, 290)]
+    w = torch.ones(133, 290)
+    w[:96, 128:256] = -1
+    w[50:97, 3] = w[100:, 40:60] = w[70] = -1
+    upstream = torch.randn(1, 2, 133, 24).to(dtype)
+    exact = [v.detach().double().requires_grad_() for v in x]
+    truth = attn.reference(*exact, w)
+    found = attn(*x, w.to(dtype))
+    for got, want in zip(
+        (found, *torch.autograd.grad(found, x, upstream)),
+        (truth, *torch.autograd.grad(truth, exact, upstream.double())),
+        strict=True,
+    ):
+        assert ((got.double() - want).abs().max() / want.abs().max()).item() < bound
