@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
-PLACES = ("library/test_*.py", "dsl/test_specs.py", "test_geometry.py", "runtime/recurrences.py")
+PLACES = ("library/test_*.py", "dsl/test_specs.py", "test_geometry.py", "helpers/recurrences.py")
 """Where formulas in plain torch stand."""
 
 OTHERS = ("test_table", "test_models", "test_verified", "test_mechanisms", "test_modes", "test_recording")

@@ -97,6 +97,6 @@ def test_known_rows() -> None:
 def test_what_tests_a_spec_is_told_from_their_sources() -> None:
     found = tested.tested({"swin", "retention", "gat", "nothing"}, {"GraphAttention": {"gat"}})
     assert found["swin"] == {"test_geometry.py"}
-    assert "runtime/recurrences.py" in found["retention"]
+    assert "helpers/recurrences.py" in found["retention"]
     assert found["gat"] == {"library/test_global_graph_series.py"}
     assert found["nothing"] == set()

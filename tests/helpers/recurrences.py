@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -129,7 +130,7 @@ def retention_quadratic(x: Inputs) -> Tensor:
     n = x["q"].shape[-2]
     i, j = torch.arange(n)[:, None], torch.arange(n)[None, :]
     decay = torch.exp(-x["slope"].abs()[:, None, None] * (i - j).clamp(min=0)) * _seen(n)
-    return (x["q"] @ x["k"].mT * decay) @ x["v"] / x["q"].shape[-1] ** 0.5
+    return (x["q"] @ x["k"].mT * decay) @ x["v"] / math.sqrt(x["q"].shape[-1])
 
 
 def retnet_quadratic(x: Inputs) -> Tensor:
@@ -146,7 +147,7 @@ def packed_quadratic(x: Inputs) -> Tensor:
     i, j = torch.arange(n)[:, None], torch.arange(n)[None, :]
     same = x["doc"][:, None, :, None] == x["doc"][:, None, None, :]
     decay = torch.exp(-x["slope"].abs()[:, None, None] * (i - j).clamp(min=0)) * _seen(n) * same
-    return (x["q"] @ x["k"].mT * decay) @ x["v"] / x["q"].shape[-1] ** 0.5
+    return (x["q"] @ x["k"].mT * decay) @ x["v"] / math.sqrt(x["q"].shape[-1])
 
 
 def hedgehog_quadratic(x: Inputs) -> Tensor:

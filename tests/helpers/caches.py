@@ -32,7 +32,7 @@ class Case:
 
     @property
     def numbers(self) -> Arguments:
-        defaults = {t.name: t.default for t in self.cascade.inputs if t.param and t.default is not None}
+        defaults: Arguments = {t.name: t.default for t in self.cascade.inputs if t.param and t.default is not None}
         return defaults | {n: x for n, x in self.given.items() if not isinstance(x, torch.Tensor)}
 
     def _long(self, name: str, axis: int) -> bool:

@@ -37,9 +37,12 @@ from einfuse.codegen.plan import (
     Store,
     Value,
 )
+from einfuse.codegen.precision import Compute
 from einfuse.ir import FUNCTIONS, DType, Scalar
 
 Tensors = Mapping[str, torch.Tensor]
+Runner = Callable[[KernelPlan, Tensors, Mapping[str, float], Mapping[str, int]], None]
+"""Runs a plan on tensors, numbers and sizes."""
 
 DTYPES: dict[str, torch.dtype] = {
     "f64": torch.float64,
@@ -157,7 +160,7 @@ def _accumulator(storage: Storage) -> Storage:
 def _plan(name: str, equations: str, tile: Block, fold: str, storage: Storage, tensors: tuple[Arg, ...],
           params: tuple[tuple[str, DType], ...], sizes: tuple[str, ...], widths: tuple[int, int],
           steps: tuple[Region | Fold, ...], features: str = "de") -> KernelPlan:  # fmt: skip
-    compute = "f64" if storage == "f64" else "f32"
+    compute: Compute = "f64" if storage == "f64" else "f32"
     blocks = tuple(Block(r, n, n) for r, n in zip("de", widths, strict=True) if r in features)
     ambient = (Block("b", "B", 1), Block("h", "H", 1))
     return KernelPlan(name, equations, ambient, tile, blocks, tensors, params, sizes, steps, compute, storage)
@@ -464,7 +467,8 @@ def block_table(rank: str, seen: torch.Tensor, tile: int, step: int) -> dict[str
     counts, lists = [], []
     for row in range(rows):
         for at in range(0, nq, tile):
-            full, part = [], []
+            full: list[int] = []
+            part: list[int] = []
             for n, to in enumerate(range(0, nk, step)):
                 cell = seen[row, at : at + tile, to : to + step]
                 if cell.any():
@@ -538,7 +542,14 @@ CASES: dict[str, Callable[..., Case]] = {
 BOUNDS = {"f64": 1e-12, "f32": 2e-5, "bf16": 2e-2, "f16": 3e-3}
 
 
-def check(run, case: Case, storage: str = "f32", sizes=None, params=None, change=lambda t: t) -> dict[str, torch.Tensor]:
+def check(
+    run: Runner,
+    case: Case,
+    storage: str = "f32",
+    sizes: Mapping[str, int] | None = None,
+    params: Mapping[str, int | float] | None = None,
+    change: Callable[[Tensors], Tensors] = lambda t: t,
+) -> dict[str, torch.Tensor]:
     """Runs a case and compares its outputs, which it returns, with what they should be."""
     sizes, params = {**case.sizes, **(sizes or {})}, {**case.params, **(params or {})}
     inputs, outputs = change(case.tensors(sizes)), case.outputs(sizes)

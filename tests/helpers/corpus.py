@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from narrowed import flat
 
-from einfuse.ir import Cascade, Scalar
+from einfuse.ir import Cascade, Flat, Scalar
 from einfuse.ir.text import parse
 
 HEAD = """cascade {name} over b, h {{
@@ -127,14 +128,14 @@ BODIES: dict[str, tuple[str, int]] = {
 }
 
 
-def cascade(name: str) -> Cascade:
+def cascade(name: str) -> Flat:
     """The corpus cascade of that name, with only the inputs it reads."""
     outs = {"statistics": "o, lse"}.get(name, "o")
     text = HEAD.format(name=name) + BODIES[name][0] + f"  out {outs}\n}}"
     used = [
         line for line in text.splitlines() if not line.strip().startswith(("in ", "param ")) or _read(line, BODIES[name][0])
     ]
-    return parse("\n".join(used))
+    return flat(parse("\n".join(used)))
 
 
 def _read(line: str, body: str) -> bool:

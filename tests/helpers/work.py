@@ -12,6 +12,7 @@ from processes import rows_of
 import einfuse
 from einfuse.distributed.here import axes_of
 from einfuse.distributed.sharded import SLOTS
+from einfuse.distributed.transport import Group
 from einfuse.ir import Cascade
 from einfuse.ir.passes.shard import held
 from einfuse.runtime.examples import Shape, example_inputs, example_sizes
@@ -46,7 +47,8 @@ def on_device(rank: int, size: int, given: Mapping[str, Any]) -> dict[str, torch
     attention = einfuse.compile(given["name"], backend="torch")
     c, ranks, shape = attention.cascade, given["ranks"], given["shape"]
     mesh: DeviceMesh = init_device_mesh("cpu", (size,), mesh_dim_names=("seq",))
-    sharded = shard(attention, mesh, exchange=given["exchange"], **dict.fromkeys(ranks, "seq"))
+    along_it: dict[str, Any] = dict.fromkeys(ranks, "seq")
+    sharded = shard(attention, mesh, exchange=given["exchange"], **along_it)
     if given.get("written"):
         sharded.evaluate = oracle
     place = held(c, ranks)
@@ -59,6 +61,7 @@ def on_device(rank: int, size: int, given: Mapping[str, Any]) -> dict[str, torch
                 x = x.requires_grad_(x.is_floating_point())
             inputs[n] = x
         transport = sharded.transports["seq"]
+        assert isinstance(transport, Group)
         if not found:
             here, values = sharded.asked(c, (), inputs)
             count = sharded.bytes(c, here, values, 0, sharded.chosen(c, here, values)[0][1])

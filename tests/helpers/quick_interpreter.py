@@ -18,7 +18,7 @@ _patch_lang, _get_np_dtype = interpreter._patch_lang, interpreter._get_np_dtype
 _init_block, _equal_tuples = tl.core.block_type.__init__, tl.core.tuple.__eq__
 
 
-class _Scope(interpreter._LangPatchScope):
+class _Scope(interpreter._LangPatchScope):  # type: ignore[misc]  # Triton is not typed
     """What a launch has patched: a device function that it calls finds it patched."""
 
     def restore(self) -> None:

@@ -74,8 +74,13 @@ def _serve(rank: int, size: int, store: str, end: Connection) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    files = dist.FileStore(store, size)  # type: ignore[attr-defined]  # torch says not that it exports it
     dist.init_process_group(
-        "gloo", store=dist.FileStore(store, size), rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60)
+        "gloo",
+        store=files,
+        rank=rank,
+        world_size=size,
+        timeout=datetime.timedelta(seconds=60),
     )
     while (asked := pickle.loads(end.recv_bytes())) is not None:
         work, given = asked

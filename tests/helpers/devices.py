@@ -22,8 +22,8 @@ from einfuse.runtime.attention import Attention
 from einfuse.runtime.recent import Recent
 
 T = TypeVar("T")
-SCANS = ("delta", "gated_delta", "gla", "hedgehog", "joint", "linear", "mamba", "packed_linear", "performer", "retention")
-SCANS += ("retnet", "rwkv6", "ssd", "window_linear", "lmu", "stack")
+SCANS: tuple[str, ...] = ("delta", "gated_delta", "gla", "hedgehog", "joint", "linear", "mamba", "packed_linear", "performer")
+SCANS += ("retention", "retnet", "rwkv6", "ssd", "window_linear", "lmu", "stack")
 
 
 class Derived(Recent[Any, Any]):
@@ -206,7 +206,7 @@ def whole_and_parts(
             sharded = sharded.on(Layout("dealt", axis.name, tuple(next(iter(rows.values()))), transport))
         found = sharded(**own)
         outs = dict(zip(c.outs, found if isinstance(found, tuple) else (found,), strict=True))
-        share = 0 * sum(x.sum() for x in outs.values())
+        share = 0 * torch.stack([x.sum() for x in outs.values()]).sum()
         for n, x in outs.items():
             a = along[n]
             w = weights[n] if a is None else _cut(ex.size(c.rank(axes_of(c, n)[a]).size), weights[n], a, rows, rank)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from narrowed import three
 from processes import rows_of
 from torch.nn import functional
 
@@ -32,7 +33,10 @@ def llama(kind: str) -> torch.nn.Module:
     }
     config = getattr(transformers, f"{kind}Config")(**sizes | more[kind])
     torch.manual_seed(1)
-    return AutoModelForCausalLM.from_config(config, attn_implementation="einfuse").float()
+    model: Any = AutoModelForCausalLM
+    found = model.from_config(config, attn_implementation="einfuse").float()
+    assert isinstance(found, torch.nn.Module)
+    return found
 
 
 def step(
@@ -72,7 +76,7 @@ def over(rank: int, size: int, given: Mapping[str, Any]) -> tuple[torch.Tensor, 
         rows = rows_of(TOKENS, given["counts"])[rank]
         mine = tokens[:, rows], real[:, rows], at[rows]
     else:
-        mine = plan.scatter(tokens, real, at)
+        mine = three(plan.scatter(tokens, real, at))
         rows = mine[2]
     model = llama(given["kind"])
     if given.get("styled"):
@@ -96,7 +100,7 @@ def layered(rank: int, size: int, given: Mapping[str, Any]) -> dict[str, Any]:
     mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("seq",))
     q, k, v = torch.randn(3, 1, 2, 9, 4, generator=torch.Generator().manual_seed(0)).unbind()
     rows = rows_of(9, (4, 1, 4))[rank]
-    mine = [x[:, :, rows].clone().requires_grad_() for x in (q, k, v)]
+    mine = three(x[:, :, rows].clone().requires_grad_() for x in (q, k, v))
     found: dict[str, Any] = {"rows": rows}
     with replace_sdpa("torch"), einfuse.distributed.use(mesh, sequence="seq"):
         out = functional.scaled_dot_product_attention(*mine, is_causal=True)
@@ -104,11 +108,11 @@ def layered(rank: int, size: int, given: Mapping[str, Any]) -> dict[str, Any]:
             *mine, is_causal=True
         ).detach()
         found["d"] = torch.autograd.grad((out * torch.cos(rows)[:, None]).sum(), mine)
-        refused = {
+        refused: dict[str, Callable[[], torch.Tensor]] = {
             "mask": lambda: functional.scaled_dot_product_attention(*mine, attn_mask=torch.ones(len(rows), len(rows)).bool()),
             "cache": lambda: functional.scaled_dot_product_attention(mine[0], q, v),
             "flex": lambda: flex_attention(*mine),
-            "flash": lambda: flash_attn.flash_attn_func(*(x.transpose(1, 2) for x in mine)),
+            "flash": lambda: flash_attn.flash_attn_func(*three(x.transpose(1, 2) for x in mine)),
         }
         for name, call in refused.items():
             try:

@@ -1,0 +1,42 @@
+"""What a test knows of a type and a checker does not, asserted: outputs, stages of cascades, modules of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from einfuse.ir import Cascade, Flat
+from einfuse.ir.nodes import Scan
+
+
+def only(out: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """The output of an attention that has one."""
+    assert isinstance(out, torch.Tensor)
+    return out
+
+
+def flat(c: Cascade) -> Flat:
+    """A cascade that has no fold: as built, and until it is fused."""
+    assert isinstance(c, Flat)
+    return c
+
+
+def scan(c: Cascade) -> Scan:
+    """A cascade of one fold whose points come in order."""
+    assert isinstance(c, Scan)
+    return c
+
+
+def three(x: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Three tensors, to be given as so many arguments."""
+    q, k, v = x
+    return q, k, v
+
+
+def through(module: nn.Module, *inputs: object) -> torch.Tensor:
+    """What a module makes of its inputs: a tensor, of which a call of a module says nothing."""
+    out = module(*inputs)
+    assert isinstance(out, torch.Tensor)
+    return out
