@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from einfuse.runtime.staged import StagedProgram
 from einfuse.runtime.verify import Shape, example_inputs, example_sizes
 
 SHAPE = Shape(batch=2, heads=4, queries=7, keys=9, widths=(3, 4), group=2)
-DEFAULTS = {"t5_bias": {}, "shaw": {"reach": 3}, "deberta": {"reach": 4}, "rpe": {}}
+DEFAULTS: dict[str, dict[str, Any]] = {"t5_bias": {}, "shaw": {"reach": 3}, "deberta": {"reach": 4}, "rpe": {}}
 BIAS = """
 attention rpe(near: int = 4) over b, h {
   rank i: query; rank j: key; rank d, e: feature
@@ -32,7 +33,7 @@ attention rpe(near: int = 4) over b, h {
 """
 
 
-def derived(spec: str, **params: int) -> tuple[Flat, Backward]:
+def derived(spec: str, **params: Any) -> tuple[Flat, Backward]:
     program = einfuse.compile(spec, **params).program
     c = (program.parts[-1] if isinstance(program, StagedProgram) else program).canonical()
     floats = tuple(t.name for t in c.inputs if t.dtype == "float" and not t.param)
@@ -43,9 +44,10 @@ def gradients(c: Flat, found: Backward) -> dict[str, torch.Tensor]:
     """Of every input, from random ones, in float64."""
     torch.manual_seed(0)
     sizes = example_sizes(c, SHAPE)
-    known = dict(example_inputs(c, torch.float64, 1, SHAPE))
+    drawn = example_inputs(c, torch.float64, 1, SHAPE)
+    known = {n: x for n, x in drawn.items() if isinstance(x, torch.Tensor)}
     numbers = {t.name: t.default for t in c.inputs if t.param and t.default is not None}
-    everything = interpret(replace(c, outs=tuple(x.target for x in c.einsums)), known, sizes)
+    everything = interpret(replace(c, outs=tuple(x.target for x in c.einsums)), drawn, sizes)
     known |= everything | {adjoint(n): torch.randn(everything[n].shape, dtype=torch.float64) for n in c.outs}
     total: dict[str, torch.Tensor] = {}
     for step, parts in found.cascades:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from narrowed import flat
 
 import einfuse
 from einfuse.dsl import compile_text
@@ -22,7 +23,7 @@ HEAD = """attention f(cap: float = 5.0) over b, h {
 
 def score(body: str) -> Score:
     (found,) = classify_score.run(
-        canonicalise.run(compile_text(f"{HEAD}{body}\n  o[i, e] = sum[j](softmax[j](s) * v)\n  out o\n}}"))
+        canonicalise.run(flat(compile_text(f"{HEAD}{body}\n  o[i, e] = sum[j](softmax[j](s) * v)\n  out o\n}}")))
     )
     return found
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 
 import corpus
 import pytest
 import torch
+from narrowed import flat
 
 from einfuse import dsl
 from einfuse.ir import Cascade, Scalar, SpecError, interpret
@@ -21,7 +23,7 @@ Values = dict[str, torch.Tensor | Scalar]
 
 def derived(c: Cascade, x: Values, directions: Mapping[str, torch.Tensor], fused: bool) -> dict[str, torch.Tensor]:
     """The gradients by the backward cascades, interpreted before or after they are fused themselves."""
-    canonical = canonicalise.run(c)
+    canonical = canonicalise.run(flat(c))
     wanted = [t.name for t in canonical.inputs if t.dtype == "float" and not t.param]
     backward = differentiate.run(canonical, wanted)
     outs = (*canonical.outs, *(n for n in backward.saved if n not in canonical.outs))
@@ -52,7 +54,7 @@ def agree(c: Cascade, fused: bool) -> None:
     for (n, leaf), g in zip(leaves.items(), expected, strict=True):
         g = torch.zeros_like(leaf) if g is None else g
         torch.testing.assert_close(
-            found.get(n, torch.zeros_like(leaf)), g, rtol=1e-9, atol=1e-9, msg=lambda m, n=n: f"d {n}: {m}"
+            found.get(n, torch.zeros_like(leaf)), g, rtol=1e-9, atol=1e-9, msg=functools.partial("d {}: {}".format, n)
         )
 
 
@@ -120,7 +122,7 @@ def test_reads_of_a_row_add_up_inside_the_kernel(name: str) -> None:
 
 
 def test_places_of_two_ranks_are_written_out() -> None:
-    canonical = canonicalise.run(parse(show(corpus.cascade("rotary")).replace("(d + D // 2) % D", "(d + i) % D")))
+    canonical = canonicalise.run(flat(parse(show(corpus.cascade("rotary")).replace("(d + D // 2) % D", "(d + i) % D"))))
     parts = [p for _, parts in differentiate.run(canonical, ["q"]).cascades for p in parts]
     assert {p.index[-1].op for p in parts} == {"index", "%"}, "ones and zeros would be a matrix for every row"
 
@@ -128,5 +130,5 @@ def test_places_of_two_ranks_are_written_out() -> None:
 def test_a_shifted_read_of_a_statement_is_refused_with_a_way_out() -> None:
     text = show(corpus.cascade("full")).replace("exp(s[i, j] - m[i])", "exp(s[i, j] - m[i]) * m[max(i - 1, 0)]")
     with pytest.raises(SpecError, match="shifted read of m") as caught:
-        differentiate.run(canonicalise.run(parse(text)), ["q"])
+        differentiate.run(canonicalise.run(flat(parse(text))), ["q"])
     assert "shift the input itself" in caught.value.hint

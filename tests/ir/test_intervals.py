@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
 
 import numpy as np
@@ -211,7 +212,7 @@ PREDICATES += [
 PREDICATES += ["select(i < j, i, 2 * j) <= abs(3 - max(i, j))", "i != j and (i == j or i < 4)"]
 
 
-def holds(p: Predicate, env: dict[str, object]) -> np.ndarray:
+def holds(p: Predicate, env: Mapping[str, object]) -> np.ndarray:
     """A normal form at points."""
     if isinstance(p, All | Any):
         out = np.full((12, 9), isinstance(p, All))

@@ -157,7 +157,7 @@ def test_ranges_keep_their_contract(name: str, tile: str) -> None:
 def test_ranges_visit_few_dead_blocks(name: str, tile: str) -> None:
     """At most the block on either side of what a tile needs, for each range."""
     c = mask_ranges.run(cascade(CLOSED[name], tile, 32, 16, ("Nq", "Nk")))
-    env = {"B": 2, "Nq": 400, "Nk": 500, "w": 48, "s": 5, "prefix": np.array([0, 130])}
+    env: dict[str, Any] = {"B": 2, "Nq": 400, "Nk": 500, "w": 48, "s": 5, "prefix": np.array([0, 130])}
     visited, useful = check_contract(c, env)
     tiles = 2 * -(-env[str(c.rank(tile).size)] // 32)
     assert useful <= visited <= useful + len(fold_of(c).ranges) * tiles

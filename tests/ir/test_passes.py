@@ -7,6 +7,7 @@ from dataclasses import replace
 import corpus
 import pytest
 import torch
+from narrowed import flat
 
 import einfuse
 from einfuse.dsl import compile_text
@@ -173,8 +174,8 @@ def test_a_choice_by_complete_statistics_is_carried_like_what_it_chooses() -> No
       out o
     }"""
     cascade = einfuse.compile(spec).cascade
-    assert derivation.count_passes(cascade, "j") == 4
-    found = derivation.derive(canonicalise.run(cascade), "j")
+    assert derivation.count_passes(flat(cascade), "j") == 4
+    found = derivation.derive(canonicalise.run(flat(cascade)), "j")
     assert found.passes == 2
     assert {(d.reader, d.how, d.proof) for d in found.decisions if d.statistic == "m"} == {
         ("p_sum", "carry", "proven"),

@@ -105,5 +105,5 @@ def test_every_token_of_a_group_sees_itself(text: str, own: str | None) -> None:
     assert found == (None if own is None else TRUE if own == "true" else mask(own))
     at = np.arange(9)
     if found is not None:
-        points = [np.broadcast_to(evaluate(e, ENV | {"b": 0, "i": at, "j": at}), at.shape) for e in (mask(text), found)]
-        assert np.array_equal(*points)
+        here, there = (np.broadcast_to(evaluate(e, ENV | {"b": 0, "i": at, "j": at}), at.shape) for e in (mask(text), found))
+        assert np.array_equal(here, there)

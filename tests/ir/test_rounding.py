@@ -90,7 +90,7 @@ def test_sides_of_products_of_marked_matrices_are_held_in_16_bits_and_nothing_el
 
 def test_in_a_backward_sums_of_marked_numbers_are_held_in_16_bits_however_they_are_taken() -> None:
     a, first = narrow(torch.linspace(0.1, 0.93, 77, dtype=torch.float64)), torch.zeros(77, dtype=torch.int64)
-    ways = (
+    ways: tuple[Callable[[], torch.Tensor], ...] = (
         lambda: a.sum()[None],
         lambda: torch.zeros(1, dtype=torch.float64).index_put((first,), a, accumulate=True),
     )

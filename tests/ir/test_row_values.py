@@ -33,7 +33,7 @@ def outputs(c: Cascade, found: Backward) -> dict[str, torch.Tensor]:
     everything = interpret(replace(c, outs=tuple(statements)), known, sizes)
     known |= everything
     known |= {adjoint(n): torch.randn(everything[n].shape, dtype=torch.float64) for n in c.outs}
-    out = {}
+    out: dict[str, torch.Tensor] = {}
     for step, parts in found.cascades:
         made = interpret(step, {t.name: known[t.name] for t in step.inputs}, sizes)
         known |= made

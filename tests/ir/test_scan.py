@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from narrowed import scan
 
 from einfuse import dsl
 from einfuse.ir import Cascade, Fold, SpecError, State, interpret
 from einfuse.ir import expr as ex
+from einfuse.ir.nodes import Scan
 from einfuse.ir.passes import chunk, chunk_backward
 from einfuse.ir.recurrence import NotLinearError, log_decay, update
 from einfuse.ir.text import parse, show, show_expr
@@ -22,10 +24,10 @@ SPECS = sorted((Path(__file__).parents[2] / "library" / "specs" / "linear").glob
 SHAPE = Shape(1, 2, 11, 11, (3, 2), 2)
 
 
-def built(path: Path) -> Cascade:
+def built(path: Path) -> Scan:
     module = dsl.parse(dsl.read_spec(path), path.name)
     given = {i.name for i in dsl.signature(module).inputs if i.optional}
-    return dsl.elaborate(module, given=given)
+    return scan(dsl.elaborate(module, given=given))
 
 
 def drawn(cascade: Cascade) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
@@ -133,8 +135,8 @@ def test_a_decay_of_unknown_sign_runs_point_by_point() -> None:
     text = (
         "attention f over b { rank i: query; rank d: feature in k[b, i, d] in g[b, i] scan i { state S[d] = g * S + k } out S }"
     )
-    assert "sign of the decay is not known" in (chunk.obstacle(dsl.compile_text(text)) or "")
-    assert chunk.obstacle(dsl.compile_text(text.replace("g * S", "sigmoid(g) * S"))) is None
+    assert "sign of the decay is not known" in (chunk.obstacle(scan(dsl.compile_text(text))) or "")
+    assert chunk.obstacle(scan(dsl.compile_text(text.replace("g * S", "sigmoid(g) * S")))) is None
 
 
 def test_logarithms_of_decays() -> None:
@@ -153,4 +155,4 @@ def test_logarithms_of_decays() -> None:
 def test_a_gradient_through_a_maximum_is_refused() -> None:
     text = "attention f over b { rank i: query; rank d: feature in k[b, i, d] scan i { m = max[d](k) state S[d] = S + k * m } out S }"
     with pytest.raises(SpecError, match="the gradient through `max` inside a scan"):
-        chunk_backward.run(chunk.run(dsl.compile_text(text), 4), ("k",))
+        chunk_backward.run(chunk.run(scan(dsl.compile_text(text)), 4), ("k",))

@@ -152,7 +152,7 @@ def test_csr_lists_the_live_tiles_in_order() -> None:
     count, block = TileMap(kind, ("b",)).csr(("b",))
     assert count.tolist() == [[2, 1], [0, 0], [0, 4], [3, 0]]
     assert block.shape == (4, 2, 4)
-    assert (count.dtype, block.dtype) == (np.int32, np.int32)
+    assert count.dtype == block.dtype == np.int32
     assert block[0].tolist() == [[0, 3, 0, 0], [2, 0, 0, 0]]
     assert block[2, 1].tolist() == [0, 1, 2, 3]
     assert block[3, 0].tolist() == [0, 1, 2, 0]

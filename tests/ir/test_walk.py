@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ PATTERNS: list[tuple[str, int, Mapping[str, int | str]]] = [
 
 @pytest.mark.parametrize(("name", "n", "given"), PATTERNS)
 @pytest.mark.parametrize("turned", [False, True])
-def test_groups_visit_every_live_pair_once(name: str, n: int, given: Mapping[str, int], turned: bool) -> None:
+def test_groups_visit_every_live_pair_once(name: str, n: int, given: Mapping[str, Any], turned: bool) -> None:
     cascade = einfuse.compile(name, **given).cascade
     pair, digits = found(cascade, n)
     said = ex.conjunction(*(pair.conditions[k] for k in digits.said))
@@ -126,7 +127,8 @@ SPEC = """attention relative over b, h {
 @pytest.mark.parametrize("source", ["swin", SPEC])
 def test_the_walked_cascade_means_the_same(source: str, n: int) -> None:
     """Forward and backward cascades, with positions read outside the mask and conditions that lists do not stand for."""
-    attention = einfuse.compile(source, **({"columns": 12, "window": 4, "shift": 1} if source == "swin" else {}))
+    params: dict[str, Any] = {"columns": 12, "window": 4, "shift": 1} if source == "swin" else {}
+    attention = einfuse.compile(source, **params)
     sizes = {**SIZES, "Nq": n, "Nk": n}
     generator = torch.Generator().manual_seed(0)
     tensors = {t.name: torch.randn(*_shape(t, sizes), generator=generator, dtype=torch.float64) for t in _tensors(attention)}
