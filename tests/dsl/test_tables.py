@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,9 @@ def test_tables_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [lambda x: x[:-9], lambda x: b"", lambda x: x[:50] + b"!" + x[51:]])
-def test_damaged_tables_are_made_again(damage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_tables_are_made_again(
+    damage: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made, kept = counted(monkeypatch), tmp_path / "a.tables"
     whole = syntax._tables(TEXT, kept).parse(SPEC)
     kept.write_bytes(damage(kept.read_bytes()))
