@@ -1,17 +1,16 @@
 """What every back end passes before anything else: plans in, tensors out. A new one is in `BACKENDS`, and so in every test here."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from plans import Runner
 
 from einfuse.codegen import cpu
 from einfuse.codegen.plan import KernelPlan, verify
 from einfuse.runtime.backends import BACKENDS
-
-Runner = Callable[[KernelPlan, Mapping[str, torch.Tensor], Mapping[str, float], Mapping[str, int]], None]
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +27,9 @@ def run(request: pytest.FixtureRequest, folder: Path) -> Runner:
         pytest.importorskip("jax")
     backend = BACKENDS[request.param]
 
-    def runner(plan, tensors, params, sizes):
+    def runner(
+        plan: KernelPlan, tensors: Mapping[str, torch.Tensor], params: Mapping[str, float], sizes: Mapping[str, int]
+    ) -> None:
         verify(plan)
         source = backend.emit(plan)
         # the back end itself would run a kernel that cannot be built as torch code

@@ -1,13 +1,15 @@
 """Every operation and scalar function of a plan on every back end, against torch."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from plans import Code
+from plans import Code, Runner
 
-from einfuse.codegen.plan import Arg, Block, Fold, KernelPlan, Map, Phase, State, Value
-from einfuse.ir import FUNCTIONS, REDUCERS
+from einfuse.codegen.plan import Arg, Block, Fold, KernelPlan, Map, Phase, Region, State, Storage, Value
+from einfuse.codegen.precision import Compute
+from einfuse.ir import FUNCTIONS, REDUCERS, DType
 from einfuse.ir.meaning import TORCH
 
 pytestmark = pytest.mark.slow
@@ -15,7 +17,15 @@ pytestmark = pytest.mark.slow
 ORDER = ("i", "j", "d")
 
 
-def plan(steps, tensors, sizes=("N", "M"), params=(), width: int = 20, tile: int = 8, compute: str = "f32") -> KernelPlan:
+def plan(
+    steps: tuple[Region | Fold, ...],
+    tensors: tuple[Arg, ...],
+    sizes: tuple[str, ...] = ("N", "M"),
+    params: tuple[tuple[str, DType], ...] = (),
+    width: int = 20,
+    tile: int = 8,
+    compute: Compute = "f32",
+) -> KernelPlan:
     return KernelPlan("case", "", (Block("b", "B", 1),), Block("i", "N", tile), (Block("d", width, width),), tensors, params,
                       ("B", *sizes), steps, compute)  # fmt: skip
 
@@ -30,7 +40,7 @@ def values(kind: str, fn: str, seed: int) -> torch.Tensor:
     return x.abs() + 0.1 if fn in ("log", "log2", "log1p", "sqrt", "rsqrt", "^") else x
 
 
-TRUTH = {
+TRUTH: dict[str, Callable[..., torch.Tensor]] = {
     "+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.true_divide, "^": torch.pow,
     "hash": TORCH["hash"], "neg": torch.neg, "abs": torch.abs,
     "max": torch.maximum, "min": torch.minimum, "sign": torch.sign, "stop": lambda x: x, "exp": torch.exp, "exp2": torch.exp2, "log": torch.log,
@@ -41,31 +51,39 @@ TRUTH = {
     "select": torch.where, "copy": lambda x: x, "//": lambda x, y: torch.div(x, y, rounding_mode="floor"), "%": torch.remainder,
 }  # fmt: skip
 
+STORED: dict[DType, tuple[Storage, torch.dtype]] = {
+    "float": ("f32", torch.float32),
+    "int": ("i32", torch.int32),
+    "bool": ("bool", torch.bool),
+}
 
-def operands(fn: str) -> list[str]:
+
+def operands(fn: str) -> list[DType]:
     if fn == "select":
         return ["bool", "float", "float"]
     if fn == "copy":
         return ["float"]
-    kind = {"numeric": "float", "int": "int", "bool": "bool", "any": "float"}[FUNCTIONS[fn].takes]
-    return [kind] * FUNCTIONS[fn].arity
+    kinds: dict[str, DType] = {"numeric": "float", "int": "int", "bool": "bool", "any": "float"}
+    return [kinds[FUNCTIONS[fn].takes]] * FUNCTIONS[fn].arity
 
 
-def test_functions(run) -> None:
+def test_functions(run: Runner) -> None:
     """All functions in one kernel: every one is right where its neighbours are."""
     c = Code(ORDER)
     b, i, d = c.coordinate("b"), c.coordinate("i"), c.coordinate("d")
-    tensors, data, expected = [], {}, {}
+    tensors: list[Arg] = []
+    data: dict[str, torch.Tensor] = {}
+    expected: dict[str, tuple[str, torch.Tensor]] = {}
     names = [*FUNCTIONS, "copy"]
     for n, fn in enumerate(names):
         loaded = []
         for k, kind in enumerate(operands(fn)):
             name = f"x{n}_{k}"
             data[name] = values(kind, fn, 7 * n + k)
-            tensors.append(Arg(name, 3, {"float": "f32", "int": "i32", "bool": "bool"}[kind]))
+            tensors.append(Arg(name, 3, STORED[kind][0]))
             loaded.append(c.load(f"v{n}_{k}", name, b, i, d, dtype=kind))
         y = c.map(f"y{n}", fn, *loaded)
-        storage, dtype = {"float": ("f32", torch.float32), "int": ("i32", torch.int32), "bool": ("bool", torch.bool)}[y.dtype]
+        storage, dtype = STORED[y.dtype]
         tensors.append(Arg(f"out{n}", 3, storage, True))
         c.store(f"out{n}", b, i, d, value=y)
         data[f"out{n}"] = torch.zeros(2, 11, 20, dtype=dtype)
@@ -76,7 +94,7 @@ def test_functions(run) -> None:
         assert (data[name].double() - truth.double()).abs().max() <= 3e-6 * truth.double().abs().max().clamp(min=1), fn
 
 
-def test_scalars_and_types_mix(run) -> None:
+def test_scalars_and_types_mix(run: Runner) -> None:
     """Numbers beside vectors, ints beside floats, truth values as numbers; coordinates of every kind of rank."""
     c = Code(ORDER)
     b, i, d = c.coordinate("b"), c.coordinate("i"), c.coordinate("d")
@@ -99,7 +117,7 @@ def test_scalars_and_types_mix(run) -> None:
 
 
 @pytest.mark.parametrize("storage", ["bf16", "f16"])
-def test_conversions(storage: str, run, request: pytest.FixtureRequest) -> None:
+def test_conversions(storage: Storage, run: Runner, request: pytest.FixtureRequest) -> None:
     """Every 16-bit number widens exactly; narrowing rounds to nearest, ties to even, as torch does.
 
     Triton's interpreter widens subnormal numbers of bf16 wrongly: there they are left out.
@@ -115,21 +133,21 @@ def test_conversions(storage: str, run, request: pytest.FixtureRequest) -> None:
         c = Code(ORDER)
         b, i, d = c.coordinate("b"), c.coordinate("i"), c.coordinate("d")
         c.store("out", b, i, d, value=c.load("v", "x", b, i, d))
-        kinds = (storage, "f32") if given is every else ("f32", storage)
+        kinds: tuple[Storage, Storage] = (storage, "f32") if given is every else ("f32", storage)
         out = torch.zeros(given.shape, dtype=back)
         run(plan((c.region,), (Arg("x", 3, kinds[0]), Arg("out", 3, kinds[1], True)), width=16, tile=64), {"x": given, "out": out}, {},
             {"B": 1, "N": given.shape[1], "M": 0})  # fmt: skip
         torch.testing.assert_close(out, given.to(back), rtol=0, atol=0, equal_nan=True)
 
 
-def fold(c: Code, step: int, states, body, updates, full: bool = False) -> Fold:
+def fold(c: Code, step: int, states: tuple[State, ...], body: Region, updates: tuple[Value, ...], full: bool = False) -> Fold:
     """One masked phase over all of j."""
     lo, hi = c.const("lo", 0), c.size("M", "end")
     return Fold("j", step, states, c.region, (Phase(lo, hi, body, updates, "full" if full else "masked"),), size="M")
 
 
 @pytest.mark.parametrize("red", ["sum", "max", "min", "prod"])
-def test_reductions(red: str, run) -> None:
+def test_reductions(red: str, run: Runner) -> None:
     """Of (tile, fold) along the fold, of (fold, feature) along the fold, and of (tile, feature) along the feature."""
     c = Code(ORDER)
     b, i, d = c.coordinate("b"), c.coordinate("i"), c.coordinate("d")
@@ -167,13 +185,15 @@ def test_reductions(red: str, run) -> None:
         "z": torch.full((2, 11, 20), torch.nan),
     }
     run(plan((first, loop, c.region), tensors), {**data, **outs}, {}, {"B": 2, "N": 11, "M": 37})
-    call = {"sum": torch.sum, "max": torch.amax, "min": torch.amin, "prod": torch.prod}[red]
+    calls: dict[str, Callable[[torch.Tensor, int], torch.Tensor]]
+    calls = {"sum": torch.sum, "max": torch.amax, "min": torch.amin, "prod": torch.prod}
+    call = calls[red]
     torch.testing.assert_close(outs["rows"], call(data["x"], -1))
     torch.testing.assert_close(outs["a"], call(data["p"], -1))
     torch.testing.assert_close(outs["z"], call(data["y"], 1)[:, None].expand(2, 11, 20))
 
 
-def test_additive_scores(run) -> None:
+def test_additive_scores(run: Runner) -> None:
     """``o[i] = sum[j] sum[d] tanh(q[i, d] + k[j, d]) * w[d]``: three ranks in a map, and no block of three ranks."""
     c = Code(ORDER)
     b, i, d = c.coordinate("b"), c.coordinate("i"), c.coordinate("d")
@@ -197,7 +217,7 @@ def test_additive_scores(run) -> None:
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_tables(run) -> None:
+def test_tables(run: Runner) -> None:
     """A look-up at ``j - i + N - 1``, an index from an int table, a clamped one, and points that must not be read."""
     c = Code(ORDER)
     b, i = c.coordinate("b"), c.coordinate("i")
@@ -229,7 +249,7 @@ def test_tables(run) -> None:
     torch.testing.assert_close(out, expected.sum(-1), rtol=1e-5, atol=1e-4)
 
 
-def test_feature_products_and_states_that_move_together(run) -> None:
+def test_feature_products_and_states_that_move_together(run: Runner) -> None:
     """Fibonacci by two states that swap, and a state over two feature ranks: ``S[d, e] = sum[j] k[j, d] v[j, e]; o = q S``."""
     order = ("i", "j", "d", "e")
     c = Code(order)
@@ -259,7 +279,7 @@ def test_feature_products_and_states_that_move_together(run) -> None:
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-3)
 
 
-def test_stores_inside_a_loop(run) -> None:
+def test_stores_inside_a_loop(run: Runner) -> None:
     """Blocks of the scores themselves, with a column offset: points that do not exist are not written."""
     c = Code(ORDER)
     b, i = c.coordinate("b"), c.coordinate("i")
@@ -279,15 +299,15 @@ def test_stores_inside_a_loop(run) -> None:
     assert torch.equal(alive[0], gap >= 0)
 
 
-def test_without_a_tile(run) -> None:
+def test_without_a_tile(run: Runner) -> None:
     """One program a point: a sum over all keys."""
     c = Code(("j",))
     b = c.coordinate("b")
     region, state = c.region, State(Value("total", (), "float"), 0.0)
     c = Code(("j",))
     j = c.coordinate("j")
-    x = c.load("x_j", "x", b, j)
-    update = c.map("total_new", "+", state.value, c.reduce("block", "sum", x, "j"))
+    x_j = c.load("x_j", "x", b, j)
+    update = c.map("total_new", "+", state.value, c.reduce("block", "sum", x_j, "j"))
     loop = fold(Code(("j",)), 16, (state,), c.region, (update,), full=True)
     c = Code(("j",))
     c.store("out", b, value=c.map("root", "sqrt", state.value))
@@ -299,7 +319,7 @@ def test_without_a_tile(run) -> None:
     torch.testing.assert_close(out, x.sum(-1).sqrt())
 
 
-def test_copies_are_maps(run) -> None:
+def test_copies_are_maps(run: Runner) -> None:
     """An update that is narrower than its state fills it."""
     c = Code(ORDER)
     b, i = c.coordinate("b"), c.coordinate("i")

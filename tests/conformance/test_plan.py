@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 import torch
@@ -59,7 +60,10 @@ def test_a_plan_means_what_its_cascade_means(name: str, sizes: dict[str, int]) -
         torch.testing.assert_close(outputs[n], expected, rtol=1e-12, atol=1e-12)
 
 
-def operation(plan: kp.KernelPlan, kind: type[kp.Op], change: Callable[[kp.Op], kp.Op]) -> kp.KernelPlan:
+AnyOp = TypeVar("AnyOp", bound=kp.Op)
+
+
+def operation(plan: kp.KernelPlan, kind: type[AnyOp], change: Callable[[AnyOp], kp.Op]) -> kp.KernelPlan:
     """The plan with its first operation of a kind, anywhere, changed."""
     done = False
 
@@ -82,11 +86,11 @@ FAULTS: dict[str, tuple[Callable[[kp.KernelPlan], kp.KernelPlan], str]] = {
     "read before": (lambda p: replace(p, steps=p.steps[1:]), "defined before it is read"),
     "defined twice": (lambda p: replace(p, steps=(p.steps[0], *p.steps)), "is defined once"),
     "another type": (
-        lambda p: operation(p, kp.Load, lambda op: replace(op, out=replace(op.out, dtype="int"))),  # type: ignore[union-attr]
+        lambda p: operation(p, kp.Load, lambda op: replace(op, out=replace(op.out, dtype="int"))),
         "read as defined",
     ),
     "no such rank": (
-        lambda p: operation(p, kp.Load, lambda op: replace(op, out=replace(op.out, dims=("i", "z")))),  # type: ignore[union-attr]
+        lambda p: operation(p, kp.Load, lambda op: replace(op, out=replace(op.out, dims=("i", "z")))),
         "a load spans the ranks of its indices",
     ),
     "a tensor that is not there": (lambda p: replace(p, tensors=p.tensors[1:]), "q is a tensor of the plan"),
