@@ -101,7 +101,10 @@ def test_a_program_walks_a_run_of_points(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_nothing_is_carried_or_moved_to_a_new_maximum() -> None:
     plan = window().plan("torch")
     loop = einfuse.compile("full").plan("torch")
-    count = lambda p, fn: sum(isinstance(op, Map) and op.fn == fn for op in operations(p))  # noqa: E731
+
+    def count(p: KernelPlan, fn: str) -> int:
+        return sum(isinstance(op, Map) and op.fn == fn for op in operations(p))
+
     assert (count(plan, "exp"), count(plan, "max"), count(plan, "select")) == (1, 2, 0)  # the floors
     assert count(loop, "exp") > 1
     assert all(op.acc is None for op in operations(plan) if isinstance(op, Dot))

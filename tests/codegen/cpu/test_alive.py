@@ -1,19 +1,23 @@
 """What a masked body leaves out where its mask is false, and that nothing that is needed is left out."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from narrowed import only
 from plans import Code
 
 import einfuse
 from einfuse.codegen import cpu
 from einfuse.codegen.cpu.alive import everywhere, limited, mask, noted
-from einfuse.codegen.cpu.schedule import Nest, Product, arrange, settle
-from einfuse.codegen.plan import Const, Dot, Store, Value
+from einfuse.codegen.cpu.schedule import Nest, Node, Product, arrange, settle
+from einfuse.codegen.plan import Const, Dot, Op, Store, Value
+from einfuse.ir import Scalar
 
 ORDER = ("i", "j", "d", "e")
 
 
-def body(other: float, read_elsewhere: bool = False) -> tuple[list, tuple[Value, ...]]:
+def body(other: float, read_elsewhere: bool = False) -> tuple[list[Op], tuple[Value, ...]]:
     """s = q k ; p = select(j <= i, exp(s), other) ; o += p v, and a second state that reads every s."""
     c = Code(ORDER)
     i, j, d, e = map(c.coordinate, ORDER)
@@ -26,19 +30,19 @@ def body(other: float, read_elsewhere: bool = False) -> tuple[list, tuple[Value,
     return c.ops, updates
 
 
-def constants(ops: list):
+def constants(ops: list[Op]) -> Callable[[Value], Scalar | None]:
     known = {op.out.name: op.value for op in ops if isinstance(op, Const)}
     return lambda v: known.get(v.name)
 
 
-def nodes_of(ops: list, updates: tuple[Value, ...]) -> list:
+def nodes_of(ops: list[Op], updates: tuple[Value, ...]) -> list[Node]:
     found = mask(ops, ("i", "j"), updates, constants(ops))
     assert found is not None
     settled, _ = settle(noted(arrange(ops, ORDER), found.live), {}, {u.name for u in updates})
     return limited(settled, found)
 
 
-def limits(nodes: list) -> dict[str, str]:
+def limits(nodes: list[Node]) -> dict[str, str]:
     return {n.op.out.name: n.limit for n in nodes if isinstance(n, Product)}
 
 
@@ -61,7 +65,7 @@ def test_terms_that_are_not_zero_are_not_left_out() -> None:
 
 def test_a_left_operand_that_lies_by_terms_is_cleared() -> None:
     ops, updates = body(0.0)
-    p = next(op.out for op in ops if not isinstance(op, Const) and op.out.name == "p")
+    p = next(op.out for op in ops if not isinstance(op, (Const, Store)) and op.out.name == "p")
     turned = Dot(Value("r_new", ("j", "e"), "float"), p, Value("w", ("i", "e"), "float"), "i")
     nodes = nodes_of([*ops, turned], (*updates, turned.out))
     assert limits(nodes) == {"s": "columns", "o_new": "terms", "r_new": "turned terms"}
@@ -112,12 +116,12 @@ def test_masks_with_holes(dtype: torch.dtype, bound: float, counts: tuple[int, .
     x = [torch.randn(1, 3, n, 40).to(dtype).requires_grad_() for n in (133, 150, 150)]
     upstream = torch.randn(1, 3, 133, 40).to(dtype)
     exact = [v.detach().double().requires_grad_() for v in x]
-    o = attn.reference(*exact)
+    o = only(attn.reference(*exact))
     truth = (o, *torch.autograd.grad(o, exact, upstream.double()))
     try:
         for n in counts:  # three heads fill one thread: one backward kernel; two threads take two
             torch.set_num_threads(n)
-            o = attn(*x)
+            o = only(attn(*x))
             for found, true in zip((o, *torch.autograd.grad(o, x, upstream)), truth, strict=True):
                 torch.testing.assert_close(found.double(), true, rtol=0, atol=bound * max(1.0, true.abs().max().item()))
     finally:
@@ -163,8 +167,8 @@ def test_blocks_of_which_only_numbers_tell_that_all_is_alive(dtype: torch.dtype,
     w[50:97, 3] = w[100:, 40:60] = w[70] = -1
     upstream = torch.randn(1, 2, 133, 24).to(dtype)
     exact = [v.detach().double().requires_grad_() for v in x]
-    truth = attn.reference(*exact, w)
-    found = attn(*x, w.to(dtype))
+    truth = only(attn.reference(*exact, w))
+    found = only(attn(*x, w.to(dtype)))
     for got, want in zip(
         (found, *torch.autograd.grad(found, x, upstream)),
         (truth, *torch.autograd.grad(truth, exact, upstream.double())),

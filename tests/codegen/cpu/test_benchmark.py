@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.slow
 
@@ -12,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 
 
 @pytest.mark.slow
-def test_figures_and_files(tmp_path, capsys, monkeypatch) -> None:
+def test_figures_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import cpu as benchmark
     import cpu_peak
 
@@ -38,17 +39,17 @@ def test_figures_and_files(tmp_path, capsys, monkeypatch) -> None:
     assert [r["variant"] for r in again] == ["causal", "full"]
 
 
-def test_a_wrong_result_fails(tmp_path, monkeypatch) -> None:
+def test_a_wrong_result_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import cpu as benchmark
 
     monkeypatch.setattr(benchmark, "peaks", lambda threads, clock: {"f32": 1.0, "bf16": 1.0, "copy": 1.0})
-    monkeypatch.setattr(benchmark, "WRONG", {benchmark.torch.float32: -1.0})
+    monkeypatch.setattr(benchmark, "WRONG", {torch.float32: -1.0})
     code = benchmark.main(["--out", str(tmp_path), "--threads", "1", "--variants", "full", "--dtypes", "float32", "--lengths", "32",
                            "--heads", "1", "--runs", "1", "--peers", "sdpa"])  # fmt: skip
     assert code == 1
 
 
-def test_processor_time_needs_one_thread(tmp_path) -> None:
+def test_processor_time_needs_one_thread(tmp_path: Path) -> None:
     import cpu as benchmark
 
     with pytest.raises(SystemExit):

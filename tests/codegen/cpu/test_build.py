@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from noting import noting
 from plans import Code
 
 import einfuse.runtime.backends  # noqa: F401  # found by name below
@@ -33,7 +34,7 @@ def doubled() -> KernelPlan:
                       (), ("N",), (c.region,))  # fmt: skip
 
 
-def test_a_build_is_kept_and_found_again(tmp_path, monkeypatch) -> None:
+def test_a_build_is_kept_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = doubled()
     kernel = cpu.build(plan, cpu.emit(plan), tmp_path, ["-O0"])
     x, out = torch.arange(50.0), torch.zeros(50)
@@ -44,7 +45,7 @@ def test_a_build_is_kept_and_found_again(tmp_path, monkeypatch) -> None:
     assert cpu.build(plan, cpu.emit(plan), tmp_path, ["-O0"]).library == kernel.library
 
 
-def test_the_processor_and_the_compiler_are_part_of_the_name(tmp_path, monkeypatch) -> None:
+def test_the_processor_and_the_compiler_are_part_of_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, names = doubled(), set()
     monkeypatch.setattr(building, "_compiled", lambda *_: b"")
     monkeypatch.setattr(building, "_function", lambda _, path: names.add(path))
@@ -56,9 +57,14 @@ def test_the_processor_and_the_compiler_are_part_of_the_name(tmp_path, monkeypat
     assert len(names) == 3
 
 
-def test_cxxflags_come_last_and_are_part_of_the_name(tmp_path, monkeypatch) -> None:
-    seen = []
-    monkeypatch.setattr(building, "_compiled", lambda compiler, options, source, name: seen.append((options, name)) or b"")
+def test_cxxflags_come_last_and_are_part_of_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[list[str], str]] = []
+
+    def compiled(compiler: str, options: list[str], source: str, name: str) -> bytes:
+        seen.append((options, name))
+        return b""
+
+    monkeypatch.setattr(building, "_compiled", compiled)
     monkeypatch.setattr(building, "_function", lambda *_: None)
     plan = doubled()
     for text in ("", "-O1", "-O1 -DNAME='a b'"):
@@ -74,14 +80,16 @@ def test_cxxflags_come_last_and_are_part_of_the_name(tmp_path, monkeypatch) -> N
         cpu.build(plan, cpu.emit(plan), tmp_path)
 
 
-def test_no_compiler(tmp_path, monkeypatch) -> None:
+def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(EinfuseError, match=r"no C\+\+ compiler"):
         cpu.build(doubled(), cpu.emit(doubled()), tmp_path)
 
 
-def test_another_compiler_than_the_one_that_was_asked_for(monkeypatch, capsys) -> None:
+def test_another_compiler_than_the_one_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(files, "_said", set())
     monkeypatch.setenv("CXX", "g++ -m64")
     assert all(Path(cpu.find_compiler()).is_file() for _ in range(2))
@@ -89,7 +97,7 @@ def test_another_compiler_than_the_one_that_was_asked_for(monkeypatch, capsys) -
     assert "$CXX is 'g++ -m64', and there is no such program; kernels are built with /" in line
 
 
-def test_a_compiler_that_fails(tmp_path) -> None:
+def test_a_compiler_that_fails(tmp_path: Path) -> None:
     with pytest.raises(cpu.BuildError, match=r"expected|error"):
         cpu.build(doubled(), "this is no C++", tmp_path, ["-O0"])
     assert list(tmp_path.iterdir()) == []
@@ -101,13 +109,13 @@ def doubles(kernel: cpu.CpuKernel) -> None:
     assert torch.equal(out, 2 * x)
 
 
-def test_a_folder_that_cannot_be_made(tmp_path) -> None:
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     doubles(cpu.build(doubled(), cpu.emit(doubled()), tmp_path / "cache", ["-O0"]))
 
 
 @pytest.mark.parametrize("damage", ["half", "one bit", "empty", "other", "not for this system"])
-def test_a_damaged_entry_is_made_again(tmp_path, damage: str) -> None:
+def test_a_damaged_entry_is_made_again(tmp_path: Path, damage: str) -> None:
     """Loaded as it is, half a library would end the process: its pages behind the end are not there."""
     plan = doubled()
     path = cpu.build(plan, cpu.emit(plan), tmp_path, ["-O0"]).library
@@ -124,7 +132,7 @@ def test_a_damaged_entry_is_made_again(tmp_path, damage: str) -> None:
     assert files.opened(path, path.read_bytes()) is not None
 
 
-def test_the_bytes_that_were_checked_are_the_bytes_that_run(tmp_path) -> None:
+def test_the_bytes_that_were_checked_are_the_bytes_that_run(tmp_path: Path) -> None:
     """What happens to the file afterwards changes nothing: kernels are loaded from memory."""
     plan = doubled()
     kernels = []
@@ -139,7 +147,7 @@ def test_the_bytes_that_were_checked_are_the_bytes_that_run(tmp_path) -> None:
     assert len(set(address)) == 3  # none was taken for another, though their descriptors had the same number
 
 
-def test_without_files_in_memory(tmp_path, monkeypatch) -> None:
+def test_without_files_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(name: str) -> int:
         raise PermissionError(errno.EACCES, "forbidden here")
 
@@ -151,7 +159,7 @@ def test_without_files_in_memory(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiler_that_hangs_is_asked_once(tmp_path, monkeypatch) -> None:
+def test_a_compiler_that_hangs_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends with all that it started, and so does the wait for it."""
     compiler, ends = tmp_path / "cxx", tmp_path / "left"
     compiler.write_text(f"#!/bin/sh\nsh -c 'sleep 2; touch {ends}' &\nsleep 60\n")
@@ -172,7 +180,7 @@ WRITES_NONSENSE = 'while [ "$1" != -o ]; do shift; done; echo nonsense > "$2"'
 
 
 @pytest.mark.parametrize("script", ["exit 0", "kill -9 $$", "echo oops >&2; exit 4", WRITES_NONSENSE])
-def test_a_compiler_that_is_none(tmp_path, monkeypatch, script: str) -> None:
+def test_a_compiler_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     compiler = tmp_path / "cxx"
     compiler.write_text(f"#!/bin/sh\n{script}\n")
     compiler.chmod(0o755)
@@ -182,18 +190,19 @@ def test_a_compiler_that_is_none(tmp_path, monkeypatch, script: str) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_kernel_with_a_long_name(tmp_path) -> None:
+def test_a_kernel_with_a_long_name(tmp_path: Path) -> None:
     plan = replace(doubled(), name="doubled" * 60)
     kernel = cpu.build(plan, cpu.emit(plan), tmp_path, ["-O0"])
     doubles(kernel)
     assert kernel.library.exists()
 
 
-def test_builders_at_once(tmp_path, monkeypatch) -> None:
+def test_builders_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first of them builds, the others wait and load what it built."""
-    plan, compiled = doubled(), []
+    plan = doubled()
+    compiled: list[tuple[object, ...]] = []
     run = building._run
-    monkeypatch.setattr(building, "_run", lambda *args: compiled.append(args) or run(*args))
+    monkeypatch.setattr(building, "_run", noting(compiled, lambda *args: args, run))
     with ThreadPoolExecutor(3) as pool:
         built = [pool.submit(cpu.build, plan, cpu.emit(plan), tmp_path, ["-O0"]) for _ in range(3)]
     assert len({b.result().library for b in built}) == 1
@@ -203,7 +212,7 @@ def test_builders_at_once(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("fault", ["compiler", "disk", "options"])
-def test_what_cannot_be_built_runs_as_torch(fault: str, tmp_path, monkeypatch) -> None:
+def test_what_cannot_be_built_runs_as_torch(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One warning that says why, and the right result."""
     backends = sys.modules["einfuse.runtime.backends"]
     monkeypatch.setattr(backends, "_warned", [])
@@ -226,7 +235,7 @@ def test_what_cannot_be_built_runs_as_torch(fault: str, tmp_path, monkeypatch) -
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-def test_threads_after_a_fork(tmp_path) -> None:
+def test_threads_after_a_fork(tmp_path: Path) -> None:
     """A child may use threads although its parent has: it ends, with the right result."""
     plan, threads = doubled(), torch.get_num_threads()
     kernel = cpu.build(plan, cpu.emit(plan), tmp_path, ["-O0"])
@@ -244,7 +253,7 @@ def test_threads_after_a_fork(tmp_path) -> None:
         torch.set_num_threads(threads)
 
 
-def test_python_threads(tmp_path) -> None:
+def test_python_threads(tmp_path: Path) -> None:
     plan = doubled()
     kernel = cpu.build(plan, cpu.emit(plan), tmp_path, ["-O0"])
 
@@ -269,7 +278,7 @@ def test_text() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_one_pool_of_threads_with_torch(tmp_path) -> None:
+def test_one_pool_of_threads_with_torch(tmp_path: Path) -> None:
     """A process that ran torch's products and a kernel on two threads holds one OpenMP runtime and one thread beside its own."""
     script = """
 import os, re, sys, torch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from noting import noting
 
 import einfuse
 from einfuse.codegen.cpu import CpuKernel
@@ -71,7 +72,7 @@ def test_the_text_says_what_is_kept() -> None:
 
 
 @pytest.mark.slow
-def test_rows_of_many_keys_are_computed_again(monkeypatch) -> None:
+def test_rows_of_many_keys_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """More keys than a thread has room for: another kernel, the same result."""
     plan = einfuse.compile("topk").plan("cpu")
     assert plan.tile is not None
@@ -83,8 +84,8 @@ def test_rows_of_many_keys_are_computed_again(monkeypatch) -> None:
     q, k, v = torch.randn(3, 1, 1, 100, 64).unbind()
     kept = einfuse.compile("topk")(q, k, v)
     monkeypatch.setattr(keeping, "MOST", 48 * 100 * 4 - 1)
-    bound = []
+    bound: list[str] = []
     frugal = CpuKernel.frugal
-    monkeypatch.setattr(CpuKernel, "frugal", lambda self: bound.append(self.plan.name) or frugal(self))
+    monkeypatch.setattr(CpuKernel, "frugal", noting(bound, lambda self: self.plan.name, frugal))
     torch.testing.assert_close(einfuse.compile("topk")(q, k, v), kept)
     assert bound == ["topk"]

@@ -82,7 +82,7 @@ def test_gradients(name: str, dtype: torch.dtype, bound: float) -> None:
     x += [torch.rand(3).requires_grad_() for t in attn.cascade.inputs if t.name in ("slope", "tau")]
     upstream = torch.randn(1, 3, 133, 24).to(dtype)
     exact = [v.detach().double().requires_grad_() for v in x]
-    truth = torch.autograd.grad(attn.reference(*exact, **extra), exact, upstream.double())
+    truth = torch.autograd.grad(attn.reference(*exact, **extra, dtype=torch.float64), exact, upstream.double())
     threads, found = torch.get_num_threads(), []
     try:
         for n in (1, 3, 2):  # with 2 threads the three heads do not fill them: two kernels

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from noting import noting
 
 import einfuse
 from einfuse.codegen import cpu
@@ -58,7 +59,7 @@ def test_rows_that_are_scored_in_turn_choose_alike(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(scoring, "MOST", {"cpu": 1})
     called: list[int] = []
     run = scoring.Windows.__call__
-    monkeypatch.setattr(scoring.Windows, "__call__", lambda w, known, n, step: called.append(step) or run(w, known, n, step))
+    monkeypatch.setattr(scoring.Windows, "__call__", noting(called, lambda self, known, rows, step: step, run))
     assert torch.equal(torch.as_tensor(selection(x)["sel"]), torch.as_tensor(whole))  # type: ignore[arg-type]
     assert called == [4]
 

@@ -1,5 +1,6 @@
 """Tiles follow the caches; the caches are those the machine names, whole per core."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,5 +33,5 @@ def test_what_the_machine_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(tiling, "_CACHES", tmp_path)
     assert tiling.caches.__wrapped__() == Caches(48 << 10, 1 << 20)
     monkeypatch.setattr(tiling, "_CACHES", tmp_path / "none")
-    monkeypatch.setattr(tiling.os, "sysconf", lambda name: -1)
+    monkeypatch.setattr(os, "sysconf", lambda name: -1)
     assert tiling.caches.__wrapped__() == Caches()

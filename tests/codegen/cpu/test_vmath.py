@@ -4,6 +4,7 @@ import ctypes
 import math
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from einfuse.codegen.cpu.names import HEADERS
 
 pytestmark = pytest.mark.optimised
 
-FUNCTIONS = {
+Apply = Callable[..., torch.Tensor]
+FUNCTIONS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], tuple[float, float], float]] = {
     "exponential": (torch.exp, (-104, 89), 1.5),
     "exponential2": (torch.exp2, (-149, 128), 1.5),
     "logarithm": (torch.log, (1e-38, 100), 1.5),
@@ -32,7 +34,7 @@ WAVES = ("sine", "cosine")
 
 
 @pytest.fixture(scope="module", params=[(), ("-mno-avx512f",)], ids=["machine", "narrower"])
-def apply(tmp_path_factory, request):
+def apply(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Apply:
     """All functions in one library: ``apply(name, x)``; built for this machine, and for one with half as wide vectors."""
     if request.param and platform.machine() != "x86_64":
         pytest.skip("the option is one of x86-64")
@@ -75,7 +77,7 @@ def points(lo: float, hi: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_accuracy(name: str, apply) -> None:
+def test_accuracy(name: str, apply: Apply) -> None:
     truth, (lo, hi), bound = FUNCTIONS[name]
     x = points(lo, hi)
     expected = truth(x.double())
@@ -88,7 +90,7 @@ def test_accuracy(name: str, apply) -> None:
 
 
 @pytest.mark.parametrize("name", WAVES)
-def test_large_angles(name: str, apply) -> None:
+def test_large_angles(name: str, apply: Apply) -> None:
     """Positions far along a sequence, on both sides of where the C library takes over, and near zeros of the function."""
     x = torch.cat(
         [
@@ -104,7 +106,7 @@ def test_large_angles(name: str, apply) -> None:
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, "power"])
-def test_a_lane_does_not_depend_on_its_neighbours(name: str, apply) -> None:
+def test_a_lane_does_not_depend_on_its_neighbours(name: str, apply: Apply) -> None:
     """What a mask hides, or another token brings, shares a vector with what is seen."""
     lo, hi = FUNCTIONS[name][1] if name in FUNCTIONS else (0, 9)
     x = torch.rand(4096, generator=torch.Generator().manual_seed(2)) * (hi - lo) + lo
@@ -115,7 +117,7 @@ def test_a_lane_does_not_depend_on_its_neighbours(name: str, apply) -> None:
         assert torch.equal(apply(name, torch.where(seen, x, other), *more)[seen], alone), other
 
 
-def test_powers(apply) -> None:
+def test_powers(apply: Apply) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.cat([torch.rand(200_000, generator=generator) * 4, torch.logspace(-44, 38, 20_000, dtype=torch.float64).float()])
     y = torch.randn(len(x), generator=generator) * torch.logspace(-3, 2, len(x))
@@ -131,7 +133,7 @@ def test_powers(apply) -> None:
     assert error.max() <= 1.5, f"{error.max():.3f} ulp at {x[error.argmax()]} ^ {y[error.argmax()]}"
 
 
-def test_powers_of_special_operands(apply) -> None:
+def test_powers_of_special_operands(apply: Apply) -> None:
     one = torch.tensor(
         [
             math.nan,
@@ -162,7 +164,7 @@ def test_powers_of_special_operands(apply) -> None:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_special_operands(name: str, apply) -> None:
+def test_special_operands(name: str, apply: Apply) -> None:
     x = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1e30, -1e30, 3e38, -3e38, 1.0, -1.0, 1e-42])
     expected = FUNCTIONS[name][0](x.double()).float()
     if name in WAVES:  # the argument reduction of huge operands is the C library's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from einfuse.codegen.plan import Block, Kept, KernelPlan
     ],
     ids=["turns", "kept"],
 )
-def test_programs_that_keep_rows(change, ranks: str) -> None:
-    plan: KernelPlan = change(softmax().plan)
+def test_programs_that_keep_rows(change: Callable[[KernelPlan], KernelPlan], ranks: str) -> None:
+    plan = change(softmax().plan)
     with pytest.raises(
         einfuse.EinfuseError, match=f"softmax: the points of {ranks} run one after the other and keep rows, .* pallas"
     ):

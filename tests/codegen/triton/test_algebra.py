@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from narrowed import only
 
 import einfuse
 from einfuse.codegen.plan import Block, Coordinate, Fold, KernelPlan, Map, Param, Region, Store, Value
@@ -70,6 +73,7 @@ def test_a_window_of_any_width_keeps_its_pairs(width: int) -> None:
                 known[out.name] = at[:, None] if rank == "i" else at[None]
             case Map(out=out, fn=fn, args=args):
                 x, y = (known[a.name] for a in args)
+                table: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]
                 table = {"-": torch.sub, "max": torch.maximum, "<": torch.lt, ">": torch.gt}
                 known[out.name] = table[fn](x, y)
             case Param() | Store():
@@ -98,10 +102,10 @@ def test_hazard_18_kernels_of_many_blocks_are_right_in_rows_without_keys_too(spe
     """150 rows are two tiles; the first rows of the last spec see nothing."""
     torch.manual_seed(0)
     attention = einfuse.compile(spec, backend="triton")
-    more = {"window": 40} if spec == "sliding_window" else {}
+    more: dict[str, Any] = {"window": 40} if spec == "sliding_window" else {}
     leaves = [torch.randn(1, 1, 150, 16, dtype=torch.bfloat16).requires_grad_() for _ in range(3)]
     wide = [x.detach().double().requires_grad_() for x in leaves]
-    found, truth = attention(*leaves, **more), attention.reference(*wide, **more)
+    found, truth = only(attention(*leaves, **more)), only(attention.reference(*wide, **more))
     torch.testing.assert_close(found.double(), truth, rtol=2e-2, atol=2e-2)
     assert torch.isfinite(found).all()
     along = torch.randn_like(found)

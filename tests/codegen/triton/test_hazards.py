@@ -17,7 +17,7 @@ from einfuse.codegen.scan import ScanPlan
 from einfuse.codegen.targets import TARGETS, Target, of_amd, of_nvidia
 from einfuse.codegen.triton import build
 from einfuse.codegen.triton.layout import MATRIX, Layout
-from einfuse.runtime import backends, prepared
+from einfuse.runtime import backends, devices, prepared
 from einfuse.runtime.backends import TritonBackend
 from einfuse.runtime.binding import DTYPE, arguments
 from einfuse.runtime.given import Given
@@ -52,9 +52,9 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, tuple[int, int]]
     """Devices that are not there, by index: their compute capabilities."""
     found: dict[int, tuple[int, int]] = {}
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found[device.index])
-    backends.target_of.cache_clear()
+    devices.target_of.cache_clear()
     yield found
-    backends.target_of.cache_clear()
+    devices.target_of.cache_clear()
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_hazard_19_a_repeated_call_is_as_exact_as_torch_is_told_now(monkeypatch:
     monkeypatch.setattr(prepared, "PLAIN", frozenset({torch.Tensor, OnGpu}))
     calls = einfuse.compile("causal")._calls
     given = [torch.randn(1, 1, 32, 16) for _ in range(3)]
-    signatures = {}
+    signatures: dict[tuple[type, str], set[object]] = {}
     for kind in (torch.Tensor, OnGpu):
         for said in ("highest", "high", "highest"):
             torch.set_float32_matmul_precision(said)
@@ -161,7 +161,7 @@ def test_hazard_6_memory_of_amd_is_that_of_the_architecture(name: str, target: s
     assert of_amd(name) == target
     monkeypatch.setattr(torch.version, "hip", "6.4")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: type("Properties", (), {"gcnArchName": name}))
-    assert backends.target_of.__wrapped__(torch.device("cuda", 0)) == target
+    assert devices.target_of.__wrapped__(torch.device("cuda", 0)) == target
     monkeypatch.setattr(backends, "target_of", lambda device: target)
     torch.set_float32_matmul_precision("high")
     assert backends.choose(torch.device("cuda", 0)).identity == f"triton {target}", "tf32 is NVIDIA's"

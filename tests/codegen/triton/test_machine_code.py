@@ -88,6 +88,7 @@ def test_the_model_ranks_tiles_as_a_gpu_does() -> None:
 
 
 def test_serialised_products_cost_their_latency_which_another_program_fills() -> None:
+    assert HOPPER is not None
     done = work(Iteration({"wgmma": 8}, ((64, True, 8),)), 8, HOPPER)
     alone, free = done.cycles(1, serialised=True), done.cycles(1, serialised=False)
     assert (alone - free, done.cycles(4, True) - done.cycles(4, False)) == (256, 0)
@@ -95,6 +96,7 @@ def test_serialised_products_cost_their_latency_which_another_program_fills() ->
 
 def test_programs_of_a_multiprocessor_share_registers_and_memory() -> None:
     gpu = HOPPER
+    assert gpu is not None
     assert [resident(r, 8, 65536, gpu) for r in (128, 141)] == [2, 1]
     assert resident(40, 4, 200 * 1024, gpu) == 1
 

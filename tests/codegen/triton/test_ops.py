@@ -1,31 +1,52 @@
 """Single operations in small plans: gathers, masks, reductions over padded ranks, states, stores inside a loop, odd plans."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
 from plans import Code, poisoned
 
-from einfuse.codegen.plan import Arg, Block, Fold, KernelPlan, Load, Phase, State, Value
+from einfuse.codegen.plan import Arg, Block, Fold, KernelPlan, Load, Phase, Region, State, Storage, Value
+from einfuse.codegen.precision import Compute
 from einfuse.codegen.triton import build, emit
+from einfuse.ir import DType
 
 ORDER = ("i", "j", "d")
 
 
 def plan_of(
-    code: Code | None, tensors: tuple[Arg, ...], steps=None, features=(), sizes=("N", "M"), params=(), compute="f32", **more
-):
+    code: Code | None,
+    tensors: tuple[Arg, ...],
+    steps: tuple[Region | Fold, ...] | None = None,
+    features: tuple[Block, ...] = (),
+    sizes: tuple[str, ...] = ("N", "M"),
+    params: tuple[tuple[str, DType], ...] = (),
+    compute: Compute = "f32",
+    **more: Any,
+) -> KernelPlan:
     tile = more.pop("tile", Block("i", "N", 16))
-    steps = steps if steps is not None else (code.region,)
+    if steps is None:
+        assert code is not None
+        steps = (code.region,)
     return KernelPlan("small", "one op", (), tile, features, tensors, params, sizes, steps, compute, **more)
 
 
-def run(plan: KernelPlan, tensors: dict[str, torch.Tensor], directory, params=None, **sizes: int) -> None:
+def run(
+    plan: KernelPlan, tensors: dict[str, torch.Tensor], directory: Path, params: Mapping[str, float] | None = None, **sizes: int
+) -> None:
     build(plan, emit(plan), directory)(tensors, params or {}, sizes)
 
 
 def fold(
-    code: Code, states=(), updates=(), before: Code | None = None, hi: Value | None = None, lo: Value | None = None
+    code: Code,
+    states: Iterable[State] = (),
+    updates: Iterable[Value] = (),
+    before: Code | None = None,
+    hi: Value | None = None,
+    lo: Value | None = None,
 ) -> Fold:
     """A loop over j from 0 (or ``lo``) to M in masked steps of 16."""
     bounds = before or Code(ORDER)
@@ -33,7 +54,7 @@ def fold(
     return Fold("j", 16, tuple(states), bounds.region, (Phase(lo, hi, code.region, tuple(updates), "masked"),), size="M")
 
 
-def test_clamped_gather(tmp_path) -> None:
+def test_clamped_gather(tmp_path: Path) -> None:
     """A table read at a computed index that leaves it on both sides."""
     c = Code(ORDER)
     i, j = c.coordinate("i"), c.coordinate("j")
@@ -46,7 +67,7 @@ def test_clamped_gather(tmp_path) -> None:
     assert torch.equal(y, expected)
 
 
-def test_indirection_and_where(tmp_path) -> None:
+def test_indirection_and_where(tmp_path: Path) -> None:
     """Pages: the index of one load is the value of another; points where the condition is false give 0 and are not read."""
     c = Code(ORDER)
     i, limit = c.coordinate("i"), c.param("limit", "int")
@@ -55,30 +76,29 @@ def test_indirection_and_where(tmp_path) -> None:
     x = c.load("x", "pool", page, c.map("slot", "%", i, four), where=c.map("seen", "<", i, limit))
     c.store("y", i, value=x)
     plan = plan_of(c, (Arg("page", 1, "i64"), Arg("pool", 2, "f32"), Arg("y", 1, "f32", True)), params=(("limit", "int"),))
-    page, pool, y = torch.tensor([2, 0, 1, 10**6, 10**6]), torch.randn(3, 4), poisoned((19,), torch.float32)
-    run(plan, {"page": page, "pool": pool, "y": y}, tmp_path, {"limit": 11}, N=19, M=0)
-    assert torch.equal(y[:11], pool[page[:3]].flatten()[:11])
+    pages, pool, y = torch.tensor([2, 0, 1, 10**6, 10**6]), torch.randn(3, 4), poisoned((19,), torch.float32)
+    run(plan, {"page": pages, "pool": pool, "y": y}, tmp_path, {"limit": 11}, N=19, M=0)
+    assert torch.equal(y[:11], pool[pages[:3]].flatten()[:11])
     assert (y[11:] == 0).all()
 
 
-def test_load_of_fewer_ranks_than_its_value(tmp_path) -> None:
+def test_load_of_fewer_ranks_than_its_value(tmp_path: Path) -> None:
     """``where`` may span a rank that the index does not."""
     c = Code(ORDER)
     i, d = c.coordinate("i"), c.coordinate("d")
     below = c.map("below", "<", d, i)
-    x = c._add(Load(Value("x", ("i", "d"), "float"), "x", (i,), below))
-    c.store("y", i, d, value=x)
+    loaded = c._add(Load(Value("x", ("i", "d"), "float"), "x", (i,), below))
+    c.store("y", i, d, value=loaded)
     plan = plan_of(c, (Arg("x", 1, "f32"), Arg("y", 2, "f32", True)), features=(Block("d", 5, 5),))
     x, y = torch.randn(7), poisoned((7, 5), torch.float32)
     run(plan, {"x": x, "y": y}, tmp_path, N=7, M=0)
     assert torch.equal(y, x[:, None].expand(7, 5).tril(-1))
 
 
-def test_bool_tensors(tmp_path) -> None:
+def test_bool_tensors(tmp_path: Path) -> None:
     c = Code(ORDER)
     i, d = c.coordinate("i"), c.coordinate("d")
-    seen = c.load("seen", "seen", i, d, dtype="bool")
-    flipped = c.map("flipped", "not", seen)
+    flipped = c.map("flipped", "not", c.load("seen", "seen", i, d, dtype="bool"))
     c.store("y", i, d, value=c.map("y", "and", flipped, c.map("late", ">", i, d)))
     c.store("any", i, value=c.reduce("some", "any", flipped, "d"))
     tensors = (Arg("seen", 2, "bool"), Arg("y", 2, "bool", True), Arg("any", 1, "bool", True))
@@ -91,14 +111,14 @@ def test_bool_tensors(tmp_path) -> None:
 
 @pytest.mark.parametrize("fn", ["sum", "max", "min", "prod"])
 @pytest.mark.parametrize("kind", ["float", "int"])
-def test_reductions_ignore_padding(fn: str, kind: str, tmp_path) -> None:
+def test_reductions_ignore_padding(fn: str, kind: Literal["float", "int"], tmp_path: Path) -> None:
     """x + 3 is not 0 in the padding of a rank of 5, which is held in a block of 8."""
     c = Code(ORDER)
     i, d = c.coordinate("i"), c.coordinate("d")
-    x = c.load("x", "x", i, d, dtype=kind)  # type: ignore[arg-type]
-    shifted = c.map("shifted", "-", x, c.const("three", 3 if kind == "int" else 3.0))
+    loaded = c.load("x", "x", i, d, dtype=kind)
+    shifted = c.map("shifted", "-", loaded, c.const("three", 3 if kind == "int" else 3.0))
     c.store("y", i, value=c.reduce("r", fn, shifted, "d"))
-    storage = "i32" if kind == "int" else "f32"
+    storage: Storage = "i32" if kind == "int" else "f32"
     plan = plan_of(c, (Arg("x", 2, storage), Arg("y", 1, storage, True)), features=(Block("d", 5, 5),))
     x = torch.randint(-9, 9, (21, 5)).to(torch.int32 if kind == "int" else torch.float32)
     y = poisoned((21,), x.dtype)
@@ -107,7 +127,7 @@ def test_reductions_ignore_padding(fn: str, kind: str, tmp_path) -> None:
     torch.testing.assert_close(y, expected.to(x.dtype))
 
 
-def test_size_of_a_feature_known_at_launch(tmp_path) -> None:
+def test_size_of_a_feature_known_at_launch(tmp_path: Path) -> None:
     c = Code(ORDER)
     i, d = c.coordinate("i"), c.coordinate("d")
     c.store("y", i, value=c.reduce("r", "max", c.map("s", "exp", c.load("x", "x", i, d)), "d"))
@@ -117,7 +137,7 @@ def test_size_of_a_feature_known_at_launch(tmp_path) -> None:
     torch.testing.assert_close(y, x.exp().amax(1))
 
 
-def test_products_ignore_padding(tmp_path) -> None:
+def test_products_ignore_padding(tmp_path: Path) -> None:
     """Both operands of a matrix product are not 0 (one is inf) in the padding of the contracted rank."""
     c = Code(ORDER)
     i, j, d = map(c.coordinate, "ijd")
@@ -132,7 +152,7 @@ def test_products_ignore_padding(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("storage", ["bf16", "f32"])
-def test_vector_product(storage: str, tmp_path) -> None:
+def test_vector_product(storage: Storage, tmp_path: Path) -> None:
     """A `Dot` of a block and a vector is a sum."""
     c = Code(ORDER)
     i, d = c.coordinate("i"), c.coordinate("d")
@@ -146,7 +166,7 @@ def test_vector_product(storage: str, tmp_path) -> None:
     torch.testing.assert_close(y, p.float() @ q.float())
 
 
-def test_states_exchange_values(tmp_path) -> None:
+def test_states_exchange_values(tmp_path: Path) -> None:
     """Updates are simultaneous: (a, b) := (a + b, a), an int and a bool state beside them."""
     a, b = Value("a", ("i",), "float"), Value("b", ("i",), "float")
     n, hit = Value("n", (), "int"), Value("hit", ("i",), "bool")
@@ -175,7 +195,7 @@ def test_states_exchange_values(tmp_path) -> None:
     assert tensors["yhit"].nonzero().flatten().tolist() == [0, 16]
 
 
-def test_constant_state_takes_the_shape_of_its_rank(tmp_path) -> None:
+def test_constant_state_takes_the_shape_of_its_rank(tmp_path: Path) -> None:
     """A state over i whose update has no ranks; the reduction of a constant counts the block."""
     s = Value("s", ("i",), "float")
     c = Code(ORDER)
@@ -187,7 +207,7 @@ def test_constant_state_takes_the_shape_of_its_rank(tmp_path) -> None:
     assert y.tolist() == [16.0] * 5
 
 
-def test_store_inside_a_loop_ends_with_its_rank(tmp_path) -> None:
+def test_store_inside_a_loop_ends_with_its_rank(tmp_path: Path) -> None:
     """Blocks start at ``lo``; the last one reaches past ``hi`` but not past the size."""
     c = Code(ORDER)
     i, j = c.coordinate("i"), c.coordinate("j")
@@ -201,7 +221,7 @@ def test_store_inside_a_loop_ends_with_its_rank(tmp_path) -> None:
     assert (y[:, 30:] == 99).all()
 
 
-def test_no_tile_no_ambient(tmp_path) -> None:
+def test_no_tile_no_ambient(tmp_path: Path) -> None:
     """One program; the sum of a vector into a tensor without axes."""
     total = Value("total", (), "float")
     c = Code(("j",))
@@ -217,12 +237,12 @@ def test_no_tile_no_ambient(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("value", [2.5, True, -3])
-def test_constants_and_bool_parameters(value: float, tmp_path) -> None:
+def test_constants_and_bool_parameters(value: float, tmp_path: Path) -> None:
     c = Code(ORDER)
     flag, constant = c.param("flag", "bool"), c.const("value", value)
     c.store("y", c.coordinate("i"), value=constant)
     c.store("z", c.coordinate("i"), value=c.map("z", "select", flag, constant, c.const("other", 7)))
-    kind = "bool" if isinstance(value, bool) else "f32"
+    kind: Storage = "bool" if isinstance(value, bool) else "f32"
     plan = plan_of(c, (Arg("y", 1, kind, True), Arg("z", 1, "f32", True)), params=(("flag", "bool"),))
     y, z = poisoned((5,), torch.bool if kind == "bool" else torch.float32), torch.empty(5)
     run(plan, {"y": y, "z": z}, tmp_path, {"flag": True}, N=5, M=0)
@@ -230,7 +250,7 @@ def test_constants_and_bool_parameters(value: float, tmp_path) -> None:
     assert z.tolist() == [float(value)] * 5
 
 
-def test_fp64_parameters_keep_their_digits(tmp_path) -> None:
+def test_fp64_parameters_keep_their_digits(tmp_path: Path) -> None:
     c = Code(ORDER)
     scale = c.param("scale", "float")
     c.store("y", c.coordinate("i"), value=c.map("y", "*", scale, c.map("n", "float", c.size("N"))))
@@ -240,7 +260,7 @@ def test_fp64_parameters_keep_their_digits(tmp_path) -> None:
     assert y.tolist() == [0.1 * 3] * 3
 
 
-def test_a_tensor_named_twice_is_one_argument(tmp_path) -> None:
+def test_a_tensor_named_twice_is_one_argument(tmp_path: Path) -> None:
     c = Code(ORDER)
     c.store("y", c.coordinate("i"), value=c.const("two", 2.0))
     plan = plan_of(c, (Arg("y", 1, "f32", True), Arg("y", 1, "f32", True)))
@@ -250,13 +270,13 @@ def test_a_tensor_named_twice_is_one_argument(tmp_path) -> None:
     assert y.tolist() == [2.0] * 5
 
 
-def test_odd_names(tmp_path) -> None:
+def test_odd_names(tmp_path: Path) -> None:
     """Names of values that Python, Triton or the module itself use."""
     c = Code(ORDER)
-    x = c.load("lambda", "x", c.coordinate("i"))
+    total = c.load("lambda", "x", c.coordinate("i"))
     for name in ("s'", "tl", "program", "tile", "tiles", "N", "m.1", "float"):
-        x = c.map(name, "+", x, c.const("one", 1.0))
-    c.store("y", c.ops[0].out, value=x)  # type: ignore[union-attr]
+        total = c.map(name, "+", total, c.const("one", 1.0))
+    c.store("y", c.ops[0].out, value=total)  # type: ignore[union-attr]
     plan = replace(plan_of(c, (Arg("x", 1, "f32"), Arg("y", 1, "f32", True))), name="two words")
     x, y = torch.randn(9), poisoned((9,), torch.float32)
     run(plan, {"x": x, "y": y}, tmp_path, N=9, M=0)

@@ -53,7 +53,7 @@ CASES = [
 ]
 
 
-def test_compiled_kernels(tmp_path) -> None:
+def test_compiled_kernels(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {
         "TRITON_CACHE_DIR": str(tmp_path / "triton")
     }

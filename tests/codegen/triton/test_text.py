@@ -4,6 +4,8 @@ import ast
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -148,7 +150,7 @@ def test_launch_options() -> None:
     assert launch_options(large, "gfx942") == {"num_warps": 4, "num_stages": 1}
 
 
-def test_equal_texts_are_loaded_once(tmp_path) -> None:
+def test_equal_texts_are_loaded_once(tmp_path: Path) -> None:
     plan = softmax(widths=(8, 9)).plan
     first, second = build(plan, emit(plan), tmp_path), build(plan, emit(plan), tmp_path)
     assert first.module is second.module
@@ -156,7 +158,7 @@ def test_equal_texts_are_loaded_once(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"step": 24}, {"size": ""}])
-def test_faulty_plans_are_refused(change: dict[str, object]) -> None:
+def test_faulty_plans_are_refused(change: dict[str, Any]) -> None:
     plan = softmax().plan
     faulty = replace(plan, steps=tuple(replace(s, **change) if isinstance(s, Fold) else s for s in plan.steps))
     with pytest.raises(AssertionError, match=r"step 24|no size"):
