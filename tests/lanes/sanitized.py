@@ -171,6 +171,7 @@ def one_too_far(strided: bool) -> Iterator[str]:
     out = attention(q, k, v)
     (built,) = attention.program.built.values()
     yield "one key too far"
+    assert isinstance(out, torch.Tensor)
     given = {"q": q, "k": k, "v": v, "o": out}
     built.kernel(given, {}, {"B": 1, "H": 2, "Nq": 3, "Nk": 38, "D": 24, "E": 24, "group": 1})
 
