@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -35,8 +36,21 @@ def three(x: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.
     return q, k, v
 
 
-def through(module: nn.Module, *inputs: object) -> torch.Tensor:
+def added(x: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The sum of some tensors, of which there is one at least."""
+    return functools.reduce(torch.add, x)
+
+
+def weight(module: nn.Module | torch.Tensor, name: str = "weight") -> torch.Tensor:
+    """A tensor of a module, of which its class says nothing."""
+    found = getattr(module, name)
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+def through(module: nn.Module | torch.Tensor, *inputs: object) -> torch.Tensor:
     """What a module makes of its inputs: a tensor, of which a call of a module says nothing."""
+    assert isinstance(module, nn.Module)
     out = module(*inputs)
     assert isinstance(out, torch.Tensor)
     return out

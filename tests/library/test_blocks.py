@@ -6,15 +6,17 @@ import math
 
 import torch
 from agreement import agree, heads, joined
-from torch import Tensor
+from narrowed import through, weight
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from einfuse.library.layers import blocks
+from einfuse.library.layers.vision_windows import MaxViTAttention, SwinAttention
 
 
 def feed(block: blocks.TransformerBlock, x: Tensor) -> Tensor:
     norm, up, _, down = block.after
-    return x + down(F.gelu(up(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias))))
+    return x + through(down, F.gelu(up(F.layer_norm(x, x.shape[-1:], weight(norm), weight(norm, "bias")))))
 
 
 def cells(side: int, image: int, grid: bool) -> list[tuple[Tensor, Tensor]]:
@@ -29,7 +31,8 @@ def cells(side: int, image: int, grid: bool) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-def windows(layer: blocks.SwinAttention | blocks.MaxViTAttention, x: Tensor, grid: bool = False) -> Tensor:
+def windows(layer: nn.Module, x: Tensor, grid: bool = False) -> Tensor:
+    assert isinstance(layer, SwinAttention | MaxViTAttention)
     out = torch.zeros_like(x)
     side, at = layer.side, torch.arange(layer.side**2)
     dy, dx = (at[:, None] // side - at // side + side - 1), (at[:, None] % side - at % side + side - 1)
@@ -42,12 +45,12 @@ def windows(layer: blocks.SwinAttention | blocks.MaxViTAttention, x: Tensor, gri
 
 def test_swin_and_maxvit_blocks() -> None:
     block = blocks.SwinBlock(8, 2, 2, backend="torch")
-    agree(block, lambda x: feed(block, x + windows(block.attention, block.norm(x))), torch.randn(2, 4, 4, 8))  # type: ignore[arg-type]
+    agree(block, lambda x: feed(block, x + windows(block.attention, block.norm(x))), torch.randn(2, 4, 4, 8))
     both = blocks.MaxViTBlock(8, 2, 2, backend="torch")
 
     def eager(x: Tensor) -> Tensor:
         for part, grid in ((both.block, False), (both.grid, True)):
-            x = feed(part, x + windows(part.attention, part.norm(x), grid))  # type: ignore[arg-type]
+            x = feed(part, x + windows(part.attention, part.norm(x), grid))
         return x
 
     agree(both, eager, torch.randn(2, 6, 6, 8))
@@ -65,7 +68,7 @@ def test_llama_block() -> None:
         return x * c + torch.cat([-second, first], -1) * s
 
     def norm(x: Tensor, n: int) -> Tensor:
-        return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * block.norms[n].weight
+        return x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight(block.norms[n])
 
     def eager(x: Tensor) -> Tensor:
         y, layer = norm(x, 0), block.attention

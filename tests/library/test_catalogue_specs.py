@@ -166,7 +166,8 @@ def pooling(x: X) -> Tensor:
     image = torch.full((2, x["x"].shape[-1], -(-n // 4) * 4), math.nan, dtype=torch.float64)
     image[:, :, :n] = x["x"].mT
     cells = F.unfold(F.pad(image.unflatten(-1, (-1, 4)), (1, 1, 1, 1), value=math.nan), 3).unflatten(1, (-1, 9))
-    return cells.nanmean(2).mT[:, :n] - x["x"]
+    means: Tensor = cells.nanmean(2)
+    return means.mT[:, :n] - x["x"]
 
 
 def contextual(x: X) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from agreement import agree, heads, joined
+from narrowed import added, through
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -90,7 +91,7 @@ def test_rectangles(shifted: bool) -> None:
 
     def eager(x: Tensor) -> Tensor:
         q, k, v = layer.project(x).chunk(3, -1)
-        return layer.out(rectangles(layer, q, k, v) + last(layer.local(first(v))))
+        return through(layer.out, rectangles(layer, q, k, v) + last(layer.local(first(v))))
 
     agree(layer, eager, torch.randn(Image))
 
@@ -108,7 +109,7 @@ def test_dual_aggregation(between_channels: bool) -> None:
         else:
             attended = first(rectangles(layer, q, k, v))
             a, b = attended * layer.of_channels(local).sigmoid(), local * layer.of_places(attended).sigmoid()
-        return layer.out(last(a + b))
+        return through(layer.out, last(a + b))
 
     agree(layer, eager, torch.randn(Image), tolerance=1e-5)
 
@@ -145,7 +146,7 @@ def test_triplet() -> None:
 
     def eager(x: Tensor) -> Tensor:
         orders = ((0, 1, 2, 3), (0, 3, 2, 1), (0, 1, 3, 2))
-        return sum(looked(g, x.permute(o)).permute(o) for g, o in zip(layer.gates, orders, strict=True)) / 3  # type: ignore[arg-type]
+        return added(looked(g, x.permute(o)).permute(o) for g, o in zip(layer.gates, orders, strict=True)) / 3  # type: ignore[arg-type]
 
     agree(layer, eager, torch.randn(Image))
 
@@ -176,7 +177,7 @@ def test_subspaces_and_contexts() -> None:
         aspects = []
         for part, w in zip(x.flatten(1, 2).chunk(2, -1), context.score, strict=True):
             aspects.append(((part @ w / 2).softmax(1)[..., None] * part).sum(1))
-        return x + context.change(torch.cat(aspects, -1))[:, None, None]
+        return x + through(context.change, torch.cat(aspects, -1))[:, None, None]
 
     agree(context, pooled, torch.randn(Image))
 
@@ -185,8 +186,8 @@ def test_mixtures_of_maps() -> None:
     mix = gates.BranchMix(8, backend="torch")
 
     def eager(x: Tensor) -> Tensor:
-        share = mix.mix(x.mean((1, 2))).softmax(-1)[:, :, None, None, None]
-        return share[:, 0] * x * last(mix.gate(first(x))).sigmoid() + share[:, 1] * last(mix.plain(first(x)))
+        share = through(mix.mix, x.mean((1, 2))).softmax(-1)[:, :, None, None, None]
+        return share[:, 0] * x * last(through(mix.gate, first(x))).sigmoid() + share[:, 1] * last(through(mix.plain, first(x)))
 
     agree(mix, eager, torch.randn(Image))
     scales = gates.ScaleAttention(8, 3, backend="torch")

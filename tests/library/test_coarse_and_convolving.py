@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from agreement import agree, heads, joined
+from narrowed import added, through
 from torch import Tensor
 from torch.nn import functional
 
@@ -46,7 +47,7 @@ def test_focal() -> None:
                     values.append(cv[:, :, y, n])
                 p = torch.stack(scores, -1).softmax(-1)
                 out[:, :, a, c] = torch.einsum("bhj,bhje->bhe", p, torch.stack(values, 2))
-        return layer.out(joined(out.flatten(2, 3))).reshape(x.shape)
+        return through(layer.out, joined(out.flatten(2, 3))).reshape(x.shape)
 
     agree(layer, eager, torch.randn(2, height, width, 8))
 
@@ -68,7 +69,7 @@ def test_tokens_to_token(linear: bool) -> None:
         else:
             y = (q @ k.mT / 2).softmax(-1) @ v
         y = v + layer.out(y)
-        return (y + layer.network(layer.after(y))).reshape(2, 3, 4, 4)
+        return added((y, through(layer.network, layer.after(y)))).reshape(2, 3, 4, 4)
 
     agree(layer, eager, torch.randn(2, 5, 7, 3), scale=0.1)
     if linear:
@@ -87,7 +88,7 @@ def test_mixed_attention() -> None:
         kernels = layer.kernel(layer.query(x) * span).reshape(2, 6, 2, 3).softmax(-1)
         values = functional.pad(layer.convolved(x), (0, 0, 1, 1)).reshape(2, 8, 2, 2)
         local = sum(kernels[..., t, None] * values[:, t : t + 6] for t in range(3)).flatten(2)
-        return layer.out(torch.cat([joined(attended), local], -1))
+        return through(layer.out, torch.cat([joined(attended), local], -1))
 
     agree(layer, eager, torch.randn(2, 6, 8), pad)
     with pytest.raises(ValueError, match="found 3 heads"):

@@ -7,10 +7,11 @@ import math
 import torch
 from agreement import agree, heads, joined
 from formulas import SHAPE, X, check, drawn
+from narrowed import through
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from einfuse.library.layers import crossing, references, scanning, vision_coarse, vision_windows
+from einfuse.library.layers import crossing, references, scanning, vision_coarse, vision_global, vision_windows
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
@@ -32,6 +33,7 @@ def test_a_skip_whose_sides_read_each_other() -> None:
             for side in (0, 1):
                 own, patches = (cx, y) if side == 0 else (cy, x)
                 norm, a = layer.norms[n + side], layer.layers[n + side]
+                assert isinstance(a, vision_global.CrossBranchAttention)
                 tokens = torch.cat([norm(own), patches[:, 1:]], 1)
                 q, k, v = (heads(m(t), 2) for m, t in ((a.query, norm(own)), (a.key, tokens), (a.value, tokens)))
                 own = own + a.out(joined(attend(q, k, v)))
@@ -191,12 +193,11 @@ def test_windows_and_a_serpentine() -> None:
     def serpent(part: scanning.SerpentineScan, x: Tensor) -> Tensor:
         u, z = part.enter(x).chunk(2, -1)
         near = F.conv2d(u.permute(0, 3, 1, 2), part.local.weight, part.local.bias, padding=1, groups=16)
-        u, out = F.silu(near).flatten(2).mT, 0.0
+        u, out = F.silu(near).flatten(2).mT, torch.zeros(())
         for path, s in zip(scanning.serpentine(2, 4), part.scans, strict=True):
             assert isinstance(s, scanning.SelectiveScan)
             out = out + scan(s, u[:, path], u[:, path], u[:, path])[:, path.argsort()]
-        assert isinstance(out, Tensor)
-        return part.out(part.norm(out).view(z.shape) * F.silu(z))  # type: ignore[no-any-return]
+        return through(part.out, part.norm(out).view(z.shape) * F.silu(z))
 
     def eager(x: Tensor, condition: Tensor) -> Tensor:
         by = layer.condition(condition)[:, None, None].unflatten(-1, (9, 8)).unbind(-2)
@@ -224,18 +225,18 @@ def test_a_memory_that_learns_by_muon() -> None:
     """Matrices token by token, and the gradient of the loss by autograd."""
 
     def atlas(x: X) -> Tensor:
-        context, rows = x["gamma"].shape[-1], []
+        context = x["gamma"].shape[-1]
+        rows: list[Tensor] = []
         for b in range(2):
             for h in range(2):
                 q, k, v = (x[n][b, h] for n in "qkv")
                 m = torch.zeros(v.shape[1], k.shape[1], dtype=torch.float64)
                 s = m
                 for t in range(len(q)):
-                    loss = 0.0
+                    loss = torch.zeros((), dtype=torch.float64)
                     here = m.detach().requires_grad_() if not m.requires_grad else m
                     for n in range(min(context, t + 1)):
                         loss = loss + x["gamma"][b, h, t, n] * (here @ k[t - n] - v[t - n]).square().sum()
-                    assert isinstance(loss, Tensor)
                     with torch.enable_grad():
                         s = x["theta"][b, h, t] * s + torch.autograd.grad(loss, here, create_graph=True)[0]
                     y = s / (s.norm() + 1e-7)

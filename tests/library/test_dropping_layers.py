@@ -6,6 +6,7 @@ import math
 
 import torch
 from agreement import agree, heads, joined
+from narrowed import added, three, through
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,8 +18,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tenso
     return (s if seen is None else s.masked_fill(~seen, -math.inf)).softmax(-1) @ v
 
 
-def projected(layer: common.Attending, x: Tensor) -> list[Tensor]:
-    return [heads(m(x), layer.heads) for m in (layer.query, layer.key, layer.value)]
+def projected(layer: common.Attending, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return three(heads(m(x), layer.heads) for m in (layer.query, layer.key, layer.value))
 
 
 def test_a_summary_that_a_text_guides() -> None:
@@ -32,7 +33,7 @@ def test_a_summary_that_a_text_guides() -> None:
             rest = order[3:]
             rows.append(torch.stack([*(patches[n] for n in order[:3]), (a[rest].softmax(0)[:, None] * patches[rest]).sum(0)]))
         q, k, v = (heads(m(y), 2) for m, y in ((layer.query, torch.stack(rows)), (layer.key, x), (layer.value, x)))
-        return layer.out(joined(attend(q, k, v)))
+        return through(layer.out, joined(attend(q, k, v)))
 
     agree(layer, eager, torch.randn(2, 9, 8), torch.randn(2, 8))
 
@@ -51,7 +52,7 @@ def test_a_policy_drops_tokens() -> None:
             out, chosen, mark = layer(x, keep.to(x))
             assert 0 < chosen[:, 1:].sum() < 2 * 8
             assert not chosen[:, 4].any()
-            return out + mark[..., None]
+            return added((out, mark[..., None]))
 
     def eager(x: Tensor) -> Tensor:
         z = F.layer_norm(x * keep[..., None], (8,))
@@ -60,7 +61,7 @@ def test_a_policy_drops_tokens() -> None:
         x = x * live[..., None]
         seen = live[:, :, None] & live[:, None]
         attended = attend(*projected(layer, x), seen[:, None] | ~live[:, None, :, None])
-        return layer.out(joined(attended)) * live[..., None] + p[..., None]
+        return through(layer.out, joined(attended)) * live[..., None] + p[..., None]
 
     agree(Out(), eager, torch.randn(2, 9, 8))
 
@@ -102,7 +103,7 @@ def test_tokens_that_are_merged_by_importance() -> None:
             for n in order[3:]:
                 groups[max(order[:3], key=lambda c: F.cosine_similarity(tokens[1 + n], tokens[1 + c], 0).item())].append(n)
             merged = [sum(m[n] * tokens[1 + n] for n in g) / sum(m[n] for n in g) for g in groups.values()]
-            rows.append(torch.stack([tokens[0], *merged]))  # type: ignore[arg-type]  # sums of tensors
+            rows.append(torch.stack([tokens[0], *merged]))
         return torch.stack(rows)
 
     agree(layer, eager, torch.randn(2, 9, 8))
@@ -115,7 +116,7 @@ def test_heads_that_are_routed() -> None:
         source, edit = attend(*projected(layer, x))
         alike = torch.stack([F.cosine_similarity(source[h].flatten(), edit[h].flatten(), 0) for h in range(4)])
         t = (alike.max() - alike) / (alike.max() - alike.min())
-        return layer.out(joined(torch.stack([source, edit * (1 + 0.2 * (t - 0.5).sigmoid())[:, None, None]])))
+        return through(layer.out, joined(torch.stack([source, edit * (1 + 0.2 * (t - 0.5).sigmoid())[:, None, None]])))
 
     agree(layer, eager, torch.randn(2, 9, 8))
 
@@ -127,7 +128,7 @@ def test_heads_that_know_another_order() -> None:
     def eager(x: Tensor, places: Tensor) -> Tensor:
         own, other = x + layer.position.weight[:9], x + layer.position.weight[places]
         parts = [attend(*(t[:, h] for t in projected(layer, other if h < 1 else own))) for h in range(4)]
-        return layer.out(torch.cat(parts, -1))
+        return through(layer.out, torch.cat(parts, -1))
 
     agree(layer, eager, torch.randn(2, 9, 8), places)
 
@@ -151,7 +152,7 @@ def test_all_to_key() -> None:
         at = torch.einsum("bhxrc,bhzrc->bhxz", q, k).argmax(-1)
         pick = torch.arange(2)[:, None, None], torch.arange(2)[:, None], at
         near = ((q @ k[pick].mT).softmax(-1) @ v[pick]).flatten(2, 3)
-        return layer.far_out(joined(far)) + layer.near_out(joined(near)) + content
+        return through(layer.far_out, joined(far)) + through(layer.near_out, joined(near)) + content
 
     agree(layer, eager, torch.randn(2, 9, 8), torch.randn(2, 12, 8), tolerance=1e-6)
 
@@ -164,6 +165,6 @@ def test_a_gated_mixer_of_tokens() -> None:
         m = y + layer.down(F.gelu(layer.up(layer.across(y).mT))).mT
         m = m + layer.channels(layer.within(m))
         x = x + layer.gate(y) * m
-        return x + layer.feed(layer.norm(x))
+        return x + through(layer.feed, layer.norm(x))
 
     agree(layer, eager, torch.randn(2, 9, 8), tolerance=1e-6)

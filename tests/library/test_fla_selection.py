@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from narrowed import only
 from torch import Tensor
 
 import einfuse
@@ -68,7 +69,7 @@ def parallel_moba(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Ten
 
         def forward(
             cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int, max_seqlen_k: int, dropout_p: float, **x: Any
-        ):  # type: ignore[no-untyped-def]
+        ) -> tuple[Tensor, Tensor, None, None]:
             return (*sequences(**x, rows=cu_seqlens_q, keys=cu_seqlens_k), None, None)
 
         def whole(
@@ -97,7 +98,7 @@ def test_the_selected_branch(naive) -> None:  # type: ignore[no-untyped-def]
 def test_the_compressed_branch(naive) -> None:  # type: ignore[no-untyped-def]
     q, k, v = drawn()
     truth, _ = naive.naive_nsa_compression(theirs(q), theirs(means(k)), theirs(means(v)), BLOCK, WIDTH**-0.5)
-    sizes = {"blocks": -(-N // BLOCK), "stride": BLOCK, "span": BLOCK, "block": BLOCK}
+    sizes: dict[str, Any] = {"blocks": -(-N // BLOCK), "stride": BLOCK, "span": BLOCK, "block": BLOCK}
     found, _ = einfuse.compile("block_summaries", backend="torch", **sizes)(q, means(k), means(v))
     torch.testing.assert_close(theirs(found), truth, rtol=1e-5, atol=1e-5)
 
@@ -121,8 +122,8 @@ def test_one_block_of_moba_is_the_own_one(parallel_moba: Callable[..., Tensor]) 
         (own >= past, parallel_moba(theirs(q), theirs(k), theirs(v), 1)),
         (
             (own >= past) & (own // BLOCK == past // BLOCK),
-            theirs(einfuse.compile("moba", best=1, block=BLOCK, backend="torch")(q, k, v)),
-        ),  # type: ignore[arg-type]  # one output
+            theirs(only(einfuse.compile("moba", best=1, block=BLOCK, backend="torch")(q, k, v))),
+        ),
     ):
         s = (q @ k.mT * WIDTH**-0.5).masked_fill(~seen, -torch.inf)
         torch.testing.assert_close(found, theirs(s.softmax(-1) @ v), rtol=1e-5, atol=1e-5)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from agreement import agree, heads, joined
+from narrowed import through, weight
 from torch import nn
 from torch.nn import functional
 
 from einfuse.library.layers import graph, series
 from einfuse.library.layers import vision_global as vg
+from einfuse.library.layers.common import Attending
 
 Image = (2, 4, 4, 8)
 
@@ -54,13 +57,15 @@ def test_convolutional_projections() -> None:
 
     def eager(x: torch.Tensor) -> torch.Tensor:
         tokens = []
-        for (convolution, norm), project, step in zip(layer.convolutions, layer.project, (1, 2, 2), strict=True):
-            y = functional.conv2d(x.permute(0, 3, 1, 2), convolution.weight, None, step, 1, groups=8)
+        for part, project, step in zip(layer.convolutions, layer.project, (1, 2, 2), strict=True):
+            assert isinstance(part, nn.Sequential)
+            convolution, norm = part
+            y = functional.conv2d(x.permute(0, 3, 1, 2), weight(convolution), None, step, 1, groups=8)
             y = (
-                y / math.sqrt(1 + 1e-5) * norm.weight[:, None, None] + norm.bias[:, None, None]
-            )  # fresh statistics: mean 0, variance 1
+                y / math.sqrt(1 + 1e-5) * weight(norm)[:, None, None] + weight(norm, "bias")[:, None, None]
+            )  # mean 0, variance 1
             tokens.append(heads(project(y.flatten(2).mT), 2))
-        return layer.out(joined(attend(*tokens))).reshape(x.shape)
+        return through(layer.out, joined(attend(*tokens))).reshape(x.shape)
 
     agree(layer, eager, torch.randn(Image))
 
@@ -71,20 +76,20 @@ def test_cross_branch_and_class_query() -> None:
     def eager(own: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         everything = torch.cat([own, patches], 1)
         q, k, v = heads(layer.query(own), 2), heads(layer.key(everything), 2), heads(layer.value(everything), 2)
-        return layer.out(joined(attend(q, k, v)))
+        return through(layer.out, joined(attend(q, k, v)))
 
     agree(layer, eager, torch.randn(2, 1, 8), torch.randn(2, 7, 8))
     pool = vg.ClassQueryPooling(8, 2, backend="torch")
 
     def pooled(x: torch.Tensor) -> torch.Tensor:
         q = heads(pool.query(pool.token).expand(2, -1, -1), 2)
-        return pool.out(joined(attend(q, heads(pool.key(x), 2), heads(pool.value(x), 2))))[:, 0]
+        return through(pool.out, joined(attend(q, heads(pool.key(x), 2), heads(pool.value(x), 2))))[:, 0]
 
     agree(pool, pooled, torch.randn(2, 7, 8))
 
 
-def own(layer: vg.Attending, x: torch.Tensor) -> torch.Tensor:
-    return layer.out(joined(attend(*(heads(m(x), layer.heads) for m in (layer.query, layer.key, layer.value)))))
+def own(layer: Attending, x: torch.Tensor) -> torch.Tensor:
+    return through(layer.out, joined(attend(*(heads(m(x), layer.heads) for m in (layer.query, layer.key, layer.value)))))
 
 
 def test_transformer_in_transformer() -> None:
@@ -131,7 +136,7 @@ def test_channels() -> None:
     def eager(x: torch.Tensor) -> torch.Tensor:
         q, k, v = (heads(t, 2) for t in layer.project(x).chunk(3, -1))
         a = torch.softmax(torch.einsum("bgnc,bgnd->bgcd", q, k) / 2, -1)
-        return layer.out(joined(torch.einsum("bgcd,bgnd->bgnc", a, v)))
+        return through(layer.out, joined(torch.einsum("bgcd,bgnd->bgnc", a, v)))
 
     agree(layer, eager, torch.randn(2, 9, 8))
 
@@ -142,7 +147,7 @@ def test_sparse_channels() -> None:
     def eager(x: torch.Tensor) -> torch.Tensor:
         q, k, v = (t.reshape(2, 2, 4, 16) for t in layer.project(x.permute(0, 3, 1, 2)).chunk(3, 1))
         s = functional.normalize(q, dim=-1) @ functional.normalize(k, dim=-1).mT * layer.temperature[:, None, None]
-        return layer.out((s.relu() @ v).reshape(2, 8, 4, 4)).permute(0, 2, 3, 1)
+        return through(layer.out, (s.relu() @ v).reshape(2, 8, 4, 4)).permute(0, 2, 3, 1)
 
     agree(layer, eager, torch.randn(Image), tolerance=1e-5)  # the two normalisations differ in their epsilons
 
@@ -155,7 +160,7 @@ def test_single_head() -> None:
         mean, deviation = part.mean((1, 2), keepdim=True), part.var((1, 2), correction=0, keepdim=True)
         part = (part - mean) / (deviation + 1e-5).sqrt() * layer.norm.weight + layer.norm.bias
         y = layer.project(part)
-        return layer.out(torch.cat([attend(y[..., :4], y[..., 4:8], y[..., 8:]), x[..., 3:]], -1).relu())
+        return through(layer.out, torch.cat([attend(y[..., :4], y[..., 4:8], y[..., 8:]), x[..., 3:]], -1).relu())
 
     agree(layer, eager, torch.randn(2, 7, 8))
 
@@ -163,8 +168,8 @@ def test_single_head() -> None:
 def test_read_compute_write() -> None:
     layer = vg.SharedReadAttention(8, 2, backend="torch")
 
-    def cross(part: nn.Module, a: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
-        return part.out(joined(attend(heads(part.query(a), 2), heads(part.key(c), 2), heads(part.value(c), 2))))
+    def cross(part: Any, a: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return through(part.out, joined(attend(heads(part.query(a), 2), heads(part.key(c), 2), heads(part.value(c), 2))))
 
     def eager(x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         z = z + cross(layer.read, layer.norms[0](z), x)
@@ -226,7 +231,7 @@ class Given(nn.Module):
         self.layer, self.fixed = layer, fixed
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return self.layer(*inputs, *self.fixed)
+        return through(self.layer, *inputs, *self.fixed)
 
 
 def test_edges_in_the_scores() -> None:
@@ -237,7 +242,7 @@ def test_edges_in_the_scores() -> None:
         edge = layer.edge(edges).reshape(2, 6, 6, 2, 4)
         s = torch.einsum("bhid,bhjd,bijhd->bhij", q, k, edge) / 2
         p = s.clamp(-5, 5).exp() * ADJ[:, None]
-        return layer.out(joined(p @ v / (p.sum(-1, keepdim=True) + 1e-6)))
+        return through(layer.out, joined(p @ v / (p.sum(-1, keepdim=True) + 1e-6)))
 
     agree(Given(layer, ADJ), eager, torch.randn(2, 6, 8), torch.randn(2, 6, 6, 3))
 
@@ -252,7 +257,7 @@ def test_relations_in_keys_and_values() -> None:
         s = torch.einsum("bhid,bhijd->bhij", q, k[:, :, None] + r) / 2
         p = s.clamp(-10, 10).exp() * (ADJ | torch.eye(6, dtype=torch.bool))[:, None]
         w = p / p.sum(-1, keepdim=True)
-        return layer.out(joined(torch.einsum("bhij,bhijd->bhid", w, v[:, :, None] + r)))
+        return through(layer.out, joined(torch.einsum("bhij,bhijd->bhid", w, v[:, :, None] + r)))
 
     agree(Given(layer, relation, ADJ | torch.eye(6, dtype=torch.bool)), eager, torch.randn(2, 6, 8))
 
@@ -293,7 +298,7 @@ def test_several_sources() -> None:
     def eager(x: torch.Tensor, a: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
         k = torch.cat([layer.keys[0](a), layer.keys[1](c)], 1)
         v = torch.cat([layer.values[0](a), layer.values[1](c)], 1)
-        return layer.out(joined(attend(heads(layer.query(x), 2), heads(k, 2), heads(v, 2))))
+        return through(layer.out, joined(attend(heads(layer.query(x), 2), heads(k, 2), heads(v, 2))))
 
     agree(layer, eager, torch.randn(2, 3, 8), torch.randn(2, 5, 6), torch.randn(2, 4, 4))
     with pytest.raises(ValueError, match="has 2 sources, found 1"):

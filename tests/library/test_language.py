@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from agreement import agree, heads, joined
+from narrowed import through
 from torch.nn import functional
 
 from einfuse.library.layers import language
@@ -41,7 +42,7 @@ def test_rotary_with_shared_keys(kv_heads: int) -> None:
 
     def eager(x: torch.Tensor) -> torch.Tensor:
         q, k, v = qkv(layer, x)
-        return layer.out(joined(softmax(turned(q) @ turned(k).mT / 2) @ v))
+        return through(layer.out, joined(softmax(turned(q) @ turned(k).mT / 2) @ v))
 
     agree(layer, eager, torch.randn(2, N, 16))
 
@@ -52,7 +53,7 @@ def test_alibi() -> None:
 
     def eager(x: torch.Tensor) -> torch.Tensor:
         q, k, v = qkv(layer, x)
-        return layer.out(joined(softmax(q @ k.mT / 2 + slopes * OFFSET) @ v))
+        return through(layer.out, joined(softmax(q @ k.mT / 2 + slopes * OFFSET) @ v))
 
     agree(layer, eager, torch.randn(X))
 
@@ -63,7 +64,7 @@ def test_bert() -> None:
 
     def eager(x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         q, k, v = qkv(layer, x)
-        return layer.out(joined(softmax(q @ k.mT / 2, real[:, None, None]) @ v))
+        return through(layer.out, joined(softmax(q @ k.mT / 2, real[:, None, None]) @ v))
 
     agree(layer, eager, torch.randn(X), pad)
     x = torch.randn(X, dtype=torch.float64)
@@ -88,7 +89,7 @@ def test_t5(bidirectional: bool) -> None:
 
     def eager(x: torch.Tensor) -> torch.Tensor:
         q, k, v = qkv(layer, x)
-        return layer.out(joined(softmax(q @ k.mT + layer.table[:, buckets], visible) @ v))
+        return through(layer.out, joined(softmax(q @ k.mT + layer.table[:, buckets], visible) @ v))
 
     agree(layer, eager, torch.randn(1, length, 8))
 
@@ -103,7 +104,7 @@ def test_deberta() -> None:
         c2p = torch.stack([(q[:, :, i, None] * pk[:, delta[i]]).sum(-1) for i in range(N)], 2)
         p2c = torch.stack([(k[:, :, j, None] * pq[:, delta[j]]).sum(-1) for j in range(N)], 3)
         s = (q @ k.mT + c2p + p2c) / math.sqrt(12)
-        return layer.out(joined(torch.softmax(s, -1) @ v))
+        return through(layer.out, joined(torch.softmax(s, -1) @ v))
 
     agree(layer, eager, torch.randn(X))
 
@@ -115,7 +116,7 @@ def test_relative_keys_and_values() -> None:
         q, k, v = qkv(layer, x)
         near = OFFSET.clamp(-2, 2) + 2
         w = torch.softmax((q @ k.mT + torch.einsum("bhid,ijd->bhij", q, layer.keys[near])) / 2, -1)
-        return layer.out(joined(w @ v + torch.einsum("bhij,ije->bhie", w, layer.values[near])))
+        return through(layer.out, joined(w @ v + torch.einsum("bhij,ije->bhie", w, layer.values[near])))
 
     agree(layer, eager, torch.randn(X))
 
@@ -126,7 +127,7 @@ def test_urpe_on_a_part_of_its_tables() -> None:
     def eager(x: torch.Tensor) -> torch.Tensor:
         q, k, v = qkv(layer, x)
         w = torch.softmax(q @ k.mT / 2 + layer.bias[:, OFFSET + 11], -1) * layer.weight[:, OFFSET + 11]
-        return layer.out(joined(w @ v))
+        return through(layer.out, joined(w @ v))
 
     agree(layer, eager, torch.randn(X))
     with pytest.raises(ValueError, match="know 12 tokens, found 13"):
@@ -145,7 +146,7 @@ def test_coca() -> None:
         left = (pairs * turn)[:, :, :, None]
         right = pairs[:, :, :, None] * t[:, :, None] * turn[None, None, None]
         s = (left * right.conj()).real.sum(-1) / 2
-        return layer.out(joined(softmax(s) @ v))
+        return through(layer.out, joined(softmax(s) @ v))
 
     agree(layer, eager, torch.randn(X))
 
@@ -157,7 +158,7 @@ def test_a_span_for_every_head() -> None:
 
     def eager(x: torch.Tensor) -> torch.Tensor:
         q, k, v = qkv(layer, x)
-        return layer.out(joined(softmax(q @ k.mT / 2, visible) @ v))
+        return through(layer.out, joined(softmax(q @ k.mT / 2, visible) @ v))
 
     agree(layer, eager, torch.randn(X))
 
@@ -173,13 +174,14 @@ def test_value_residual(shared: bool) -> None:
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y, first = self.layer(x)
-            return self.layer(y, first)[0]
+            out: torch.Tensor = self.layer(y, first)[0]
+            return out
 
     def eager(x: torch.Tensor) -> torch.Tensor:
         q, k, first = qkv(layer, x)
         y = layer.out(joined(softmax(q @ k.mT / 2) @ first))
         q, k, v = qkv(layer, y)
-        return layer.out(joined(softmax(q @ k.mT / 2) @ (first if shared else (first + v) / 2)))
+        return through(layer.out, joined(softmax(q @ k.mT / 2) @ (first if shared else (first + v) / 2)))
 
     agree(Twice(), eager, torch.randn(X))
 
@@ -206,7 +208,7 @@ def test_keys_and_values_of_an_earlier_layer() -> None:
         near = torch.ones(X[1], X[1], dtype=torch.bool).tril().triu(-2)
         s = (heads(first.query(x), 2) @ k.mT / 2).masked_fill(~near, -math.inf)
         y = x + first.out(joined(s.softmax(-1) @ v))
-        return x + second.out(joined(softmax(heads(second.query(y), 2) @ k.mT / 2) @ v))
+        return x + through(second.out, joined(softmax(heads(second.query(y), 2) @ k.mT / 2) @ v))
 
     agree(Both(), eager, torch.randn(X))
     with pytest.raises(ValueError, match="has to be given those of an earlier one, found none"):
@@ -218,6 +220,7 @@ def test_mixed_spans() -> None:
 
     def eager(x: torch.Tensor) -> torch.Tensor:
         for n, (norm, part) in enumerate(zip(layer.norms, layer.layers, strict=True)):
+            assert isinstance(part, Attending)
             q, k, v = qkv(part, norm(x))
             x = x + part.out(joined(softmax(q @ k.mT / 2, CAUSAL if n == 1 else CAUSAL & (OFFSET > -2)) @ v))
         return x
@@ -240,7 +243,7 @@ def test_skim() -> None:
             self.layer = layer
 
         def forward(self, layout: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-            return self.layer(layout, x, 1)
+            return through(self.layer, layout, x, 1)
 
     agree(Second(), eager, torch.randn(2, N, 4), torch.randn(X))
 
@@ -252,6 +255,6 @@ def test_efficient_and_super() -> None:
 
     def eager(x: torch.Tensor) -> torch.Tensor:
         v = torch.einsum("lm,bmc->blc", mixed.mix.weight, x) + mixed.mix.bias[:, None]
-        return mixed.out(torch.softmax(mixed.query(x) @ x.mT / math.sqrt(8), -1) @ v)
+        return through(mixed.out, torch.softmax(mixed.query(x) @ x.mT / math.sqrt(8), -1) @ v)
 
     agree(mixed, eager, torch.randn(X))

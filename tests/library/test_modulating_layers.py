@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from agreement import agree
+from narrowed import through, weight
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,7 +41,7 @@ def test_a_learned_filter_of_frequencies() -> None:
         own = (half + half[[0, 3, 2, 1]].conj()) / 2
         whole = torch.cat([own[:, :1], half[:, 1:3], own[:, 3:], mirror], 1)
         y = torch.einsum("yh,xw,byxc->bhwc", down.conj(), right.conj(), seen * whole).real
-        return x + layer.mix(layer.norms[1](y))
+        return x + through(layer.mix, layer.norms[1](y))
 
     agree(layer, eager, torch.randn(2, 4, 6, 3))
 
@@ -57,7 +58,7 @@ def test_long_convolutions_in_two_directions(flipped: bool) -> None:
         for a in range(4):
             for b in range(4):
                 y = y + F.pad(u, (0, 0, b, 0, a, 0))[:, :4, :4] * h[a, b]
-        return layer.out(x1 * (y.flip(1, 2) if flipped else y))
+        return through(layer.out, x1 * (y.flip(1, 2) if flipped else y))
 
     agree(layer, eager, torch.randn(2, 4, 4, 2))
     with pytest.raises(ValueError, match="images of 4 x 4 were expected, found 4 x 5"):
@@ -74,7 +75,7 @@ def filter_of(layer: spectral.LongConvolution) -> Tensor:
             y = y.double()
             for stage in layer.stages:
                 y = torch.sin(layer.speed * stage(y))
-            rows.append(layer.last(y) * torch.exp(-(a + b) / 3 * layer.decay))
+            rows.append(layer.last(y) * torch.exp(-(a + b) / 3 * weight(layer, "decay")))
     return torch.stack(rows).reshape(4, 4, -1)
 
 
@@ -93,7 +94,7 @@ def test_frequencies_in_balance() -> None:
             seen = torch.einsum("yh,xw,bhw->byx", down, right, y[..., n].to(torch.complex128)) * torch.tensor(weights)
             back = torch.einsum("yh,xw,byx->bhw", down.conj(), right.conj(), seen).real
             context = context + layer.spread[n](back[..., None])
-        return layer.out(y * context)
+        return through(layer.out, y * context)
 
     agree(layer, eager, torch.randn(2, 5, 6, 3), tolerance=1e-6)  # weights in single precision there
 
@@ -155,10 +156,10 @@ def test_focal_modulation(averaged: bool) -> None:
     def eager(x: Tensor) -> Tensor:
         y = layer.project(x)
         q, z, g = y[..., :4], y[..., 4:8], y[..., 8:]
-        z1 = F.gelu(depthwise(z, layer.contexts[0].weight))
-        z2 = F.gelu(depthwise(z1, layer.contexts[1].weight))
+        z1 = F.gelu(depthwise(z, weight(layer.contexts[0])))
+        z2 = F.gelu(depthwise(z1, weight(layer.contexts[1])))
         m = g[..., :1] * z1 + g[..., 1:2] * z2 + g[..., 2:] * F.gelu(z2.mean((1, 2), True))
-        return layer.out(q * layer.modulator(m / 3 if averaged else m))
+        return through(layer.out, q * layer.modulator(m / 3 if averaged else m))
 
     agree(layer, eager, torch.randn(2, 4, 5, 4))
 
@@ -168,16 +169,16 @@ def test_gated_and_modulating_convolutions() -> None:
 
     def eager(x: Tensor) -> Tensor:
         y = gated.project(gated.norm(x))
-        c = depthwise(y[..., 10:], gated.local.weight) + gated.local.bias
-        return x + gated.out(F.gelu(y[..., :6]) * torch.cat([y[..., 6:10], c], -1))
+        c = depthwise(y[..., 10:], gated.local.weight) + weight(gated.local, "bias")
+        return x + through(gated.out, F.gelu(y[..., :6]) * torch.cat([y[..., 6:10], c], -1))
 
     agree(gated, eager, torch.randn(2, 3, 4, 4))
     mixing = modulating.ConvolutionalModulation(4)
 
     def mixed(x: Tensor) -> Tensor:
         y = mixing.norm(x)
-        a = depthwise(F.gelu(mixing.look(y)), mixing.local.weight) + mixing.local.bias
-        return x + mixing.scale * mixing.out(a * mixing.value(y))
+        a = depthwise(F.gelu(mixing.look(y)), mixing.local.weight) + weight(mixing.local, "bias")
+        return x + mixing.scale * through(mixing.out, a * mixing.value(y))
 
     agree(mixing, mixed, torch.randn(2, 4, 3, 4))
     with pytest.raises(ValueError, match="no more channels than hidden ones can be convolved, found 4 and 2"):
@@ -213,7 +214,7 @@ def test_a_gate_that_reads_elsewhere() -> None:
             for b in range(len(x)):
                 at = home + tap + offset[b, 2 * k : 2 * k + 2].movedim(0, -1)
                 out[b] = out[b] + bilinear(y[b], at) @ layer.weight[:, :, k // 3, k % 3].mT
-        return x * layer.norm(out).sigmoid()
+        return x * through(layer.norm, out).sigmoid()
 
     agree(layer, eager, torch.randn(2, 4, 3, 5))
 
@@ -230,8 +231,9 @@ def test_masks_of_an_hourglass_and_of_a_pyramid() -> None:
     def unit(r: nn.Module, y: Tensor) -> Tensor:
         z = y
         for n in (0, 3, 6):
-            norm, convolution = r.change[n], r.change[n + 2]  # type: ignore[index]  # a sequence of nine
-            z = convolution(F.relu(z / math.sqrt(1 + 1e-5) * norm.weight[:, None, None] + norm.bias[:, None, None]))
+            assert isinstance(r.change, nn.Sequential)
+            norm, convolution = r.change[n], r.change[n + 2]
+            z = convolution(F.relu(z / math.sqrt(1 + 1e-5) * weight(norm)[:, None, None] + weight(norm, "bias")[:, None, None]))
         return y + z
 
     def eager(x: Tensor) -> Tensor:
@@ -258,20 +260,22 @@ def test_gated_units_and_networks_of_every_axis() -> None:
     def gated(x: Tensor) -> Tensor:
         y = units.outer(x)
         x = x + units.out(units.inner(F.gelu(units.gate(y))) * units.inner(units.value(y)))
-        return x + units.after(units.outer(x))
+        return x + through(units.after, units.outer(x))
 
     agree(units, gated, torch.randn(2, 3, 4))
     mixer = modulating.PatchMixer(3, 5, 4)
 
     def eager(x: Tensor) -> Tensor:
         y = mixer.norms[0](x)
-        a = y * torch.einsum("bcpf,dc->bdpf", y, mixer.gates[0].weight).add(mixer.gates[0].bias[:, None, None]).softmax(1)
+        a = y * torch.einsum("bcpf,dc->bdpf", y, weight(mixer.gates[0])).add(
+            weight(mixer.gates[0], "bias")[:, None, None]
+        ).softmax(1)
         x = x + mixer.mixers[0](a.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         a = mixer.mixers[1](mixer.norms[1](x).mT).mT
-        b = torch.einsum("bcpf,qp->bcqf", a, mixer.gates[1].weight) + mixer.gates[1].bias[:, None]
+        b = torch.einsum("bcpf,qp->bcqf", a, weight(mixer.gates[1])) + weight(mixer.gates[1], "bias")[:, None]
         x = x + a * b.softmax(2)
-        a = mixer.mixers[2](mixer.norms[2](x))
-        return x + a * mixer.gates[2](a).softmax(-1)
+        a = through(mixer.mixers[2], mixer.norms[2](x))
+        return x + a * through(mixer.gates[2], a).softmax(-1)
 
     agree(mixer, eager, torch.randn(2, 3, 5, 4))
 
@@ -284,11 +288,11 @@ def test_all_pairs_of_target_and_source(largest: bool) -> None:
         pairs = [[torch.cat([y[:, t], x[:, s]], -1) for s in range(x.shape[1])] for t in range(y.shape[1])]
         h = torch.stack([torch.stack(row, 1) for row in pairs], 1)
         for narrow, look in zip(layer.narrow, layer.look, strict=True):
-            full = F.pad(look.weight, (0, 0, 0, 1))  # the row of later targets weighs nothing
-            h = torch.cat([h, last(F.conv2d(narrow(first(h)), full, look.bias, padding=1))], -1)
+            full = F.pad(weight(look), (0, 0, 0, 1))  # the row of later targets weighs nothing
+            h = torch.cat([h, last(F.conv2d(narrow(first(h)), full, weight(look, "bias"), padding=1))], -1)
         if largest:
             return h.amax(2)
-        return (layer.score(layer.hidden(h)).softmax(2) * h).sum(2)
+        return (through(layer.score, layer.hidden(h)).softmax(2) * h).sum(2)
 
     agree(layer, eager, torch.randn(2, 4, 2), torch.randn(2, 5, 3))
     target, source = torch.randn(1, 4, 2).double(), torch.randn(1, 5, 3).double()

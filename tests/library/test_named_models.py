@@ -71,11 +71,10 @@ def test_there_are_as_many_parameters_as_were_released(name: str) -> None:
 def config(name: str) -> dict[str, Any]:
     """The sizes of the small model as `transformers` names them."""
     found = models.build(name, small=True, backend="torch")
-    first = found.model.layers[0].self_attn
-    assert isinstance(first, torch.nn.Module)
+    first = found.get_submodule("model.layers.0.self_attn")
     shape, pattern = first.shape, models.model(name).pattern
     rope = pattern[-1].rotation
-    assert isinstance(shape, named.Shape)
+    assert isinstance(shape, Shape)
     assert rope is not None
     scaling = {"rope_type": "default", "rope_theta": rope.base}
     if rope.by_wavelength:
@@ -129,10 +128,10 @@ def other_peer(name: str) -> torch.nn.Module:
 
     eager: dict[str, Any] = {"attn_implementation": "eager"}
     text, image = eager | {"vocab_size": 256}, eager | {"image_size": 8, "patch_size": 4, "num_labels": 10}
-    wide = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    wide: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    ends: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0}
     if name == "gpt_2":
-        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32}
+        sizes: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32}
         return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **text, **ends))
     if name == "bloom_7b":
         return transformers.BloomForCausalLM(transformers.BloomConfig(hidden_size=32, n_layer=2, n_head=2, **text, **ends))
@@ -214,7 +213,7 @@ def test_a_small_one_learns(name: str) -> None:
     for _ in range(5):
         optimiser.zero_grad()
         loss = loss_of()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's is not typed
+        loss.backward()
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,8 @@ def low_rank_mask(x: X) -> Tensor:
 
 def nearest_region(x: X) -> Tensor:
     """Region after region, gathering the one that agrees most."""
-    q, k, v = (x[n].unflatten(2, (-1, 4)) for n in "qkv")
+    parts: list[Tensor] = [x[n].unflatten(2, (-1, 4)) for n in "qkv"]
+    q, k, v = parts
     at = torch.einsum("bhxrd,bhzrd->bhxz", q, k).argmax(-1)
     pick = torch.arange(2)[:, None, None], torch.arange(2)[:, None], at
     return ((q @ k[pick].mT).softmax(-1) @ v[pick]).flatten(2, 3)
@@ -105,7 +107,8 @@ def padded_window(x: X) -> Tensor:
     q, k, v = (x[n].mT.flatten(0, 1).unflatten(-1, (5, 5)) for n in "qkv")
     near = [F.unfold(t, 3, 2, 2).unflatten(1, (-1, 9)) for t in (k, v)]
     p = (torch.einsum("bdn,bdrn->brn", q.flatten(2), near[0]) / math.sqrt(q.shape[1])).softmax(1)
-    return torch.einsum("brn,bern->bne", p, near[1]).unflatten(0, (2, 2))
+    out: Tensor = torch.einsum("brn,bern->bne", p, near[1]).unflatten(0, (2, 2))
+    return out
 
 
 def channel_root(x: X) -> Tensor:
@@ -128,7 +131,10 @@ def titans(x: X) -> Tensor:
 def ttt_linear(x: X) -> Tensor:
     """The inner gradient by autograd."""
     state, rows = torch.zeros(2, 2, x["q"].shape[-1], x["q"].shape[-1], dtype=torch.float64), []
-    norm = lambda z: F.layer_norm(z, z.shape[-1:], eps=1e-6) * x["g"] + x["c"]  # noqa: E731
+
+    def norm(z: Tensor) -> Tensor:
+        return F.layer_norm(z, z.shape[-1:], eps=1e-6) * x["g"] + x["c"]
+
     for t in range(N):
         q, k, v = (x[n][:, :, t] for n in "qkv")
         if not state.requires_grad:
@@ -167,7 +173,7 @@ def infini(x: X) -> Tensor:
     return torch.cat(out, 2)
 
 
-CASES: dict[str, tuple[Formula, Shape, dict[str, float]]] = {
+CASES: dict[str, tuple[Formula, Shape, dict[str, Any]]] = {
     "kept_weights": (kept_weights, SHAPE, {}),
     "low_rank_mask": (low_rank_mask, SHAPE, {}),
     "nearest_region": (nearest_region, Shape(2, 2, 8, 12, (4, 5), 1), {}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -151,5 +152,9 @@ CASES: dict[str, Formula] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_spec_and_tiles_against_the_formula(name: str) -> None:
-    params = {"qk_norm": {"window": 4}, "softcap_window": {"window": 3}, "sink_window": {"window": 3}}.get(name, {})
-    check(name, CASES[name], drawn(name), **params)
+    settings: dict[str, dict[str, Any]] = {
+        "qk_norm": {"window": 4},
+        "softcap_window": {"window": 3},
+        "sink_window": {"window": 3},
+    }
+    check(name, CASES[name], drawn(name), **settings.get(name, {}))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from agreement import agree, heads, joined
+from narrowed import through
+from torch import nn
 from torch.nn import functional
 
 from einfuse.library.layers import normalisers as n
@@ -26,7 +29,7 @@ def cosine(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 
 
 def weighted(layer: Attending, x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    return layer.out(joined(weights @ heads(layer.value(x), 2)))
+    return through(layer.out, joined(weights @ heads(layer.value(x), 2)))
 
 
 def scores(layer: Attending, x: torch.Tensor) -> torch.Tensor:
@@ -97,7 +100,7 @@ def prefix(layer: n.InfinitePrefixAttention, x: torch.Tensor) -> torch.Tensor:
     p = scores(layer, x).exp() * TRIANGLE
     phi = functional.elu(q / 4**0.25) + 1
     over, under = p @ v + phi @ layer.prefix, p.sum(-1, keepdim=True) + phi @ layer.weight.abs()[..., None]
-    return layer.out(joined(over / under))
+    return through(layer.out, joined(over / under))
 
 
 def length_scaled(layer: n.LengthScaledAttention, x: torch.Tensor) -> torch.Tensor:
@@ -105,7 +108,7 @@ def length_scaled(layer: n.LengthScaledAttention, x: torch.Tensor) -> torch.Tens
     return weighted(layer, x, torch.softmax(math.sqrt(math.log(7) / math.log(5) / 4) * (q @ k.mT), -1))
 
 
-CASES = {
+CASES: dict[str, tuple[Callable[[], nn.Module], Callable[..., torch.Tensor], float]] = {
     "sigmoid": (lambda: n.SigmoidAttention(8, 2, backend="torch"), sigmoid, 1e-8),
     "relu_squared": (lambda: n.ReluSquaredAttention(8, 2, backend="torch"), relu_squared, 1e-8),
     "quiet": (lambda: n.QuietAttention(8, 2, backend="torch"), quiet, 1e-8),

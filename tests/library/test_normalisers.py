@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from narrowed import flat, only
 from torch import Tensor
 
 import einfuse
@@ -118,7 +119,7 @@ def test_every_normaliser_has_a_formula_and_a_count() -> None:
 def test_spec_against_its_formula(name: str) -> None:
     attention = einfuse.compile(name)
     x = {n: t for n, t in cascade_inputs(name)[0].items() if isinstance(t, Tensor)}
-    out = attention.reference(**x)
+    out = attention.reference(**x, dtype=torch.float64)
     assert isinstance(out, Tensor)
     q, k, v = x["q"], *(x[n].repeat_interleave(2, 1) for n in ("k", "v"))
     for b, h, i in ((0, 0, 0), (1, 0, 2), (0, 1, 5), (1, 1, 8)):
@@ -143,7 +144,7 @@ def test_passes_are_those_of_the_table(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in SPECS if PASSES[n] <= 2])
 def test_states_merge_in_any_blocks_and_order(name: str) -> None:
     x, sizes = cascade_inputs(name, 1)
-    merge_law(online_fuse.run(canonicalise.run(einfuse.compile(name).cascade)), sizes, x)
+    merge_law(online_fuse.run(canonicalise.run(flat(einfuse.compile(name).cascade))), sizes, x)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_a_planted_wrong_carry_is_caught(name: str, right: str, wrong: str) -> N
     """By the merge law, and by the values after the pass."""
     built = einfuse.compile(name).cascade
     x, sizes = cascade_inputs(name)
-    fused = online_fuse.run(canonicalise.run(built))
+    fused = online_fuse.run(canonicalise.run(flat(built)))
     text = show(fused)
     assert right in text
     broken = parse(text.replace(right, wrong))
@@ -184,7 +185,7 @@ SAMPLED = """attention f over b, h {
 
 def test_a_carry_that_is_only_sampled_is_refused_when_asked() -> None:
     """x is relu(x) - relu(-x) and abs(x) their sum: algebra is not told, samples show it."""
-    canonical = canonicalise.run(einfuse.compile(SAMPLED).cascade)
+    canonical = canonicalise.run(flat(einfuse.compile(SAMPLED).cascade))
     assert online_fuse.run(canonical) != canonical
     with pytest.raises(SpecError, match="sampling, not proven"):
         online_fuse.run(canonical, strict=True)
@@ -205,7 +206,7 @@ def test_scores_up_to_ten_thousand_stay_finite(name: str) -> None:
     leaves = with_scores(name, attention, torch.float32, 1e4)
     out = attention.with_backend("torch")(**leaves)
     assert isinstance(out, Tensor)
-    truth = attention.reference(**{n: t.double() for n, t in leaves.items()})
+    truth = attention.reference(**{n: t.double() for n, t in leaves.items()}, dtype=torch.float64)
     assert isinstance(truth, Tensor)
     assert torch.isfinite(truth).all()
     assert torch.isfinite(out).all()
@@ -254,7 +255,7 @@ def test_range_and_masked_rows_in_compiled_kernels(name: str, dtype: torch.dtype
     attention = einfuse.compile(masked(name), backend="cpu")
     leaves = with_scores(name, attention, dtype, 1e4 if dtype == torch.float32 else 100.0)
     out = attention(**leaves)
-    truth = attention.reference(**{n: t.detach().double() for n, t in leaves.items()})
+    truth = attention.reference(**{n: t.detach().double() for n, t in leaves.items()}, dtype=torch.float64)
     assert isinstance(out, Tensor)
     assert isinstance(truth, Tensor)
     assert torch.isfinite(truth).all()
@@ -298,6 +299,6 @@ def test_thresholds_are_found_at_any_length(name: str, exact: Callable[[Tensor],
     weights = torch.stack(
         [torch.nn.functional.pad(exact(r[: i + 1]), (0, n - 1 - i)) for r, i in zip(s[0, 0], rows, strict=True)]
     )
-    o = einfuse.compile(name, backend="torch")(q, k, v)[0, 0, rows]
+    o = only(einfuse.compile(name, backend="torch")(q, k, v))[0, 0, rows]
     torch.testing.assert_close(o, weights @ v[0, 0], rtol=0, atol=1e-10)
     torch.testing.assert_close(o[:, 0], torch.ones(7, dtype=torch.float64), rtol=0, atol=1e-10)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from narrowed import only, three
 
 import einfuse
 from einfuse.runtime.backends import BackendName
@@ -44,8 +45,8 @@ def test_pages_are_read_where_they_lie(backend: BackendName, queries: int) -> No
 def test_gradients_reach_the_pages() -> None:
     attention = einfuse.compile("paged", backend="cpu")
     k, v, page, length = cache()
-    leaves = [x.requires_grad_() for x in (torch.randn(B, H, 5, D), k, v)]
-    ours, theirs = (torch.autograd.grad(f(*leaves, page, length).sin().sum(), leaves) for f in (attention, dense))
+    leaves = three(x.requires_grad_() for x in (torch.randn(B, H, 5, D), k, v))
+    ours, theirs = (torch.autograd.grad(only(f(*leaves, page, length)).sin().sum(), leaves) for f in (attention, dense))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 

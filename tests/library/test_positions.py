@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -123,8 +124,8 @@ def test_spec_and_tiles_against_the_formula(name: str) -> None:
     x = drawn(spec, SHAPE)
     if name == "longrope":
         x["slow"] = 1 + x["slow"].abs()
-    params = {"nope_temperature": {"period": 3}, "cope divided": {"divided": True}}.get(name, {})
-    check(spec, CASES[name], x, **params)
+    settings: dict[str, dict[str, Any]] = {"nope_temperature": {"period": 3}, "cope divided": {"divided": True}}
+    check(spec, CASES[name], x, **settings.get(name, {}))
 
 
 def test_llama_3_is_a_setting() -> None:
@@ -138,5 +139,5 @@ def test_llama_3_is_a_setting() -> None:
             out.append(w if wave < 8192 / 4 else w / 8 if wave > 8192 else (1 - smooth) * w / 8 + smooth * w)
         return attend(rotary(x, ROW * torch.tensor(out, dtype=torch.float64)), x["v"])
 
-    setting = {"base": 500000.0, "factor": 8.0, "length": 8192.0, "few": 1.0, "many": 4.0, "temper": 0.0}
+    setting: dict[str, Any] = {"base": 500000.0, "factor": 8.0, "length": 8192.0, "few": 1.0, "many": 4.0, "temper": 0.0}
     check("yarn", llama, drawn("yarn", SHAPE), **setting)

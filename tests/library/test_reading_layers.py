@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
 import torch
 from agreement import agree, heads, joined
+from narrowed import added, three, through
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,12 +21,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tenso
 
 
 def own(layer: common.Attending, x: Tensor, seen: Tensor | None = None) -> Tensor:
-    return layer.out(attend(*(heads(m(x), layer.heads) for m in (layer.query, layer.key, layer.value)), seen))
+    return through(layer.out, attend(*three(heads(m(x), layer.heads) for m in (layer.query, layer.key, layer.value)), seen))
 
 
 def across(layer: references.CrossAttention, x: Tensor, other: Tensor, seen: Tensor | None = None) -> Tensor:
     q, k, v = heads(layer.query(x), layer.heads), heads(layer.key(other), layer.heads), heads(layer.value(other), layer.heads)
-    return layer.out(attend(q, k, v, seen))
+    return through(layer.out, attend(q, k, v, seen))
 
 
 class Joint(nn.Module):
@@ -81,13 +83,13 @@ def test_reference_branches() -> None:
     def eager(x: Tensor, other: Tensor) -> Tensor:
         asked = [heads(m(x), 2) for m in (layer.query, layer.key, layer.value)]
         read = [heads(m(t), 2) for m, t in ((layer.asking, x), (layer.holding, other), (layer.giving, other))]
-        return layer.out(attend(*asked) + 0.5 * attend(*read))
+        return through(layer.out, attend(*asked) + 0.5 * attend(*read))
 
     agree(layer, eager, torch.randn(2, 5, 8), torch.randn(2, 4, 6))
     summed = references.SummedCrossAttention(8, 2, 6, 4, backend="torch")
 
     def every(x: Tensor, *others: Tensor) -> Tensor:
-        return sum(across(one, x, o) for one, o in zip(summed.each, others, strict=True))  # type: ignore[arg-type, return-value]
+        return added(across(one, x, o) for one, o in zip(summed.each, others, strict=True))  # type: ignore[arg-type]
 
     agree(summed, every, torch.randn(2, 5, 8), torch.randn(2, 4, 6), torch.randn(2, 3, 4))
     assert summed.each[0].query is summed.each[1].query
@@ -99,7 +101,7 @@ def test_self_and_cross_at_once() -> None:
     def eager(x: Tensor, other: Tensor) -> Tensor:
         q, k, v = (heads(t, 2) for t in layer.project(x).chunk(3, -1))
         _, k2, v2 = (heads(t, 2) for t in layer.project(other).chunk(3, -1))
-        return x + layer.join(torch.cat([x, attend(q, k, v), attend(q, k2, v2)], -1))
+        return x + through(layer.join, torch.cat([x, attend(q, k, v), attend(q, k2, v2)], -1))
 
     agree(layer, eager, torch.randn(2, 5, 8), torch.randn(2, 7, 8))
     wave = torch.polar(torch.tensor([2.0]), torch.tensor([0.5]))
@@ -139,7 +141,7 @@ def test_long_and_short() -> None:
             y, c = min(max(i // 5 - 1, 0), 1), min(max(i % 5 - 1, 0), 2)
             for j in (5 * (y + n // 3) + c + n % 3 for n in range(9)):
                 bias[:, i, j] = layer.table[:, j // 5 - i // 5 + 2, j % 5 - i % 5 + 2]
-        short = layer.out(joined((q @ k.mT / 2 + bias).softmax(-1) @ v))
+        short = through(layer.out, joined((q @ k.mT / 2 + bias).softmax(-1) @ v))
         return (across(layer.long, x.flatten(1, 2), memory) + short).reshape(x.shape)
 
     agree(layer, eager, torch.randn(2, 4, 5, 8), torch.randn(2, 4, 5, 8), torch.randn(2, 6, 8))
@@ -222,7 +224,7 @@ def test_stack() -> None:
             popped = torch.cat([held[:, 1:], torch.zeros_like(held[:, :1])], 1)
             held = push * pushed + pop * popped + stay * held
             out.append(held[:, 0])
-        return layer.out(torch.stack(out, 1))
+        return through(layer.out, torch.stack(out, 1))
 
     agree(layer, eager, torch.randn(2, 6, 8))
 
@@ -293,7 +295,7 @@ def test_summary_slices_rolls_and_uniform() -> None:
     agree(summary, pooled, torch.randn(2, 5, 8))
     order = torch.randperm(8)
     sliced = reducing.SlicedRecursiveAttention(8, 2, 2, backend="torch")
-    sliced.forward = lambda x, run=sliced.forward: run(x, (order,))  # type: ignore[assignment, method-assign, misc]
+    sliced.forward = functools.partial(sliced.forward, orders=(order,))  # type: ignore[method-assign]  # as it is drawn in training
 
     def recursive(x: Tensor) -> Tensor:
         for (keep, add), at in zip(sliced.scale, (torch.arange(8), order), strict=True):

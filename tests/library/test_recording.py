@@ -41,7 +41,12 @@ def test_recording_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(recording, "RECORD", tmp_path / "modes.json")
     monkeypatch.setattr(verified, "texts", lambda: {n: texts[n] for n in ("causal", "full")})
     ran: list[str] = []
-    monkeypatch.setattr(recording, "CHECKS", {"step": lambda n: ran.append(n) or "yes"})
+
+    def step(name: str) -> str:
+        ran.append(name)
+        return "yes"
+
+    monkeypatch.setattr(recording, "CHECKS", {"step": step})
     assert recording.main([]) == 0
     assert ran == ["causal", "full"]
     (tmp_path / "modes.json").write_text(json.dumps({**recording.read(), "full": {"content": "another text"}}))

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from agreement import agree, heads, joined
-from torch import Tensor, nn
+from narrowed import added, through, weight
+from torch import Tensor
 from torch.nn import functional
 
 from einfuse.library.layers import recurrent as r
@@ -19,7 +20,7 @@ FAR = torch.arange(N)[:, None] - torch.arange(N)[None]
 BELOW = FAR >= 0
 
 
-def qkv(layer: nn.Module, x: Tensor) -> list[Tensor]:
+def qkv(layer: r.RetentionAttention | r.LightningAttention, x: Tensor) -> list[Tensor]:
     return [heads(m(x), HEADS) for m in (layer.query, layer.key, layer.value)]
 
 
@@ -33,7 +34,7 @@ def retention(layer: r.RetentionAttention, x: Tensor) -> Tensor:
     decay = gamma[:, None, None] ** FAR.clamp(min=0) * BELOW
     out = ((q @ k.mH).real / math.sqrt(D) * decay) @ v
     out = (out - out.mean(-1, keepdim=True)) / (out.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
-    return layer.out(functional.silu(layer.gate(x)) * joined(out))
+    return through(layer.out, functional.silu(layer.gate(x)) * joined(out))
 
 
 def lightning(layer: r.LightningAttention, x: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ def lightning(layer: r.LightningAttention, x: Tensor) -> Tensor:
     decay = (-slope[:, None, None] * FAR.clamp(min=0)).exp() * BELOW
     out = joined((functional.silu(q) @ functional.silu(k).mT * decay) @ v)
     out = out / (out.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-    return layer.out(out * layer.gate(x))
+    return through(layer.out, out * layer.gate(x))
 
 
 def delta(layer: r.DeltaNetAttention, x: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ def delta(layer: r.DeltaNetAttention, x: Tensor) -> Tensor:
     mixed = []
     for m, c in zip((layer.query, layer.key, layer.value), layer.convolutions, strict=True):
         y = functional.pad(m(x), (0, 0, 2, 0))
-        mixed.append(heads(functional.silu(sum(y[:, t : t + N] * c.weight[:, 0, t] for t in range(3))), HEADS))
+        mixed.append(heads(functional.silu(added(y[:, t : t + N] * weight(c)[:, 0, t] for t in range(3))), HEADS))
     q, k, v = mixed
     q = q / q.norm(dim=-1, keepdim=True)
     k = k / (k.square().sum(-1, keepdim=True) + 1e-6).sqrt()
@@ -62,16 +63,17 @@ def delta(layer: r.DeltaNetAttention, x: Tensor) -> Tensor:
         state = state + k[:, :, t, :, None] * new[:, :, None]
         rows.append(torch.einsum("bhd,bhde->bhe", q[:, :, t], state))
     out = torch.stack(rows, 2)
-    return layer.out(joined(out / (out.square().mean(-1, keepdim=True) + 1e-5).sqrt() * layer.norm))
+    return through(layer.out, joined(out / (out.square().mean(-1, keepdim=True) + 1e-5).sqrt() * layer.norm))
 
 
 def aaren(layer: r.AarenAttention, x: Tensor) -> Tensor:
     q, k, v = heads(layer.query(layer.token).expand(2, 1, -1), HEADS), heads(layer.key(x), HEADS), heads(layer.value(x), HEADS)
     s = (q @ k.mT / math.sqrt(D)).expand(-1, -1, N, -1).masked_fill(~BELOW, -torch.inf)
-    return layer.out(joined(s.softmax(-1) @ v))
+    return through(layer.out, joined(s.softmax(-1) @ v))
 
 
-CASES: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor]]] = {
+Layer = r.RetentionAttention | r.LightningAttention | r.DeltaNetAttention | r.AarenAttention
+CASES: dict[str, tuple[Callable[[], Layer], Callable[..., Tensor]]] = {
     "retention": (lambda: r.RetentionAttention(8, HEADS, backend="torch"), retention),
     "lightning": (lambda: r.LightningAttention(8, HEADS, 0.25, backend="torch"), lightning),
     "delta": (lambda: r.DeltaNetAttention(8, HEADS, 3, backend="torch"), delta),

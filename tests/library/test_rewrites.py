@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from narrowed import weight
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -105,10 +106,10 @@ def test_one_block_with_corrections(rank: int) -> None:
     expected = copy.deepcopy(blocks)
     with torch.no_grad():
         for n in (0, 2):
-            mean = torch.stack([b[n].weight for b in blocks]).mean(0)
+            mean = torch.stack([weight(b[n]) for b in blocks]).mean(0)
             for b in expected:
-                u, s, v = torch.linalg.svd(b[n].weight - mean)
-                b[n].weight.copy_(mean + u[:, :rank] * s[:rank] @ v[:rank])
+                u, s, v = torch.linalg.svd(weight(b[n]) - mean)
+                weight(b[n]).copy_(mean + u[:, :rank] * s[:rank] @ v[:rank])
     stack = rewrites.RecursiveStack.of(blocks, rank)
     torch.testing.assert_close(stack(x), nn.Sequential(*expected)(x), rtol=1e-4, atol=1e-5)
     fresh = rewrites.RecursiveStack(blocks[0], 2, 3)

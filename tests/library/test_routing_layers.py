@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from agreement import agree, heads, joined
+from narrowed import three, through
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,8 +21,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tenso
     return (s if seen is None else s.masked_fill(~seen, -math.inf)).softmax(-1) @ v
 
 
-def projected(layer: common.Attending, x: Tensor) -> list[Tensor]:
-    return [heads(m(x), layer.heads) for m in (layer.query, layer.key, layer.value)]
+def projected(layer: common.Attending, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return three(heads(m(x), layer.heads) for m in (layer.query, layer.key, layer.value))
 
 
 def test_mixture_of_attention_heads() -> None:
@@ -48,7 +50,7 @@ def test_mixture_of_head_attention() -> None:
         kept = routed.topk(2, -1).indices
         share = torch.full_like(routed, -math.inf).scatter(-1, kept, routed.gather(-1, kept)).softmax(-1) * 2
         gates = torch.cat([always * layer.of_shared(x).softmax(-1), chosen * share], -1)
-        return layer.out(joined(gates.mT[..., None] * attend(*projected(layer, x))))
+        return through(layer.out, joined(gates.mT[..., None] * attend(*projected(layer, x))))
 
     agree(layer, eager, torch.randn(2, 9, 16))
     with pytest.raises(ValueError, match="shared heads and 4 others to choose, found 1 of 4"):
@@ -86,7 +88,7 @@ def test_routed_regions() -> None:
                 held = [torch.cat([t[b][cells[n]].reshape(4, 8) for n in chosen]) for t in (k, v)]
                 s = heads(q[b][cell].reshape(4, 8), 2) @ heads(held[0], 2).mT / math.sqrt(8)
                 out[b][cell] = out[b][cell] + joined((s.softmax(-1) @ heads(held[1], 2))[None])[0].reshape(2, 2, 8)
-        return layer.out(out)
+        return through(layer.out, out)
 
     agree(layer, eager, torch.randn(2, 6, 6, 8))
 
@@ -122,7 +124,7 @@ def test_native_sparse() -> None:
                     order = sorted(past_blocks, key=lambda w, b=b, h=h, i=i, f=forced: (w not in f, -score[b, h, i, w].item()))  # type: ignore[misc]
                     for w in order[: max(3, len(forced))]:
                         seen[b, h, i, 4 * w : min(4 * w + 4, i + 1)] = True
-        return layer.out(joined(out + gates[1] * attend(q, k2, v2, seen.repeat_interleave(2, 1))))
+        return through(layer.out, joined(out + gates[1] * attend(q, k2, v2, seen.repeat_interleave(2, 1))))
 
     agree(layer, eager, torch.randn(2, 18, 16))
     with pytest.raises(ValueError, match="at least 4 tokens, found 3"):
@@ -144,7 +146,7 @@ def test_deformable() -> None:
                 part = slice(4 * h, 4 * h + 4)
                 read = F.grid_sample(value[:, part], 2 * place[:, :, h] - 1, align_corners=False)  # [2, 4, 5, 3]
                 out[..., part] = out[..., part] + (read * p[:, None, :, h, n]).sum(-1).mT
-        return layer.out(out)
+        return through(layer.out, out)
 
     maps = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 3, 8)
     agree(layer, eager, torch.randn(2, 5, 8), torch.rand(2, 5, 2), *maps, scale=0.2)
@@ -156,7 +158,7 @@ def test_shifted_groups() -> None:
     def eager(x: Tensor) -> Tensor:
         i, j = torch.arange(10)[:, None], torch.arange(10)[None]
         seen = torch.stack([(j <= i) & ((j < 1) | ((i + m) // 4 == (j + m) // 4)) for m in (0, 2)])
-        return layer.out(joined(attend(*projected(layer, x), seen)))
+        return through(layer.out, joined(attend(*projected(layer, x), seen)))
 
     agree(layer, eager, torch.randn(2, 10, 8))
 
@@ -168,7 +170,7 @@ def drawn(*counters: int) -> float:
     return (bits >> 7) * 2.0**-24
 
 
-DRAWN = {
+DRAWN: dict[type, Callable[[int, int, int, int], bool]] = {
     routing.TokenMaskingAttention: lambda b, h, i, j: (r := drawn(7, b, i)) >= 0.6 or (i == j if r < 0.3 else i != j),
     routing.RandomKeyAttention: lambda b, h, i, j: drawn(7, b, j) >= 0.6,
 }
@@ -201,7 +203,7 @@ def test_video_heads() -> None:
     spatial, temporal = text | (i // 4 == j // 4), text | (i % 4 == j % 4)
 
     def eager(x: Tensor) -> Tensor:
-        return layer.out(joined(attend(*projected(layer, x), torch.stack([spatial, temporal]))))
+        return through(layer.out, joined(attend(*projected(layer, x), torch.stack([spatial, temporal]))))
 
     layer.forward = lambda x, run=layer.forward: run(x, torch.tensor([[False, True]]).expand(2, -1))  # type: ignore[assignment, method-assign, misc]
     agree(layer, eager, torch.randn(2, 14, 8))

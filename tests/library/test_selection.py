@@ -135,7 +135,7 @@ def quest(x: X) -> Tensor:
 def multi_resolution(x: X) -> Tensor:
     mean = {n: means(x[n]) for n in "qkv"}
     a = mean["q"] @ mean["k"].mT / math.sqrt(D)
-    exact = has((a - a.amax(-1, keepdim=True)).flatten(-2), 5).unflatten(-1, a.shape[-2:])
+    exact: Tensor = has((a - a.amax(-1, keepdim=True)).flatten(-2), 5).unflatten(-1, a.shape[-2:])
     rows = torch.arange(x["q"].shape[-2]) // 4
     fine = (x["q"] @ x["k"].mT / math.sqrt(D)).exp() * exact[..., rows, :][..., torch.arange(x["k"].shape[-2]) // 4]
     sizes = torch.tensor([len(part) for part in torch.arange(x["k"].shape[-2]).split(4)])
@@ -158,7 +158,10 @@ def hash_chunks(x: X) -> Tensor:
     places = (torch.arange(rounds)[:, None] * 1000 + bucket).flatten(-2).sort(dim=-1, stable=True).indices
     t = places % n
     unit = torch.nn.functional.normalize(x["x"], dim=-1)
-    pick = lambda y: y.gather(2, t[..., None].expand(*t.shape, y.shape[-1]))  # noqa: E731
+
+    def pick(y: Tensor) -> Tensor:
+        return y.gather(2, t[..., None].expand(*t.shape, y.shape[-1]))
+
     s = pick(x["x"]) @ pick(unit).mT / math.sqrt(D)
     chunk = torch.arange(rounds * n) // 4
     back = (chunk[:, None] - chunk) % (rounds * n // 4)
@@ -167,7 +170,8 @@ def hash_chunks(x: X) -> Tensor:
     a, mass = s.softmax(-1) @ pick(x["v"]), s.logsumexp(-1)
     undo = places.argsort(-1)
     a = a.gather(2, undo[..., None].expand_as(a)).unflatten(2, (rounds, n))
-    return (mass.gather(2, undo).unflatten(2, (rounds, n)).softmax(2)[..., None] * a).sum(2)
+    out: Tensor = (mass.gather(2, undo).unflatten(2, (rounds, n)).softmax(2)[..., None] * a).sum(2)
+    return out
 
 
 def vertical_slash(x: X) -> Tensor:

@@ -8,9 +8,11 @@ from collections.abc import Callable
 import pytest
 import torch
 from agreement import agree, heads, joined
+from narrowed import through
 from torch.nn import functional
 
 from einfuse.library.layers import vision_masks as vm
+from einfuse.library.layers.common import Attending
 
 SIDE = 6
 X = (2, SIDE, SIDE, 8)
@@ -18,7 +20,7 @@ AT = torch.arange(SIDE * SIDE)
 Y, Z = AT // SIDE, AT % SIDE
 
 
-def dense(layer: vm.Attending, x: torch.Tensor, visible: torch.Tensor, bias: torch.Tensor | float = 0.0) -> torch.Tensor:
+def dense(layer: Attending, x: torch.Tensor, visible: torch.Tensor, bias: torch.Tensor | float = 0.0) -> torch.Tensor:
     """Attended values before the output map, heads joined; visible: [N, N] or [H, N, N]."""
     q, k, v = (heads(m(x.reshape(x.shape[0], -1, x.shape[-1])), layer.heads) for m in (layer.query, layer.key, layer.value))
     s = q @ k.mT / math.sqrt(q.shape[-1]) + bias
@@ -41,7 +43,7 @@ def test_cross_shaped_windows() -> None:
         for s in (slice(0, 3), slice(3, 6)):
             local[:, :4, s] = layer.enhance[0](values[:, :4, s])
             local[:, 4:, :, s] = layer.enhance[1](values[:, 4:, :, s].mT).mT
-        return layer.out(dense(layer, x, mask).reshape(x.shape) + local.permute(0, 2, 3, 1))
+        return through(layer.out, dense(layer, x, mask).reshape(x.shape) + local.permute(0, 2, 3, 1))
 
     agree(layer, eager, torch.randn(X))
 
@@ -71,12 +73,12 @@ def test_halo() -> None:
     def eager(x: torch.Tensor) -> torch.Tensor:
         q = heads(layer.query(x.reshape(2, -1, 8)), 2)
         relative = layer.row[:, dy] + layer.column[:, dx]  # [H, N, N, D]
-        return layer.out(dense(layer, x, mask, torch.einsum("bhid,hijd->bhij", q, relative))).reshape(x.shape)
+        return through(layer.out, dense(layer, x, mask, torch.einsum("bhid,hijd->bhij", q, relative))).reshape(x.shape)
 
     agree(layer, eager, torch.randn(X))
 
 
-MASKED = {
+MASKED: dict[str, tuple[Callable[[], Attending], Callable[[int, int, int, int], bool]]] = {
     "circle": (lambda: vm.CircleAttention(8, 2, 2.5, backend="torch"), lambda y, x, v, u: math.hypot(y - v, x - u) < 2.5),
     "block_causal": (
         lambda: vm.BlockCausalAttention(8, 2, 2, backend="torch"),
@@ -116,7 +118,7 @@ def test_lookhere() -> None:
     far = torch.hypot((Y[:, None] - Y[None]).double(), (Z[:, None] - Z[None]).double())
 
     def eager(x: torch.Tensor) -> torch.Tensor:
-        return layer.out(dense(layer, x, torch.stack(seen), -slopes[:, None, None] * far)).reshape(x.shape)
+        return through(layer.out, dense(layer, x, torch.stack(seen), -slopes[:, None, None] * far)).reshape(x.shape)
 
     agree(layer, eager, torch.randn(1, SIDE, SIDE, 12))
 
@@ -133,7 +135,7 @@ def test_manhattan_decay(scores: bool) -> None:
         w = torch.softmax(s + far * gamma.log(), -1) if scores else torch.softmax(s, -1) * gamma**far
         values = layer.value(x).permute(0, 3, 1, 2)
         local = functional.conv2d(values, layer.local.weight, layer.local.bias, padding=2, groups=8)
-        return layer.out(joined(w @ v) + local.permute(0, 2, 3, 1).reshape(2, -1, 8)).reshape(x.shape)
+        return through(layer.out, joined(w @ v) + local.permute(0, 2, 3, 1).reshape(2, -1, 8)).reshape(x.shape)
 
     agree(layer, eager, torch.randn(X), tolerance=1e-6)  # the rates are a buffer made in single precision
 

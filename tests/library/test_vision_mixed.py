@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
 import torch
 from agreement import agree, heads, joined
+from narrowed import through
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,7 +23,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tenso
 
 
 def own(layer: common.Attending, x: Tensor) -> Tensor:
-    return layer.out(attend(*(heads(m(x), layer.heads) for m in (layer.query, layer.key, layer.value))))
+    return through(layer.out, attend(*(heads(m(x), layer.heads) for m in (layer.query, layer.key, layer.value))))
 
 
 def first(x: Tensor) -> Tensor:
@@ -39,19 +41,19 @@ def test_relative_grid() -> None:
         bias = torch.stack([layer.table[:, i // 3 - j // 3 + 3, i % 3 - j % 3 + 2] for i in range(12) for j in range(12)], 1)
         tokens = x.reshape(2, 12, 8)
         q, k, v = (heads(m(tokens), 2) for m in (layer.query, layer.key, layer.value))
-        return layer.out(attend(q, k, v, bias.reshape(2, 12, 12))).reshape(x.shape)
+        return through(layer.out, attend(q, k, v, bias.reshape(2, 12, 12))).reshape(x.shape)
 
     agree(layer, eager, torch.randn(2, 4, 3, 8))
 
 
 def test_convolved_values() -> None:
     layer = vm.ConvolvedValueAttention(8, 2, backend="torch")
-    layer.forward = lambda x, run=layer.forward: run(x, (4, 4))  # type: ignore[assignment, method-assign, misc]
+    layer.forward = functools.partial(layer.forward, size=(4, 4))  # type: ignore[method-assign]  # as the model calls it
 
     def eager(x: Tensor) -> Tensor:
         q, k, v = (heads(m(x), 2) for m in (layer.query, layer.key, layer.value))
         local = layer.local(layer.value(x)[:, 1:].mT.reshape(2, 8, 4, 4)).flatten(2).mT
-        return layer.out(attend(q, k, v) + torch.cat([torch.zeros_like(local[:, :1]), local], 1))
+        return through(layer.out, attend(q, k, v) + torch.cat([torch.zeros_like(local[:, :1]), local], 1))
 
     agree(layer, eager, torch.randn(2, 17, 8))
     grid = torch.zeros(1, 8, 3, 5, dtype=torch.float64)
@@ -77,7 +79,7 @@ def test_inception() -> None:
         pooled = first(layer.pooled(last(F.max_pool2d(image[:, 4:6], 3, 1, 1))))
         convolved = layer.convolved(first(layer.enter(x[..., 6:])))
         mixed = torch.cat([pooled, convolved, low], 1)
-        return layer.out(last(mixed + layer.fuse(mixed)))
+        return through(layer.out, last(mixed + layer.fuse(mixed)))
 
     agree(layer, eager, torch.randn(Image))
 
@@ -123,7 +125,7 @@ def test_shift_equivariance() -> None:
 
 def test_jittered_windows() -> None:
     layer = vm.JitteredWindowAttention(8, 2, backend="torch")
-    layer.forward = lambda x, run=layer.forward: run(x, (1, 1))  # type: ignore[assignment, method-assign, misc]
+    layer.forward = functools.partial(layer.forward, shift=(1, 1))  # type: ignore[method-assign]  # as in training
 
     def eager(x: Tensor) -> Tensor:
         rolled = x.roll((-1, -1), (1, 2))
@@ -162,7 +164,7 @@ def test_groups_across_views() -> None:
             for c in range(2):
                 group = [heads(t[:, :, y::2, c::2].reshape(2, -1, 8), 2) for t in (q, k, v)]
                 out[:, :, y::2, c::2] = out[:, :, y::2, c::2] + attend(*group).reshape(2, 3, 2, 2, 8)
-        return layer.out(out)
+        return through(layer.out, out)
 
     agree(layer, eager, torch.randn(2, 3, 4, 4, 8))
 
@@ -172,7 +174,7 @@ def test_merging_by_scores() -> None:
 
     def eager(queries: Tensor, x: Tensor) -> Tensor:
         q, k, v = heads(layer.query(queries), 2), heads(layer.key(x), 2), heads(layer.value(x), 2)
-        return layer.out(attend(q, k, v, layer.score(x).mT[:, None]))
+        return through(layer.out, attend(q, k, v, layer.score(x).mT[:, None]))
 
     agree(layer, eager, torch.randn(2, 3, 8), torch.randn(2, 9, 8))
 

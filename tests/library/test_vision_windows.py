@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 from agreement import agree, heads, joined
+from narrowed import through
 from torch.nn import functional
 
 from einfuse.library.layers import vision_windows as vw
+from einfuse.library.layers.common import Attending
 
 X = (2, 8, 8, 8)  # B, H, W, C
 
@@ -29,7 +31,7 @@ def groups(height: int, width: int, side: int, interval: int = 1) -> list[list[t
     return list(found.values())
 
 
-def by_groups(layer: vw.Attending, x: torch.Tensor, parts: list[list[tuple[int, int]]], bias: torch.Tensor) -> torch.Tensor:
+def by_groups(layer: Attending, x: torch.Tensor, parts: list[list[tuple[int, int]]], bias: torch.Tensor) -> torch.Tensor:
     """bias: [H, 2 side - 1, 2 side - 1], indexed by the offset in steps between the query and the key."""
     n = layer.heads
     q, k, v = (heads(m(x.reshape(2, -1, 8)), n) for m in (layer.query, layer.key, layer.value))
@@ -41,7 +43,7 @@ def by_groups(layer: vw.Attending, x: torch.Tensor, parts: list[list[tuple[int, 
         dy = place[:, None] // side - place[None] // side + side - 1
         dx = place[:, None] % side - place[None] % side + side - 1
         out[:, :, flat] = attend(q[:, :, flat], k[:, :, flat], v[:, :, flat], bias[:, dy, dx])
-    return layer.out(joined(out)).reshape(x.shape)
+    return through(layer.out, joined(out)).reshape(x.shape)
 
 
 def test_swin() -> None:
@@ -62,7 +64,7 @@ def test_swin_shifted() -> None:
         same = (window[:, None] == window[None]).all(-1) & (wrapped[:, None] == wrapped[None]).all(-1)
         d = (rolled[:, None] % 4 - rolled[None] % 4) + 3
         bias = layer.table[:, d[..., 0], d[..., 1]].masked_fill(~same, -torch.inf)
-        return layer.out(joined(attend(q, k, v, bias))).reshape(x.shape)
+        return through(layer.out, joined(attend(q, k, v, bias))).reshape(x.shape)
 
     agree(layer, eager, torch.randn(X))
 
@@ -83,7 +85,8 @@ def test_swin_v2() -> None:
         tau = layer.log_scale.clamp(max=math.log(100)).exp()[:, None, None]
         s = functional.normalize(q, dim=-1) @ functional.normalize(k, dim=-1).mT * tau + bias
         out = layer.out(joined(torch.softmax(s.masked_fill(~same, -torch.inf), -1) @ v)).reshape(x.shape)
-        return out.roll((1, 1), (1, 2))
+        rolled: torch.Tensor = out.roll((1, 1), (1, 2))
+        return rolled
 
     agree(layer, eager, torch.randn(X), scale=0.05, tolerance=2e-5)  # the epsilons of the two normalisations differ
 
@@ -147,15 +150,15 @@ def test_permuted_windows() -> None:
         for y in range(0, 8, 4):
             for c in range(0, 8, 4):
                 q = heads(layer.query(x[:, y : y + 4, c : c + 4]).reshape(2, 16, 8), 2)
-                cells = []
+                cells: list[torch.Tensor] = []
                 for t in (k, v):
                     t = t[:, y : y + 4, c : c + 4]
                     parts = [t[:, a::2, e::2] for a in range(2) for e in range(2)]
                     cells.append(heads(torch.cat(parts, -1).reshape(2, 4, 8), 2))
                 i, j = torch.arange(16)[:, None], torch.arange(4)[None]
                 bias = layer.table[:, i // 4 // 2 - j // 2 + 1, i % 4 // 2 - j % 2 + 1]
-                out[:, y : y + 4, c : c + 4] = joined(attend(q, *cells, bias)).reshape(2, 4, 4, 8)
-        return layer.out(out)
+                out[:, y : y + 4, c : c + 4] = joined(attend(q, cells[0], cells[1], bias)).reshape(2, 4, 4, 8)
+        return through(layer.out, out)
 
     agree(layer, eager, torch.randn(X))
 
@@ -174,7 +177,7 @@ def test_overlapping_windows() -> None:
                 qw = heads(q[:, y : y + 4, c : c + 4].reshape(2, 16, 8), 2)
                 kw, vw_ = (heads(t[:, y : y + 6, c : c + 6].reshape(2, 36, 8), 2) for t in (k, v))
                 out[:, y : y + 4, c : c + 4] = joined(attend(qw, kw, vw_, bias)).reshape(2, 4, 4, 8)
-        return layer.out(out)
+        return through(layer.out, out)
 
     agree(layer, eager, torch.randn(X))
 
