@@ -74,7 +74,7 @@ def results(attention: einfuse.Attention, inputs: Inputs) -> dict[str, torch.Ten
     }
 
 
-def check(attention: einfuse.Attention, inputs: Inputs, dead: Mapping[str, torch.Tensor]) -> None:
+def check(attention: einfuse.Attention, inputs: Mapping[str, torch.Tensor | Scalar], dead: Mapping[str, torch.Tensor]) -> None:
     """Whatever lies at the positions in ``dead``, results are the same to the last bit, and gradients there are 0."""
     clean: dict[str, torch.Tensor] = {}
     for value in (0.0, float("nan"), float("inf")):

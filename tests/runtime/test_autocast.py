@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from narrowed import three
 from torch.nn.functional import scaled_dot_product_attention
 
 import einfuse
@@ -47,7 +49,7 @@ def test_dtypes_are_those_of_torch(region: str, mode: Callable[[], Manager]) -> 
     attn = einfuse.compile("full", backend="torch")
     for dtypes in INPUTS:
         with mode(), REGIONS[region]():
-            held = [torch.ones(1, 2, 3, 4, dtype=d) for d in dtypes]
+            held = three(torch.ones(1, 2, 3, 4, dtype=d) for d in dtypes)
             try:
                 expected = scaled_dot_product_attention(*held).dtype
             except RuntimeError:
@@ -78,6 +80,6 @@ def test_states_between_steps_stay_wide(region: str, dtype: torch.dtype) -> None
     assert {x.dtype for x in (*state, *known.tensors.values())} == {SINGLE}
     found = torch.cat(rows, 2)
     assert {found.dtype, whole[0].dtype, out.dtype} == {narrow}  # type: ignore[union-attr]  # of one output
-    near = {"rtol": 0.02, "atol": 0.01} if narrow == BF else {"rtol": 1e-5, "atol": 1e-6}
+    near: dict[str, Any] = {"rtol": 0.02, "atol": 0.01} if narrow == BF else {"rtol": 1e-5, "atol": 1e-6}
     torch.testing.assert_close(found, whole[0], **near)
     torch.testing.assert_close(out, fold(q.to(narrow), k.to(narrow), v.to(narrow)), **near)

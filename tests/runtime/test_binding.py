@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from narrowed import only
 
 import einfuse
 from einfuse.flex import flex_attention
@@ -150,7 +151,7 @@ def test_heads_that_a_group_does_not_divide_read_nothing_outside(queries: int) -
     size = einfuse.compile(SHARED.replace("(N: int = 4)", ""), backend="cpu")
     with pytest.raises(ValueError, match=r"axis 1 of k is H // N: 6 must be a multiple of N = 4"):
         size(q, k, torch.zeros(4))
-    assert size(q[:, :4], k, torch.zeros(4)).shape == (1, 4, queries, 8)
+    assert only(size(q[:, :4], k, torch.zeros(4))).shape == (1, 4, queries, 8)
 
 
 LOST: dict[str, Callable[[Callable[[torch.Tensor], torch.Tensor]], object]] = {
@@ -168,7 +169,7 @@ def test_a_derivative_along_a_host_number_is_refused(words: str) -> None:
     calls: list[Callable[[torch.Tensor], Any]] = [
         lambda scale: call(scale=scale),
         lambda scale: torch.func.vmap(lambda q: call(q=q, scale=scale))(torch.zeros(2, 2, 4, 5, 6)),
-        lambda scale: flex_attention(x, x, x, scale=scale),  # type: ignore[arg-type]  # what is tested
+        lambda scale: flex_attention(x, x, x, scale=scale),  # what is tested
         lambda scale: scaled_dot_product_attention(x, x, x, scale=scale),  # type: ignore[arg-type]  # what is tested
     ]
     for run in calls:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import forked
 import pytest
+from noting import noting
 
 from einfuse import _files as files
 from einfuse.ir import EinfuseError
@@ -356,7 +357,7 @@ def test_a_large_cache_is_seldom_counted(fresh: Path, monkeypatch: pytest.Monkey
         (cache.folder() / "kind" / f"{n}.json").write_bytes(b"")
     counted: list[int] = []
     whole = cache.entries
-    monkeypatch.setattr(cache, "entries", lambda root: counted.append(1) or whole(root))
+    monkeypatch.setattr(cache, "entries", noting(counted, lambda root: 1, whole))
     for n in range(4_000, 6_000):
         cache.remembered("kind", str(n), lambda: 1)
     assert len(counted) == 4

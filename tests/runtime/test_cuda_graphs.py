@@ -15,7 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import einfuse
-from einfuse.flex.captures import UNKNOWN, contents
+from einfuse.flex.captures import contents
+from einfuse.flex.value import UNKNOWN
 from einfuse.runtime import crossover, launch
 from einfuse.runtime.backends import TritonBackend
 from einfuse.runtime.binding import arguments, host_number
@@ -79,7 +80,7 @@ class Captured(TorchDispatchMode):
     """Refuses what waits for a device, as a stream that is captured does."""
 
     def __init__(self, tape: Tape) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's is not typed
         self.tape = tape
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Never
 
 import pytest
+from narrowed import flat
 
 import einfuse
 from einfuse.dsl import compile_text
@@ -29,7 +30,7 @@ def test_all_passes_from_a_remembered_fusion() -> None:
 
 
 def test_a_second_question_derives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    c = canonicalise.run(compile_text(TEXT))
+    c = canonicalise.run(flat(compile_text(TEXT)))
     fused, found = derived.fused(c), derived.derivations(c)
 
     def again(*_: object) -> Never:
@@ -39,7 +40,7 @@ def test_a_second_question_derives_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert derived.fused(c) == fused
     assert [d.decisions for d in derived.derivations(c)] == [d.decisions for d in found]
     with pytest.raises(AssertionError, match="derived again"):
-        derived.fused(canonicalise.run(compile_text(TEXT.replace("0.375", "0.125"))))
+        derived.fused(canonicalise.run(flat(compile_text(TEXT.replace("0.375", "0.125")))))
 
 
 def test_strict_is_remembered_apart() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from narrowed import only
 
 import einfuse
 from einfuse import export
@@ -68,9 +69,9 @@ def test_a_module_of_three_specs_runs_where_there_is_neither_einfuse_nor_a_compi
 
     q, k, v, slope = given = (*tensors(11), torch.rand(4))
     found = module(*given)
-    window = einfuse.compile("sliding_window").reference(q, k, v, window=3)
+    window = only(einfuse.compile("sliding_window").reference(q, k, v, window=3))
     o, lse = einfuse.compile("lse").reference(window.float(), k, v)
-    wanted = einfuse.compile("alibi").reference(o.float(), k, v, slope=slope)
+    wanted = only(einfuse.compile("alibi").reference(o.float(), k, v, slope=slope))
     torch.testing.assert_close(found, (wanted.float(), lse.float()), rtol=1e-5, atol=1e-5)
 
     torch.save((given, found), tmp_path / "values.pt")
@@ -84,7 +85,7 @@ def test_a_mask_may_be_a_table_and_what_does_not_fit_is_named(tmp_path: Path) ->
     attention, (q, k, v) = einfuse.compile("padding"), tensors(70, 200)
     pad = torch.rand(1, 200, generator=torch.Generator().manual_seed(1)) < 0.5
     padded = export.operator(attention, tmp_path / "padded.so", q, k, v, pad=pad, name="exported_padding")
-    found, wanted = padded(q, k, v, pad=pad), attention.reference(q, k, v, pad=pad)
+    found, wanted = padded(q, k, v, pad=pad), only(attention.reference(q, k, v, pad=pad))
     torch.testing.assert_close(found, wanted.float(), rtol=1e-5, atol=1e-5)
 
     wrong: dict[str, tuple[torch.Tensor, ...]] = {
@@ -114,6 +115,6 @@ def test_a_mask_may_be_a_table_and_what_does_not_fit_is_named(tmp_path: Path) ->
 )
 def test_what_is_more_than_a_kernel_is_refused(spec: str, reason: str, tmp_path: Path) -> None:
     attention = einfuse.compile(spec)
-    given = example_inputs(attention.cascade, torch.float32, 0, Shape())
+    given: dict[str, Any] = {**example_inputs(attention.cascade, torch.float32, 0, Shape())}
     with pytest.raises(SpecError, match=f"{spec} cannot be an operator of its own: {reason}"):
         export.operator(attention, tmp_path / "x.so", **given)

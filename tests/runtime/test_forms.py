@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import einfuse
-from einfuse.runtime import crossover
+from einfuse.runtime import cache, crossover
 from einfuse.runtime.backends import BackendName
 from einfuse.runtime.crossover import Setting, Speed
 from einfuse.runtime.forms import FormName
@@ -47,7 +47,7 @@ def test_both_forms_are_the_oracle(name: str) -> None:
     assert attention.forms.found is not None
     assert attention.forms.found.kind == name
     x = {n: t.requires_grad_() for n, t in drawn(attention).items()}
-    wanted = attention.reference(**x)
+    wanted = attention.reference(**x, dtype=torch.float64)
     directions = [torch.randn_like(o) for o in wanted]
     truth = torch.autograd.grad(wanted, list(x.values()), directions)
     for form in ("quadratic", "linear"):
@@ -151,7 +151,7 @@ def test_a_scan_needs_as_many_keys_as_queries() -> None:
     short = {**x, "q": x["q"][:, :, -9:]}
     attention = einfuse.compile(text, backend="torch")
     assert attention.forms.choose({"B": 1, "H": 2, "Nq": 9, "Nk": 10**7, "D": 4, "E": 5}, x["q"], False) == "quadratic"
-    torch.testing.assert_close(attention(**short), attention.reference(**short))
+    torch.testing.assert_close(attention(**short), attention.reference(**short, dtype=torch.float64))
     with pytest.raises(einfuse.SpecError, match="found 9 queries and 70 keys"):
         attention.with_form("linear")(**short)
 
@@ -180,9 +180,14 @@ def test_a_speed_explains_two_calls() -> None:
 
 @pytest.mark.slow
 def test_a_speed_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crossover.cache, "folder", lambda: tmp_path)
+    monkeypatch.setattr(cache, "folder", lambda: tmp_path)
     measured: list[float] = []
-    monkeypatch.setattr(crossover, "timed", lambda run, device: measured.append(1.0) or float(len(measured)))
+
+    def timed(run: object, device: object) -> float:
+        measured.append(1.0)
+        return float(len(measured))
+
+    monkeypatch.setattr(crossover, "timed", timed)
     attention = einfuse.compile(CASES["sums"], backend="torch")
     sizes = {"B": 1, "H": 8, "Nq": 4096, "Nk": 4096, "D": 64, "E": 64, "group": 1}
     x = torch.empty(0)

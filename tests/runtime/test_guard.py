@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from narrowed import only
+from noting import noting
 
 import einfuse
 from einfuse.runtime import integers, ranges
@@ -27,14 +29,14 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was looked at: indices alone, or live points."""
     seen: list[str] = []
     inside, check = ranges.inside, ranges.check
-    monkeypatch.setattr(ranges, "inside", lambda *args: seen.append("index") or inside(*args))
-    monkeypatch.setattr(ranges, "check", lambda *args: seen.append("points") or check(*args))
+    monkeypatch.setattr(ranges, "inside", noting(seen, lambda *args: "index", inside))
+    monkeypatch.setattr(ranges, "check", noting(seen, lambda *args: "points", check))
     return seen
 
 
 def call(attention: einfuse.Attention, page: torch.Tensor, length: torch.Tensor) -> None:
     q, k, v = torch.randn(2, 2, 1, 8), torch.randn(7, 4, 2, 8), torch.randn(7, 4, 2, 8)
-    found, right = attention(q, k, v, page, length), attention.reference(q, k, v, page, length)
+    found, right = attention(q, k, v, page, length), only(attention.reference(q, k, v, page, length))
     torch.testing.assert_close(found, right.float(), rtol=2e-5, atol=2e-6)
 
 
@@ -86,7 +88,7 @@ def test_without_keys_or_rows_nothing_is_read(attention: einfuse.Attention) -> N
     """And what was not looked at then is looked at later."""
     none = torch.empty(2, 0, dtype=torch.int64)
     q, cache = torch.randn(2, 2, 1, 8), torch.randn(7, 4, 2, 8)
-    assert not attention(q, cache, cache, none, torch.zeros(2, dtype=torch.int64)).any()
+    assert not only(attention(q, cache, cache, none, torch.zeros(2, dtype=torch.int64))).any()
     page, length = torch.tensor([[9], [0]]), torch.tensor([1, 1])
     with pytest.raises(ValueError, match="= 9 at b = 0"):
         attention(q, cache, cache, page, length)
@@ -101,7 +103,7 @@ def test_what_fits_is_known_by_bits() -> None:
         for sizes in ({"B": 0, "N": 1}, {"B": 1, "N": 2}, {"N": 1, "B": 2}, {"B": 4, "N": 7}, {"B": 5, "N": 8})
     ]
     tables: list[dict[str, tuple[int, int]]] = [{}, {"x": (0, 3)}, {"x": (-1, 3)}, {"x": (0, 4)}]
-    seen = {}
+    seen: dict[object, tuple[object, ...]] = {}
     for call in calls:
         for table in tables:
             known = integers.Known.of(call, table, integers.rounded)
@@ -125,7 +127,7 @@ def test_integers_are_looked_at_again_where_a_power_of_two_does_not_fit() -> Non
     )
     x = torch.randn(1, 1, 4, 8)
     for shift in (3, 4, 30_000, 32_764):
-        torch.testing.assert_close(far(x, x, shift=shift), far.reference(x, x, shift=shift).float(), rtol=2e-5, atol=2e-6)
+        torch.testing.assert_close(far(x, x, shift=shift), only(far.reference(x, x, shift=shift)).float(), rtol=2e-5, atol=2e-6)
     for _ in range(2):
         with pytest.raises(ValueError, match=r"from 2147220\d+|to 2147483648"):
             far(x, x, shift=32_765)

@@ -106,7 +106,7 @@ def test_an_optional_input_may_be_given_as_none() -> None:
     for given in ({}, {"pad": None}, {"pad": pad}):
         kept = {n: x for n, x in given.items() if x is not None}
         same(attn(**floats, **given), as_tuple(attn.reference(**floats, **kept)))  # type: ignore[arg-type]  # None is what is tried
-        same(attn.jvp(**floats, **given, tangents=along)[1], truth(attn, floats, along, kept))  # type: ignore[arg-type]  # as above
+        same(attn.jvp(**floats, **given, tangents=along)[1], truth(attn, floats, along, kept))
 
 
 REFUSED: dict[str, tuple[object, type[Exception], str]] = {

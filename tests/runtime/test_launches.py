@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from narrowed import only
+from noting import noting
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import einfuse
@@ -39,10 +41,10 @@ def test_parts_give_the_whole(name: str, backend: BackendName, monkeypatch: pyte
     extra = {"slope": torch.rand(2)} if name == "alibi" else {}
     asked: list[int] = []
     real = split.nodes
-    monkeypatch.setattr(split, "nodes", lambda program, count, *rest: asked.append(count) or real(program, count, *rest))
+    monkeypatch.setattr(split, "nodes", noting(asked, lambda program, count, *rest: count, real))
     out = attn(q, k, v, **extra)
     assert asked == [9 if backend == "triton" else 4]  # three programs a multiprocessor, as far as there are keys
-    torch.testing.assert_close(out, attn.reference(q, k, v, **extra).float(), rtol=2e-5, atol=2e-6)
+    torch.testing.assert_close(out, only(attn.reference(q, k, v, **extra, dtype=torch.float64)).float(), rtol=2e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=pytest.mark.slow)])
@@ -54,7 +56,7 @@ def test_a_call_like_an_earlier_one_is_not_that_one(backend: BackendName) -> Non
 
     def right(*args: torch.Tensor) -> None:
         """Without a gradient to record, and with one: the two are kept apart."""
-        expected = attn.reference(*args, doc=doc).float()
+        expected = only(attn.reference(*args, doc=doc)).float()
         for found in (attn(*args, doc=doc), attn(*(x.detach().requires_grad_() for x in args), doc=doc)):
             torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
 
@@ -67,7 +69,7 @@ def test_a_call_like_an_earlier_one_is_not_that_one(backend: BackendName) -> Non
     window = einfuse.compile("sliding_window", backend=backend)
     for width in (3, 7):
         torch.testing.assert_close(
-            window(q, k, v, window=width), window.reference(q, k, v, window=width).float(), rtol=2e-5, atol=2e-6
+            window(q, k, v, window=width), only(window.reference(q, k, v, window=width)).float(), rtol=2e-5, atol=2e-6
         )
     with pytest.raises(ValueError, match="axis"):
         attn(q, k[:, :, 1:], v, doc=doc)
@@ -82,7 +84,7 @@ def test_a_bound_call_keeps_where_tensors_lie_and_nothing_else(
 
     def right(*args: torch.Tensor, window: int = 4, allowed: float = 2e-5) -> torch.Tensor:
         expected = attn.reference(*args, window=window)
-        kept = [attn(*args, window=window) for _ in range(5)]
+        kept = [only(attn(*args, window=window)) for _ in range(5)]
         for found in kept:
             assert found.dtype == args[0].dtype
             assert found.is_contiguous()
@@ -110,11 +112,11 @@ def test_a_bound_call_keeps_where_tensors_lie_and_nothing_else(
     before = bound()
     wanted = q.clone().requires_grad_()
     (found,) = torch.autograd.grad(right(wanted, k, v).sum(), wanted)
-    (expected,) = torch.autograd.grad(attn.reference(wanted, k, v, window=4).sum(), wanted)
+    (expected,) = torch.autograd.grad(only(attn.reference(wanted, k, v, window=4)).sum(), wanted)
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
     assert bound() == before + 1, "a call that is recorded is a signature of its own"
     with torch.autocast("cpu", torch.bfloat16):
-        assert attn(q, k, v, window=4).dtype == torch.bfloat16
+        assert only(attn(q, k, v, window=4)).dtype == torch.bfloat16
     with ThreadPoolExecutor(2) as pool:
         for job in [pool.submit(right, *args) for args in ((q, k, v), (k, v, q), (v, q, k)) * 5]:
             job.result()
@@ -130,12 +132,12 @@ def test_a_step_of_new_lengths_is_bound_and_derives_nothing(monkeypatch: pytest.
     q, cache = torch.randn(1, 2, 1, 8), torch.randn(1, 2, 64, 8)
     derived: list[str] = []
     check, build = integers.check, Graph.__init__
-    monkeypatch.setattr(integers, "check", lambda *args: derived.append("ranges") or check(*args))
-    monkeypatch.setattr(Graph, "__init__", lambda *args: derived.append("graph") or build(*args))
+    monkeypatch.setattr(integers, "check", noting(derived, lambda *args: "ranges", check))
+    monkeypatch.setattr(Graph, "__init__", noting(derived, lambda *args: "graph", build))
     for n in range(17, 32):
         k = cache[:, :, :n] if n % 2 else cache[:, :, :n].clone()
         for window in (4, 5):
-            found, right = attn(q, k, k, window=window), attn.reference(q, k, k, window=window)
+            found, right = attn(q, k, k, window=window), only(attn.reference(q, k, k, window=window))
             torch.testing.assert_close(found, right.float(), rtol=2e-5, atol=2e-6)
         if n == 18:
             derived.clear()
@@ -150,15 +152,15 @@ def test_torch_sees_the_calls_it_has_to_see() -> None:
     """Kept calls do not bypass gradients, autocast, tracing, modes, meta tensors or profilers."""
     attn = einfuse.compile("full", backend="torch")
     q = torch.randn(1, 1, 9, 8)
-    plain = attn(q, q, q)
+    plain = only(attn(q, q, q))
     torch.testing.assert_close(attn(q, q, q), plain)
-    assert attn(q.requires_grad_(), q, q).requires_grad
+    assert only(attn(q.requires_grad_(), q, q)).requires_grad
     with torch.no_grad():
-        assert not attn(q, q, q).requires_grad
+        assert not only(attn(q, q, q)).requires_grad
         with torch.autocast("cpu", torch.bfloat16):
-            assert attn(q, q, q).dtype == torch.bfloat16
+            assert only(attn(q, q, q)).dtype == torch.bfloat16
         meta = q.to("meta")
-        assert attn(meta, meta, meta).is_meta
+        assert only(attn(meta, meta, meta)).is_meta
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
             attn(q, q, q)
         assert any("einfuse::attention" in e.key for e in seen.key_averages())
@@ -173,13 +175,13 @@ def test_the_mask_of_a_short_call_is_not_looked_at(backend: BackendName, monkeyp
     """In decoding a table grows in every step: a look would take longer than the call. Results are right without one, dead rows too."""
     looks: list[int] = []
     real = launch.fold_tiles
-    monkeypatch.setattr(launch, "fold_tiles", lambda *args: looks.append(1) or real(*args))
+    monkeypatch.setattr(launch, "fold_tiles", noting(looks, lambda *args: 1, real))
     monkeypatch.setitem(launch.LOOK, "cpu", 2 * 2 * 70)
     attn = einfuse.compile(PADDED, backend=backend)
     for keys in (67, 68, 69, 70):
         q, k, v = (torch.randn(2, 2, n, 8) for n in (1, keys, keys))
         pad = torch.arange(keys)[None] >= torch.tensor([[3], [keys]])  # the second row has no key
-        found, right = attn(q, k, v, pad), attn.reference(q, k, v, pad)
+        found, right = attn(q, k, v, pad), only(attn.reference(q, k, v, pad))
         torch.testing.assert_close(found, right.float(), rtol=2e-5, atol=2e-6)
         assert len(looks) == (keys == 70)
 
@@ -191,7 +193,7 @@ def test_the_mask_of_a_short_call_is_looked_at_where_it_comes_again(
     """As layers of a model share one: by the second, for all that follow, until it is written to."""
     looks: list[int] = []
     real = launch.fold_tiles
-    monkeypatch.setattr(launch, "fold_tiles", lambda *args: looks.append(1) or real(*args))
+    monkeypatch.setattr(launch, "fold_tiles", noting(looks, lambda *args: 1, real))
     monkeypatch.setitem(launch.LOOK, "cpu", 1000)
     attn = einfuse.compile(PADDED, backend=backend)
     pad = torch.arange(66)[None] >= torch.tensor([[3], [66]])
@@ -200,7 +202,7 @@ def test_the_mask_of_a_short_call_is_looked_at_where_it_comes_again(
         looks.clear()
         for _ in range(count):
             q_, k, v = (torch.randn(2, 2, n, 8) for n in (q, 66, 66))
-            torch.testing.assert_close(attn(q_, k, v, pad), attn.reference(q_, k, v, pad).float(), rtol=2e-5, atol=2e-6)
+            torch.testing.assert_close(attn(q_, k, v, pad), only(attn.reference(q_, k, v, pad)).float(), rtol=2e-5, atol=2e-6)
         return len(looks)
 
     assert [layers(1), layers(1), layers(3)] == [0, 1, 0]
@@ -220,7 +222,7 @@ def test_a_bound_call_reads_the_mask_that_it_is_given(look: int, monkeypatch: py
     for first in (3, 140, 150, 70):
         pad = torch.arange(150)[None] >= torch.tensor([[first], [0]])
         for _ in range(3):
-            torch.testing.assert_close(attn(q, k, v, pad), attn.reference(q, k, v, pad).float(), rtol=2e-5, atol=2e-6)
+            torch.testing.assert_close(attn(q, k, v, pad), only(attn.reference(q, k, v, pad)).float(), rtol=2e-5, atol=2e-6)
             pad[1, :50] ^= True
     assert [x.again is not None for x in attn._calls.seen.values()] == [True], "one signature"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from narrowed import only
 
 import einfuse
 from einfuse.runtime.attention import Attention
@@ -109,11 +110,11 @@ def test_threads_with_shapes_of_their_own(tmp_path: Path, monkeypatch: pytest.Mo
             q, k, v = (torch.randn(b, h, m, 8, generator=draw) for m in (i, j, j))
             scores = q @ k.mT / 8**0.5
             keep = torch.arange(j) <= torch.arange(i)[:, None]
-            out.append((plain(q, k, v), torch.softmax(scores.masked_fill(~keep, -torch.inf), -1) @ v))
+            out.append((only(plain(q, k, v)), torch.softmax(scores.masked_fill(~keep, -torch.inf), -1) @ v))
             table, bias, shift = torch.arange(i).flip(0), torch.linspace(0, 1, i), i % 7
             keep = torch.arange(j) <= torch.arange(i)[:, None] + shift
             scores = (q @ k.mT + bias[table][:, None]).masked_fill(~keep, -torch.inf)
-            out.append((attention(q, k, v, table=table, bias=bias, shift=shift), torch.softmax(scores, -1) @ v))
+            out.append((only(attention(q, k, v, table=table, bias=bias, shift=shift)), torch.softmax(scores, -1) @ v))
         return out
 
     interval = sys.getswitchinterval()

@@ -56,7 +56,8 @@ def test_what_is_made_ready_makes_the_same(shape: tuple[int, ...], strides: str,
     turned = torch.empty(shape[::-1], device="meta").permute(tuple(range(len(shape)))[::-1])
     given = turned.stride() if strides == "turned" else None
     output = Output(shape, dtype, cleared, given, () if given is not None else tuple(f"N{n}" for n in range(len(shape))))
-    for sizes in ({}, {f"N{n}": extent + 1 for n, extent in enumerate(shape)}):
+    several: tuple[dict[int | str, int], ...] = ({}, {f"N{n}": extent + 1 for n, extent in enumerate(shape)})
+    for sizes in several:
         make, right = output.maker(CPU, sizes), output.materialised(CPU, sizes)
         made = [make(), make()]
         for x in made:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from narrowed import only, three
 from torch import Tensor
 
 import einfuse
@@ -66,7 +67,7 @@ def test_a_spec_is_that_of_each_sequence_or_is_refused(name: str) -> None:
     parts = [alone(attention, inputs, b) for b in range(len(LENGTHS))]
     for x, (at, _) in held.items():
         inputs[x] = torch.cat([p[x].squeeze(0) for p in parts], at - 1)
-    outs = form.attention.reference(**inputs, **form.tables(inputs))
+    outs = form.attention.reference(**inputs, **form.tables(inputs), dtype=torch.float64)
     for b, length in enumerate(LENGTHS):
         if length == 0 or (b > 0 and "hash(" in show(attention.cascade)):  # drawn for a sequence by its number
             continue
@@ -98,7 +99,7 @@ def one_by_one(
     for b in range(len(cu_q) - 1):
         x, y = slice(int(cu_q[b]), int(cu_q[b + 1])), slice(int(cu_k[b]), int(cu_k[b + 1]))
         parts = [t.transpose(0, 1)[None] for t in (q[x], k[y], v[y])]
-        out.append(attention(*parts, **{n: f(b) for n, f in given.items()})[0].transpose(0, 1))  # type: ignore[index]
+        out.append(attention(*parts, **{n: f(b) for n, f in given.items()})[0].transpose(0, 1))
     return torch.cat(out)
 
 
@@ -153,16 +154,16 @@ def test_jagged_tensors_in_and_out() -> None:
     assert isinstance(found, Tensor)
     assert found.shape == q.shape
     wanted = [
-        torch.nn.functional.scaled_dot_product_attention(*(x[:, :n].transpose(1, 2) for x in rows), is_causal=True)
+        torch.nn.functional.scaled_dot_product_attention(*three(x[:, :n].transpose(1, 2) for x in rows), is_causal=True)
         for rows in zip(*([y[None] for y in x.unbind()] for x in held), strict=True)
         for n in [rows[0].shape[1]]
     ]
-    torch.testing.assert_close(found.values(), torch.cat(wanted, 2)[0], rtol=1e-5, atol=1e-5)  # type: ignore[attr-defined]
-    ours = torch.autograd.grad(found.values().sin().sum(), held)  # type: ignore[attr-defined]
+    torch.testing.assert_close(found.values(), torch.cat(wanted, 2)[0], rtol=1e-5, atol=1e-5)
+    ours = torch.autograd.grad(found.values().sin().sum(), held)
     theirs = torch.autograd.grad(torch.cat(wanted, 2).sin().sum(), held)
     for a, b in zip(ours, theirs, strict=True):
         assert a.is_nested
-        torch.testing.assert_close(a.values(), b.values(), rtol=1e-4, atol=1e-5)  # type: ignore[attr-defined]
+        torch.testing.assert_close(a.values(), b.values(), rtol=1e-4, atol=1e-5)
 
 
 def test_jagged_keys_of_their_own_lengths_several_outputs_and_a_jagged_mask() -> None:
@@ -285,8 +286,8 @@ def test_bounds_that_count_no_versions_are_read_as_they_are() -> None:
     q, k, v = (torch.randn(7, 2, 8) for _ in range(3))
     with torch.inference_mode():
         cu = torch.tensor([0, 3, 7])
-        first = einfuse.varlen(attention, q, k, v, cu_seqlens_q=cu)
+        first = only(einfuse.varlen(attention, q, k, v, cu_seqlens_q=cu))
         cu[1] = 5
-        second = einfuse.varlen(attention, q, k, v, cu_seqlens_q=cu)
-    assert torch.equal(first, einfuse.varlen(attention, q, k, v, cu_seqlens_q=torch.tensor([0, 3, 7])))
-    assert torch.equal(second, einfuse.varlen(attention, q, k, v, cu_seqlens_q=torch.tensor([0, 5, 7])))
+        second = only(einfuse.varlen(attention, q, k, v, cu_seqlens_q=cu))
+    assert torch.equal(first, only(einfuse.varlen(attention, q, k, v, cu_seqlens_q=torch.tensor([0, 3, 7]))))
+    assert torch.equal(second, only(einfuse.varlen(attention, q, k, v, cu_seqlens_q=torch.tensor([0, 5, 7]))))

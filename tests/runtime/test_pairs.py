@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from narrowed import flat, only
 
 import einfuse
 from einfuse.dsl import compile_text
@@ -94,7 +95,7 @@ def test_a_table_gradient_is_the_same_in_every_run_and_for_every_number_of_threa
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            attn(q, k, v, table=table).sum().backward()
+            only(attn(q, k, v, table=table)).sum().backward()
         finally:
             torch.set_num_threads(before)
         found.append(table.grad)
@@ -104,7 +105,8 @@ def test_a_table_gradient_is_the_same_in_every_run_and_for_every_number_of_threa
 
 def test_the_pass_means_the_same_row_by_row() -> None:
     c = canonicalise.run(
-        compile_text("""attention f(width: int = 3) over b {
+        flat(
+            compile_text("""attention f(width: int = 3) over b {
   rank i: query; rank j: key; rank d: feature
   in q[b, i, d]
   in k[b, j, d]
@@ -114,6 +116,7 @@ def test_the_pass_means_the_same_row_by_row() -> None:
   o[i, d] = sum[j](s * k)
   out o
 }""")
+        )
     )
     w = window.run(c, "i")
     assert dict(w.cut) == {"q": 2 - 1, "slope": 1}, "doc is read at two coordinates and passed whole"
@@ -211,7 +214,7 @@ print(json.dumps([before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, bo
 
 
 def test_differentiate_still_gives_a_dense_gradient_where_the_input_is_dense() -> None:
-    c = canonicalise.run(einfuse.compile("bias").cascade)
+    c = canonicalise.run(flat(einfuse.compile("bias").cascade))
     (cascade, parts), *_ = [x for x in differentiate.run(c, ["bias"]).cascades if x[1]]
     whole = {p.statement for p in parts}
     assert pairs.Pairs.of(cascade, parts, whole) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from narrowed import only
 
 import einfuse
 
@@ -16,7 +17,7 @@ def test_rows_are_calls_on_so_many_keys(name: str) -> None:
     n = 11
     q, k, v = (torch.randn(2, 3, m, 4, generator=generator, dtype=torch.float64) for m in (2, n, n))
     more = {"slope": torch.rand(3, dtype=torch.float64)} if name == "alibi" else {}
-    found = a.prefix(q, k, v, **more)
+    found = only(a.prefix(q, k, v, **more))
     assert found.shape == (2, 3, n, 2, 4)
     for m in range(1, n + 1):
         row = a.finalise(a.state(q, k, v, keys=(0, m), **more))
@@ -26,11 +27,11 @@ def test_rows_are_calls_on_so_many_keys(name: str) -> None:
 def test_rows_are_the_steps_and_have_gradients() -> None:
     a = einfuse.compile("full", backend="torch")
     q, k, v = (torch.randn(1, 2, m, 3, dtype=torch.float64, requires_grad=True) for m in (1, 6, 6))
-    rows = a.prefix(q, k, v)
+    rows = only(a.prefix(q, k, v))
     state, steps = None, []
     for n in range(6):
         out, state = a.step(state, q, k[:, :, n : n + 1], v[:, :, n : n + 1])
-        steps.append(out)
+        steps.append(only(out))
     other = torch.stack(steps, 2)
     torch.testing.assert_close(rows, other, rtol=1e-12, atol=1e-12)
     weight = torch.randn_like(rows)

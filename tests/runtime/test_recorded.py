@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from narrowed import only
 
 import einfuse
 from einfuse.runtime.backends import BackendName
@@ -152,7 +153,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
 def test_a_call_that_is_bound_knows_what_another_one_changes(change: str) -> None:
     """Both directions are bound by the second call of a signature: before and after a call that differs in one thing."""
     attention = einfuse.compile("sliding_window", backend="cpu")
-    call = {"xs": [torch.randn(1, 2, 8, 4) for _ in range(3)], "up": torch.randn(1, 2, 8, 4), "window": 4}
+    call: dict[str, Any] = {"xs": [torch.randn(1, 2, 8, 4) for _ in range(3)], "up": torch.randn(1, 2, 8, 4), "window": 4}
     call |= {"wanted": (0, 1, 2), "threads": 2}
     other = dict(call)
     CHANGES[change](other)
@@ -163,7 +164,7 @@ def test_a_call_that_is_bound_knows_what_another_one_changes(change: str) -> Non
             xs = [x.detach().requires_grad_(n in drawn["wanted"]) for n, x in enumerate(drawn["xs"])]
             asked = [xs[n] for n in drawn["wanted"]]
             up = drawn["up"].to(xs[0].dtype)[:, :, : xs[0].shape[2]]
-            found, right = (run(*xs, window=drawn["window"]) for run in (attention, attention.reference))
+            found, right = (only(run(*xs, window=drawn["window"])) for run in (attention, attention.reference))
             same(found, right)
             same(torch.autograd.grad(found, asked, up), torch.autograd.grad(right, asked, up.to(right.dtype)))
     finally:
@@ -194,8 +195,9 @@ def test_scans_and_several_kernels(name: str, backend: BackendName) -> None:
     from einfuse.runtime.verify import Shape, example_inputs
 
     attention = einfuse.compile(name, backend=backend)
-    given = example_inputs(attention.cascade, torch.float32, 0, Shape(1, 2, 9, 9, (4, 4), 1))
-    xs = [x.requires_grad_() for x in given.values() if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    example = example_inputs(attention.cascade, torch.float32, 0, Shape(1, 2, 9, 9, (4, 4), 1))
+    xs = [x.requires_grad_() for x in example.values() if isinstance(x, torch.Tensor) and x.is_floating_point()]
+    given: dict[str, Any] = {**example}
     for _ in range(2):
         grads = []
         for run in (attention, attention.reference):

@@ -10,6 +10,7 @@ import torch
 
 import einfuse
 from einfuse.codegen.plan import Const, Value
+from einfuse.codegen.plan.scan import ScanPlan
 from einfuse.ir import Expr, Span, const
 from einfuse.ir.derivation import Derivation
 from einfuse.runtime import records
@@ -132,6 +133,7 @@ def _there_and_back(name: str) -> None:
 def test_the_pieces_of_a_scan() -> None:
     """What is kept of a scan for each back end, texts included."""
     (plan,) = [c.plan for c in einfuse.compile("gated_delta").candidates("cpu", torch.float32, False, {})]
+    assert isinstance(plan, ScanPlan)
     for backend in (b for name, b in BACKENDS.items() if name != "pallas"):  # it refuses scans
         pieces = backend.pieces(plan, 2)
         found = records.loads(records.dumps(pieces))

@@ -70,7 +70,7 @@ def test_what_lists_route_is_the_oracle(lister: str, expected: list[list[str]], 
     assert kernels(attention, x) == expected
     low = {n: y.clone().requires_grad_(n in FLOATS) for n, y in x.items()}
     exact = {n: y.double().requires_grad_() if n in FLOATS else y for n, y in x.items()}
-    found, truth = attention(**low), attention.reference(**exact)
+    found, truth = attention(**low), attention.reference(**exact, dtype=torch.float64)
     assert isinstance(found, tuple)
     for a, b in zip(found, truth, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
@@ -111,7 +111,7 @@ def test_which_list_a_row_has_may_be_data() -> None:
     spec = spec.replace("rank n", "rank t: feature = 2; rank n").replace("  in q", "  in kind[i]: int; in q")
     attention, x = einfuse.compile(spec, backend="torch"), drawn(4)
     x["chosen"], x["kind"] = torch.stack([x["chosen"], x["chosen"].roll(1, 1)], 2), torch.arange(150) % 2
-    truth = attention.reference(**{n: y.double() if n in FLOATS else y for n, y in x.items()})
+    truth = attention.reference(**{n: y.double() if n in FLOATS else y for n, y in x.items()}, dtype=torch.float64)
     for a, b in zip(attention(**x), truth, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
 
@@ -151,7 +151,7 @@ def test_gates_of_all_heads_are_made_before_heads_are_routed(backend: BackendNam
     assert labels == ["gated_of_h_routed", "gated_of_h_finalise"]
     low = {n: y.clone().requires_grad_() for n, y in x.items()}
     exact = {n: y.double().requires_grad_() for n, y in x.items()}
-    found, truth = attention(**low), attention.reference(**exact)
+    found, truth = attention(**low), attention.reference(**exact, dtype=torch.float64)
     assert isinstance(found, Tensor)
     assert isinstance(truth, Tensor)
     torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-5)

@@ -10,6 +10,7 @@ import einfuse
 from einfuse.runtime.attention import Attention, Output
 from einfuse.runtime.backends import BackendName
 from einfuse.runtime.bound import Trial
+from einfuse.runtime.parts import PartialState
 from einfuse.runtime.verify import Shape, example_inputs
 
 LENGTHS = (1, 15, 17, 63, 65, 1000)
@@ -154,7 +155,7 @@ def test_strong_decay_neither_overflows_nor_loses_near_points(name: str) -> None
         along = next(n for n, e in enumerate(axes) if e.value == "N")
         where = (torch.arange(130) % 10 == 0).reshape([-1 if n == along else 1 for n in range(x[source].ndim)])
         x[source] = torch.where(where, torch.tensor(forgets), torch.tensor(keeps)).expand(x[source].shape).contiguous()
-    wanted = a.reference(**{k: v.double() if v.is_floating_point() else v for k, v in x.items()})
+    wanted = a.reference(**{k: v.double() if v.is_floating_point() else v for k, v in x.items()}, dtype=torch.float64)
     found = a(**x)
     for y, z in zip(*((o if isinstance(o, tuple) else (o,)) for o in (found, wanted)), strict=True):
         scale = z.abs().max().item()
@@ -260,7 +261,7 @@ def test_steps_are_the_rows_of_one_call(name: str) -> None:
     along = {t.name: next((n for n, e in enumerate(t.axes) if e.value == "N"), None) for t in a.cascade.inputs}
     state, rows, at = None, [], 0
     for count in (1, 1, 7, 1, 10):
-        part = {n: y if along[n] is None else y.narrow(along[n], at, count) for n, y in x.items()}
+        part = {n: y if (axis := along[n]) is None else y.narrow(axis, at, count) for n, y in x.items()}
         out, state = a.step(state, **part)
         rows.append(out[0] if isinstance(out, tuple) else out)
         at += count
@@ -274,6 +275,7 @@ def test_steps_of_a_one_pass_attention_merge_its_states() -> None:
     for lo, hi in ((0, 1), (1, 2), (2, 9), (9, 12)):
         out, state = a.step(state, q, k[:, :, lo:hi], v[:, :, lo:hi])
         torch.testing.assert_close(out, a(q, k[:, :, :hi], v[:, :, :hi]), rtol=1e-12, atol=1e-12)
+        assert isinstance(state, PartialState)
         assert sum(s.numel() for s in state.tensors.values()) == 2 * 2 * 3 * (1 + 1 + 4), "the states do not grow"
 
 

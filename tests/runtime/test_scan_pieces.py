@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from narrowed import scan as scan_of
 
 import einfuse
 from einfuse.codegen import scan
@@ -89,7 +90,7 @@ def ran(c: Cascade, split: Callable[[ScanPlan], list[ScanPlan]], env: dict[str, 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gated_delta", "retention", "linear"])
 def test_kernels_of_all_kinds_agree(name: str) -> None:
-    c = einfuse.compile(name).cascade
+    c = scan_of(einfuse.compile(name).cascade)
     wanted = tuple(t.name for t in c.inputs if t.dtype == "float" and not t.param)
     found = chunk_backward.run(chunk.run(c, 16), wanted)
     env = {n: x for n, x in example_inputs(c, torch.float32, 0, SHAPE).items() if isinstance(x, torch.Tensor)}
@@ -107,7 +108,7 @@ def test_kernels_of_all_kinds_agree(name: str) -> None:
 
 def backward_plan(name: str) -> ScanPlan:
     a = einfuse.compile(name)
-    c = a.program.cascades(True)[1]  # type: ignore[attr-defined]  # the program of a scan
+    c = a.program.cascades(True)[1]
     return scan.lower(c, a.example_storage(c, torch.bfloat16), {"D": 64, "E": 64})
 
 
@@ -140,7 +141,7 @@ def test_columns_are_shared_only_where_sums_over_them_stay_linear() -> None:
       state S[d, e] = S + k * v
       o = tanh(sum[d](k * S)) * sum[e](exp(v)) } out o }"""
     a = einfuse.compile(text)
-    (c,) = a.program.cascades(False)  # type: ignore[attr-defined]
+    (c,) = a.program.cascades(False)
     plan = scan.lower(c, a.example_storage(c, torch.float32), {"D": 64, "E": 64})
     assert share(plan, "d", 32) is None, "tanh of a share is no share of tanh"
     assert share(plan, "e", 32) is None, "a share times a column is no share of the product"

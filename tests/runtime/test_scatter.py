@@ -52,7 +52,7 @@ def gradients(attention: einfuse.Attention, x: dict[str, torch.Tensor]) -> tuple
 def test_values(text: str) -> None:
     attention, x = einfuse.compile(text, backend="torch"), inputs(text, 21)
     held = [t for t in x.values() if t.requires_grad]
-    out = attention.reference(**x)
+    out = attention.reference(**x, dtype=torch.float64)
     assert isinstance(out, torch.Tensor)
     truth = torch.autograd.grad(out, held, out.detach().sin())
     for found, wanted in zip(gradients(attention, x), truth, strict=True):

@@ -6,6 +6,7 @@ inputs, modes, threads. Between calls an attention is copied, pickled, asked for
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import sys
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import forked
 import pytest
@@ -43,7 +45,7 @@ VARIED = """attention varied(window: int = 9) over b, h {
 }"""
 """A host number that every call may change, an optional table with a gradient, an optional table that the mask reads."""
 
-SPECS = {
+SPECS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "varied": (VARIED, {}, ("bias", "doc")),
     "lists of pairs": ("neighbourhood_2d", {"columns": 12, "window": 5}, ()),
     "several kernels and a tail": ("taylor_shift", {}, ()),
@@ -182,7 +184,7 @@ def check(attention: einfuse.Attention, call: Call) -> None:
     for name, expected in truth.items():
         limit = TOLERANCE[call.dtype] * max(1.0, expected.abs().max().item() if expected.numel() else 0.0)
         torch.testing.assert_close(
-            found[name].double(), expected, rtol=0, atol=limit, msg=lambda m, n=name: f"{n} of {call}: {m}"
+            found[name].double(), expected, rtol=0, atol=limit, msg=functools.partial("{} of {}: {}".format, name, call)
         )
     for n, x in kept.items():
         assert not isinstance(x, torch.Tensor) or torch.equal(x, given[n]), f"the call wrote to its input {n}"  # type: ignore[arg-type]
@@ -252,7 +254,7 @@ def drive(spec: str, backend: BackendName, examples: int, steps: int, planted: i
         driven = seed(planted)(driven)
         phases = [x for x in Phase if x is not Phase.shrink]
         chosen = settings(chosen, phases=phases, derandomize=False, database=None)
-    run_state_machine_as_test(driven, settings=chosen)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(driven, settings=chosen)
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,11 @@ from einfuse.runtime.verify import Shape, example_inputs
 
 Inputs = dict[str, torch.Tensor | Scalar]
 
-SQUARE = {"neighbourhood_2d": {"columns": 12, "window": 5}, "swin": {"columns": 12}, "axial": {"columns": 12}}
+SQUARE: dict[str, dict[str, Any]] = {
+    "neighbourhood_2d": {"columns": 12, "window": 5},
+    "swin": {"columns": 12},
+    "axial": {"columns": 12},
+}
 """Masks over images, which walk lists of pairs from 128 rows on."""
 SUBSETS = (("q", "k", "v"), ("q",), ("k", "v"), ("q", "v"), ("v",))
 
@@ -57,7 +63,7 @@ def test_gradients_of_any_subset_are_those_of_all(name: str, backend: BackendNam
     for wanted in (*SUBSETS[1:], SUBSETS[0]):
         for n, found in gradients(attention, inputs, wanted).items():
             torch.testing.assert_close(
-                found, every[n], rtol=1e-4, atol=1e-4, msg=lambda m, n=n, w=wanted: f"d {n} for {w}: {m}"
+                found, every[n], rtol=1e-4, atol=1e-4, msg=functools.partial("d {} for {}: {}".format, n, wanted)
             )
 
 
@@ -75,7 +81,7 @@ def test_head_groupings_after_one_another(dtype: torch.dtype) -> None:
             assert error < (1e-5 if dtype == torch.float32 else 2e-2), f"d {n} of {heads} heads on {shared}"
 
 
-LAYOUTS = {
+LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "contiguous": lambda x: x,
     "heads split off": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
     "channels first": lambda x: x.mT.contiguous().mT,
@@ -108,7 +114,7 @@ SHAPES = (
     Shape(16, 8, 20, 20, (8, 8), 1),
     Shape(1, 1, 1200, 1200, (8, 8), 1),
 )
-CALLS: list[tuple[str, dict[str, int], Shape]] = [
+CALLS: list[tuple[str, dict[str, Any], Shape]] = [
     *((name, {}, shape) for name in NAMES for shape in SHAPES),
     *((name, given, Shape(1, 2, 144, 144, (8, 8), 1)) for name, given in SQUARE.items()),
     *((name, {}, Shape(1, 2, 90, 90, (8, 8), 1)) for name in ("retention", "linformer", "gla", "lssar", "differential")),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import einfuse
+from einfuse.codegen import KernelPlan
 from einfuse.codegen.plan import text as plan_text
 from einfuse.ir.passes import through as transform
 from einfuse.ir.text import parse, show
@@ -15,6 +16,7 @@ from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import BackendName
 from einfuse.runtime.graph import Kernel
 from einfuse.runtime.inside import graphs
+from einfuse.runtime.specialise import Printed
 
 GIVEN = """
 attention given over b, h {
@@ -65,7 +67,7 @@ def compared(attention: Attention, x: dict[str, Tensor], dtype: torch.dtype = to
     for n in floats:
         low[n].requires_grad_()
         exact[n].requires_grad_()
-    found, truth = attention(**low), attention.reference(**exact)
+    found, truth = attention(**low), attention.reference(**exact, dtype=torch.float64)
     assert isinstance(found, Tensor)
     assert isinstance(truth, Tensor)
     up = torch.randn(truth.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(dtype)
@@ -230,7 +232,7 @@ def test_the_number_that_divides_a_position_may_be_told_by_a_call() -> None:
     for block, listed in ((WIDTH, True), (3 * WIDTH, False)):
         reader, _ = attention.selection.reader({**x, "block": block, "near": 1})
         assert (reader is attention.selection.listed) == listed
-        found, truth = attention(**x, block=block, near=1), attention.reference(**x, block=block, near=1)
+        found, truth = attention(**x, block=block, near=1), attention.reference(**x, block=block, near=1, dtype=torch.float64)
         torch.testing.assert_close(found, truth.float(), rtol=1e-4, atol=1e-5)  # type: ignore[union-attr]  # one output
 
 
@@ -325,6 +327,8 @@ def test_a_cascade_in_turns_is_a_text_and_so_is_its_plan() -> None:
     nodes = (y for _, g in attention.program.graphs.items() for y in g.nodes)
     kernel = next(y for y in nodes if isinstance(y, Kernel) and y.label == "given_listed")
     printed = kernel.printed()
+    assert isinstance(printed, Printed)
+    assert isinstance(printed.plan, KernelPlan)
     assert show(parse(show(printed.cascade))) == show(printed.cascade)
     assert [b.turns for b in printed.plan.ambient] == [False, True]
     assert plan_text.read(plan_text.show(printed.plan)) == printed.plan

@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 
 import einfuse
+from einfuse.codegen import KernelPlan
 from einfuse.codegen.triton import holds
 from einfuse.runtime.inside import Candidate
 
@@ -29,12 +30,16 @@ def ladder(spec: str) -> list[Candidate]:
     return found
 
 
+def block(candidate: Candidate) -> int:
+    assert isinstance(candidate.plan, KernelPlan)
+    assert candidate.plan.tile is not None
+    return candidate.plan.tile.block
+
+
 def test_a_value_per_pair_and_feature_starts_at_a_tile_that_registers_hold() -> None:
     additive = ladder(ADDITIVE)
-    assert all(holds(c.plan) for c in additive)
-    assert additive[0].plan.tile is not None
-    assert additive[0].plan.tile.block < 64
+    assert all(isinstance(c.plan, KernelPlan) and holds(c.plan) for c in additive)
+    assert block(additive[0]) < 64
     product = ladder(ADDITIVE.replace("w * tanh(q + k)", "w * q * k"))
-    assert product[0].plan.tile is not None
-    assert product[0].plan.tile.block == 64
+    assert block(product[0]) == 64
     assert all(a.source != b.source for a, b in pairwise(product))

@@ -37,7 +37,7 @@ def counted(launch: Recorded, **tables: torch.Tensor) -> dict[str, float | None]
 
 
 def test_causal_tiles_go_up_to_the_diagonal() -> None:
-    (launch,) = recorded("causal", **call(4096))
+    (launch,) = recorded("causal", False, **call(4096))
     plan = launch.kernel.plan
     assert isinstance(plan, KernelPlan)
     assert plan.tile is not None
@@ -49,7 +49,7 @@ def test_causal_tiles_go_up_to_the_diagonal() -> None:
 
 
 def test_a_window_runs_the_same_number_of_blocks_wherever_it_is() -> None:
-    (launch,) = recorded("sliding_window", **call(8192))
+    (launch,) = recorded("sliding_window", False, **call(8192))
     found = counted(launch)
     assert all(n is not None for n in found.values())
     assert sum(n or 0 for n in found.values()) < 8
@@ -57,11 +57,11 @@ def test_a_window_runs_the_same_number_of_blocks_wherever_it_is() -> None:
 
 def test_listed_blocks_are_counted_in_their_tables() -> None:
     doc = (torch.arange(4096) // 512).expand(1, 4096).contiguous()
-    (launch,) = recorded("document", doc=doc, **call(4096))
+    (launch,) = recorded("document", False, doc=doc, **call(4096))
     tensors = job(launch, "sm_90").tensors
     assert {"j_count", "j_block"} <= tensors.keys()
 
 
 def test_decoding_splits_keys_over_the_processors_that_are_named() -> None:
     given = call(16384) | {"q": torch.empty(1, 2, 1, 64, dtype=torch.bfloat16)}
-    assert len(recorded("full", **given)) == 2  # parts, and their merge
+    assert len(recorded("full", False, **given)) == 2  # parts, and their merge

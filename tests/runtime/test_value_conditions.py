@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from narrowed import three
 from torch import Tensor
 
 import einfuse
@@ -76,7 +77,7 @@ def test_what_is_left_out_may_be_large_and_rows_may_be_empty(backend: str) -> No
     g = torch.randn(1, 200, 200)
     g[..., :150], g[:, 7] = -1, -1
     x = [t.requires_grad_() for t in (q, k, v)]
-    found, truth = attention(*x, g), attend(*(t.double() for t in x), g.double(), lambda s, g: g >= 0)
+    found, truth = attention(*x, g), attend(*three(t.double() for t in x), g.double(), lambda s, g: g >= 0)
     assert isinstance(found, Tensor)
     assert found[:, 7].abs().max() == 0
     torch.testing.assert_close(found.double(), truth, rtol=1e-3, atol=1e-3)

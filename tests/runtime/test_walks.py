@@ -9,6 +9,7 @@ import torch
 
 import einfuse
 from einfuse.runtime.attention import Attention
+from einfuse.runtime.backends import BackendName
 from einfuse.runtime.live import live_share, visited
 from einfuse.runtime.walks import FEWEST
 
@@ -34,7 +35,7 @@ def agrees(attention: Attention, given: list[torch.Tensor], gradients: bool = Tr
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
-def test_values_and_gradients(backend: einfuse.runtime.BackendName) -> None:
+def test_values_and_gradients(backend: BackendName) -> None:
     """Windows that a shift cuts, an image whose last row is short, and heads that share keys."""
     attention = einfuse.compile("swin", columns=15, window=5, shift=2, backend=backend)
     agrees(attention, images(217, heads=4, keys=2))
