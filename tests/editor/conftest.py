@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
@@ -11,10 +12,11 @@ from traitlets.config import Config
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InteractiveShell]:
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     main = sys.modules["__main__"]
     folder = str(tmp_path_factory.mktemp("ipython"))
-    made = InteractiveShell(ipython_dir=folder, config=Config({"HistoryManager": {"enabled": False}}))
+    make: Any = InteractiveShell  # which IPython does not type
+    made = make(ipython_dir=folder, config=Config({"HistoryManager": {"enabled": False}}))
     made.run_line_magic("load_ext", "einfuse")
     yield made
     made.restore_sys_module_state()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +27,7 @@ def is_inside(text: str, span: Span) -> bool:
 
 @given(broken(), st.randoms(use_true_random=False))
 @settings(max_examples=150)
-def test_broken_texts_are_answered(text: str, random) -> None:
+def test_broken_texts_are_answered(text: str, random: Random) -> None:
     document = Document(text)
     for error in quick_faults(text):
         assert str(error)

@@ -54,6 +54,7 @@ def test_colours_agree_with_the_parser(path: Path) -> None:
             wanted = {"NAME": (Name, Keyword.Type), "NUMBER": (Number,), "DOCSTRING": (String.Doc,)}[t.type]
         else:
             wanted = (Keyword, Operator, Punctuation)
+        assert t.start_pos is not None
         assert any(kinds[t.start_pos] in w for w in wanted), (t, kinds[t.start_pos])
 
 

@@ -6,8 +6,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
-
-from IPython.core.interactiveshell import InteractiveShell
+from typing import Any
 
 from einfuse.cli import parser
 
@@ -31,7 +30,7 @@ def test_settings_start_the_server() -> None:
         assert parser().parse_args(command[1:]).run == "lsp:lsp"
 
 
-def test_the_cells_run(shell: InteractiveShell) -> None:
+def test_the_cells_run(shell: Any) -> None:
     for cell in blocks("ipython"):
         shell.run_cell(cell).raise_error()
     assert shell.user_ns["near"].cascade.inputs[-1].default == 32

@@ -75,6 +75,7 @@ def test_a_name_leads_to_its_definition(use: str, definition: str) -> None:
 
 
 def test_every_place_of_a_name_is_found() -> None:
+    assert DOCUMENT.module is not None
     found = names.references(DOCUMENT.module, *place(TEXT, "s, 2.0"))
     assert [shown(TEXT, x) for x in found] == ["s", "s"]
     assert found[0].line == place(TEXT, "s = sum[d]")[0]
@@ -119,6 +120,7 @@ def test_names_lead_across_files(tmp_path: Path) -> None:
     assert module is not None
     assert module.target == Span(str(used), 1, 1)
     home = Document.at(used)
+    assert home.module is not None
     everywhere = names.references(home.module, 1, 5, home.search, [used, using])
     assert [(Path(x.file).name, x.line) for x in everywhere] == [("shapes.attn", 1), ("spec.attn", 5)]
 

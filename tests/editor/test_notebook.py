@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import pytest
-from IPython.core.interactiveshell import InteractiveShell
 
 import einfuse
 from einfuse.ir.passes.kernels import kernels
@@ -22,14 +22,14 @@ CELL = """attention near(window: int = 64) over b, h {
 """
 
 
-def test_a_cell_becomes_an_attention(shell: InteractiveShell) -> None:
+def test_a_cell_becomes_an_attention(shell: Any) -> None:
     shell.run_cell_magic("attn", "mine window=128", CELL)
     assert shell.user_ns["mine"].cascade.inputs[-1].default == 128
     shell.run_cell_magic("attn", "", CELL)
     assert shell.user_ns["near"].cascade.inputs[-1].default == 64
 
 
-def test_a_wrong_cell_says_where(shell: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_cell_says_where(shell: Any, capsys: pytest.CaptureFixture[str]) -> None:
     shell.user_ns.pop("near", None)
     assert shell.run_cell_magic("attn", "", CELL.replace("* v", "* vv")) is None
     said = capsys.readouterr().err
@@ -38,7 +38,7 @@ def test_a_wrong_cell_says_where(shell: InteractiveShell, capsys: pytest.Capture
     assert "near" not in shell.user_ns
 
 
-def test_a_line_that_is_no_name_is_refused(shell: InteractiveShell) -> None:
+def test_a_line_that_is_no_name_is_refused(shell: Any) -> None:
     with pytest.raises(ValueError, match="'2x' is no name"):
         shell.run_cell_magic("attn", "2x", CELL)
 
@@ -55,7 +55,9 @@ def test_a_notebook_shows_equations_passes_and_tiles() -> None:
     page = ET.fromstring(f"<div>{found['text/html']}</div>")
     assert page[0].tail is not None
     assert "A <window>." in page[0].tail
-    assert "s[i, j]" in "".join(page.find("pre").itertext())
+    equations = page.find("pre")
+    assert equations is not None
+    assert "s[i, j]" in "".join(equations.itertext())
     assert [x.text for x in page.iter("th")] == ["statistic", "read by", "how", "with", "proof"]
     assert {x.text for x in page.iter("td")} >= {"carry", "proven"}
     (svg,) = page.iter("{http://www.w3.org/2000/svg}svg")

@@ -89,7 +89,8 @@ def test_an_attention_without_a_mask_has_no_picture() -> None:
 
 def test_cost_grows_with_the_tiles_that_are_live() -> None:
     def products(window: int) -> float:
-        return ask("cost", text=WINDOW, params={"window": window}, queries=1024, heads=2)["kernels"][0]["products"]
+        found: float = ask("cost", text=WINDOW, params={"window": window}, queries=1024, heads=2)["kernels"][0]["products"]
+        return found
 
     assert products(64) < products(512) < products(4096)
     live = ask("tiles", text=WINDOW, params={"window": 4096}, queries=1024)["kind"]
