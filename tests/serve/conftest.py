@@ -19,9 +19,16 @@ Plain = Callable[[Sequence[int], int], list[int]]
 def llama() -> Any:
     """Weights large enough that tokens hardly repeat."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 257}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.5}
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **heads, attn_implementation="eager")).eval()
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 257}
+    heads: dict[str, Any] = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.5,
+        "attn_implementation": "eager",
+    }
+    config = transformers.LlamaConfig(**sizes, **heads)
+    model: Any = transformers.LlamaForCausalLM(config)
+    return model.eval()
 
 
 @pytest.fixture(scope="session")

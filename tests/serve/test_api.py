@@ -35,7 +35,12 @@ async def messages(app: Any, body: Any, leave: int | None = None, method: str = 
     inbox: asyncio.Queue[Any] = asyncio.Queue()
     outbox: asyncio.Queue[Any] = asyncio.Queue()
     inbox.put_nowait({"type": "http.request", "body": json.dumps(body).encode(), "more_body": False})
-    scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": method}
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": method,
+    }
     scope |= {"path": path or "/v1/completions", "raw_path": b"", "query_string": b"", "headers": []}
     task = asyncio.ensure_future(app(scope, inbox.get, outbox.put))
     task.add_done_callback(lambda _: outbox.put_nowait(None))
@@ -104,7 +109,7 @@ def test_tokens_come_as_they_are_made(steps: Steps, plain: Plain) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_ends_its_request_and_no_other(stream: bool, steps: Steps, plain: Plain) -> None:
-    ended: list[str] = []
+    ended: list[str | None] = []
     real = steps.engine.cancel
     steps.engine.cancel = lambda request: (real(request), ended.append(request.finish))  # type: ignore[assignment, func-returns-value]
 

@@ -61,7 +61,7 @@ def test_right_drafts_save_steps_and_wrong_ones_cost_rows_alone(plain: Plain, en
         done = len(tokens) - len(prompt)
         return answer[done : done + 3]
 
-    steps = {}
+    steps: dict[str, int] = {}
     for name, draft in (("right", right), ("wrong", wrong)):
         made = engine(draft=draft)
         request = made.submit(Request(prompt, 12))
@@ -89,9 +89,15 @@ def test_a_known_prefix_is_not_computed_again(plain: Plain, engine: Made) -> Non
 
 @pytest.mark.parametrize("prefixes", [False, True])
 def test_forks_share_a_page_until_one_of_them_writes_to_it(prefixes: bool, plain: Plain, engine: Made) -> None:
-    made, ((prompt,), copied) = engine(prefixes=prefixes), (prompts(10), [])
+    made, (prompt,) = engine(prefixes=prefixes), prompts(10)
+    copied: list[int] = []
     real = made.model.copy
-    made.model.copy = lambda page, to: (copied.append(page), real(page, to))
+
+    def copy(page: int, to: int) -> None:
+        copied.append(page)
+        real(page, to)
+
+    made.model.copy = copy
     parent = made.submit(Request(prompt, 8))
     twin = made.submit(Request(prompt, 8, after=parent))
     while len(parent.generated) < 3:
@@ -191,7 +197,9 @@ def test_layers_with_a_window_have_a_plan_of_their_own(engine: Made) -> None:
         "initializer_range": 0.5,
     }
     config = transformers.MistralConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, sliding_window=6)
-    model, (prompt,) = transformers.MistralForCausalLM(config).eval(), prompts(15)
+    model: Any = transformers.MistralForCausalLM(config)
+    model.eval()
+    (prompt,) = prompts(15)
     model.set_attn_implementation("eager")
     ids = torch.tensor([prompt])
     truth = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, eos_token_id=None)
