@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from narrowed import only
 
 import einfuse
 from einfuse import serving
@@ -55,9 +56,8 @@ def made(attention: einfuse.Attention, dtype: torch.dtype = torch.float64, **opt
     kept.page.copy_(PAGES)
     kept.length.copy_(LENGTH)
     given = {n: x.to(dtype) if isinstance(x, torch.Tensor) else x for n, x in EXTRA.get(attention.name, {}).items()}
-    plan = serving.plan(
-        attention, kept, tiles=(1, 4), **{"prefixes": True, **options}, q=torch.empty(11, HEADS, D, dtype=dtype), **given
-    )
+    asked: dict[str, Any] = {"prefixes": True, **options, **given}
+    plan = serving.plan(attention, kept, tiles=(1, 4), q=torch.empty(11, HEADS, D, dtype=dtype), **asked)
     return plan, torch.randn(11, HEADS, D, dtype=dtype)
 
 
@@ -70,7 +70,7 @@ def truth(plan: serving.Plan, q: torch.Tensor) -> list[torch.Tensor]:
         held = {m: x.transpose(1, 2) if x.ndim == 4 else x for m, x in held.items()}
         whole = torch.zeros(1, HEADS, n, D, dtype=q.dtype)
         whole[0, :, n - int(ROWS[b]) :] = q[STARTS[b] : STARTS[b + 1]].transpose(0, 1)
-        outs = plan.attention.reference(q=whole, **held, **EXTRA.get(plan.attention.name, {}))
+        outs = plan.attention.reference(q=whole, **held, **EXTRA.get(plan.attention.name, {}), dtype=torch.float64)
         outs = outs if isinstance(outs, tuple) else (outs,)
         found.append([x[0, :, n - int(ROWS[b]) :].transpose(0, 1) for x in outs])
     return [torch.cat(x) for x in zip(*found, strict=True)]
@@ -90,7 +90,7 @@ def test_rows_are_what_they_are_alone(name: str, parts: int) -> None:
 def test_kernels_do_the_same(backend: BackendName) -> None:
     plan, q = made(einfuse.compile("causal", backend=backend), torch.float32)
     plan.update(STARTS)
-    torch.testing.assert_close(plan.run(q)[: STARTS[-1]], truth(plan, q)[0].float(), rtol=1e-5, atol=1e-5)  # type: ignore[index]
+    torch.testing.assert_close(plan.run(q)[: STARTS[-1]], truth(plan, q)[0].float(), rtol=1e-5, atol=1e-5)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, prefixes: bool) -> tuple[int, torch.Tensor]:
@@ -142,19 +142,19 @@ def test_the_bits_of_a_sequence_follow_from_what_it_is_told_to_share() -> None:
     with pytest.raises(ValueError, match="an invariant plan has to be told what is shared"):
         plan.update(STARTS)
     plan.update(STARTS, shared)
-    all_of_them = plan.run(q)[: STARTS[-1]].clone()  # type: ignore[index]
+    all_of_them = only(plan.run(q)[: STARTS[-1]]).clone()
     torch.testing.assert_close(all_of_them, truth(plan, q)[0].float(), rtol=1e-5, atol=1e-5)
     for b, (start, rows) in enumerate(zip(STARTS.tolist(), ROWS.tolist(), strict=False)):
         alone = torch.where(torch.arange(7) > b, rows, 0)
         plan.update(alone, shared)
         mine = torch.cat((q[start : start + rows], torch.zeros(11 - rows, HEADS, D)))
-        assert torch.equal(plan.run(mine)[:rows], all_of_them[start : start + rows])  # type: ignore[index]
+        assert torch.equal(only(plan.run(mine))[:rows], all_of_them[start : start + rows])
 
 
 def test_each_sequence_may_share_with_none() -> None:
     plan, q = made(einfuse.compile("causal", backend="torch"))
     plan.update(STARTS, torch.tensor([4, 8, 0, 12, 12, 8]))
-    torch.testing.assert_close(plan.run(q)[: STARTS[-1]], truth(plan, q)[0], rtol=1e-9, atol=1e-9)  # type: ignore[index]
+    torch.testing.assert_close(plan.run(q)[: STARTS[-1]], truth(plan, q)[0], rtol=1e-9, atol=1e-9)
 
 
 def test_pages_are_compared_where_nothing_is_told() -> None:

@@ -36,7 +36,7 @@ def test_the_oracle_of_8_bits_is_that_of_what_they_stand_for(name: str, axes: st
         small[found.scales[n]] = scale
         wide = scale[tuple(slice(None) if k in found.kept[n] else None for k in range(x.ndim))]
         plain[n] = small[n].to(x.dtype) * wide  # type: ignore[union-attr]  # a tensor
-        assert (plain[n] - x).abs().max() <= x.abs().max() * DTYPES[dtype]  # type: ignore[operator]  # a tensor
+        assert (plain[n] - x).abs().max() <= x.abs().max() * DTYPES[dtype]
         if dtype != torch.int8:
             small[n] = small[n].to(x.dtype)  # type: ignore[union-attr]  # a tensor; the interpreter is given what a call would read
     one, other = (
@@ -46,7 +46,7 @@ def test_the_oracle_of_8_bits_is_that_of_what_they_stand_for(name: str, axes: st
     torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
-def _defaults(cascade: einfuse.ir.Cascade) -> dict[str, float]:  # type: ignore[name-defined]
+def _defaults(cascade: einfuse.ir.Cascade) -> dict[str, float]:
     return {t.name: t.default for t in cascade.inputs if t.param and t.default is not None}
 
 
@@ -76,8 +76,8 @@ def test_a_plan_reads_8_bits_from_pages(dtype: torch.dtype, backend: BackendName
 
 def test_a_scale_of_a_key_leaves_the_product() -> None:
     found = quantise.run(einfuse.compile("causal").cascade, {"k": ("token", "head")})
-    products = [x for x in found.cascade.body if x.over == ("d",)]  # type: ignore[union-attr]  # no folds
-    assert [ex.name for x in products for ex in x.map.args] == ["q", "k"]  # type: ignore[union-attr]
+    products = [x for x in found.cascade.body if x.over == ("d",)]
+    assert [ex.name for x in products for ex in x.map.args] == ["q", "k"]
 
 
 def test_what_has_no_such_axis_is_refused() -> None:
