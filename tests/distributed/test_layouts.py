@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from devices import Derived, Meeting, Simulated, meeting, on_all, oracle, parts
+from narrowed import only
 from torch.utils.checkpoint import checkpoint
 
 import einfuse
@@ -21,7 +22,7 @@ SEQUENCE = (Axis("seq", ("i", "j")),)
 
 
 def one_of(name: str, devices: int, rank: int = 0) -> Sharded:
-    return Sharded(einfuse.compile(name), SEQUENCE, {"seq": Simulated(Meeting(devices), rank)})  # type: ignore[arg-type]
+    return Sharded(einfuse.compile(name), SEQUENCE, {"seq": Simulated(Meeting(devices), rank)})
 
 
 def ring(columns: tuple[int, ...]) -> float:
@@ -72,7 +73,7 @@ def test_documents_are_dealt() -> None:
 def test_what_a_mask_reads_has_to_be_given_and_scans_are_in_order() -> None:
     with pytest.raises(TypeError, match="depends on doc, which a layout has to be given"):
         one_of("document", 2).layout(16)
-    scan = Sharded(einfuse.compile("gla"), (Axis("seq", ("i",)),), {"seq": Simulated(Meeting(2), 0)})  # type: ignore[arg-type]
+    scan = Sharded(einfuse.compile("gla"), (Axis("seq", ("i",)),), {"seq": Simulated(Meeting(2), 0)})
     assert scan.layout(16).kind == "contiguous"
     with pytest.raises(ValueError, match="the points of a scan are held one after the other, not zigzag"):
         scan.layout(16, "zigzag")
@@ -97,7 +98,7 @@ def test_tensors_go_apart_and_come_together(kind: Any) -> None:
     meet = meeting(3)
 
     def device(rank: int) -> None:
-        sharded = Sharded(attention, SEQUENCE, {"seq": meet.of(rank)}, "columns", evaluate=oracle)  # type: ignore[arg-type]
+        sharded = Sharded(attention, SEQUENCE, {"seq": meet.of(rank)}, "columns", evaluate=oracle)
         plan = sharded.layout(n, kind)
         own = [x.detach().clone().requires_grad_() for x in (q, k, v)]
         *mine, at, y = plan.scatter(*own, places, labels, dim=None)
@@ -148,7 +149,7 @@ def test_counted_bytes_are_those_of_the_call(name: str, exchange: Any, ranks: tu
                 x = x.requires_grad_(x.is_floating_point())
             own[name] = x
         transport = meet.of(rank)
-        sharded = Sharded(attention, (axis,), {"seq": transport}, exchange, evaluate=oracle)  # type: ignore[arg-type]
+        sharded = Sharded(attention, (axis,), {"seq": transport}, exchange, evaluate=oracle)
         here, values = sharded.asked(c, (), own)
         count = sharded.bytes(c, here, values, 0, exchange)
         before = list(transport.sent)
@@ -168,7 +169,7 @@ def test_explain_says_what_was_taken_and_why_not_the_others() -> None:
     x = torch.zeros(1, 2, 3, 4, requires_grad=True)
 
     def device(rank: int) -> str:
-        return Sharded(attention, SEQUENCE, {"seq": meet.of(rank)}, evaluate=oracle).explain(x, x, x)  # type: ignore[arg-type]
+        return Sharded(attention, SEQUENCE, {"seq": meet.of(rank)}, evaluate=oracle).explain(x, x, x)
 
     first, second = on_all(2, device)
     assert first == second
@@ -203,7 +204,7 @@ def test_few_rows_go_to_many_columns() -> None:
         q = torch.zeros(1, queries, 64, dtype=torch.bfloat16, requires_grad=True)
 
         def device(rank: int) -> str:
-            sharded = Sharded(attention, SEQUENCE, {"seq": meet.of(rank)}, evaluate=oracle)  # type: ignore[arg-type]
+            sharded = Sharded(attention, SEQUENCE, {"seq": meet.of(rank)}, evaluate=oracle)
             sharded.kept = kept
             return sharded.explain(q, k, k)
 
@@ -238,7 +239,7 @@ def test_kernels_run_while_columns_and_gradients_travel(monkeypatch: pytest.Monk
             [*outs.values()][-1].register_hook(lambda _: done.append(f"gradient of {c.name}"))
             return outs
 
-        sharded = Sharded(attention, SEQUENCE, {"seq": Heard(meet, rank)}, "ahead", evaluate=evaluate)  # type: ignore[arg-type]
+        sharded = Sharded(attention, SEQUENCE, {"seq": Heard(meet, rank)}, "ahead", evaluate=evaluate)
         x = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
         sharded(x, x, x).sum().backward()  # type: ignore[union-attr]  # one output
         return done[2:]  # what devices were called with
@@ -268,7 +269,7 @@ def test_what_is_done_sooner_is_taken() -> None:
 
         def device(rank: int) -> str:
             rates = Rates(link, 1e11, 1e11, 2e10, 5e-5)
-            sharded = Sharded(attention, SEQUENCE, {"seq": meet.of(rank)}, evaluate=oracle, rates=rates)  # type: ignore[arg-type]
+            sharded = Sharded(attention, SEQUENCE, {"seq": meet.of(rank)}, evaluate=oracle, rates=rates)
             sharded.kept = kept
             return sharded.explain(x, x, x)
 
@@ -315,7 +316,7 @@ def test_columns_arrive_again_under_a_checkpoint() -> None:
 
         def device(rank: int) -> tuple[int, tuple[torch.Tensor, ...]]:
             own = [torch.randn(1, 2, 8, 4, generator=torch.Generator().manual_seed(rank)).requires_grad_() for _ in "qkv"]
-            sharded, kept = Sharded(attention, SEQUENCE, {"seq": meet.of(rank)}, "columns"), dict[int, int]()  # type: ignore[arg-type]
+            sharded, kept = Sharded(attention, SEQUENCE, {"seq": meet.of(rank)}, "columns"), dict[int, int]()
 
             def keep(x: torch.Tensor) -> torch.Tensor:
                 kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
@@ -323,7 +324,7 @@ def test_columns_arrive_again_under_a_checkpoint() -> None:
 
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
                 o = checkpoint(sharded, *own, use_reentrant=False) if again else sharded(*own)
-            return sum(kept.values()), torch.autograd.grad(o.square().sum(), own)
+            return sum(kept.values()), torch.autograd.grad(only(o).square().sum(), own)
 
         return on_all(2, device)
 
@@ -341,6 +342,6 @@ def test_one_device_makes_the_plain_call() -> None:
 
     attention = einfuse.compile("causal", backend="torch")
     q, k, v = torch.randn(3, 1, 2, 5, 4).unbind()
-    sharded = Sharded(attention, SEQUENCE, {"seq": Alone()})  # type: ignore[arg-type]
+    sharded = Sharded(attention, SEQUENCE, {"seq": Alone()})
     assert torch.equal(sharded(q, k, v), attention(q, k, v))  # type: ignore[arg-type]  # one output
     assert sharded.explain(q, k, v) == "causal: one device, nothing is sent\n"

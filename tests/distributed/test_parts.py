@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from devices import Derived, Meeting, Simulated, meeting, on_all, parts
+from narrowed import added, gradient, only
 from processes import Pool
 from work import in_parts
 
@@ -29,7 +30,7 @@ def given(attention: einfuse.Attention) -> dict[str, Any]:
 def lost(outs: Any) -> torch.Tensor:
     """A loss whose gradients differ from feature to feature."""
     every = outs if isinstance(outs, tuple) else (outs,)
-    return sum((o * torch.sin(torch.arange(o.shape[-1]))).sum() for o in every)  # type: ignore[return-value]
+    return added((o * torch.sin(torch.arange(o.shape[-1]))).sum() for o in every)
 
 
 def reference(attention: einfuse.Attention) -> dict[str, torch.Tensor]:
@@ -38,7 +39,7 @@ def reference(attention: einfuse.Attention) -> dict[str, torch.Tensor]:
         n: x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for n, x in given(attention).items()
     }
     leaves = {n: x.requires_grad_() for n, x in inputs.items() if isinstance(x, torch.Tensor) and x.is_floating_point()}
-    found = attention.reference(**inputs)
+    found = attention.reference(**inputs, dtype=torch.float64)
     lost(found).backward()
     outs = dict(zip(attention.cascade.outs, found if isinstance(found, tuple) else (found,), strict=True))
     return {**{n: o.detach() for n, o in outs.items()}, **{f"d{n}": x.grad for n, x in leaves.items() if x.grad is not None}}
@@ -53,7 +54,7 @@ def made(
     place = held(c, axis.ranks)
 
     def device(rank: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        sharded = Sharded(attention, (axis,), {"seq": meet.of(rank)}, exchange, parts=PARTS)  # type: ignore[arg-type]
+        sharded = Sharded(attention, (axis,), {"seq": meet.of(rank)}, exchange, parts=PARTS)
         sharded.kept = kept
         if layout:
             plan = sharded.layout(N, "zigzag")
@@ -125,11 +126,11 @@ def test_parts_of_a_sequence_beside_heads() -> None:
             rows = parts(N, cuts)[s]
             own = {n: x.chunk(2, 0 if n == "slope" else 1)[h] for n, x in inputs.items() if isinstance(x, torch.Tensor)}
             own = {n: (x if n == "slope" else x[:, :, rows]).clone().requires_grad_() for n, x in own.items()}
-            sharded = Sharded(attention, axes, transports, "columns", parts=4)  # type: ignore[arg-type]
+            sharded = Sharded(attention, axes, transports, "columns", parts=4)
             sharded.kept = kept
             o = sharded(**own)
-            torch.sin(o).sum().backward()  # type: ignore[arg-type]  # one output
-            return {"o": o.detach(), **{n: x.grad for n, x in own.items()}}  # type: ignore[dict-item, union-attr]
+            torch.sin(only(o)).sum().backward()
+            return {"o": only(o).detach(), **{n: gradient(x) for n, x in own.items()}}
 
         return on_all(2 * devices, device)
 
@@ -147,7 +148,7 @@ def test_counted_bytes_are_those_between_devices() -> None:
     def device(rank: int) -> None:
         own = {n: (x if n == "slope" else x[:, :, 4 * rank : 4 * rank + 4]).clone().requires_grad_() for n, x in inputs.items()}  # type: ignore[union-attr, index]
         transport = meet.of(rank)
-        sharded = Sharded(attention, (axis,), {"seq": transport}, "columns", parts=4)  # type: ignore[arg-type]
+        sharded = Sharded(attention, (axis,), {"seq": transport}, "columns", parts=4)
         here, values = sharded.asked(attention.cascade, (), own)
         count = sharded.bytes(attention.cascade, here, values, 0, "columns")
         before = sum(transport.sent)
@@ -169,7 +170,7 @@ def test_counted_bytes_are_those_between_devices() -> None:
 def test_what_parts_cannot_be(count: int, ranks: dict[str, tuple[str, ...]], error: str) -> None:
     axes, attention = tuple(Axis(n, r) for n, r in ranks.items()), einfuse.compile("causal")
     with pytest.raises(ValueError, match=error):
-        Sharded(attention, axes, {n: Simulated(Meeting(2), 0) for n in ranks}, parts=count)  # type: ignore[arg-type]
+        Sharded(attention, axes, {n: Simulated(Meeting(2), 0) for n in ranks}, parts=count)
 
 
 def test_devices_hold_their_parts() -> None:
@@ -178,7 +179,7 @@ def test_devices_hold_their_parts() -> None:
     def device(rank: int) -> None:
         x = torch.zeros(1, 2, (5, 2)[rank], 4)
         with pytest.raises(ValueError, match=r"causal: in 2 parts devices hold \[3, 4\] entries of q, found \[5, 2\]"):
-            Sharded(attention, (Axis("seq", ("i", "j")),), {"seq": meet.of(rank)}, parts=2)(x, x, x)  # type: ignore[arg-type]
+            Sharded(attention, (Axis("seq", ("i", "j")),), {"seq": meet.of(rank)}, parts=2)(x, x, x)
 
     on_all(2, device)
 

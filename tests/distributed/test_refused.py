@@ -105,7 +105,7 @@ def test_a_gradient_has_no_derivative(exchange: Any, ranks: tuple[str, ...]) -> 
         q = torch.randn(1, 2, 3 if ranks == ("j",) else 3 * rank, 4, requires_grad=True)
         k = torch.randn(1, 2, 3 * rank, 4, requires_grad=True)
         transports = {"seq": meet.of(rank)}
-        sharded = Sharded(einfuse.compile("full"), (Axis("seq", ranks),), transports, exchange, evaluate=oracle)  # type: ignore[arg-type]
+        sharded = Sharded(einfuse.compile("full"), (Axis("seq", ranks),), transports, exchange, evaluate=oracle)
         (g,) = torch.autograd.grad(sharded(q, k, k).sum(), q, create_graph=True)  # type: ignore[union-attr]  # one output
         with pytest.raises(
             NotImplementedError, match=r"full.*: the gradient of an attention over devices has no derivative; take it of"

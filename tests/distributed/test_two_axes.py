@@ -61,7 +61,7 @@ def test_four_devices_are_one(name: str, exchange: Any, ranks: tuple[str, ...]) 
     def device(rank: int) -> None:
         s, h = divmod(rank, HEADS)
         own = {n: mine(n, x.detach(), s, h).clone().requires_grad_(x.requires_grad) for n, x in leaves.items()}
-        sharded = Sharded(attention, axes, device_of(rank, along), exchange, evaluate=oracle)  # type: ignore[arg-type]
+        sharded = Sharded(attention, axes, device_of(rank, along), exchange, evaluate=oracle)
         sharded.kept = kept
         found = sharded(**own, **numbers)
         o = found[0] if isinstance(found, tuple) else found
@@ -81,7 +81,7 @@ def test_heads_that_share_keys_stay_together() -> None:
     q, k = torch.zeros(1, 4, 3, 2), torch.zeros(1, 2, 3, 2)
 
     def device(rank: int) -> str:
-        sharded = Sharded(einfuse.compile("causal"), (Axis("head", ("h",)),), {"head": along[0].of(rank)}, evaluate=oracle)  # type: ignore[arg-type]
+        sharded = Sharded(einfuse.compile("causal"), (Axis("head", ("h",)),), {"head": along[0].of(rank)}, evaluate=oracle)
         with pytest.raises(ValueError, match="devices hold") as error:
             sharded(q[:, :1] if rank == 0 else q[:, 1:], k[:, rank : rank + 1], k[:, rank : rank + 1])
         return str(error.value)

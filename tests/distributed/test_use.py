@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from models import TOKENS, batch, beside_fsdp, encoder, layered, llama, over, step
+from narrowed import three
 from processes import Pool, pool
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional
@@ -39,13 +42,13 @@ def test_a_model_over_devices_is_the_model(
         assert found.keys() == gradients.keys()
         for n, g in gradients.items():
             torch.testing.assert_close(
-                found[n], g, atol=1e-4 * max(1.0, g.abs().max().item()), rtol=0, msg=lambda m, n=n: f"{n}: {m}"
+                found[n], g, atol=1e-4 * max(1.0, g.abs().max().item()), rtol=0, msg=functools.partial("{}: {}".format, n)
             )
 
 
 def test_torchs_function_over_devices(devices: Pool) -> None:
     q, k, v = torch.randn(3, 1, 2, 9, 4, generator=torch.Generator().manual_seed(0)).unbind()
-    leaves = [x.requires_grad_() for x in (q, k, v)]
+    leaves = three(x.requires_grad_() for x in (q, k, v))
     expected = functional.scaled_dot_product_attention(*leaves, is_causal=True)
     gradients = torch.autograd.grad((expected * torch.cos(torch.arange(9))[:, None]).sum(), leaves)
     for found in devices.run(layered):
