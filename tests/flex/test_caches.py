@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from noting import noting
 
 from einfuse.flex import assemble, captures, create_block_mask, flex_attention, tracer
 from einfuse.runtime import ops
@@ -55,9 +56,9 @@ def test_captured_tensors_are_let_go(backend: str) -> None:
 
 def test_a_table_is_looked_at_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also through slices of it, which are new tensors in every call, and when numpy writes it."""
-    looks = []
+    looks: list[int] = []
     look = captures._look
-    monkeypatch.setattr(captures, "_look", lambda x: looks.append(1) or look(x))
+    monkeypatch.setattr(captures, "_look", noting(looks, lambda x: 1, look))
     bias = torch.zeros(2, 6, 6, requires_grad=True)
     x = torch.randn(1, 1, 6, 4)
     wanted = torch.softmax(x @ x.mT / 2, -1) @ x

@@ -29,7 +29,8 @@ def window(width: int) -> Callable[..., Any]:
 
 
 def mask_of(mask_mod: Callable[..., Any], rows: int, columns: int | None = None) -> BlockMask:
-    return create_block_mask(mask_mod, None, None, rows, rows if columns is None else columns, device="cpu")
+    made: BlockMask = create_block_mask(mask_mod, None, None, rows, rows if columns is None else columns, device="cpu")
+    return made
 
 
 def check(

@@ -122,7 +122,7 @@ def interpreted(fn: Function, *operands: Any, floats: torch.dtype = torch.float3
     tensors, numbers = assemble.arguments(tracer)
     whole = assemble.condition(tracer, tracer.value(True))
     window = {r: (0, n) for r, n in sizes.items()}
-    (out,) = evaluate_indices(whole, (value.expr,), tuple(sizes), tensors | numbers, assemble.sizes_of(tracer), window)
+    (out,) = evaluate_indices(whole, (value.expr,), tuple(sizes), {**tensors, **numbers}, assemble.sizes_of(tracer), window)
     return out.expand(1, 1, rows, 1)[0, 0, :, 0].to(floats)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from narrowed import three
 from torch import Tensor
 
 from einfuse.flex import AuxRequest, create_block_mask, flex_attention
@@ -29,13 +30,15 @@ def graph() -> Tensor:
 
 
 def tree() -> Tensor:
-    return masks.build_tree_ancestor_matrix([-1, *(n // 2 for n in range(N - 1))], device="cpu")
+    made: Tensor = masks.build_tree_ancestor_matrix([-1, *(n // 2 for n in range(N - 1))], device="cpu")
+    return made
 
 
 def vsa() -> Callable[..., Any]:
     torch.manual_seed(5)
     chosen = torch.rand(2, 2, 4, 4).topk(2, -1).indices.int()
-    return masks.generate_vsa_mask_mod(chosen, 16, torch.tensor([16, 16, 9, 16]))
+    made: Callable[..., Any] = masks.generate_vsa_mask_mod(chosen, 16, torch.tensor([16, 16, 9, 16]))
+    return made
 
 
 MASKS: dict[str, Callable[[], Callable[..., Any]]] = {
@@ -68,12 +71,14 @@ TABLES: dict[str, tuple[int, ...]] = {"spatial_bias": (2, 6), "edge_bias": (2, 3
 
 
 def spatial_bias(table: Tensor) -> Callable[..., Any]:
-    return mods.generate_graphormer_spatial_bias(table, mods.shortest_path_distances(graph(), 4))
+    made: Callable[..., Any] = mods.generate_graphormer_spatial_bias(table, mods.shortest_path_distances(graph(), 4))
+    return made
 
 
 def edge_bias(table: Tensor) -> Callable[..., Any]:
     edges = torch.randint(0, 4, (2, N, N), generator=torch.Generator().manual_seed(1))
-    return mods.generate_graphormer_edge_bias(table, *mods.shortest_path_edge_types(graph(), edges, 3))
+    made: Callable[..., Any] = mods.generate_graphormer_edge_bias(table, *mods.shortest_path_edge_types(graph(), edges, 3))
+    return made
 
 
 MODS: dict[str, Callable[..., Callable[..., Any]]] = {
@@ -104,11 +109,12 @@ def eager(
     with torch.no_grad():
         q, k, v = (x.detach() for x in (q, k, v))
         out, aux = torchs.flex_attention(q, k, v, score_mod, mask, return_aux=torchs.AuxRequest(lse=True))
+    assert aux.lse is not None
     return out, aux.lse
 
 
 def compare(
-    qkv: tuple[Tensor, ...],
+    qkv: tuple[Tensor, Tensor, Tensor],
     table: Tensor | None,
     score_mod: Any,
     mask_mod: Any,
@@ -118,7 +124,7 @@ def compare(
 ) -> None:
     """Values against torch's function, gradients (of the row statistic as well) against the whole matrix."""
     if not gradients:
-        qkv = tuple(x.detach() for x in qkv)
+        qkv = three(x.detach() for x in qkv)
     mask = None if mask_mod is None else create_block_mask(mask_mod, None, None, N, N, device="cpu")
     out, aux = flex_attention(*qkv, score_mod, mask, kernel_options=OPTIONS, return_aux=AuxRequest(lse=True))
     wanted = eager(*qkv, score_mod, mask_mod, monkeypatch)

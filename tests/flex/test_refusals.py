@@ -192,13 +192,13 @@ class Holder:
 
 
 OWN: dict[str, Any] = {
-    "of a score": lambda score, b, h, i, j: Reversed.apply(score),
-    "by an attribute": lambda score, b, h, i, j: Holder.function.apply(score),
-    "a method": lambda score, b, h, i, j: Holder.apply(score),
-    "of a part of a table": lambda score, b, h, i, j: score + Squared.apply(ROW[j]),
+    "of a score": lambda score, b, h, i, j: Reversed.apply(score),  # type: ignore[no-untyped-call]  # torch does not type it
+    "by an attribute": lambda score, b, h, i, j: Holder.function.apply(score),  # type: ignore[no-untyped-call]  # torch does not type it
+    "a method": lambda score, b, h, i, j: Holder.apply(score),  # type: ignore[no-untyped-call]  # torch does not type it
+    "of a part of a table": lambda score, b, h, i, j: score + Squared.apply(ROW[j]),  # type: ignore[no-untyped-call]  # torch does not type it
     "reentrant checkpoints": lambda score, b, h, i, j: torch.utils.checkpoint.checkpoint(torch.sin, score, use_reentrant=True),
 }
-ROW = torch.arange(6.0)
+ROW: torch.Tensor = torch.arange(6.0)
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -210,8 +210,8 @@ def test_a_function_with_a_backward_of_its_own_is_refused(name: str) -> None:
 
 def test_a_function_with_a_backward_of_its_own_takes_whole_tables() -> None:
     x, table = torch.randn(1, 1, 6, 4), torch.randn(6, requires_grad=True)
-    out = flex_attention(x, x, x, lambda score, b, h, i, j: score + Squared.apply(table)[j])
-    (found,) = torch.autograd.grad(out.sum(), table)  # type: ignore[union-attr]  # a tensor
+    out = flex_attention(x, x, x, lambda score, b, h, i, j: score + Squared.apply(table)[j])  # type: ignore[no-untyped-call]  # torch does not type it
+    (found,) = torch.autograd.grad(out.sum(), table)
     plain = table.detach().square().requires_grad_()
-    expected = torch.autograd.grad(flex_attention(x, x, x, lambda score, b, h, i, j: score + plain[j]).sum(), plain)[0]  # type: ignore[union-attr]  # as above
+    expected = torch.autograd.grad(flex_attention(x, x, x, lambda score, b, h, i, j: score + plain[j]).sum(), plain)[0]
     torch.testing.assert_close(found, 7 * expected)
