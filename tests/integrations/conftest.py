@@ -23,7 +23,7 @@ class Anything(type):
 class StandIn(ModuleType):
     """A module of torchvision that is asked for names at import and for nothing after."""
 
-    __path__ = ()
+    __path__ = ()  # type: ignore[assignment]  # no place, and not to be written to
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

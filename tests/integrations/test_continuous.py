@@ -21,6 +21,7 @@ NEW = 6
 
 def llama(attention: str = "sdpa") -> Any:
     torch.manual_seed(0)
+    more: dict[str, Any] = {"attn_implementation": attention}
     config = transformers.LlamaConfig(
         hidden_size=32,
         intermediate_size=64,
@@ -28,9 +29,10 @@ def llama(attention: str = "sdpa") -> Any:
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=80,
-        attn_implementation=attention,
+        **more,
     )
-    return transformers.LlamaForCausalLM(config).eval()
+    model: Any = transformers.LlamaForCausalLM(config)
+    return model.eval()
 
 
 @pytest.mark.filterwarnings("ignore")  # the model library's own
@@ -39,7 +41,8 @@ def test_tokens_are_those_of_plain_generation(tokens: int, monkeypatch: pytest.M
     logging.disable(logging.ERROR)
     model, calls = llama(), []
     prompts = [torch.randint(3, 80, (n,)).tolist() for n in (5, 17, 9)]
-    settings = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    of: Any = GenerationConfig
+    settings = of(max_new_tokens=NEW, do_sample=False, eos_token_id=-1, pad_token_id=0)
     plain = [model.generate(torch.tensor([p]), generation_config=settings)[0, len(p) :].tolist() for p in prompts]
 
     def run(self: Plans, *args: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from narrowed import three
 from torch import Tensor
 
 from einfuse.integrations import flash_attn
@@ -126,7 +127,7 @@ def test_new_tokens_go_into_the_cache(options: str, paged: bool) -> None:
         more["cache_batch_idx"] = torch.tensor([1, 2, 0])
     length = torch.tensor(LENGTHS, dtype=torch.int32) - rows
     run = flash_attn.flash_attn_with_kvcache
-    out = run(q, held, values, *new, cache_seqlens=length, **more, **OPTIONS[options])
+    out = run(q, held, values, new[0], new[1], cache_seqlens=length, **more, **OPTIONS[options])
     truth = torch.stack([formula(*x, **OPTIONS[options]) for x in zip(q, k, v, strict=True)])
     close(out, truth)
     close(run(q, held, values, cache_seqlens=length + rows, **more, **OPTIONS[options]), truth)
@@ -148,7 +149,7 @@ def test_a_spec_has_the_same_functions() -> None:
     truth = torch.stack([formula(*x, causal=True, window_size=(2, -1)) for x in zip(q, k, v, strict=True)])
     close(mine.flash_attn_func(q, k, v, causal=True, window=3), truth)
     at = torch.tensor([0, 9, 18])
-    flat = (x.flatten(0, 1) for x in (q, k, v))
+    flat = three(x.flatten(0, 1) for x in (q, k, v))
     close(mine.flash_attn_varlen_func(*flat, at, at, causal=True, window=3), truth.flatten(0, 1))
     close(mine.flash_attn_with_kvcache(q[:, -2:], k, v, causal=True, window=3), truth[:, -2:])
 

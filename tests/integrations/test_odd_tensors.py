@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -77,8 +79,8 @@ BAD: dict[str, tuple[Callable[[], Three], str]] = {
         lambda: each(lambda x: torch.nested.nested_tensor([x[0], x[0, :, 1:]])),
         r"(nested tensors must have layout=torch.jagged, q has|query must be dense or have layout=torch.jagged|query is a nested tensor)",
     ),
-    "complex": (lambda: each(lambda x: x.cfloat()), r"(q|query) must (be a|hold) float.*torch.complex64"),
-    "conjugated": (lambda: one(lambda x: x.cfloat().conj(), 2), r"(v|value) must (be a|hold) float.*torch.complex64"),
+    "complex": (lambda: each(lambda x: x.to(torch.complex64)), r"(q|query) must (be a|hold) float.*torch.complex64"),
+    "conjugated": (lambda: one(lambda x: x.to(torch.complex64).conj(), 2), r"(v|value) must (be a|hold) float.*torch.complex64"),
     "8 bits": (lambda: each(lambda x: x.to(torch.float8_e4m3fn)), r"((q|query) must hold float|q: torch).*float8_e4m3fn"),
     "quantised": (
         lambda: one(lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), 1),
@@ -116,7 +118,7 @@ WAYS: dict[str, Callable[..., Any]] = {
 
 
 def formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    return (q @ k.mT / D**0.5).softmax(-1) @ v
+    return (q @ k.mT / math.sqrt(D)).softmax(-1) @ v
 
 
 def gradients(attention: Callable[..., Any], three: Three) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
@@ -138,7 +140,7 @@ def test_a_right_result_and_gradient(way: str) -> None:
         assert plain.dtype == three[0].dtype, name
         for what, a, b in (("called", plain, expected), ("recorded", found, expected), *zip("qkv", grads, wanted, strict=True)):
             a = a.as_subclass(torch.Tensor).double()
-            torch.testing.assert_close(a, b, rtol=few, atol=few, msg=lambda text, at=(name, what): f"{at}: {text}")
+            torch.testing.assert_close(a, b, rtol=few, atol=few, msg=functools.partial("{} {}: {}".format, name, what))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -185,7 +187,7 @@ MASKS: dict[str, Any] = {
     "ndarray": np.ones((N, N), bool),
     "sparse_coo": torch.ones(N, N).to_sparse(),
     "int32": torch.ones(N, N, dtype=torch.int32),
-    "complex64": torch.ones(N, N).cfloat(),
+    "complex64": torch.ones(N, N).to(torch.complex64),
 }
 
 

@@ -115,7 +115,7 @@ def test_weights_are_loaded_and_replicas_have_their_own() -> None:
     model, other = patched(), stock(patched())
     model.load_state_dict(other.state_dict())
     torch.testing.assert_close(model(X), other(X), rtol=1e-5, atol=1e-5)
-    replica = model[0]._replicate_for_data_parallel()  # type: ignore[index,union-attr,operator]
+    replica = model[0]._replicate_for_data_parallel()  # type: ignore[index]
     replica.qkv = copy.deepcopy(replica.qkv)
     with torch.no_grad():
         replica.qkv.weight.mul_(2)
@@ -171,7 +171,7 @@ def test_threads_and_exceptions_leave_torch_as_it_was() -> None:
 
 def test_a_class_that_was_changed_meanwhile_is_said() -> None:
     model = Switched()
-    model.forward = lambda x: x  # type: ignore[method-assign]  # as accelerate's hooks do
+    model.forward = lambda x: x  # as accelerate's hooks do
     with pytest.raises(ValueError, match=r"2: its `forward` was replaced by <function .*; patch the model before that"):
         integration.patch(nn.Sequential(nn.Identity(), nn.Identity(), model))
     above = Switched()

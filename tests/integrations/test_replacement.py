@@ -7,7 +7,7 @@ import contextlib
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -155,7 +155,7 @@ def test_tasks_that_take_turns_see_their_own_blocks() -> None:
 
 
 def test_generators_may_end_in_any_order_and_anywhere() -> None:
-    def block() -> Iterator[bool]:
+    def block() -> Generator[bool, None, None]:
         with replace_sdpa("torch"):
             yield inside()
             yield inside()
@@ -205,7 +205,7 @@ def test_a_tracer_keeps_the_call() -> None:
 
     with replace_sdpa("torch"):
         traced = torch.fx.symbolic_trace(Causal())
-    assert "einfuse" in str([n.target.__module__ for n in traced.graph.nodes if n.op == "call_function"])  # type: ignore[union-attr]
+    assert "einfuse" in str([n.target.__module__ for n in traced.graph.nodes if n.op == "call_function"])
     torch.testing.assert_close(traced(Q), Causal()(Q))
 
 
@@ -270,7 +270,8 @@ def test_a_block_entered_in_compiled_code_breaks_the_graph(graphs: list[int]) ->
 
     def function(x: torch.Tensor) -> torch.Tensor:
         with replace_sdpa("torch"):
-            return LAYER(x)
+            out: torch.Tensor = LAYER(x)
+            return out
 
     with torch.no_grad():
         with pytest.raises(torch._dynamo.exc.Unsupported, match="enter it around the call of the compiled function"):

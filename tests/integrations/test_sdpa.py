@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from narrowed import three
 from torch import nn
 from torch.nn import functional
 
@@ -15,14 +17,14 @@ from einfuse.integrations import scaled_dot_product_attention as ours
 STOCK = functional.scaled_dot_product_attention
 
 
-def close(args: tuple[torch.Tensor, ...], mask: torch.Tensor | None = None, **options: object) -> None:
+def close(args: tuple[torch.Tensor, ...], mask: torch.Tensor | None = None, **options: Any) -> None:
     """Values and gradients of q, k, v (and of a float mask) agree."""
     leaves = [x.detach().requires_grad_() for x in args]
     if mask is not None and mask.is_floating_point():
         mask = mask.detach().requires_grad_()
         leaves.append(mask)
-    expected = STOCK(*leaves[:3], attn_mask=mask, **options)
-    found = ours(*leaves[:3], attn_mask=mask, backend="torch", **options)
+    expected = STOCK(*three(leaves[:3]), attn_mask=mask, **options)
+    found = ours(*three(leaves[:3]), attn_mask=mask, backend="torch", **options)
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     direction = torch.randn_like(expected)
@@ -98,10 +100,10 @@ def test_double_precision() -> None:
     ],
     ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
 )
-def test_what_cannot_be_done_is_said(change: dict[str, object], message: str) -> None:
+def test_what_cannot_be_done_is_said(change: dict[str, Any], message: str) -> None:
     q, k, v = qkv(2, 4)
     with pytest.raises((TypeError, ValueError), match=message):
-        ours(**{"query": q, "key": k, "value": v} | change)
+        ours(**dict[str, Any](query=q, key=k, value=v) | change)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -117,7 +119,7 @@ def test_multihead_attention_and_encoder_layers(training: bool, monkeypatch: pyt
             return first, layer(x, src_key_padding_mask=hidden[:, :5])
 
     expected = run()
-    calls = []
+    calls: list[object] = []
     monkeypatch.setattr("einfuse.integrations.sdpa.general", _counted(calls))
     with replace_sdpa("torch"):
         found = run()

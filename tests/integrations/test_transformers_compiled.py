@@ -35,7 +35,7 @@ def _fresh() -> None:
     torch._dynamo.reset()
 
 
-KINDS = {
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "causal": ("Llama", {"num_key_value_heads": 2}),
     "window and softcap": (
         "Gemma2",

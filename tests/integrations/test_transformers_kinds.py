@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from narrowed import through
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from einfuse.integrations import transformers as integration
@@ -57,7 +58,8 @@ IDS = torch.tensor([[3, 9, 22, 5, 31, 7, 12], [0, 0, 0, 17, 4, 28, 6]])
 
 def logits(of: Any) -> torch.Tensor:
     with torch.no_grad():
-        return of(input_ids=IDS, attention_mask=(IDS != 0).long()).logits[IDS != 0]
+        found: torch.Tensor = of(input_ids=IDS, attention_mask=(IDS != 0).long()).logits[IDS != 0]
+        return found
 
 
 def saved(x: Any) -> Any:
@@ -155,17 +157,18 @@ class Logits(torch.nn.Module):
 
 
 def exported(model: Any) -> torch.Tensor:
-    return torch.export.export(Logits(model), (IDS, (IDS != 0).long())).module()(IDS, (IDS != 0).long())
+    given = (IDS, (IDS != 0).long())
+    return through(torch.export.export(Logits(model), given).module(), *given)
 
 
 def traced(model: Any) -> torch.Tensor:
     given = (IDS, (IDS != 0).long())
-    return torch.jit.trace(Logits(model), given, check_trace=False)(*given)
+    return through(torch.jit.trace(Logits(model), given, check_trace=False), *given)
 
 
 def quantised(model: Any) -> torch.Tensor:
     few = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})  # a copy with other linear layers
-    return Logits(few)(IDS, (IDS != 0).long())
+    return through(Logits(few), IDS, (IDS != 0).long())
 
 
 def for_each_row(model: Any) -> torch.Tensor:
@@ -174,7 +177,8 @@ def for_each_row(model: Any) -> torch.Tensor:
 
     def loss(weights: Any, ids: torch.Tensor) -> torch.Tensor:
         called = torch.func.functional_call(model, weights, (ids[None],), {"use_cache": False})
-        return called.logits.square().mean()
+        found: torch.Tensor = called.logits.square().mean()
+        return found
 
     found = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, IDS)
     return torch.cat([x.flatten() for x in found.values()])

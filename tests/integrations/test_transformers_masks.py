@@ -40,7 +40,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], int | None]] = {
     "window both ways": (lambda: masking_utils.sliding_window_bidirectional_mask_function(2), 2),
     "chunks": (lambda: masking_utils.chunked_causal_mask_function(4, torch.tensor([0, 3])), 4),
 }
-CALLS = {
+CALLS: dict[str, dict[str, Any]] = {
     "square": {"q_length": 7, "kv_length": 7},
     "a cache that grew": {"q_length": 3, "kv_length": 9, "q_offset": 6},
     "a cache with room": {"q_length": 3, "kv_length": 12, "q_offset": torch.tensor(4)},
@@ -55,9 +55,9 @@ CALLS = {
 def test_formulas_see_what_the_booleans_of_transformers_see(function: str, call: str, padded: bool) -> None:
     """Stock functions make the booleans; a clone of a mask is booleans; our attention gives the same for the mask and for its clone."""
     make, size = FUNCTIONS[function]
-    sizes: dict[str, Any] = CALLS[call]
+    sizes = CALLS[call]
     length = int(sizes.get("kv_offset", 0)) + sizes["kv_length"]
-    given = {"attention_mask": padding(length, length - 3, length=length)} if padded else {}
+    given: dict[str, Any] = {"attention_mask": padding(length, length - 3, length=length)} if padded else {}
     made = mask(2, **sizes, **given, mask_function=make(), local_size=size)
     stock = make()
     name = {"window": "sliding_window_causal", "window both ways": "sliding_window_bidirectional", "chunks": "chunked_causal"}
@@ -71,6 +71,7 @@ def test_formulas_see_what_the_booleans_of_transformers_see(function: str, call:
         assert isinstance(made, Unwritten)
         assert made._written is None, "our attention reads the pattern"
     booleans = made.clone()
+    assert seen is not None
     assert torch.equal(booleans, seen)
     assert not hasattr(booleans, MARK)
     written, _ = attention.attend(SETTING, torch.nn.Module(), q, k, v, booleans)
@@ -121,6 +122,7 @@ def test_any_reader_gets_the_booleans(reader: str) -> None:
     made = mask(2, 5, 5, attention_mask=padding(5, 4, length=5))
     booleans = masking_utils.sdpa_mask(2, 5, 5, attention_mask=padding(5, 4, length=5), allow_is_causal_skip=False)
     assert isinstance(made, Unwritten)
+    assert booleans is not None
     assert (made.shape, made.dtype, made.device) == (booleans.shape, booleans.dtype, booleans.device)
     found, right = READERS[reader](made), READERS[reader](booleans)
     if isinstance(right, torch.Tensor):
@@ -161,6 +163,7 @@ def test_a_mask_is_that_of_the_moment_it_was_made() -> None:
     right = masking_utils.sdpa_mask(2, 3, 6, 2, attention_mask=real.clone(), allow_is_causal_skip=False)
     offset += 3
     real.fill_(True)
+    assert right is not None
     assert torch.equal(made.clone(), right)
 
 
@@ -206,7 +209,7 @@ def test_models_that_add_their_masks_to_scores_read_floats(monkeypatch: pytest.M
         """A configuration of such a model."""
 
     monkeypatch.setattr(masks, "ADDED", {Config})
-    given = {"config": Config(), "dtype": torch.float64, "attention_mask": padding(5, 4, length=5)}
+    given: dict[str, Any] = {"config": Config(), "dtype": torch.float64, "attention_mask": padding(5, 4, length=5)}
     q, k, v = (torch.randn(2, 2, n, 8, dtype=torch.float64) for n in (5, 7, 7))
     for name in ("causal", "bidirectional", "window both ways"):
         function = FUNCTIONS[name][0]()

@@ -140,7 +140,7 @@ class Unusual(torch.nn.Module):
 
 def test_an_argument_of_a_models_own_attention_is_not_ignored() -> None:
     q, k, v = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8), torch.randn(2, 2, 6, 8)
-    given = {"attention_mask": torch.ones(6, 6, dtype=torch.bool).tril(), "extra": torch.randn(6, 6)}
+    given: dict[str, Any] = {"attention_mask": torch.ones(6, 6, dtype=torch.bool).tril(), "extra": torch.randn(6, 6)}
     with pytest.raises(ValueError, match="Unusual gives its attention extra, which einfuse does not know"):
         attention.attend(attention.Setting(), Unusual(), q, k, v, **given)
     with pytest.warns(UserWarning, match="extra, which einfuse does not know.*own eager attention computes it"):
