@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from narrowed import flat
 
 import einfuse
 from einfuse.dsl import compile_text
@@ -110,7 +111,7 @@ def analysed(text: str) -> None:
     if any(isinstance(x, Fold) for x in cascade.body):
         pipeline.run(cascade)
         return
-    for stage in stages.run(cascade):
+    for stage in stages.run(flat(cascade)):
         pipeline.run(stage)
         canonical = canonicalise.run(stage)
         classify_score.run(canonical)
@@ -141,7 +142,10 @@ WHERE = ("", "", " where j != {n}", " where {0} > 0")
 def nested(draw: st.DrawFn) -> str:
     """Statements, definitions and repeats, each of values before it."""
     lines, pairs, rows = [f"  {SCORE}"], ["s"], ["1.5"]
-    pick = lambda names: draw(st.sampled_from(names[-3:]))  # noqa: E731
+
+    def pick(names: list[str]) -> str:
+        return draw(st.sampled_from(names[-3:]))
+
     for n in range(draw(st.integers(4, 24))):
         kind = draw(st.sampled_from(("pair", "pair", "row", "repeat", "call", "shift")))
         at = (pick(pairs), pick([*pairs, *rows]))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from narrowed import only
 from torch import Tensor
 
 import einfuse
@@ -162,7 +163,8 @@ def block_table(n: int, live: Tensor, block: int = 64) -> Tensor:
 
 
 def chunked(n: int, width: int = 512) -> Tensor:
-    return torch.block_diag(*[torch.ones(min(width, n - s), min(width, n - s)) for s in range(0, n, width)]).tril().bool()
+    blocks: Tensor = torch.block_diag(*[torch.ones(min(width, n - s), min(width, n - s)) for s in range(0, n, width)])
+    return blocks.tril().bool()
 
 
 def streaming(n: int, window: int = 256, sinks: int = 4) -> Tensor:
@@ -358,7 +360,8 @@ def masked_softmax(name: str, inputs: dict[str, Any], mask: Tensor) -> Tensor:
         y, x, v, u = grid(s.shape[-1], inputs["columns"])
         s = s - inputs["slope"][:, None, None] * ((y - v) ** 2 + (x - u) ** 2).to(s.dtype).sqrt()
     dead = ~mask.any(-1, keepdim=True)
-    return torch.softmax(s.masked_fill(~mask & ~dead, -torch.inf), -1).masked_fill(dead, 0.0) @ inputs["v"]
+    values: Tensor = inputs["v"]
+    return torch.softmax(s.masked_fill(~mask & ~dead, -torch.inf), -1).masked_fill(dead, 0.0) @ values
 
 
 def test_every_mask_of_the_library_is_here() -> None:
@@ -370,7 +373,7 @@ def test_frames_that_are_far_apart() -> None:
     """Of 1,024 frames of one place, the last row: distances up to 1,023, past each power of two."""
     n = 1024
     q, k, v = torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, n, 2), torch.eye(n)[None, None]
-    seen = compiled("radial").reference(q.expand(1, 1, n, 2), k, v, pixels=1)[0, 0, -1] > 0
+    seen = only(compiled("radial").reference(q.expand(1, 1, n, 2), k, v, pixels=1))[0, 0, -1] > 0
     apart = torch.arange(n - 1, -1, -1).clamp(min=1)
     exact = apart % 2 ** apart.log2().floor().long() == 0
     exact[0] = True
@@ -413,11 +416,11 @@ PRECISION = {
 
 def tiles(attention: Attention, inputs: dict[str, Any], n: int) -> Any:
     cascade = attention.cascade
-    mask = next(x.mask for x in cascade.body if x.target == "s")
+    mask = next(x.mask for x in cascade.einsums if x.target == "s")
     tensors = {k: v for k, v in inputs.items() if isinstance(v, Tensor)}
     numbers = {k: v for k, v in inputs.items() if not isinstance(v, Tensor)}
     numbers = {t.name: t.default for t in cascade.inputs if t.param} | numbers
-    sizes = dict(binding.sizes(cascade, tensors))
+    sizes = {n: int(x) for n, x in binding.sizes(cascade, tensors).items()}
     arrays = {k: v.numpy() for k, v in tensors.items()}
     found = classify(mask, ("i", n, 16), ("j", n, 16), sizes, numbers, arrays, {"b": 2, "h": HEADS})
     shape = [2 if "b" in found.ranks else 1, HEADS if "h" in found.ranks else 1, *found.kind.shape[-2:]]
@@ -443,7 +446,7 @@ def test_a_list_of_edges(n: int) -> None:
     wanted = masked_softmax("", {"q": q, "k": k, "v": v}, live.expand(2, HEADS, n, n))
     expected = torch.autograd.grad(wanted.sin().sum(), (q, k, v))
     for order in (torch.arange(len(source)), torch.randperm(len(source))):
-        found = attention(q, k, v, source[order], target[order])
+        found = only(attention(q, k, v, source[order], target[order]))
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(torch.autograd.grad(found.sin().sum(), (q, k, v)), expected, rtol=1e-4, atol=1e-5)
 

@@ -7,6 +7,7 @@ every printer, and nobody can review that.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,14 +19,14 @@ SPEC = "alibi_window"
 KERNEL = {"cpu": r'extern "C"', "triton": r"(?m)^def launch\(", "torch": r"(?m)^def kernel\("}
 
 
-def test_derivation(golden) -> None:
+def test_derivation(golden: Callable[[str], None]) -> None:
     (report,) = einfuse.compile(SPEC).passes()
     lines = [f"{report.rank}: {report.before} -> {report.after}"]
     lines += [f"{d.reader} {d.how} {d.statistic} with {d.detail} ({d.proof})" for d in report.decisions]
     golden("\n".join(lines) + "\n")
 
 
-def test_a_kernel_to_read(golden) -> None:
+def test_a_kernel_to_read(golden: Callable[[str], None]) -> None:
     golden(einfuse.compile("relu").source("triton", torch.float32))
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import einfuse
+from einfuse.codegen import KernelPlan
 from einfuse.runtime.inside import launched
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -120,6 +121,8 @@ def test_a_forced_tiling_is_the_one_that_is_launched(parts: Any) -> None:
     found = {x.kernel.plan.name: x.kernel for x in launched(attention, tensors, {}, True, backend)}
     for name, way in (("causal", ways.forward), ("causal_rows", ways.rows), ("causal_columns_j", ways.columns)):
         plan, text = found[name].plan, found[name].source
+        assert isinstance(plan, KernelPlan)
+        assert plan.tile is not None
         assert plan.tile.block == way.tile
         assert {s.step for s in plan.folds} == {way.step}
         assert f'"num_warps": {way.warps}, "num_stages": {way.stages}' in text

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from narrowed import only
 
 import einfuse
 
@@ -85,7 +86,7 @@ def test_a_call_without_its_kernels(harness: Any) -> None:
     """What the host costs is measured with kernels that write nothing; what they would write is NaN in tests (`EINFUSE_POISON`)."""
     x = torch.ones(1, 1, 2, 4)
     attention = einfuse.compile("causal", backend="cpu")
-    assert torch.equal(attention(x, x, x), x)
+    assert torch.equal(only(attention(x, x, x)), x)
     with harness.no_kernels():
-        assert attention(x, x, x).isnan().all()
-    assert torch.equal(attention(x, x, x), x)
+        assert only(attention(x, x, x)).isnan().all()
+    assert torch.equal(only(attention(x, x, x)), x)

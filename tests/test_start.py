@@ -80,7 +80,7 @@ def test_the_front_end_runs_without_torch() -> None:
     assert texts > elaborated // 8
 
 
-def test_checking_a_file_imports_neither_torch_nor_numpy(tmp_path) -> None:
+def test_checking_a_file_imports_neither_torch_nor_numpy(tmp_path: Path) -> None:
     """What was derived once is read from disk."""
     text = "import sys; from einfuse.cli import main; main(sys.argv[1:]); print(*sys.modules)"
     env = os.environ | {"EINFUSE_CACHE": str(tmp_path)}
@@ -122,7 +122,7 @@ def test_torch_knows_the_operators_in_a_process_that_imports_both(order: str) ->
 
 
 @pytest.mark.slow
-def test_a_warm_start_imports_no_printer_and_no_parser(tmp_path) -> None:
+def test_a_warm_start_imports_no_printer_and_no_parser(tmp_path: Path) -> None:
     env = os.environ | {"EINFUSE_CACHE": str(tmp_path), "CXXFLAGS": "-O0"}
     found = [
         subprocess.run([sys.executable, "-c", _PROCESS], env=env, check=True, capture_output=True, text=True) for _ in range(2)

@@ -65,9 +65,8 @@ def test_the_shifted_windows_of_an_image_are_those_of_the_rolled_one() -> None:
 
     def cut(x: torch.Tensor) -> torch.Tensor:
         image = x.reshape(1, 2, side, side, 8).roll((-shift, -shift), (2, 3))
-        return (
-            image.unflatten(2, (-1, window)).unflatten(4, (-1, window)).permute(0, 2, 4, 1, 3, 5, 6).flatten(1, 2).flatten(3, 4)
-        )
+        cells: torch.Tensor = image.unflatten(2, (-1, window)).unflatten(4, (-1, window))
+        return cells.permute(0, 2, 4, 1, 3, 5, 6).flatten(1, 2).flatten(3, 4)
 
     cells = side // window
     own = einfuse.compile(
