@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from einfuse.codegen.cpu.functions import Ref, converted, spread
-from einfuse.codegen.plan import FLOATS, Coordinate, Load, Storage, Store, Value
+from einfuse.codegen.plan import FLOATS, Coordinate, Load, Storage, Store, Value, reads
 from einfuse.ir import DType
 
 if TYPE_CHECKING:
@@ -71,10 +71,7 @@ def load(nest: NestPrinter, op: Load) -> Ref:
     if along is not None and along not in op.clamp and (where is None or not where.vector):
         terms = [(n, first(nest, rank) if n == along else scalar_index(x, tensor, n, op.clamp)) for n, x in enumerate(index)]
         place = offset(tensor, terms)
-        given = f"{place}, {stride(tensor, along)}, {count if where is None else f'{where.text} ? {count} : 0'}"
-        if arg.storage == "bf16" and op.out.dtype == "float":
-            nest.lie[op.out.name] = given
-        text = f"load_along({given})"
+        text = f"load_along({place}, {stride(tensor, along)}, {count if where is None else f'{where.text} ? {count} : 0'})"
         return converted(Ref(text, kind, True), op.out.dtype)
     lanes, rest = (
         [(n, scalar_index(x, tensor, n, op.clamp)) for n, x in enumerate(index) if x.vector is vector]
@@ -91,6 +88,33 @@ def load(nest: NestPrinter, op: Load) -> Ref:
         alive = f", {where.text}" if where is not None and where.vector else ""
         text = f"gather({at}, {offsets}, {count}{alive})"
     return converted(Ref(text, kind, True), op.out.dtype)
+
+
+def lies(nest: NestPrinter, op: Load) -> bool:
+    """Whether rows of a load are copied as they lie: in bf16, for products alone."""
+    name, rank = op.out.name, nest.nest.dims[-1]
+    if (name, "rows") not in nest.scope.forms or name in nest.scope.places or nest.tensors[op.tensor].storage != "bf16":
+        return False
+    along = plain_axis(nest, op.index, rank)
+    if along is None or along in op.clamp or (op.where is not None and rank in op.where.dims):
+        return False
+    return op.out.dims == nest.nest.dims and not any(v == op.out for x in nest.nest.ops for v in reads(x))
+
+
+def copied(nest: NestPrinter, op: Load) -> str:
+    """A line that copies a row of what `lies`."""
+    tensor, rank = nest.scope.scalars[f"tensor {op.tensor}"].text, nest.nest.dims[-1]
+    along, extent = plain_axis(nest, op.index, rank), nest.scope.extents[rank]
+    terms = [
+        (n, extent.start if n == along else scalar_index(nest.ref(v), tensor, n, op.clamp)) for n, v in enumerate(op.index)
+    ]
+    where = "" if op.where is None else f"{nest.ref(op.where).text} ? "
+    count = f"{where}{extent.count} : 0" if where else extent.count
+    place = offset(tensor, [(n, x) for n, x in terms if x != "0"])
+    halves = nest.scope.forms[op.out.name, "rows"]
+    row = f"{halves.pointer} + {nest.at[op.out.dims[0]]} * ({halves.row})"
+    assert along is not None, "it lies"
+    return f"copy_halves<{extent.most}>({row}, {place}, {stride(tensor, along)}, {count});"
 
 
 def lane_offset(index: list[Ref], tensor: str, clamp: tuple[int, ...]) -> str:

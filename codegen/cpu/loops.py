@@ -30,7 +30,6 @@ class NestPrinter:
         self.done: list[str] = []
         self.refs: dict[str, Ref] = {}
         self.factors: dict[str, list[Ref]] = {}  # of the products named here
-        self.lie: dict[str, str] = {}  # where neighbours lie that products take as they are: place, stride, count
         self.kept = {v.name for v in nest.kept}
 
     def printed(self) -> None:
@@ -40,6 +39,8 @@ class NestPrinter:
                 self.before[-1] += access.store(self, op)
             elif isinstance(op, Reduce):
                 self.reduce(op)
+            elif isinstance(op, Load) and access.lies(self, op):
+                self.before[-2].append(access.copied(self, op))
             elif not isinstance(op, Coordinate) and op.out.name not in self.refs:
                 ref = self.evaluate(op)
                 if op.out.name in self.kept:
@@ -70,7 +71,8 @@ class NestPrinter:
         text, nest = self.text, self.nest
         for line in self.outside:
             text.line(line)
-        for level, rank in enumerate(nest.dims):
+        loops = nest.dims if self.before[-1] else nest.dims[:-1]  # rows that are copied whole need no inner loop
+        for level, rank in enumerate(loops):
             at, count = self.at[rank], self.scope.extents[rank].count
             last = level == len(nest.dims) - 1
             start, step = "0", f"{at} += W" if last else f"++{at}"
@@ -82,7 +84,7 @@ class NestPrinter:
             text.indent += 1
             for line in self.before[level]:
                 text.line(line)
-        for level in reversed(range(len(nest.dims))):
+        for level in reversed(range(len(loops))):
             for line in self.after[level]:
                 text.line(line)
             text.indent -= 1

@@ -41,13 +41,12 @@ INLINE void store_halves(Pair* p, V x, long n) {
   __builtin_memcpy(p, &h, sizeof h);
 }
 
-// W neighbours in memory, of which the first n exist, as they lie.
-INLINE void store_halves(Pair* p, const bf16* from, long stride, long n) {
-  typedef uint16_t halves __attribute__((vector_size(2 * W)));
-  halves x{};
-  if (__builtin_expect(stride == 1 && n >= W, 1)) __builtin_memcpy(&x, from, sizeof x);
-  else for (int l = 0; l < W; ++l) if (l < n) x[l] = from[l * stride].bits;
-  __builtin_memcpy(p, &x, sizeof x);
+// A row in memory as it lies: n of N neighbours exist, the others are 0.
+template <long N> INLINE void copy_halves(Pair* to, const bf16* from, long stride, long n) {
+  if (__builtin_expect(stride == 1 && n == N && N % W == 0, 1)) { __builtin_memcpy(to, from, 2 * N); return; }
+  bf16 row[padded(N)]{};
+  for (long c = 0; c < n; ++c) row[c] = from[c * stride];
+  __builtin_memcpy(to, row, sizeof row);
 }
 
 // Rows of numbers as rows of pairs: neighbours of a row ...

@@ -46,3 +46,21 @@ def test_any_width_and_stride(width: int, turned: bool) -> None:
     found = (o, *torch.autograd.grad(o, x, upstream))
     for got, want in zip(found, (truth, *torch.autograd.grad(truth, exact, upstream.double())), strict=True):
         assert ((got.double() - want).abs().max() / want.abs().max()).item() < 1.5e-2
+
+
+def test_rows_are_copied_whole() -> None:
+    text = emitted("causal")
+    assert text.count("copy_halves<") >= 3
+    assert "store_halves(q_rows" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rows", "columns", "width"), [(1, 7, 64), (3, 40, 24), (8, 129, 64), (19, 65, 128)])
+def test_sums_of_few_and_of_many_rows(rows: int, columns: int, width: int) -> None:
+    """Few rows are multiplied in registers, pairs of columns by one instruction where the processor has it; the last column may be alone."""
+    torch.manual_seed(rows)
+    q, k, v = (torch.randn(2, 3, n, width).bfloat16() for n in (rows, columns, columns))
+    o = einfuse.compile("full", backend="cpu")(q, k, v)
+    exact = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    assert isinstance(o, torch.Tensor)
+    assert ((o.double() - exact).abs().max() / exact.abs().max()).item() < 1.5e-2
