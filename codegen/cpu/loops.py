@@ -13,6 +13,9 @@ from einfuse.codegen.plan import Arg, Const, Coordinate, Load, Map, Op, Reduce, 
 TYPES = {"float": ("T", "V"), "int": ("long", "VI"), "bool": ("bool", "VI")}
 
 
+FEW = 8  # rows for which sums over lanes are not worth a buffer
+
+
 class NestPrinter:
     """Prints one nest. ``self.before[level]`` and ``self.after[level]`` are the lines around the next inner loop; the last level's
     ``before`` is the body of the vectorised loop."""
@@ -101,8 +104,7 @@ class NestPrinter:
             extent = scope.extents[rank]
             count = "W" if extent.whole and extent.most % 16 == 0 else f"{extent.count} - {self.at[rank]}"
             row = f"{halves.pointer} + {self.at[v.dims[0]]} * ({halves.row}) + {self.at[rank]} / 2"
-            lie = self.lie.get(v.name)
-            out.append(f"store_halves({row}, {lie});" if lie else f"store_halves({row}, {spread(ref)}, {count});")
+            out.append(f"store_halves({row}, {spread(ref)}, {count});")
         return out
 
     # ------------------------------------------------------------------------------------------------------------- values
@@ -237,7 +239,17 @@ class NestPrinter:
             self.scope.scalars[op.out.name] = Ref(name, op.out.dtype)
             return
         place = self.scope.places[op.out.name]
-        end.append(f"*({self.element(place)}) = {'-(I)' if op.out.dtype == 'bool' else ''}{total};")
+        rows = self.scope.extents[op.out.dims[0]]
+        if total == acc or op.out.dtype != "float" or len(self.nest.dims) != 2 or rows.most < FEW:
+            end.append(f"*({self.element(place)}) = {'-(I)' if op.out.dtype == 'bool' else ''}{total};")
+            return
+        key = ("lanes", op.out.dims, rows.most, sum("fold_rows" in x for x in self.done))
+        if key not in self.text.pool:
+            self.text.pool[key] = self.text.buffer(f"lanes_{op.out.dims[0]}", "T", f"padded({rows.most}) * W")
+        lanes = self.text.pool[key]
+        end.append(f"store({lanes} + {self.at[op.out.dims[0]]} * W, {acc});")
+        step = reduction.text.format("x", "y")
+        self.done.append(f"fold_rows({place.pointer}, {lanes}, {rows.count}, [](V x, V y) {{ return {step}; }});")
 
     def reduce_memory(self, op: Reduce, identity: str) -> None:
         """Along an outer rank: the result is accumulated in its buffer."""

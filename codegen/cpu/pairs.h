@@ -14,7 +14,7 @@ INLINE V pair_real(VP x) { V y; __builtin_memcpy(&y, &x, sizeof y); return y; }
 
 INLINE V fused(V acc, VP x, VP y) {
 #if defined(__AVX512BF16__)
-  asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(x), "v"(y));
+  asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(x), "vm"(y));
   return acc;
 #else
   acc += pair_real(x << 16) * pair_real(y << 16);

@@ -52,18 +52,6 @@ template <class R> INLINE Ahead<R> ahead(R rows, long first, long n) { return {r
 // Which terms exist: all of them, or those that a list of truth values names.
 struct All { constexpr bool operator[](long) const { return true; } };
 
-// Two vectors as one: a lane with bit S holds the sum of two lanes of b, the others of a.
-template <int S> INLINE V merged(V a, V b) {
-  const VI upper = (iota() & (I)S) != 0;
-  return select(upper, b, a) + shuffled(select(upper, a, b), iota() ^ (I)S);
-}
-// Lane l: the sum of all lanes of x[l].
-template <int S = W / 2> INLINE V sums_of(V* x) {
-#pragma GCC unroll 8
-  for (int l = 0; l < S; ++l) x[l] = merged<S>(x[l], x[l + S]);
-  if constexpr (S > 1) return sums_of<S / 2>(x);
-  return x[0];
-}
 INLINE const T* terms_of(const T* b, const T*) { return b; }
 INLINE T term(const T* a, long r) { return a[r]; }
 #ifdef EINFUSE_PAIRS
@@ -74,19 +62,23 @@ INLINE T term(const Pair* a, long r) { bf16 x; __builtin_memcpy(&x, (const char*
 // c[x][y] = acc[x][y] + sum over r of a[x][r] * b[y][r]; k counts elements E and fills whole vectors.
 template <class E, class R, class N>
 APART dots(T* c, long c_ld, const T* acc, long acc_ld, const E* a, long a_x, const R b, long m, long n, long k, const N next) {
-  for (long y = 0; y < n; y += W)
+  for (long y = 0; y < n; y += W) {
+    const E* rows[W];
+    for (int l = 0; l < W; ++l) {
+      rows[l] = terms_of(b[minimum(y + l, n - 1)], a);
+      next(minimum(y + l, n - 1));
+    }
     for (long x = 0; x < m; ++x) {
       V lanes_sum[W];
 #pragma GCC unroll 16
       for (int l = 0; l < W; ++l) {  // in the order of memory, which the machine reads ahead
-        const E* const row = terms_of(b[minimum(y + l, n - 1)], a);
-        if (x == 0) next(minimum(y + l, n - 1));
         lanes_sum[l] = V{};
-        for (long r = 0; r < k; r += W) lanes_sum[l] = fused(lanes_sum[l], load(a + x * a_x + r), load(row + r));
+        for (long r = 0; r < k; r += W) lanes_sum[l] = fused(lanes_sum[l], load(a + x * a_x + r), load(rows[l] + r));
       }
-      const V s = sums_of(lanes_sum);
+      const V s = gathered(lanes_sum, [](V p, V q) { return p + q; });
       store(c + x * c_ld + y, acc ? s + load(acc + x * acc_ld + y) : s);
     }
+  }
 }
 
 // c[x][y] = acc[x][y] + sum over r of a[x][r] * b[r][y] for M rows and N vectors of neighbours, which stay in registers; k counts terms.
@@ -111,13 +103,59 @@ INLINE void weighted(T* c, long c_ld, const T* acc, long acc_ld, const E* a, lon
 #pragma GCC unroll 8
     for (int v = 0; v < N; ++v) store(c + x * c_ld + v * W, acc ? s[x][v] + load(acc + x * acc_ld + v * W) : s[x][v]);
 }
+#if defined(EINFUSE_PAIRS) && defined(__AVX512BF16__)
+// Neighbours of two rows as pairs: N vectors of W.
+template <int N> INLINE void paired(VP* to, const bf16* x, const bf16* y) {
+  static_assert(N % 2 == 0);
+#pragma GCC unroll 8
+  for (int v = 0; v < N; v += 2) {
+    typedef uint16_t whole __attribute__((vector_size(BYTES)));
+    whole a, b, low, high;
+    __builtin_memcpy(&a, x + v * W, sizeof a);
+    __builtin_memcpy(&b, y + v * W, sizeof b);
+    for (int l = 0; l < 2 * W; ++l) low[l] = l / 2 + l % 2 * 2 * W, high[l] = low[l] + W;
+    const whole first = __builtin_shuffle(a, b, low), second = __builtin_shuffle(a, b, high);
+    __builtin_memcpy(to + v, &first, sizeof first);
+    __builtin_memcpy(to + v + 1, &second, sizeof second);
+  }
+}
+// The same, two terms by one instruction.
+template <int M, int N, class R, class X, class A>
+INLINE void weighted_pairs(T* c, long c_ld, const T* acc, long acc_ld, const Pair* a, long a_x, const R b, long k, const X next, A where) {
+  V s[M][N] = {};
+  alignas(64) static const bf16 none[N * W] = {};
+  for (long r = 0; r < k; r += 2) {
+    VP rows[N];
+    const bool two = r + 1 < k;
+    next(r);
+    if (two) next(r + 1);
+    const bool first = where[r], second = two && where[r + 1];
+    if (!first && !second) continue;
+    paired<N>(rows, first ? b[r] : none, second ? b[r + 1] : none);
+#pragma GCC unroll 8
+    for (int x = 0; x < M; ++x) {
+      const VP w = spread(a[x * a_x + r / 2]);
+#pragma GCC unroll 8
+      for (int v = 0; v < N; ++v) s[x][v] = fused(s[x][v], w, rows[v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int x = 0; x < M; ++x)
+#pragma GCC unroll 8
+    for (int v = 0; v < N; ++v) store(c + x * c_ld + v * W, acc ? s[x][v] + load(acc + x * acc_ld + v * W) : s[x][v]);
+}
+#endif
 template <int M, class E, class R, class X, class A>
 static void across(T* c, long c_ld, const T* acc, long acc_ld, const E* a, long a_x, const R b, long n, long k, const X after, A where) {
   const auto from = [&](long y) { return acc ? acc + y : nullptr; };
   const auto next = [&](long y) { return after.only_if(y == 0); };
   long y = 0;
   for (; y + COLUMNS * W <= n; y += COLUMNS * W)
-    weighted<M, COLUMNS>(c + y, c_ld, from(y), acc_ld, a, a_x, b.right(y), k, next(y), where);
+#if defined(EINFUSE_PAIRS) && defined(__AVX512BF16__)
+    if constexpr (sizeof(*b[0]) == 2) weighted_pairs<M, COLUMNS>(c + y, c_ld, from(y), acc_ld, a, a_x, b.right(y), k, next(y), where);
+    else
+#endif
+      weighted<M, COLUMNS>(c + y, c_ld, from(y), acc_ld, a, a_x, b.right(y), k, next(y), where);
   for (; y < n; y += W) weighted<M, 1>(c + y, c_ld, from(y), acc_ld, a, a_x, b.right(y), k, next(y), where);
 }
 // The same for m rows and n columns, which fill whole vectors; rows of b that do not exist (see ``where``) are not read.

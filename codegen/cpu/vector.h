@@ -97,12 +97,57 @@ template <class X> INLINE X shuffled(X x, VI from) {
   return __builtin_shuffle(x, from);
 #endif
 }
+// Lanes of two vectors, those of b from W on.
+template <class X> INLINE X shuffled(X a, X b, VI from) {
+#if defined(__clang__)
+  X y;
+  for (int l = 0; l < W; ++l) y[l] = from[l] < W ? a[from[l]] : b[from[l] - W];
+  return y;
+#else
+  return __builtin_shuffle(a, b, from);
+#endif
+}
 template <int STEP, class X> INLINE X rotated(X x) { return shuffled(x, (iota() + STEP) % (I)W); }
-template <class X, class F> INLINE X folded(X x, F f) {  // f over all lanes, in every lane
-  if constexpr (W >= 16) x = f(x, rotated<8>(x));
-  if constexpr (W >= 8) x = f(x, rotated<4>(x));
-  if constexpr (W >= 4) x = f(x, rotated<2>(x));
-  return f(x, rotated<1>(x));
+constexpr int GRAIN = 16 / sizeof(T) < W ? 16 / sizeof(T) : W;  // lanes of 16 bytes: machines move lanes within these, or all of these
+// f over all lanes, in every lane: within grains first.
+template <int STEP = GRAIN / 2, class X, class F> INLINE X folded(X x, F f) {
+  if constexpr (STEP < 1) return folded<GRAIN>(x, f);
+  else if constexpr (STEP == W) return x;
+  else return folded<(STEP < GRAIN ? (STEP == 1 ? GRAIN : STEP / 2) : 2 * STEP)>(f(x, rotated<STEP>(x)), f);
+}
+// Two vectors as one, where a vector holds of S vectors what is left of their lanes: of those of a and b half as many of each.
+template <int S, class F> INLINE V merged(V a, V b, F f) {
+  VI low, high;
+  for (int l = 0; l < W; ++l) {
+    const int within = l % GRAIN, grain = l / GRAIN, half = W / GRAIN / 2;
+    if (S < GRAIN) {
+      low[l] = within / S % 2 * W + grain * GRAIN + within / S / 2 * S + within % S;
+      high[l] = low[l] + GRAIN / 2;
+    } else {
+      low[l] = grain / half * W + grain % half * 2 * GRAIN + within;
+      high[l] = low[l] + GRAIN;
+    }
+  }
+  return f(shuffled(a, b, low), shuffled(a, b, high));
+}
+// Lane l: f over all lanes of x[l], as `folded`.
+template <int S = 1, class F> INLINE V gathered(V* x, F f) {
+  if constexpr (S == W) return x[0];
+  else {
+#pragma GCC unroll 8
+    for (int l = 0; l < W / S / 2; ++l) x[l] = merged<S>(x[2 * l], x[2 * l + 1], f);
+    return gathered<2 * S>(x, f);
+  }
+}
+// The same of n vectors in memory, to one place for each.
+template <class F> INLINE void fold_rows(T* to, const T* rows, long n, F f) {
+  long r = 0;
+  for (; r + W / 4 < n; r += W) {
+    V x[W];
+    for (int l = 0; l < W; ++l) x[l] = load(rows + (r + l) * W);
+    store(to + r, gathered(x, f));
+  }
+  for (; r < n; ++r) to[r] = folded(load(rows + r * W), f)[0];
 }
 INLINE T sum_of(V x) { return folded(x, [](V a, V b) { return a + b; })[0]; }
 INLINE long sum_of(VI x) { return folded(x, [](VI a, VI b) { return a + b; })[0]; }
