@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Container, Iterator
 from dataclasses import replace
 
@@ -257,6 +258,17 @@ def scalar_type(e: Expr, lookup: Callable[[str], DType]) -> DType:
         return "bool"
     f = FUNCTIONS[e.op]
     return f.gives([scalar_type(a, lookup) for a in f.values(e.args)])
+
+
+def divisor(e: Expr) -> int:
+    """A number that divides an int expression at every point; 0 of 0 itself."""
+    if e.op == "const":
+        return abs(int(e.value)) if isinstance(e.value, int) else 1
+    if e.op == "*":
+        return math.prod(map(divisor, e.args))
+    if e.op in ("+", "-", "min", "max", "neg"):
+        return math.gcd(*map(divisor, e.args))
+    return 1
 
 
 def terms(e: Expr) -> list[tuple[int, Expr]]:

@@ -43,7 +43,7 @@ class Backend(Protocol):
     ``pieces`` are the kernels of a scan, for so many threads a point of the ambient ranks as ``crew`` gives (``long``: there is work for
     several), ``build_piece`` one of them. ``short_blocks``: products of 32 bits, or beside wide states, are registers' work. ``best`` is
     the choice of coordinates, as `ir.ranking` says it, of values in memory; ``by_block`` sorts rows by the blocks that they list, as
-    `lists` says, those that need no mask apart where masks are dear (``dear_masks``). ``in_turns``: points may run one after the other, so
+    `lists` says, those that need no mask apart where masks and bounds are dear (``dear_masks``). ``in_turns``: points may run one by one, so
     that what lists of blocks drive keeps its states in a cache. ``on`` is the back end for tensors of a device.
     """
 

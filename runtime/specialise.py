@@ -129,7 +129,7 @@ class Fused:
 
 def _prepared(kernel: Specialisation, scheduled: Cascade, small: Mapping[str, int]) -> KernelPlan:
     """The plan of a scheduled cascade, as its back end prints it."""
-    plan = lower(scheduled, kernel.storage, kernel.static)
+    plan = lower(scheduled, kernel.storage, kernel.static, kernel.backend.dear_masks)
     verify(plan)
     return kernel.backend.prepared(plan, small)
 

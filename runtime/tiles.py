@@ -149,7 +149,8 @@ def small(cascade: Cascade, tiling: tuple[int, int], sizes: Mapping[str, int]) -
     points = math.prod(extent_of(cascade, r, sizes) for r in cascade.over)
     ranks = [r for r in cascade.ranks if r.name not in cascade.over and r.is_sequence]
     most = {r.size: max(16, sizes[r.size]) for r in ranks if isinstance(r.size, str)}
-    return tuple(sorted(most.items())) if points >= MANY and all(n <= min(tiling) for n in most.values()) else ()
+    every = (*most.values(), *(r.size for r in ranks if isinstance(r.size, int)))
+    return tuple(sorted(most.items())) if points >= MANY and all(n <= min(tiling) for n in every) else ()
 
 
 def masked(cascade: Cascade) -> bool:

@@ -13,19 +13,24 @@ from einfuse.codegen.lowering.sizes import Sizes
 from einfuse.codegen.plan import Value
 from einfuse.ir import Cascade, DType, Expr, SpecError
 from einfuse.ir import index as coordinate
+from einfuse.ir.expr import indices, reads
 from einfuse.ir.extents import within_axis
 
 
 class Expressions:
     """``env`` and ``ranks`` tell the value of every statement so far and the ranks it is read at; operations are made in ``blocks``."""
 
-    def __init__(self, cascade: Cascade, sizes: Sizes, blocks: Blocks) -> None:
-        self.cascade, self.sizes, self.blocks = cascade, sizes, blocks
+    def __init__(self, cascade: Cascade, sizes: Sizes, blocks: Blocks, bare: bool = False) -> None:
+        self.cascade, self.sizes, self.blocks, self.bare = cascade, sizes, blocks, bare
         self.inputs = {t.name: t for t in cascade.inputs}
         self.env: dict[str, Value] = {}
         self.ranks: dict[str, tuple[str, ...]] = {}
         self.loaded: set[str] = set()  # values that are plain loads: 0 in the padding
         self.params: dict[str, DType] = {}
+        self.steps: dict[str, int] = {}  # of the folds in hand whose blocks begin at multiples of their step
+        self.existing: tuple[str, Value | None] | None = (
+            None  # the rank of the loop in hand, and which points exist there, if not all
+        )
 
     # -- statements by name ------------------------------------------------------------------------------------------------------
 
@@ -69,7 +74,24 @@ class Expressions:
                 return self.statement(e, env[e.name])
             case "load":
                 return self.load(e, env)
+            case "//" | "%" if (width := self._whole_blocks(e)) is not None:
+                return self._of_block(e.op, e.args[0].name, width)
         return self.blocks.map(e.op, *(self.value(a, env=env, new=new) for a in e.args), name=name)
+
+    def _whole_blocks(self, e: Expr) -> int | None:
+        """The divisor of a coordinate of a fold of which every block of the fold has one quotient; None for others."""
+        rank, by = e.args
+        if rank.op != "index" or rank.name not in self.steps or by.op != "const" or not isinstance(by.value, int):
+            return None
+        return by.value if by.value > 0 and by.value % self.steps[rank.name] == 0 else None
+
+    def _of_block(self, op: str, rank: str, width: int) -> Value:
+        """The quotient or the rest of the coordinates of a block that has one quotient."""
+        at, by = self.blocks.emit(kp.Size(Value(f"{rank}_lo", (), "int"), f"{rank}.lo"), (), rank), self.blocks.const(width)
+        quotient = self.blocks.map("//", at, by)
+        if op == "//":
+            return quotient
+        return self.blocks.map("-", self.blocks.coordinate(rank), self.blocks.map("*", quotient, by))
 
     def statement(self, e: Expr, value: Value) -> Value:
         """The value of a statement where ``e`` reads it."""
@@ -86,6 +108,12 @@ class Expressions:
             return self.blocks.const(known)
         return self.blocks.emit(kp.Size(Value(name.replace(".", "_"), (), "int"), name), ())
 
+    def _named(self, e: Expr, rank: str) -> bool:
+        """Whether an index is inside its axis at every point of a loop that exists: what is ``made`` names places that do."""
+        tables, ranks = reads(e), indices(e)
+        alone = rank in ranks <= {rank, *self.cascade.over}
+        return alone and bool(tables) and all(n in self.inputs and self.inputs[n].made for n in tables)
+
     def load(self, e: Expr, env: Mapping[str, Value]) -> Value:
         tensor = self.inputs[e.name]
         if tensor.param:
@@ -95,7 +123,14 @@ class Expressions:
         axes = enumerate(zip(e.args, tensor.axes, strict=True))
         clamp = tuple(n for n, (a, axis) in axes if not within_axis(self.cascade, a, axis))
         dims = self.blocks.spanned(index)
+        where = None
+        rank, existing = self.existing or ("", None)
+        inside = [n for n in clamp if self.bare and self._named(e.args[n], rank)]
+        if inside and (existing is None or set(existing.dims) <= set(dims)):
+            where, clamp = existing, tuple(n for n in clamp if n not in inside)
         named = f"{e.name}_tile" if dims else f"{e.name}_here"
-        out = self.blocks.emit(kp.Load(Value(named, dims, tensor.dtype), e.name, index, None, clamp), index)
+        out = self.blocks.emit(
+            kp.Load(Value(named, dims, tensor.dtype), e.name, index, where, clamp), index if where is None else (*index, where)
+        )
         self.loaded.add(out.name)
         return out

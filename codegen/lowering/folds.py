@@ -13,7 +13,7 @@ from einfuse.codegen.plan import Value
 from einfuse.ir import Fold, State, call, conjunction
 from einfuse.ir import index as coordinate
 from einfuse.ir import size as size_of
-from einfuse.ir.expr import indices
+from einfuse.ir.expr import divisor, indices
 from einfuse.ir.statements import lets
 
 
@@ -26,13 +26,21 @@ def fold(e: Expressions, f: Fold) -> kp.Fold:
     for y in states:
         e.define(y.target, y.ranks, Value(blocks.fresh(y.target), blocks.dims(y.ranks), "float"))
     olds = {y.target: e.env[y.target] for y in states}
-    full = _body(e, f, olds, masked=False)
+    starts = [x for r in f.ranges for x in (r.lo, r.full_lo, r.full_hi)]
+    size = e.sizes.of(f.rank)
+    even = isinstance(size, int) and size % f.step == 0
+    if all(divisor(x) % f.step == 0 for x in starts):
+        e.steps[f.rank] = f.step
+    else:
+        even = False
+    full = _body(e, f, olds, False, even)
     names_of_full = {op.out.name for op in full[0] if not isinstance(op, kp.Store)}
     blocks.taken -= names_of_full  # phases are siblings: the other one uses the same names
     blocks.siblings = names_of_full
-    masked = _body(e, f, olds, masked=True)
+    masked = _body(e, f, olds, True, even)
     blocks.taken |= names_of_full
     blocks.siblings = set()
+    e.steps.pop(f.rank, None)
     bounds = Scope(outer=blocks.scope)
     with blocks.inside(bounds):
         phases = _phases(e, f, full, masked)
@@ -44,7 +52,8 @@ def fold(e: Expressions, f: Fold) -> kp.Fold:
         phases=tuple(phases),
         tabulated=f.tabulated,
         table_ranks=_table_ranks(e, f),
-        size=e.sizes.of(f.rank),
+        size=size,
+        even=even,
     )
 
 
@@ -84,7 +93,7 @@ def _table_ranks(e: Expressions, f: Fold) -> tuple[str, ...]:
 # -- an iteration ----------------------------------------------------------------------------------------------------------------
 
 
-def _body(e: Expressions, f: Fold, olds: dict[str, Value], masked: bool) -> _Body:
+def _body(e: Expressions, f: Fold, olds: dict[str, Value], masked: bool, even: bool) -> _Body:
     """One phase's loop body. What it defines is forgotten after it: every phase defines it anew, and the states keep their names."""
     blocks, before = e.blocks, dict(e.env)
     scope = Scope(outer=blocks.scope, rank=f.rank, mine={v.name for v in olds.values()})
@@ -92,7 +101,8 @@ def _body(e: Expressions, f: Fold, olds: dict[str, Value], masked: bool) -> _Bod
         for name in olds:
             del e.env[name]
         scalars = lets(f)
-        at = Block(f, olds, _mask(e, f) if masked else None)
+        at = Block(f, olds, _mask(e, f, even) if masked else None)
+        e.existing = (f.rank, at.mask)
         for y in f.body:
             if y.target in scalars:
                 value = finite(e, f, y.map, e.value(y.map, "t", {**e.env, **at.news}))
@@ -108,13 +118,12 @@ def _body(e: Expressions, f: Fold, olds: dict[str, Value], masked: bool) -> _Bod
             if y.target in e.cascade.outs and f.rank in y.ranks:
                 every = blocks.broadcast(value, {r for r in y.ranks if r not in value.dims}, y.target)
                 e.store(y.target, blocks.masked(every, at.mask, 0.0))
-    e.env = before
+    e.env, e.existing = before, None
     return tuple(scope.ops), tuple(at.news[n] for n in olds)
 
 
-def _mask(e: Expressions, f: Fold) -> Value:
-    """Which points of a block exist and satisfy the predicate."""
-    inside = call("<", coordinate(f.rank), size_of(e.cascade.rank(f.rank).size))
+def _mask(e: Expressions, f: Fold, even: bool) -> Value | None:
+    """Which points of a block exist and satisfy the predicate; ``even`` as in `kp.Fold`."""
+    inside = None if even else call("<", coordinate(f.rank), size_of(e.cascade.rank(f.rank).size))
     whole = conjunction(f.mask, inside)
-    assert whole is not None, "the bound is part of the mask"
-    return e.value(whole, "live")
+    return None if whole is None else e.value(whole, "live")

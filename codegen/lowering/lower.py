@@ -26,15 +26,16 @@ from einfuse.ir.text import show_body
 Steps = tuple[kp.Region | kp.Fold, ...]
 
 
-def lower(cascade: Cascade, storage: Mapping[str, kp.Storage], sizes: Mapping[str, int]) -> kp.KernelPlan:
-    """The kernel of ``cascade``.
+def lower(cascade: Cascade, storage: Mapping[str, kp.Storage], sizes: Mapping[str, int], bare: bool = False) -> kp.KernelPlan:
+    """The kernel of ``cascade``. ``bare``: in loops, indices that ``made`` tables give have no bounds; the back end computes nothing at points
+    that do not exist.
 
     ``storage`` gives the storage dtype of every input tensor and output; ``sizes`` at least the sizes of the feature ranks, which
     become constants of the kernel. Raises SpecError for a cascade that no single kernel computes.
     """
     known = Sizes(cascade, sizes)
     blocks = Blocks(_order(cascade, known.features), {t.name for t in cascade.inputs})
-    e = Expressions(cascade, known, blocks)
+    e = Expressions(cascade, known, blocks, bare)
     steps = _steps(e)
     given = arguments(e, storage, _loaded(steps))
     return kp.KernelPlan(

@@ -207,6 +207,7 @@ class Fold:
     hidden int32 tensors ``<rank>_count[table row, phase]`` and ``<rank>_block[table row, phase, n]`` hold them, where the table row
     is ``ambient point (flattened over the ambient ranks named in table_ranks) * tiles + tile`` and phase 0 is full, 1 is masked.
     Folds over one rank share the tables. ``lo`` and ``hi`` of the phases are not read. ``size`` is that of the folded rank, as in `Block`.
+    ``even``: blocks begin at multiples of the step and the size is one, so that none reaches beyond the rank.
     The states keep their names after the loop: the regions that follow read them.
     """
 
@@ -218,6 +219,7 @@ class Fold:
     tabulated: bool = False
     table_ranks: tuple[str, ...] = ()
     size: int | str = ""  # required; last so that it is named where a fold is built
+    even: bool = False
 
     def mapped(self, body: Callable[[Region], Region]) -> Fold:
         """The fold with the bodies of its phases through this."""

@@ -46,7 +46,7 @@ _LINE = {
     "sizes": rf"sizes (?P<names>{_LIST})",
     "region": r"region",
     "bounds": r"bounds",
-    "fold": rf"fold (?P<rank>{_NAME}) = (?P<size>{_NAME}) by (?P<step>\d+)(?P<tables> tables(?P<over>{_LIST}))?",
+    "fold": rf"fold (?P<rank>{_NAME}) = (?P<size>{_NAME}) by (?P<step>\d+)(?P<even> even)?(?P<tables> tables(?P<over>{_LIST}))?",
     "state": rf"state {_VALUE} = (?P<init>\S+)",
     "phase": rf"phase (?P<label>{_NAME}) from (?P<lo>{_NAME}) to (?P<hi>{_NAME})",
     "next": rf"next(?P<names>{_LIST})",
@@ -95,7 +95,7 @@ def _shown_region(region: kp.Region, indent: int) -> Iterator[str]:
 
 def _shown_fold(fold: kp.Fold) -> Iterator[str]:
     tables = f" tables {', '.join(fold.table_ranks)}".rstrip() if fold.tabulated else ""
-    yield f"  fold {fold.rank} = {fold.size} by {fold.step}{tables}"
+    yield f"  fold {fold.rank} = {fold.size} by {fold.step}{' even' * fold.even}{tables}"
     for s in fold.states:
         yield f"    state {_defined(s.value)} = {s.init!r}"
     yield "    bounds"
@@ -239,6 +239,7 @@ class _Reader:
             bool(head["tables"]),
             over,
             _size(head["size"]),
+            bool(head["even"]),
         )
 
     def phase(self, head: dict[str, str]) -> kp.Phase:

@@ -42,7 +42,19 @@ def print_map(body: Body, op: Map) -> None:
         body.env[op.out.name] = Ref(text if call else f"({text})", op.out.dims, op.out.dtype, clean=clean, nonnegative=signs)
     else:
         body.bind(op.out, text, clean=clean, nonnegative=signs)
+    if op.fn in ("+", "-") and op.out.dtype == "int":
+        body.env[op.out.name] = replace(body.env[op.out.name], moved=_moved(body, op.fn, *refs))
     return None
+
+
+def _moved(body: Body, fn: str, a: Ref, b: Ref) -> tuple[str, str] | None:
+    """What is said of a sum or a difference in `Ref.moved`."""
+    if fn == "+" and not a.dims:
+        a, b = b, a
+    if b.dims:
+        return None
+    rank, start = a.moved or (a.rank, body.starts.get(a.rank or "", "0"))
+    return None if rank is None else (rank, f"({start} {fn} {b.text})")
 
 
 def cleanness(fn: str, refs: list[Ref]) -> frozenset[str]:

@@ -36,7 +36,8 @@ class Ref:
     """A printed value: its text, ranks and type, and what is known about it.
 
     ``clean`` ranks have 0 in their padding. ``rank`` is set for the coordinates of a rank. ``raw`` is the text of the same
-    block in its storage dtype, where it came from memory and was not changed.
+    block in its storage dtype, where it came from memory and was not changed. ``moved``: a rank, and a scalar that gives the block with the
+    places inside of a block of the rank added.
     """
 
     text: str
@@ -48,6 +49,7 @@ class Ref:
     rank: str | None = None
     raw: str | None = None
     storage: str = ""
+    moved: tuple[str, str] | None = None
 
 
 def number(value: Scalar, dtype: DType) -> str:

@@ -11,7 +11,7 @@ from einfuse.codegen.plan import Block, KernelPlan, finished
 from einfuse.codegen.targets import TARGETS
 from einfuse.codegen.triton.helpers import sources
 from einfuse.codegen.triton.kernel import Argument, Kernel, Printed
-from einfuse.codegen.triton.options import Options, launch_options
+from einfuse.codegen.triton.options import Options, fewer_warps, launch_options
 from einfuse.codegen.triton.points import BUSY, MOST, points
 from einfuse.codegen.triton.simplify import PASSES
 
@@ -47,6 +47,7 @@ def emit(plan: KernelPlan, options: Options = Options()) -> str:  # noqa: B008  
         over=_over(whole),
         passed=_passed(kernel.arguments),
         warps=chosen["num_warps"],
+        fewer=None if options.num_warps is not None else fewer_warps(whole, options.target, chosen["num_warps"]),
         stages=chosen["num_stages"],
     )
 

@@ -296,7 +296,7 @@ class Kernel:
         lo, hi = body.ref(phase.lo).text, body.ref(phase.hi).text
         if lo == hi:
             return
-        upper = None if phase.label == "full" else self.body.extent(fold.size)
+        upper = None if phase.label == "full" or fold.even else self.body.extent(fold.size)
         start = body.names.fresh(f"{fold.rank}_lo")
         body.line()
         walked = self.walk(fold, phase, lo)
@@ -325,7 +325,7 @@ class Kernel:
         """A loop over the live blocks of the tile."""
         body, rank = self.body, fold.rank
         count, block = (body.env[f"tensor {rank}_{t}"].text for t in ("count", "block"))
-        upper = None if phase.label == "full" else self.body.extent(fold.size)
+        upper = None if phase.label == "full" or fold.even else self.body.extent(fold.size)
         step = body.names.fresh("n")
         body.line()
         body.line(f"for {step} in tl.range(0, tl.load({count} + {row})):  # {phase.label}")

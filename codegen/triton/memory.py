@@ -19,7 +19,7 @@ def pointer(body: Body, tensor: str, index: tuple[Value, ...], clamp: tuple[int,
         ref, stride = body.ref(value), body.env[f"stride {tensor} {axis}"].text
         if axis in clamp:
             extent = body.env[f"extent {tensor} {axis}"].text
-            ref = replace(ref, text=f"tl.minimum(tl.maximum({ref.text}, 0), {extent} - 1)", rank=None, literal=None)
+            ref = replace(ref, text=f"tl.minimum(tl.maximum({ref.text}, 0), {extent} - 1)", rank=None, literal=None, moved=None)
         if ref.literal == 0:
             continue
         if not ref.dims:
@@ -32,6 +32,10 @@ def pointer(body: Body, tensor: str, index: tuple[Value, ...], clamp: tuple[int,
                 scalars.append(f"{widened(body, Ref(start, (), 'int'))} * {stride}")
             local = body.env[f"local {ref.rank}"].text
             blocks.append(f"{body.spread(local, ref.dims, dims)} * {stride}")
+        elif ref.moved is not None:
+            rank, start = ref.moved
+            scalars.append(f"{widened(body, Ref(start, (), 'int'))} * {stride}")
+            blocks.append(f"{body.spread(body.env[f'local {rank}'].text, ref.dims, dims)} * {stride}")
         else:
             blocks.append(f"{body.spread(f'tl.cast({ref.text}, tl.int64)', ref.dims, dims)} * {stride}")
     return " + ".join(scalars) + (f" + ({' + '.join(blocks)})" if blocks else "")

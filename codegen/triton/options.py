@@ -113,6 +113,17 @@ def launch_options(plan: KernelPlan, target: Target = "sm_90", precision: Precis
     return {"num_warps": warps, "num_stages": shared if warps == 4 and 2 <= shared < stages else stages}
 
 
+def fewer_warps(plan: KernelPlan, target: Target, warps: int) -> int:
+    """The warps of a program where there are more programs than keep a GPU busy.
+
+    In a tile of as many rows as the smallest matrix product has, warps share the columns of a step: each does for itself what is done once a
+    row. They pay where they hide what few programs wait for.
+    """
+    layout = Layout(plan)
+    short = plan.tile is not None and layout.blocks[plan.tile.rank] == MATRIX and plan.narrow != "f32" and bool(plan.folds)
+    return 2 if short and not TARGETS[target].amd and warps == 4 and _held(plan, layout) <= 192 * 64 else warps
+
+
 def _power(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 

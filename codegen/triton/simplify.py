@@ -68,12 +68,12 @@ def _exponentials(region: Region) -> Region:
 
 
 def _guarded(region: Region) -> Region:
-    loads = {op.out.name: op for op in region if isinstance(op, Load) and op.where is None}
+    loads = {op.out.name: op for op in region if isinstance(op, Load)}
     conditions: dict[str, set[Value | None]] = {}
     for op in region:
         if isinstance(op, Dot) and op.b.name in loads and op.rank == op.b.dims[0]:
             conditions.setdefault(op.b.name, set()).add(op.where)
-    alike = {n: w for n, (w, *others) in conditions.items() if w is not None and not others}
+    alike = {n: w for n, (w, *others) in conditions.items() if w is not None and not others and loads[n].where in (None, w)}
     first = tuple(op for op in live(region, [w.name for w in alike.values()]) if not isinstance(op, Store))
     alike = {n: w for n, w in alike.items() if loads[n] not in first}  # no condition is made of what it guards
     return (*first, *(_existing(op, alike) for op in region if op not in first)) if alike else region
