@@ -24,7 +24,7 @@ from einfuse.ir import Cascade, SpecError
 from einfuse.ir.expr import index, reads, size
 from einfuse.ir.passes import inverse, lift, routed, split, through
 from einfuse.ir.ranking import members
-from einfuse.runtime import cache, routing
+from einfuse.runtime import cache, own_lists, routing
 from einfuse.runtime.backends import Backend
 from einfuse.runtime.binding import evaluate, extent_of
 from einfuse.runtime.given import Given
@@ -191,6 +191,8 @@ class Driving(Program):
         if isinstance(found, routed.Routed):
             lister, sums = found.lister, found.lister == found.columns or self._groups(found) is not None
         else:
+            if own_lists.heads(found, given) is not None:
+                return None
             if found.width < NARROWEST:
                 return f"an entry is {found.width} wide, and products of matrices want {NARROWEST}"
             if found.blocked == found.rows:
@@ -222,10 +224,12 @@ class Driving(Program):
         assert found is not None, "it was seen to fit"
         lists = Lists.of(found, given, self.table)
         if found.blocked == found.rows:
-            by = self._by_blocks
-        else:
-            by = self._in_turns if backend.in_turns and self._turns(found, lists) else self._by_parts
-        return list(by(found, lists, given, backend, outs))
+            return list(self._by_blocks(found, lists, given, backend, outs))
+        if backend.in_turns and found.width >= NARROWEST and self._turns(found, lists):
+            return list(self._in_turns(found, lists, given, backend, outs))
+        if (of := own_lists.heads(found, given)) is not None:
+            return list(own_lists.by_own(self.table, found, of, self, given, backend, outs))
+        return list(self._by_parts(found, lists, given, backend, outs))
 
     def routes(self, cascade: Cascade) -> routed.Routed | None:
         """How a cascade reads the table, where its lists route rows."""

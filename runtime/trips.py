@@ -59,7 +59,7 @@ def _program(
         if f.tabulated:
             row = _row(plan, f, given, place, tile)
             count = tables[f"{f.rank}_count"].reshape(-1, 2)[row]
-            out += [(p.label, float(count[n])) for n, p in enumerate(f.phases)]
+            out += [(p.label, None if count.is_meta else float(count[n])) for n, p in enumerate(f.phases)]
             continue
         for p in (p for p in f.phases if p.lo != p.hi):
             lo, hi = known.get(p.lo.name), known.get(p.hi.name)

@@ -20,6 +20,7 @@ from einfuse.ir.passes import (
     items,
     lift,
     look_up,
+    own_lists,
     pack,
     quantise,
     reassociate,
@@ -64,12 +65,14 @@ def _walk(cascade: Flat, rows: int = 16, columns: int = 16, tests: int = 0) -> w
 
 
 def _through(
-    cascade: Flat, table: str, tile: int = 16, rows: int = 16, slots: int = 4
-) -> through.Parts | inverse.Blocks | None:
+    cascade: Flat, table: str, tile: int = 16, rows: int = 16, slots: int = 4, heads: str = ""
+) -> through.Parts | inverse.Blocks | own_lists.Own | None:
     """Whatever the sizes are: the last block may be short."""
     found = through.find(cascade, table, {})
     if found is None:
         return None
+    if heads and found.blocked == found.columns:
+        return own_lists.run(found, heads, slots, True, True) if heads in own_lists.shared(found) else None
     return inverse.run(found, True, True) if found.blocked == found.rows else through.parts(found, tile, rows, slots, True)
 
 
@@ -116,8 +119,9 @@ TRANSFORMS: tuple[Pass, ...] = (
     Pass(
         "through",
         _through,
-        options={"table": str, "tile": int, "rows": int, "slots": int},
-        does="rows by the blocks that they list, in place of a table of those: parts and their merge, or whole blocks",
+        options={"table": str, "tile": int, "rows": int, "slots": int, "heads": str},
+        does="rows by the blocks that they list, in place of a table of those: parts and their merge, whole blocks, or "
+        "heads with one list as a tile",
     ),
     Pass("look_up", look_up.run, does="products of rows with the entries of a table, which pairs look up"),
     Pass(

@@ -1,0 +1,132 @@
+"""Each row goes through its own list, in place of a mask that a list of blocks makes (`through`): heads that share the list are one tile.
+
+    over b, h, g                                          over b, h, i
+    rank i: query = Nq                                    rank g: query = G                        heads, on which no list and no column depends
+    rank j: key = Nk                                      rank j: key = 16 * 64                    so many slots, blocks of 64
+    s[i, j] = sum[d] q[b, h, g, i, d] * k[b, h, j, d]     s[g, j] = sum[d] q[b, h, g, i, d] * k[b, h, at(j), d]
+              where j <= i and has[b, h, i, j // 64] ->             where (j_lo[b, h, i] <= j // 64 and j // 64 < j_hi[b, h, i] or at(j) <= i)
+                                                                          and j // 64 < j_length[b, h, i]
+    o[i, e] = ..                                          out o[B, H, G, Nq, E] at [b, h, g, i, e]
+                                                          at(j) = listed[b, h, i, j // 64] * 64 + j % 64
+
+There are no parts and nothing is put together afterwards: the work is that of the pairs that are listed. Entries are in ascending order,
+so that the blocks of which all columns are alive for a row stand together: the loop over them has no mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from einfuse.ir import expr as ex
+from einfuse.ir.nodes import Einsum, Expr, Flat, Fold, Place, Tensor
+from einfuse.ir.passes import mask_ranges
+from einfuse.ir.passes.through import Listed, at_lists, at_places
+from einfuse.ir.rewrite import fresh, taken
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A cascade whose rows are the former ambient rank ``heads``, over the lists of the former ``rows``.
+
+    ``others`` are the ambient ranks that it has kept. Its lists are, each behind the extents of ``others``, ``listed`` [.., rows, slots], the
+    blocks in ascending order, and, [.., rows], ``length``, how many a row has, and ``whole``, two slots: blocks between need no mask.
+    ``bounds`` are four of a row's columns, where numbers tell them: none is alive below the first or from the last on, all are between the
+    others.
+    """
+
+    cascade: Flat
+    heads: str
+    rows: str
+    others: tuple[str, ...]
+    listed: str
+    length: str
+    whole: tuple[str, ...]
+    bounds: tuple[Expr, ...]
+
+
+def shared(found: Listed) -> tuple[str, ...]:
+    """The ambient ranks whose points share the lists and what is read of columns: rows of one product. Blocks are of columns."""
+    c = found.cascade
+    known = set().union(*(ex.indices(e) for e in found.atom.args[:-1]))
+    every = [e for x in c.einsums for y in x.expressions for e in ex.walk(y)]
+    apart = {r for e in every if e.op == "load" and found.columns in ex.indices(e) for r in ex.indices(e)}
+    without = [x for x in c.einsums if found.rows not in x.ranks]
+    apart |= {r for x in without for y in x.expressions for r in ex.indices(y)}
+    return tuple(r for r in c.over if r not in known | apart)
+
+
+def run(found: Listed, heads: str, slots: int, short: bool, apart: bool) -> Own:
+    """Requires that ``heads`` is one of `shared`. ``short``: the last block may be. ``apart``: columns that need no mask are told from
+    others."""
+    c, columns, rows = found.cascade, found.columns, found.rows
+    names = taken(c)
+    listed, length = (fresh(f"{columns}_{n}", names) for n in ("listed", "length"))
+    others = tuple(r for r in c.over if r != heads)
+    here, place = tuple(ex.index(r) for r in (*others, rows)), ex.index(columns)
+    slot, within = (place, None) if found.width == 1 else (ex.call(f, place, ex.const(found.width)) for f in ("//", "%"))
+    entry = ex.load(listed, *here, slot)
+    column = entry if within is None else ex.call("+", ex.call("*", entry, ex.const(found.width)), within)
+    conditions = dict.fromkeys(p for x in c.body for p in ex.conjuncts(x.mask) if p != found.atom and columns in ex.indices(p))
+    inside = ex.call("<", slot, ex.load(length, *here))
+    end = ex.call("<", column, ex.size(c.rank(columns).size)) if short else None
+    bounds = _bounds(found, heads, ex.conjunction(*conditions))
+    whole = tuple(fresh(f"{columns}_{n}", names) for n in ("lo", "hi")) if bounds and apart else ()
+    said: dict[Expr, Expr | None] = {found.atom: ex.conjunction(inside, end)}
+    if whole:
+        lo, hi = (ex.load(n, *here) for n in whole)
+        between = ex.call("and", ex.call("<=", lo, slot), ex.call("<", slot, hi))
+        said |= {p: ex.call("or", between, at_places(p, {columns: column})) for p in conditions}
+        said[found.atom] = ex.conjunction(inside, None if end is None else ex.call("or", between, end))
+    axes = tuple(ex.size(c.rank(r).size) for r in (*others, rows))
+    tables = [Tensor(n, axes, "int", made=True) for n in (length, *whole)]
+    tables.append(Tensor(listed, (*axes, ex.const(slots)), "int", made=True))
+    ranks = {
+        heads: replace(c.rank(heads), kind="query"),
+        rows: replace(c.rank(rows), kind="batch"),
+        columns: replace(c.rank(columns), size=slots * found.width, extent=None),
+    }
+    own = {x.target: x.ranks for x in c.einsums}
+    moved = replace(
+        c,
+        name=f"{c.name}_own",
+        over=(*others, rows),
+        ranks=tuple(ranks.get(r.name, r) for r in c.ranks),
+        inputs=(*(t for t in c.inputs if t.name != found.atom.name), *tables),
+        body=tuple(_of_heads(x, heads, rows, own) for x in at_lists(c, {columns: column}, said)),
+        places=tuple(_place(c, n, (*c.over, *own[n])) for n in c.outs),
+    )
+    return Own(moved, heads, rows, others, listed, length, whole, bounds)
+
+
+def _of_heads(x: Einsum, heads: str, rows: str, own: Mapping[str, tuple[str, ...]]) -> Einsum:
+    """A statement with heads in place of rows; what it reads of others as well."""
+
+    def read(e: Expr) -> Expr | None:
+        if e.op != "load" or rows not in own.get(e.name, ()):
+            return None
+        return replace(e, args=tuple(ex.index(heads if r == rows else r) for r in own[e.name]))
+
+    mask = None if x.mask is None else ex.substitute(x.mask, read)
+    return replace(x, ranks=tuple(heads if r == rows else r for r in x.ranks), map=ex.substitute(x.map, read), mask=mask)
+
+
+def _place(c: Flat, name: str, ranks: tuple[str, ...]) -> Place:
+    return Place(name, tuple(ex.size(c.rank(r).size) for r in ranks), tuple(map(ex.index, ranks)))
+
+
+def _bounds(found: Listed, heads: str, condition: Expr | None) -> tuple[Expr, ...]:
+    """Between which columns any, and all are alive for a row; nothing where no numbers tell."""
+    c, rows = found.cascade, found.rows
+    if condition is None:
+        none, every = ex.const(0), ex.size(c.rank(found.columns).size)
+        return (none, none, every, every)
+    ranges = mask_ranges.closed_form(replace(c, tile=((rows, 1),)), Fold(found.columns, (), condition, step=1))
+    if ranges is None or len(ranges) != 1:
+        return ()
+    (r,) = ranges
+    numbers = {t.name for t in c.inputs if t.param}
+    ends = {f"{rows}.lo": ex.index(rows), f"{rows}.hi": ex.call("+", ex.index(rows), ex.const(1))}
+    bounds = (r.lo, r.full_lo, r.full_hi, r.hi)
+    told = all(ex.reads(e) <= numbers and heads not in ex.indices(e) for e in bounds)
+    return tuple(ex.substitute(e, lambda x: ends.get(x.name) if x.op == "size" else None) for e in bounds) if told else ()

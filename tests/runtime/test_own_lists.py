@@ -1,0 +1,98 @@
+"""Rows that go through their own lists, heads with one list as one tile, beside the oracle with the same lists: values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import einfuse
+from einfuse.runtime.attention import Attention
+from einfuse.runtime.backends import BackendName
+from einfuse.runtime.graph import Kernel
+from einfuse.runtime.own_lists import FEWEST
+
+BLOCKS = """
+attention blocks over b, h {
+  rank g: head = G; rank i: query; rank j: key; rank n: feature = S; rank d, e: feature
+  in q[b, h, g, i, d]; in k[b, h, j, d]; in v[b, h, j, e]; in sel[b, h, i, n]: int
+  s = sum[d](q * k) / sqrt(D) where j <= i and j // 16 in sel[b, h, i]
+  o[g, i, e] = sum[j](softmax[j](s) * v)
+  out o
+}
+"""
+FORMS = {
+    "causal": BLOCKS,
+    "whole": BLOCKS.replace("j <= i and ", ""),
+    "window": BLOCKS.replace("j <= i and", "0 <= i - j < 40 and"),
+    "slopes": BLOCKS.replace("; in sel[", "; in slope[h, g]; in sel[").replace(
+        "/ sqrt(D)", "/ sqrt(D) - slope[h, g] * (i - j)"
+    ),
+    "after": BLOCKS.replace("j <= i and", "j <= i - g and"),
+    "sigmoid": BLOCKS.replace("softmax[j](s)", "sigmoid(s)"),
+    "normed": BLOCKS.replace("sum[d](q * k)", "sum[d](l2_normalise[d](q) * l2_normalise[d](k))"),
+    "queries": BLOCKS.replace("sel[b, h, i]", "sel[b, h, i // 8]").replace("sel[b, h, i, n]", "sel[b, h, X, n]"),
+}
+WIDTH = 16
+
+
+def drawn(seed: int, n: int, slots: int = 3, heads: int = FEWEST, rows: int | None = None) -> dict[str, Tensor]:
+    """Lists with entries that stand twice, that are none, and of rows that read nothing at all."""
+    g = torch.Generator().manual_seed(seed)
+    sel = torch.randint(-1, -(-n // WIDTH) + 1, (1, 2, rows or n, slots), generator=g)
+    sel[:, :, 5] = -1
+    shapes = {"q": (1, 2, heads, n, 8), "k": (1, 2, n, 8), "v": (1, 2, n, 5), "slope": (2, heads)}
+    return {x: torch.randn(s, generator=g, dtype=torch.float64) for x, s in shapes.items()} | {"sel": sel}
+
+
+def by_lists(spec: str, backend: BackendName) -> Attention:
+    selection = einfuse.compile(spec, backend=backend).selection
+    assert selection is not None
+    assert selection.listed is not None
+    return selection.listed
+
+
+def compared(attention: Attention, x: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> list[str]:
+    """Values and gradients of the kernels, beside the oracle. Gives the names of those kernels."""
+    names = [t.name for t in attention.cascade.inputs]
+    given = dict(zip(names, [x.get(n, x["sel"]) for n in names], strict=True))
+    floats = [n for n in names if given[n].is_floating_point()]
+    low = {n: y.to(dtype).mT.contiguous().mT if n in floats else y for n, y in given.items()}
+    exact = {n: y.double() if n in floats else y for n, y in low.items()}
+    for n in floats:
+        low[n].requires_grad_()
+        exact[n].requires_grad_()
+    found, truth = attention(**low), attention.reference(**exact)
+    assert isinstance(found, Tensor)
+    assert isinstance(truth, Tensor)
+    up = torch.randn(truth.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(dtype)
+    got = torch.autograd.grad(found, [low[n] for n in floats], up)
+    want = torch.autograd.grad(truth, [exact[n] for n in floats], up.double())
+    bound = 2e-5 if dtype == torch.float32 else 4e-2
+    for a, b in zip((found, *got), (truth, *want), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=bound, atol=bound * max(1.0, b.abs().max().item()))
+    return [x.label for _, g in attention.program.graphs.items() for x in g.nodes if isinstance(x, Kernel)]
+
+
+@pytest.mark.parametrize("n", [160, 151])
+@pytest.mark.parametrize("form", FORMS)
+def test_heads_with_one_list_are_the_oracle(form: str, n: int) -> None:
+    """Blocks that are all whole, and a last one that is short."""
+    x = drawn(n, n, rows=-(-n // 8) if form == "queries" else None)
+    ran = compared(by_lists(FORMS[form], "torch"), x)
+    assert sum(y.endswith("_own") for y in ran) >= 2, "the outputs and the gradients of rows"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", ["causal", "window", "after"])
+def test_on_a_gpu_as_well(form: str, dtype: torch.dtype) -> None:
+    ran = compared(by_lists(FORMS[form], "triton"), drawn(4, 90, heads=FEWEST + 3), dtype)
+    assert any(y.endswith("_own") for y in ran)
+
+
+def test_few_heads_are_no_tile() -> None:
+    ran = compared(
+        by_lists(FORMS["causal"].replace("attention blocks", "attention few"), "torch"), drawn(5, 160, heads=FEWEST - 1)
+    )
+    assert not any(y.endswith("_own") for y in ran)
