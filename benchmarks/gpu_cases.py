@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -13,7 +13,7 @@ BATCH, HEADS, LENGTH, PAGE = 4, 16, 4096, 16
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A call of ``spec``: ``queries`` on ``keys`` with ``groups`` heads of keys and values, and what else it takes."""
+    """A call of ``spec`` with ``numbers``: ``queries`` on ``keys`` with ``groups`` heads of keys and values, and what else it takes."""
 
     spec: str
     queries: int = LENGTH
@@ -21,6 +21,7 @@ class Case:
     groups: int = HEADS
     backward: bool = True
     more: Callable[[Case, int], Arguments] = lambda case, width: {}
+    numbers: Mapping[str, int] = field(default_factory=dict)
 
     def arguments(self, width: int) -> Arguments:
         found = {
@@ -36,6 +37,9 @@ class Case:
         causal = n * m - n * (n - 1) / 2
         if self.spec == "sliding_window":
             return n * 256 - 256 * 255 / 2
+        if "best" in self.numbers:
+            listed = self.numbers["best"] * self.numbers["block"]
+            return n * listed - listed * (listed - 1) / 2
         if self.spec == "document":
             return 8 * (n / 8) * (n / 8 + 1) / 2
         return n * m if self.spec == "full" else causal
@@ -65,6 +69,15 @@ def _gates(*names: str) -> Callable[[Case, int], Arguments]:
     return lambda case, width: {n.split()[0]: _empty(BATCH, HEADS, case.keys, *([width] if " " in n else [])) for n in names}
 
 
+def _summaries(case: Case, width: int) -> Arguments:
+    """Groups of heads that choose blocks together, and the summaries that they choose by."""
+    stride, span = case.numbers["stride"], case.numbers["span"]
+    q = _empty(BATCH, case.groups, HEADS // case.groups, case.queries, width)
+    return {"q": q, "c": _empty(BATCH, case.groups, (case.keys - span) // stride + 1, width)}
+
+
+NATIVE = {"best": 16, "stride": 16, "span": 32, "block": 64, "near": 2}
+
 CASES: Mapping[str, Case] = {
     "full": Case("full"),
     "causal": Case("causal"),
@@ -79,6 +92,7 @@ CASES: Mapping[str, Case] = {
     "decode 16k gqa": Case("gqa", queries=1, keys=16384, groups=4, backward=False),
     "paged decode 8k": Case("paged", queries=1, keys=8192, groups=4, backward=False, more=_pages),
     "paged prefill": Case("paged", groups=4, backward=False, more=_pages),
+    "native sparse": Case("nsa_selected", groups=1, more=_summaries, numbers=NATIVE),
     "retention": Case("retention", more=_slopes),
     "gla": Case("gla", more=_gates("g d")),
     "delta": Case("delta", more=_gates("beta")),

@@ -15,6 +15,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import harness
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[dict[str, object]] = []
     for name in args.cases or CASES:
         case = CASES[name]
-        attention = einfuse.compile(case.spec)
+        attention = einfuse.compile(case.spec, **dict[str, Any](case.numbers))
         for width in args.widths:
             inference = static(attention, case.arguments(width), False, args.target)
             training: list[KernelReport] = []

@@ -6,14 +6,17 @@ list  ->  [own lists]  ->  blocks in ascending order  ->  [own]  ->  o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from einfuse.ir.expr import size
 from einfuse.ir.interpreter import evaluate_indices
+from einfuse.ir.nodes import Place
 from einfuse.ir.passes import own_lists
 from einfuse.ir.passes.through import Listed
-from einfuse.runtime.binding import extent_of
+from einfuse.runtime.binding import evaluate, extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Host, Node, Tensors, room
 from einfuse.runtime.lists import Lists, ascending, entries
@@ -27,21 +30,38 @@ FEWEST = 16
 """Heads with one list from which on they are worth a product of matrices: the rows of a tile of the smallest one."""
 
 
-def heads(found: Listed, given: Given) -> str | None:
-    """The ambient rank whose points are the rows of a tile: the largest of those that share lists and columns; None where it is too few."""
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """How a cascade reads lists, the ambient rank ``heads`` whose points are the rows of a tile, and what else a call has then."""
+
+    found: Listed
+    heads: str
+    given: Given
+    places: tuple[Place, ...] = ()
+
+
+def tile(found: Listed, given: Given) -> Tile | None:
+    """The largest rank whose points share lists and columns; None where it is too few."""
     if found.blocked != found.columns:
         return None
     extents = {r: extent_of(found.cascade, r, given.sizes) for r in own_lists.shared(found)}
     most = max(extents, key=lambda r: extents[r], default=None)
-    return most if most is not None and extents[most] >= FEWEST else None
+    if most is not None:
+        return Tile(found, most, given) if extents[most] >= FEWEST else None
+    made = own_lists.grouped(found)
+    if made is None:
+        return None
+    heads, group = (int(evaluate(e, given.sizes)) for e in (size(made.heads.size), made.group))
+    if group < FEWEST or heads % group:
+        return None
+    return Tile(made.found, made.of, given.more(sizes={made.groups: heads // group}), made.places)
 
 
-def by_own(
-    table: str, found: Listed, of: str, program: Program, given: Given, backend: Backend, outs: Mapping[str, Output]
-) -> Iterator[Node]:
-    """The launch of a cascade over its rows, each with its own list in place of a ``table``; ``of`` are the `heads` of a tile."""
-    lists = Lists.of(found, given, table, without=of)
-    made = own_lists.run(found, of, lists.slots, lists.short, backend.dear_masks)
+def by_own(table: str, tile: Tile, program: Program, backend: Backend, outs: Mapping[str, Output]) -> Iterator[Node]:
+    """The launch of a cascade over its rows, each with its own list in place of a ``table``."""
+    found, given = tile.found, tile.given
+    lists = Lists.of(found, given, table, without=tile.heads)
+    made = own_lists.run(found, tile.heads, lists.slots, lists.short, backend.dear_masks, tile.places)
     shape = (*lists.over.values(), lists.rows)
     c, width = found.cascade, found.width
     columns = extent_of(c, found.columns, given.sizes)

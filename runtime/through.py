@@ -131,7 +131,7 @@ class ListedProgram(Program):
             steps = self.driving.steps(wanted, backend)
             whole = not any(self.driving.gradients.pairs(step) for step in steps)
             listed = [c for c, _ in steps if not _of_rows(c)]
-            if listed and whole and self.driving.obstacle(listed, known) is None:
+            if whole and any(self.driving.obstacle((c,), known) is None for c in listed):
                 return self.driving.backward_graph(known, backend, wanted)
         return self._by_tables(known, self.tabled.backward_graph(self._described(known), backend, wanted))
 
@@ -191,7 +191,7 @@ class Driving(Program):
         if isinstance(found, routed.Routed):
             lister, sums = found.lister, found.lister == found.columns or self._groups(found) is not None
         else:
-            if own_lists.heads(found, given) is not None:
+            if own_lists.tile(found, given) is not None:
                 return None
             if found.width < NARROWEST:
                 return f"an entry is {found.width} wide, and products of matrices want {NARROWEST}"
@@ -212,7 +212,7 @@ class Driving(Program):
         """Any cascade of the program: by the lists where it reads the table."""
         if all(t.name != self.table for t in cascade.inputs):
             return (self.kernel(cascade, given, backend, outs),)
-        if _of_rows(cascade):
+        if _of_rows(cascade) or self._obstacle(cascade, given) is not None:
             return list(routing.by_table(self.table, cascade, self, given, backend, outs))
         if (routes := self.routes(cascade)) is not None:
             if routes.lister == routes.columns:
@@ -227,8 +227,8 @@ class Driving(Program):
             return list(self._by_blocks(found, lists, given, backend, outs))
         if backend.in_turns and found.width >= NARROWEST and self._turns(found, lists):
             return list(self._in_turns(found, lists, given, backend, outs))
-        if (of := own_lists.heads(found, given)) is not None:
-            return list(own_lists.by_own(self.table, found, of, self, given, backend, outs))
+        if (tile := own_lists.tile(found, given)) is not None:
+            return list(own_lists.by_own(self.table, tile, self, backend, outs))
         return list(self._by_parts(found, lists, given, backend, outs))
 
     def routes(self, cascade: Cascade) -> routed.Routed | None:

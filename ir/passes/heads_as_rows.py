@@ -36,7 +36,7 @@ def run(c: Cascade) -> Stacked | None:
     """The cascade as built with heads as rows; None where no heads share keys, or rows are more than queries with their own outputs."""
     if not isinstance(c, Flat):
         return None
-    shared = {(e.args[0].name, e.args[1]) for x in c.body for y in x.expressions for e in ex.walk(y) if _shares(c, e)}
+    shared = {(e.args[0].name, e.args[1]) for x in c.body for y in x.expressions for e in ex.walk(y) if shares(c, e)}
     rows = _rows(c)
     if len(shared) != 1 or rows is None or c.places:
         return None
@@ -49,7 +49,7 @@ def run(c: Cascade) -> Stacked | None:
     moved = _Moved(own, heads, rows.name, group, at)
     if not all(moved.keeps(x) for x in c.body):
         return None
-    sized = _Sized(c.rank(heads).size, rows.size, group, groups)
+    sized = Sized(c.rank(heads).size, rows.size, group, groups)
     size = group.value if group.op == "const" else group.name
     assert isinstance(size, int | str), "heads are divided by a number or a size"
     ranks = {heads: Rank(at, "batch", groups), rows.name: replace(rows, size=size)}
@@ -70,7 +70,7 @@ def run(c: Cascade) -> Stacked | None:
     )
 
 
-def _shares(c: Flat, e: Expr) -> bool:
+def shares(c: Flat, e: Expr) -> bool:
     """Is it an ambient head over the number of heads in a group?"""
     if e.op != "//" or e.args[0].op != "index" or e.args[1].op not in ("size", "const"):
         return False
@@ -86,7 +86,7 @@ def _rows(c: Flat) -> Rank | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sized:
+class Sized:
     """Axes by what is known of their sizes, so that every index is seen to be inside."""
 
     heads: int | str
@@ -132,7 +132,7 @@ class _Moved:
 
         return ex.substitute(self._shared(e), moved)
 
-    def place(self, ranks: tuple[Rank, ...], sized: _Sized) -> tuple[tuple[Expr, ...], tuple[Expr, ...]]:
+    def place(self, ranks: tuple[Rank, ...], sized: Sized) -> tuple[tuple[Expr, ...], tuple[Expr, ...]]:
         """The axes of an output and the place of a value in it."""
         return tuple(sized(ex.size(r.size)) for r in ranks), tuple(self(ex.index(r.name)) for r in ranks)
 

@@ -9,18 +9,20 @@
     o[i, e] = ..                                          out o[B, H, G, Nq, E] at [b, h, g, i, e]
                                                           at(j) = listed[b, h, i, j // 64] * 64 + j % 64
 
+Heads that share lists and columns as `h // group` are such a rank once the groups are one (`grouped`): h is group * h_group + h_of.
 There are no parts and nothing is put together afterwards: the work is that of the pairs that are listed. Entries are in ascending order,
 so that the blocks of which all columns are alive for a row stand together: the loop over them has no mask.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Einsum, Expr, Flat, Fold, Place, Tensor
-from einfuse.ir.passes import mask_ranges
+from einfuse.ir.nodes import Einsum, Expr, Flat, Fold, Place, Rank, Tensor
+from einfuse.ir.passes import heads_as_rows, mask_ranges
 from einfuse.ir.passes.through import Listed, at_lists, at_places
 from einfuse.ir.rewrite import fresh, taken
 
@@ -45,20 +47,74 @@ class Own:
     bounds: tuple[Expr, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """A cascade that has the heads ``of`` a group as an ambient rank, and the groups as another: the former ``heads`` over ``group``, as
+    many as the size ``groups`` says. ``places`` are where its outputs lie."""
+
+    found: Listed
+    of: str
+    heads: Rank
+    group: Expr
+    groups: str
+    places: tuple[Place, ...]
+
+
 def shared(found: Listed) -> tuple[str, ...]:
     """The ambient ranks whose points share the lists and what is read of columns: rows of one product. Blocks are of columns."""
     c = found.cascade
-    known = set().union(*(ex.indices(e) for e in found.atom.args[:-1]))
-    every = [e for x in c.einsums for y in x.expressions for e in ex.walk(y)]
-    apart = {r for e in every if e.op == "load" and found.columns in ex.indices(e) for r in ex.indices(e)}
-    without = [x for x in c.einsums if found.rows not in x.ranks]
-    apart |= {r for x in without for y in x.expressions for r in ex.indices(y)}
-    return tuple(r for r in c.over if r not in known | apart)
+    apart = set().union(*map(ex.indices, _of_columns(found)))
+    return tuple(r for r in c.over if r not in apart)
 
 
-def run(found: Listed, heads: str, slots: int, short: bool, apart: bool) -> Own:
+def _of_columns(found: Listed) -> list[Expr]:
+    """What may not depend on the heads of a tile: which list a row has, what is read of columns, and what no row has."""
+    every = [y for x in found.cascade.einsums for y in x.expressions]
+    loads = [e for y in every for e in ex.walk(y) if e.op == "load" and found.columns in ex.indices(e)]
+    return [
+        *found.atom.args[:-1],
+        *loads,
+        *(y for x in found.cascade.einsums if found.rows not in x.ranks for y in x.expressions),
+    ]
+
+
+def grouped(found: Listed) -> Grouped | None:
+    """The cascade with heads that share lists and columns as a rank of their own; None where there are no such groups."""
+    c, parts = found.cascade, _of_columns(found)
+    quotients = {e for x in parts for e in ex.walk(x) if heads_as_rows.shares(c, e)}
+    for quotient in quotients if len(quotients) == 1 else ():
+        heads, group = c.rank(quotient.args[0].name), quotient.args[1]
+        names = taken(c)
+        at, of, groups = (fresh(f"{heads.name}_{n}", names) for n in ("group", "of", "groups"))
+        places = {ex.index(heads.name): ex.call("+", ex.call("*", group, ex.index(at)), ex.index(of)), quotient: ex.index(at)}
+
+        def moved(e: Expr, places: Mapping[Expr, Expr] = places) -> Expr:
+            return ex.substitute(e, places.get)
+
+        if any(of in ex.indices(moved(x)) for x in parts):
+            return None
+        sized = heads_as_rows.Sized(heads.size, 0, group, groups)
+        size = group.value if group.op == "const" else group.name
+        assert isinstance(size, int | str), "heads are divided by a number or a size"
+        ranks = ((Rank(at, "head", groups), Rank(of, "head", size)) if r.name == heads.name else (r,) for r in c.ranks)
+        over = ((at, of) if r == heads.name else (r,) for r in c.over)
+        own = {x.target: x.ranks for x in c.einsums}
+        made = replace(
+            c,
+            over=tuple(itertools.chain(*over)),
+            ranks=tuple(itertools.chain(*ranks)),
+            inputs=tuple(replace(t, axes=tuple(map(sized, t.axes))) for t in c.inputs),
+            body=tuple(replace(x, map=moved(x.map), mask=None if x.mask is None else moved(x.mask)) for x in c.einsums),
+        )
+        outs = (_place(c, n, (*c.over, *own[n])) for n in c.outs)
+        laid = tuple(replace(p, axes=tuple(map(sized, p.axes)), index=tuple(map(moved, p.index))) for p in outs)
+        return Grouped(replace(found, cascade=made, atom=moved(found.atom)), of, heads, group, groups, laid)
+    return None
+
+
+def run(found: Listed, heads: str, slots: int, short: bool, apart: bool, places: tuple[Place, ...] = ()) -> Own:
     """Requires that ``heads`` is one of `shared`. ``short``: the last block may be. ``apart``: columns that need no mask are told from
-    others."""
+    others. ``places`` are those of the outputs, if they are not at the ranks of the cascade."""
     c, columns, rows = found.cascade, found.columns, found.rows
     names = taken(c)
     listed, length = (fresh(f"{columns}_{n}", names) for n in ("listed", "length"))
@@ -94,7 +150,7 @@ def run(found: Listed, heads: str, slots: int, short: bool, apart: bool) -> Own:
         ranks=tuple(ranks.get(r.name, r) for r in c.ranks),
         inputs=(*(t for t in c.inputs if t.name != found.atom.name), *tables),
         body=tuple(_of_heads(x, heads, rows, own) for x in at_lists(c, {columns: column}, said)),
-        places=tuple(_place(c, n, (*c.over, *own[n])) for n in c.outs),
+        places=places or tuple(_place(c, n, (*c.over, *own[n])) for n in c.outs),
     )
     return Own(moved, heads, rows, others, listed, length, whole, bounds)
 

@@ -91,6 +91,30 @@ def test_on_a_gpu_as_well(form: str, dtype: torch.dtype) -> None:
     assert any(y.endswith("_own") for y in ran)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
+def test_lists_of_single_tokens(backend: BackendName) -> None:
+    """Gradients of rows go through the lists, those of columns by a table: a column for each product would be none."""
+    text = BLOCKS.replace("j // 16 in", "j in").replace("attention blocks", f"attention tokens_{backend}")
+    x = drawn(7, 160)
+    g = torch.Generator().manual_seed(1)
+    x["sel"] = torch.randint(-1, 170, (1, 2, 160, 20), generator=g)
+    x["sel"][:, :, 5] = -1
+    ran = compared(by_lists(text, backend), x)
+    assert sum(y.endswith("_own") for y in ran) == 2
+    assert any(y.endswith("columns_j") for y in ran)
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=pytest.mark.slow)])
+def test_heads_of_a_group_share_its_list(backend: BackendName) -> None:
+    text = BLOCKS.replace("rank g: head = G; ", "").replace("b, h, g, i", "b, h, i").replace("[g, i, e]", "[i, e]")
+    for x in ("k[b, h", "v[b, h", "sel[b, h"):
+        text = text.replace(x, f"{x} // group")
+    x = drawn(8, 120)
+    x |= {"q": x["q"].flatten(1, 2), "sel": x["sel"]}
+    ran = compared(by_lists(text.replace("attention blocks", f"attention groups_{backend}"), backend), x)
+    assert sum(y.endswith("_own") for y in ran) >= 2
+
+
 def test_few_heads_are_no_tile() -> None:
     ran = compared(
         by_lists(FORMS["causal"].replace("attention blocks", "attention few"), "torch"), drawn(5, 160, heads=FEWEST - 1)
