@@ -1,7 +1,7 @@
 """The rewrites that a back end makes of a plan before it prints it: a list of passes, each a plan to a plan that keeps the rules.
 
     CPU      places, keep, powers, prune
-    Triton   exp_differences, existing_loads, row_sums, lighten, prune, widen
+    Triton   slice, exp_differences, existing_loads, row_sums, lighten, prune, widen
 
 A pass is registered in its back end's list; nothing else decides what is printed. `EINFUSE_DEBUG=plan` shows the plan after each.
 """

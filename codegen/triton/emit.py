@@ -14,6 +14,7 @@ from einfuse.codegen.triton.kernel import Argument, Kernel, Printed
 from einfuse.codegen.triton.options import Options, fewer_warps, launch_options
 from einfuse.codegen.triton.points import BUSY, MOST, points
 from einfuse.codegen.triton.simplify import PASSES
+from einfuse.codegen.triton.slices import sliced
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def emit(plan: KernelPlan, options: Options = Options()) -> str:  # noqa: B008  # an immutable default
     """The module's text: its equations, the kernel, and ``launch(tensors, params, sizes, **options)``."""
-    whole, plan = plan, finished(plan, PASSES)
+    whole, plan = sliced(plan), finished(plan, PASSES)
     kernel = Kernel(plan, replace(options, descriptors=False)).printed()
     wanted = TARGETS[options.target].copies if options.descriptors is None else options.descriptors
     fast = Kernel(plan, replace(options, descriptors=True)).printed() if wanted else kernel

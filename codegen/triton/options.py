@@ -13,6 +13,7 @@ from typing import Literal
 from einfuse.codegen.plan import BYTES, Dot, KernelPlan, Load, Op, Region, Store, operations
 from einfuse.codegen.targets import TARGETS, Target
 from einfuse.codegen.triton.layout import MATRIX, Layout
+from einfuse.codegen.triton.slices import sliced
 
 Precision = Literal["ieee", "tf32x3", "tf32"]
 
@@ -20,6 +21,11 @@ MOST_TILINGS = 6
 
 CUBE = 1 << 14
 """Elements of the largest block of three ranks that is worth compiling: 64 registers of each of 256 threads, beside another such block."""
+
+HELD = 192 * 256
+"""Elements that loops may hold at once: 192 registers of each of 256 threads."""
+UNROLLED = 1 << 21
+"""Multiply-adds of products without matrix units that are worth compiling: 8,192 of each of 256 threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +81,13 @@ def tilings(
 def holds(plan: KernelPlan) -> bool:
     """Whether a kernel is worth compiling: no block of three ranks (a value per pair and feature) that no registers hold.
 
-    A compiler given such a block takes minutes and gigabytes to spill it.
+    A compiler given such a block takes minutes and gigabytes to spill it, and so it does for products in fp32, which are unrolled, of many
+    slices.
     """
-    return _cube(plan, Layout(plan)) <= CUBE
+    plan = sliced(plan)
+    layout = Layout(plan)
+    fits = _cube(plan, layout) <= CUBE and _held(plan, layout) <= HELD
+    return fits and (plan.narrow != "f32" or _unrolled(plan, layout) <= UNROLLED)
 
 
 def _halved(n: int) -> list[int]:
@@ -122,6 +132,11 @@ def fewer_warps(plan: KernelPlan, target: Target, warps: int) -> int:
     layout = Layout(plan)
     short = plan.tile is not None and layout.blocks[plan.tile.rank] == MATRIX and plan.narrow != "f32" and bool(plan.folds)
     return 2 if short and not TARGETS[target].amd and warps == 4 and _held(plan, layout) <= 192 * 64 else warps
+
+
+def _unrolled(plan: KernelPlan, layout: Layout) -> int:
+    """Multiply-adds of the products in a kernel's text."""
+    return sum(_volume(layout, d) for d in _dots(plan, layout))
 
 
 def _power(n: int) -> int:

@@ -1,5 +1,5 @@
-"""Rewrites of a plan before it is printed: exponentials of differences, loads of what exists, sums of products by rows, those of
-`algebra`, removal of what nothing reads, and products that fp16 would not hold (`overflow`).
+"""Rewrites of a plan before it is printed: slices (`slices`), exponentials of differences, loads of what exists, sums of products by
+rows, those of `algebra`, removal of what nothing reads, and products that fp16 would not hold (`overflow`).
 
     before   x = s - m ; p = exp(x)                     s[i, j], m[i]
     after    p = exp_difference(s, m)                   printed  exp2(s * log2e - (m * log2e))
@@ -39,6 +39,7 @@ from einfuse.codegen.rows import row_products
 from einfuse.codegen.triton.algebra import EXP_DIFFERENCE as EXP_DIFFERENCE
 from einfuse.codegen.triton.algebra import lighten
 from einfuse.codegen.triton.overflow import widen
+from einfuse.codegen.triton.slices import sliced
 
 
 def exp_differences(plan: KernelPlan) -> KernelPlan:
@@ -100,6 +101,7 @@ def row_sums(plan: KernelPlan) -> KernelPlan:
 
 
 PASSES = (
+    PlanPass("slice", sliced),
     PlanPass("exp_differences", exp_differences),
     PlanPass("existing_loads", existing_loads),
     PlanPass("row_sums", row_sums),

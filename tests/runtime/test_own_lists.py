@@ -62,7 +62,7 @@ def compared(attention: Attention, x: dict[str, Tensor], dtype: torch.dtype = to
     for n in floats:
         low[n].requires_grad_()
         exact[n].requires_grad_()
-    found, truth = attention(**low), attention.reference(**exact)
+    found, truth = attention(**low), attention.reference(dtype=torch.float64, **exact)
     assert isinstance(found, Tensor)
     assert isinstance(truth, Tensor)
     up = torch.randn(truth.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(dtype)
@@ -107,10 +107,10 @@ def test_lists_of_single_tokens(backend: BackendName) -> None:
 @pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=pytest.mark.slow)])
 def test_heads_of_a_group_share_its_list(backend: BackendName) -> None:
     text = BLOCKS.replace("rank g: head = G; ", "").replace("b, h, g, i", "b, h, i").replace("[g, i, e]", "[i, e]")
-    for x in ("k[b, h", "v[b, h", "sel[b, h"):
-        text = text.replace(x, f"{x} // group")
+    for read in ("k[b, h", "v[b, h", "sel[b, h"):
+        text = text.replace(read, f"{read} // group")
     x = drawn(8, 120)
-    x |= {"q": x["q"].flatten(1, 2), "sel": x["sel"]}
+    x["q"] = x["q"].flatten(1, 2)
     ran = compared(by_lists(text.replace("attention blocks", f"attention groups_{backend}"), backend), x)
     assert sum(y.endswith("_own") for y in ran) >= 2
 
