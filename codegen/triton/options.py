@@ -24,8 +24,8 @@ CUBE = 1 << 14
 
 HELD = 192 * 256
 """Elements that loops may hold at once: 192 registers of each of 256 threads."""
-UNROLLED = 1 << 21
-"""Multiply-adds of products without matrix units that are worth compiling: 8,192 of each of 256 threads."""
+UNROLLED = 5 << 18
+"""Multiply-adds of products without matrix units that are worth compiling: 5,120 of each of 256 threads."""
 
 
 @dataclass(frozen=True, slots=True)
