@@ -57,7 +57,7 @@ def test_compiled_kernels(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {
         "TRITON_CACHE_DIR": str(tmp_path / "triton")
     }
-    arguments = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[2] / "conformance"), str(tmp_path), json.dumps(CASES)]
+    arguments = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[2] / "helpers"), str(tmp_path), json.dumps(CASES)]
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(done.stdout)
