@@ -15,12 +15,13 @@ from einfuse.codegen import KernelPlan, Storage, lower
 from einfuse.codegen.plan import show, verify
 from einfuse.codegen.precision import precision
 from einfuse.ir import Cascade, Scalar, debug
+from einfuse.ir.expr import walk
 from einfuse.ir.rewrite import statements
 from einfuse.runtime import cache, derived, tiles
 from einfuse.runtime.backends import Backend, Tilings
 from einfuse.runtime.binding import STORAGE
 from einfuse.runtime.given import Given
-from einfuse.runtime.tiles import Variant
+from einfuse.runtime.tiles import NARROWEST, Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,9 @@ class Specialisation:
     def tilings(self) -> Tilings:
         """The candidate tiles and steps, the best for a long call without a mask first."""
         widths = [r.size if isinstance(r.size, int) else self.static[r.size] for r in self.cascade.ranks if r.kind == "feature"]
-        return self.backend.tilings(precision(self.cascade, self.storage), max(widths, default=1), self._gradients)
+        found = self.backend.tilings(precision(self.cascade, self.storage), max(widths, default=1), self._gradients)
+        most = _one_entry(self.cascade) if self.backend.dear_masks else None
+        return found if most is None else tuple(dict.fromkeys((block, min(step, most)) for block, step in found))
 
     @property
     def _gradients(self) -> int:
@@ -125,6 +128,15 @@ class Fused:
             return Printed(both[1][1], plan, _emitted(backend, plan)) if plan else None
 
         return cache.remembered("plan", cache.key("fused", self.rows.key, self.columns.key, (block, step), small), make)
+
+
+def _one_entry(cascade: Cascade) -> int | None:
+    """The longest step whose columns all stand in a block that one entry of a list of the call names; None where there are no such blocks."""
+    made = {t.name for t in cascade.inputs if t.made}
+    every = (e for x in statements(cascade) for y in x.expressions for e in walk(y))
+    slots = (e.args[-1] for e in every if e.op == "load" and e.name in made and e.args)
+    widths = (int(e.args[1].value) for e in slots if e.op == "//" and e.args[0].op == "index" and e.args[1].op == "const")  # type: ignore[arg-type]  # ints
+    return min((most for n in widths if (most := n & -n) >= NARROWEST), default=None)
 
 
 def _prepared(kernel: Specialisation, scheduled: Cascade, small: Mapping[str, int]) -> KernelPlan:

@@ -34,13 +34,12 @@ from einfuse.runtime.outputs import Output, accumulation
 from einfuse.runtime.program import Mode, Program
 from einfuse.runtime.recent import Recent
 from einfuse.runtime.routing import described_table, flattened, of_rows, tables_of, unblocked
+from einfuse.runtime.tiles import NARROWEST
 
 MOST = 1 << 24
 """Numbers that the parts of a window may hold: few enough that the merge finds them in a cache, or at least in memory."""
 PAYS = 1.5
 """Columns for each one that a row lists from which on lists pay."""
-NARROWEST = 16
-"""Columns of a block from which on a group of rows is worth a product of matrices."""
 
 
 def drives(cascade: Cascade) -> bool:

@@ -24,8 +24,12 @@ GAIN = 0.85
 """Another tiling than the first is taken where its work is at most this share of the first one's: it is another kernel to build."""
 ROWS = 8
 """Tilings are compared where the first one has this many tiles: below, there is little work to save."""
+WHOLE = 64
+"""Rows of a matrix instruction: between as few as `few` says and these, a tile computes the others anyway."""
 MANY = 64
 """Points from which on short sequences get kernels of their own."""
+NARROWEST = 16
+"""Columns of a block from which on a group of rows is worth a product of matrices."""
 SAMPLES = 16
 """Tiles whose bounds are looked at."""
 
@@ -133,12 +137,17 @@ def variant(
 
 
 def few(cascade: Cascade, ladder: Tilings, sizes: Mapping[str, int], strict: bool, narrow: int) -> int:
-    """The place in the ladder of the tiling for a call whose rows are few: a wide tile would compute what no one reads. 0 for others."""
-    fitting = [n for n, (block, _) in enumerate(ladder) if block == narrow]
-    tile = derived.scheduled(cascade, *ladder[0], strict).tile if fitting else ()
-    if not tile or extent_of(cascade, tile[0][0], sizes) > narrow:
+    """The place in the ladder of the tiling for a call whose rows are few: a wide tile would compute what no one reads. 0 for others.
+
+    That is the tile of ``narrow`` rows, or the smallest one that a whole matrix instruction fills.
+    """
+    tile = derived.scheduled(cascade, *ladder[0], strict).tile if narrow else ()
+    if not tile:
         return 0
-    return max(fitting, key=lambda n: ladder[n][1])
+    rows = extent_of(cascade, tile[0][0], sizes)
+    wanted = {narrow} if rows <= narrow else {block for block, _ in ladder if block >= max(rows, WHOLE)}
+    fitting = [n for n, (block, _) in enumerate(ladder) if block == min(wanted, default=0) < ladder[0][0]]
+    return max(fitting, key=lambda n: ladder[n][1], default=0)
 
 
 def small(cascade: Cascade, tiling: tuple[int, int], sizes: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
