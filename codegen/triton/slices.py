@@ -195,13 +195,21 @@ class _Slicer:
         if not masks:
             return Dot(op.out, a, b, op.rank)
         live = functools.reduce(lambda x, y: self.map("and", "bool", x, y), masks)
-        alive, rows = live, op.out.dims[0]
-        if rows in live.dims:
-            alive = Value(fresh("alive", self.taken), (op.rank,), "bool")
-            self.append(Reduce(alive, "any", live, rows))
         zero = Value(fresh("zero", self.taken), (), "float")
         self.append(Const(zero, 0.0))
-        return Dot(op.out, self.map("select", "float", live, a, zero), b, op.rank, where=alive)
+        return Dot(
+            op.out, self.map("select", "float", live, a, zero), b, op.rank, where=self.alive(live, op.rank, op.out.dims[0])
+        )
+
+    def alive(self, live: Value, rank: str, rows: str) -> Value | None:
+        """Which points of a rank exist for any row; None where a condition does not tell them apart."""
+        if rank not in live.dims:
+            return None
+        if rows not in live.dims:
+            return live
+        out = Value(fresh("alive", self.taken), (rank,), "bool")
+        self.append(Reduce(out, "any", live, rows))
+        return out
 
     def factors(self, v: Value) -> tuple[list[Value], list[Value]]:
         """What a block is the product of, and the conditions under which it is no 0."""
