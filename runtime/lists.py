@@ -67,7 +67,7 @@ class Lists:
             flat = flat * axis + n.long()
         index = flat.expand(shape).reshape(-1, rows)
         span = -(-wide // found.width)  # what no row can ask for need not be sorted
-        return Lists(table, given_list.shape[-1], span, wide % found.width != 0, index, lister, over)
+        return Lists(table, given_list.shape[-1], span, short(found, given), index, lister, over)
 
     @property
     def points(self) -> int:
@@ -185,6 +185,11 @@ class Lists:
             tensors |= {n: x.flatten() for n, x in _below(whole, columns, start, self.rows).items()}
 
         return Host("list rows", (self.table,), (*made.at.values(), made.first, made.count, *made.whole, made.columns), do)
+
+
+def short(found: through.Listed, given: Given) -> bool:
+    """Whether the last block has fewer columns than others."""
+    return extent_of(found.cascade, found.blocked, given.sizes) % found.width != 0
 
 
 def by_block(

@@ -29,7 +29,7 @@ from einfuse.runtime.backends import Backend
 from einfuse.runtime.binding import evaluate, extent_of
 from einfuse.runtime.given import Given
 from einfuse.runtime.graph import Graph, Host, Node, Part, Tensors, room
-from einfuse.runtime.lists import CHUNK, TILE, TURN, Lists
+from einfuse.runtime.lists import CHUNK, TILE, TURN, Lists, short
 from einfuse.runtime.outputs import Output, accumulation
 from einfuse.runtime.program import Mode, Program
 from einfuse.runtime.recent import Recent
@@ -221,14 +221,12 @@ class Driving(Program):
             return list(routing.by_groups(self.table, routes, made, given, backend, outs))
         found = self.found(cascade, given)
         assert found is not None, "it was seen to fit"
-        lists = Lists.of(found, given, self.table)
-        if found.blocked == found.rows:
-            return list(self._by_blocks(found, lists, given, backend, outs))
-        if backend.in_turns and found.width >= NARROWEST and self._turns(found, lists):
-            return list(self._in_turns(found, lists, given, backend, outs))
-        if (tile := own_lists.tile(found, given)) is not None:
+        wide = found.blocked == found.columns and found.width >= NARROWEST
+        turning = backend.in_turns and wide and self._turns(found, short(found, given)) is not None
+        if not turning and (tile := own_lists.tile(found, given)) is not None:
             return list(own_lists.by_own(self.table, tile, self, backend, outs))
-        return list(self._by_parts(found, lists, given, backend, outs))
+        by = self._by_blocks if found.blocked == found.rows else self._in_turns if turning else self._by_parts
+        return list(by(found, Lists.of(found, given, self.table), given, backend, outs))
 
     def routes(self, cascade: Cascade) -> routed.Routed | None:
         """How a cascade reads the table, where its lists route rows."""
@@ -289,12 +287,12 @@ class Driving(Program):
 
     # -- rows that go from block to block in turns ---------------------------------------------------------------------------------
 
-    def _turns(self, found: through.Listed, lists: Lists) -> tuple[through.Turns, Program, Program] | None:
+    def _turns(self, found: through.Listed, short: bool) -> tuple[through.Turns, Program, Program] | None:
         """The programs of a cascade in turns; None where some state belongs to no row."""
-        key = (found.cascade.digest, found.width, lists.short)
+        key = (found.cascade.digest, found.width, short)
         if key not in self.turned:
             try:
-                made = through.turns(found, TURN, lists.short)
+                made = through.turns(found, TURN, short)
             except SpecError:
                 self.turned[key] = None
             else:
@@ -307,7 +305,7 @@ class Driving(Program):
     def _in_turns(
         self, found: through.Listed, lists: Lists, given: Given, backend: Backend, outs: Mapping[str, Output]
     ) -> Iterator[Node]:
-        turning = self._turns(found, lists)
+        turning = self._turns(found, lists.short)
         assert turning is not None, "it was asked"
         made, first, second = turning
         wide = accumulation(given.tensors.values())

@@ -26,13 +26,10 @@ def fold(e: Expressions, f: Fold) -> kp.Fold:
     for y in states:
         e.define(y.target, y.ranks, Value(blocks.fresh(y.target), blocks.dims(y.ranks), "float"))
     olds = {y.target: e.env[y.target] for y in states}
-    starts = [x for r in f.ranges for x in (r.lo, r.full_lo, r.full_hi)]
-    size = e.sizes.of(f.rank)
-    even = isinstance(size, int) and size % f.step == 0
+    size, starts = e.sizes.of(f.rank), [x for r in f.ranges for x in (r.lo, r.full_lo, r.full_hi)]
     if all(divisor(x) % f.step == 0 for x in starts):
         e.steps[f.rank] = f.step
-    else:
-        even = False
+    even = f.rank in e.steps and isinstance(size, int) and size % f.step == 0
     full = _body(e, f, olds, False, even)
     names_of_full = {op.out.name for op in full[0] if not isinstance(op, kp.Store)}
     blocks.taken -= names_of_full  # phases are siblings: the other one uses the same names

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 def emit(plan: KernelPlan, options: Options = Options()) -> str:  # noqa: B008  # an immutable default
     """The module's text: its equations, the kernel, and ``launch(tensors, params, sizes, **options)``."""
-    whole, plan = sliced(plan), finished(plan, PASSES)
+    whole = sliced(plan)
+    plan = finished(whole, PASSES)
     kernel = Kernel(plan, replace(options, descriptors=False)).printed()
     wanted = TARGETS[options.target].copies if options.descriptors is None else options.descriptors
     fast = Kernel(plan, replace(options, descriptors=True)).printed() if wanted else kernel

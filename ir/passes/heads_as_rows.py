@@ -50,9 +50,7 @@ def run(c: Cascade) -> Stacked | None:
     if not all(moved.keeps(x) for x in c.body):
         return None
     sized = Sized(c.rank(heads).size, rows.size, group, groups)
-    size = group.value if group.op == "const" else group.name
-    assert isinstance(size, int | str), "heads are divided by a number or a size"
-    ranks = {heads: Rank(at, "batch", groups), rows.name: replace(rows, size=size)}
+    ranks = {heads: Rank(at, "batch", groups), rows.name: replace(rows, size=number(group))}
     return Stacked(
         replace(
             c,
@@ -68,6 +66,13 @@ def run(c: Cascade) -> Stacked | None:
         group,
         groups,
     )
+
+
+def number(group: Expr) -> int | str:
+    """The heads in a group, as the size of a rank."""
+    size = group.value if group.op == "const" else group.name
+    assert isinstance(size, int | str), "heads are divided by a number or a size"
+    return size
 
 
 def shares(c: Flat, e: Expr) -> bool:

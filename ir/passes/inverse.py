@@ -17,9 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Expr, Flat, Fold, Rank, Tensor
-from einfuse.ir.passes import mask_ranges
-from einfuse.ir.passes.through import Listed, at_lists, at_places, of_block, ranks_of
+from einfuse.ir.nodes import Expr, Flat, Rank, Tensor
+from einfuse.ir.passes.through import Listed, at_lists, at_places, conditions, of_block, ranks_of, reach, told
 from einfuse.ir.rewrite import fresh, taken
 
 
@@ -58,16 +57,14 @@ def run(found: Listed, short: bool, apart: bool) -> Blocks:
     inside = ex.conjunction(
         ex.call("<", place, ex.load(count, here)), ex.call("<", row, ex.size(c.rank(found.rows).size)) if short else None
     )
-    conditions = dict.fromkeys(
-        p for x in c.body for p in ex.conjuncts(x.mask) if p != found.atom and found.columns in ex.indices(p)
-    )
-    bounds = _whole(found, ex.conjunction(*conditions)) if apart else ()
+    beside = conditions(found, found.columns)
+    bounds = _whole(found, ex.conjunction(*beside)) if apart else ()
     whole = {fresh(f"{found.columns}_{n}", names): e for n, e in zip(("whole", "end"), bounds, strict=False)}
     said: dict[Expr, Expr | None] = {found.atom: inside}
     if whole:
         lo, hi = (ex.load(n, here) for n in whole)
         between = ex.call("and", ex.call("<=", lo, place), ex.call("<", place, hi))
-        said |= {p: ex.call("or", between, at_places(p, lists)) for p in conditions}
+        said |= {p: ex.call("or", between, at_places(p, lists)) for p in beside}
     tables = [Tensor(n, (ex.size(groups),), "int", made=True) for n in (*at.values(), first, count, *whole)]
     tables.append(Tensor(columns, (ex.size(pairs),), "int", made=True))
     moved = replace(
@@ -84,16 +81,6 @@ def run(found: Listed, short: bool, apart: bool) -> Blocks:
 
 def _whole(found: Listed, condition: Expr | None) -> tuple[Expr, ...]:
     """From where on and up to where columns are alive for a whole block of rows, by the index of the block; nothing where no numbers tell."""
-    c, rows = found.cascade, found.rows
-    tiled = replace(c, tile=((rows, found.width),))
-    ranges = None if condition is None else mask_ranges.closed_form(tiled, Fold(found.columns, (), condition, step=1))
-    numbers = {t.name for t in c.inputs if t.param}
-    if ranges is None or len(ranges) != 1 or not ex.reads(ranges[0].full_lo) | ex.reads(ranges[0].full_hi) <= numbers:
-        return ()
-    lo = ex.call("*", ex.index(rows), ex.const(found.width))
-    ends = {f"{rows}.lo": lo, f"{rows}.hi": ex.call("min", ex.call("+", lo, ex.const(found.width)), ex.size(c.rank(rows).size))}
-
-    def at_block(e: Expr) -> Expr | None:
-        return ends.get(e.name) if e.op == "size" else None
-
-    return tuple(ex.substitute(e, at_block) for e in (ranges[0].full_lo, ranges[0].full_hi))
+    found_range = None if condition is None else reach(found, condition, found.width)
+    bounds = () if found_range is None else (found_range.full_lo, found_range.full_hi)
+    return bounds if told(found.cascade, bounds) else ()

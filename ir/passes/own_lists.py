@@ -21,9 +21,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from einfuse.ir import expr as ex
-from einfuse.ir.nodes import Einsum, Expr, Flat, Fold, Place, Rank, Tensor
-from einfuse.ir.passes import heads_as_rows, mask_ranges
-from einfuse.ir.passes.through import Listed, at_lists, at_places
+from einfuse.ir.nodes import Einsum, Expr, Flat, Place, Rank, Tensor
+from einfuse.ir.passes import heads_as_rows
+from einfuse.ir.passes.through import Listed, at_lists, at_places, conditions, reach, told
 from einfuse.ir.rewrite import fresh, taken
 
 
@@ -94,8 +94,7 @@ def grouped(found: Listed) -> Grouped | None:
         if any(of in ex.indices(moved(x)) for x in parts):
             return None
         sized = heads_as_rows.Sized(heads.size, 0, group, groups)
-        size = group.value if group.op == "const" else group.name
-        assert isinstance(size, int | str), "heads are divided by a number or a size"
+        size = heads_as_rows.number(group)
         ranks = ((Rank(at, "head", groups), Rank(of, "head", size)) if r.name == heads.name else (r,) for r in c.ranks)
         over = ((at, of) if r == heads.name else (r,) for r in c.over)
         own = {x.target: x.ranks for x in c.einsums}
@@ -123,16 +122,16 @@ def run(found: Listed, heads: str, slots: int, short: bool, apart: bool, places:
     slot, within = (place, None) if found.width == 1 else (ex.call(f, place, ex.const(found.width)) for f in ("//", "%"))
     entry = ex.load(listed, *here, slot)
     column = entry if within is None else ex.call("+", ex.call("*", entry, ex.const(found.width)), within)
-    conditions = dict.fromkeys(p for x in c.body for p in ex.conjuncts(x.mask) if p != found.atom and columns in ex.indices(p))
+    beside = conditions(found, columns)
     inside = ex.call("<", slot, ex.load(length, *here))
     end = ex.call("<", column, ex.size(c.rank(columns).size)) if short else None
-    bounds = _bounds(found, heads, ex.conjunction(*conditions))
+    bounds = _bounds(found, heads, ex.conjunction(*beside))
     whole = tuple(fresh(f"{columns}_{n}", names) for n in ("lo", "hi")) if bounds and apart else ()
     said: dict[Expr, Expr | None] = {found.atom: ex.conjunction(inside, end)}
     if whole:
         lo, hi = (ex.load(n, *here) for n in whole)
         between = ex.call("and", ex.call("<=", lo, slot), ex.call("<", slot, hi))
-        said |= {p: ex.call("or", between, at_places(p, {columns: column})) for p in conditions}
+        said |= {p: ex.call("or", between, at_places(p, {columns: column})) for p in beside}
         said[found.atom] = ex.conjunction(inside, None if end is None else ex.call("or", between, end))
     axes = tuple(ex.size(c.rank(r).size) for r in (*others, rows))
     tables = [Tensor(n, axes, "int", made=True) for n in (length, *whole)]
@@ -173,16 +172,9 @@ def _place(c: Flat, name: str, ranks: tuple[str, ...]) -> Place:
 
 def _bounds(found: Listed, heads: str, condition: Expr | None) -> tuple[Expr, ...]:
     """Between which columns any, and all are alive for a row; nothing where no numbers tell."""
-    c, rows = found.cascade, found.rows
     if condition is None:
-        none, every = ex.const(0), ex.size(c.rank(found.columns).size)
+        none, every = ex.const(0), ex.size(found.cascade.rank(found.columns).size)
         return (none, none, every, every)
-    ranges = mask_ranges.closed_form(replace(c, tile=((rows, 1),)), Fold(found.columns, (), condition, step=1))
-    if ranges is None or len(ranges) != 1:
-        return ()
-    (r,) = ranges
-    numbers = {t.name for t in c.inputs if t.param}
-    ends = {f"{rows}.lo": ex.index(rows), f"{rows}.hi": ex.call("+", ex.index(rows), ex.const(1))}
-    bounds = (r.lo, r.full_lo, r.full_hi, r.hi)
-    told = all(ex.reads(e) <= numbers and heads not in ex.indices(e) for e in bounds)
-    return tuple(ex.substitute(e, lambda x: ends.get(x.name) if x.op == "size" else None) for e in bounds) if told else ()
+    r = reach(found, condition, 1)
+    bounds = () if r is None else (r.lo, r.full_lo, r.full_hi, r.hi)
+    return bounds if told(found.cascade, bounds) and all(heads not in ex.indices(e) for e in bounds) else ()

@@ -27,8 +27,8 @@ from types import MappingProxyType
 
 from einfuse.ir import expr as ex
 from einfuse.ir.errors import SpecError
-from einfuse.ir.nodes import Cascade, Einsum, Expr, Flat, Place, Rank, State, Tensor
-from einfuse.ir.passes import split, walk
+from einfuse.ir.nodes import Cascade, Einsum, Expr, Flat, Fold, Place, Range, Rank, State, Tensor
+from einfuse.ir.passes import mask_ranges, split, walk
 from einfuse.ir.rewrite import fresh, statements, taken
 
 
@@ -315,6 +315,33 @@ def ranks_of(c: Flat, group: Rank, sized: Mapping[str, int]) -> tuple[Rank, ...]
     """The ranks of a cascade over groups: its own ambient ranks are no longer any."""
     left = (r for r in c.ranks if r.name not in c.over)
     return (group, *(replace(r, size=sized[r.name], extent=None) if r.name in sized else r for r in left))
+
+
+def conditions(found: Listed, rank: str) -> tuple[Expr, ...]:
+    """The conditions beside the table that are about a rank."""
+    every = (p for x in found.cascade.body for p in ex.conjuncts(x.mask) if p != found.atom and rank in ex.indices(p))
+    return tuple(dict.fromkeys(every))
+
+
+def reach(found: Listed, condition: Expr, width: int) -> Range | None:
+    """Between which columns any, and all are alive for ``width`` rows, by the index of these; None where there is no one range."""
+    c, rows = found.cascade, found.rows
+    ranges = mask_ranges.closed_form(replace(c, tile=((rows, width),)), Fold(found.columns, (), condition, step=1))
+    if ranges is None or len(ranges) != 1:
+        return None
+    lo = ex.call("*", ex.index(rows), ex.const(width))
+    hi = ex.call("min", ex.call("+", lo, ex.const(width)), ex.size(c.rank(rows).size))
+    ends = {f"{rows}.lo": lo, f"{rows}.hi": hi}
+    lo, hi, full_lo, full_hi = (
+        ex.substitute(e, lambda x: ends.get(x.name) if x.op == "size" else None)
+        for e in (ranges[0].lo, ranges[0].hi, ranges[0].full_lo, ranges[0].full_hi)
+    )
+    return Range(lo, hi, full_lo, full_hi)
+
+
+def told(c: Flat, bounds: Iterable[Expr]) -> bool:
+    """Whether host numbers, sizes and coordinates tell bounds."""
+    return set().union(*map(ex.reads, bounds)) <= {t.name for t in c.inputs if t.param}
 
 
 def at_places(e: Expr, lists: Mapping[str, Expr]) -> Expr:
