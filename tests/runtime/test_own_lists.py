@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from listed import by_lists, compared
 from torch import Tensor
 
-import einfuse
-from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import BackendName
-from einfuse.runtime.graph import Kernel
 from einfuse.runtime.own_lists import FEWEST
 
 BLOCKS = """
@@ -34,6 +32,7 @@ FORMS = {
     "queries": BLOCKS.replace("sel[b, h, i]", "sel[b, h, i // 8]").replace("sel[b, h, i, n]", "sel[b, h, X, n]"),
 }
 WIDTH = 16
+FEATURES_APART = (-2, -1)
 
 
 def drawn(seed: int, n: int, slots: int = 3, heads: int = FEWEST, rows: int | None = None) -> dict[str, Tensor]:
@@ -45,41 +44,12 @@ def drawn(seed: int, n: int, slots: int = 3, heads: int = FEWEST, rows: int | No
     return {x: torch.randn(s, generator=g, dtype=torch.float64) for x, s in shapes.items()} | {"sel": sel}
 
 
-def by_lists(spec: str, backend: BackendName) -> Attention:
-    selection = einfuse.compile(spec, backend=backend).selection
-    assert selection is not None
-    assert selection.listed is not None
-    return selection.listed
-
-
-def compared(attention: Attention, x: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> list[str]:
-    """Values and gradients of the kernels, beside the oracle. Gives the names of those kernels."""
-    names = [t.name for t in attention.cascade.inputs]
-    given = dict(zip(names, [x.get(n, x["sel"]) for n in names], strict=True))
-    floats = [n for n in names if given[n].is_floating_point()]
-    low = {n: y.to(dtype).mT.contiguous().mT if n in floats else y for n, y in given.items()}
-    exact = {n: y.double() if n in floats else y for n, y in low.items()}
-    for n in floats:
-        low[n].requires_grad_()
-        exact[n].requires_grad_()
-    found, truth = attention(**low), attention.reference(dtype=torch.float64, **exact)
-    assert isinstance(found, Tensor)
-    assert isinstance(truth, Tensor)
-    up = torch.randn(truth.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(dtype)
-    got = torch.autograd.grad(found, [low[n] for n in floats], up)
-    want = torch.autograd.grad(truth, [exact[n] for n in floats], up.double())
-    bound = 2e-5 if dtype == torch.float32 else 4e-2
-    for a, b in zip((found, *got), (truth, *want), strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=bound, atol=bound * max(1.0, b.abs().max().item()))
-    return [x.label for _, g in attention.program.graphs.items() for x in g.nodes if isinstance(x, Kernel)]
-
-
 @pytest.mark.parametrize("n", [160, 151])
 @pytest.mark.parametrize("form", FORMS)
 def test_heads_with_one_list_are_the_oracle(form: str, n: int) -> None:
     """Blocks that are all whole, and a last one that is short."""
     x = drawn(n, n, rows=-(-n // 8) if form == "queries" else None)
-    ran = compared(by_lists(FORMS[form], "torch"), x)
+    ran = compared(by_lists(FORMS[form], "torch"), x, axes=FEATURES_APART)
     assert sum(y.endswith("_own") for y in ran) >= 2, "the outputs and the gradients of rows"
 
 
@@ -87,7 +57,7 @@ def test_heads_with_one_list_are_the_oracle(form: str, n: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("form", ["causal", "window", "after"])
 def test_on_a_gpu_as_well(form: str, dtype: torch.dtype) -> None:
-    ran = compared(by_lists(FORMS[form], "triton"), drawn(4, 90, heads=FEWEST + 3), dtype)
+    ran = compared(by_lists(FORMS[form], "triton"), drawn(4, 90, heads=FEWEST + 3), dtype, axes=FEATURES_APART)
     assert any(y.endswith("_own") for y in ran)
 
 
@@ -99,7 +69,7 @@ def test_lists_of_single_tokens(backend: BackendName) -> None:
     g = torch.Generator().manual_seed(1)
     x["sel"] = torch.randint(-1, 170, (1, 2, 160, 20), generator=g)
     x["sel"][:, :, 5] = -1
-    ran = compared(by_lists(text, backend), x)
+    ran = compared(by_lists(text, backend), x, axes=FEATURES_APART)
     assert sum(y.endswith("_own") for y in ran) == 2
     assert any(y.endswith("columns_j") for y in ran)
 
@@ -111,12 +81,11 @@ def test_heads_of_a_group_share_its_list(backend: BackendName) -> None:
         text = text.replace(read, f"{read} // group")
     x = drawn(8, 120)
     x["q"] = x["q"].flatten(1, 2)
-    ran = compared(by_lists(text.replace("attention blocks", f"attention groups_{backend}"), backend), x)
+    ran = compared(by_lists(text.replace("attention blocks", f"attention groups_{backend}"), backend), x, axes=FEATURES_APART)
     assert sum(y.endswith("_own") for y in ran) >= 2
 
 
 def test_few_heads_are_no_tile() -> None:
-    ran = compared(
-        by_lists(FORMS["causal"].replace("attention blocks", "attention few"), "torch"), drawn(5, 160, heads=FEWEST - 1)
-    )
+    text = FORMS["causal"].replace("attention blocks", "attention few")
+    ran = compared(by_lists(text, "torch"), drawn(5, 160, heads=FEWEST - 1), axes=FEATURES_APART)
     assert not any(y.endswith("_own") for y in ran)

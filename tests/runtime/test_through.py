@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from listed import by_lists, compared
 from torch import Tensor
 
 import einfuse
@@ -12,7 +13,6 @@ from einfuse.codegen.plan import text as plan_text
 from einfuse.ir.passes import through as transform
 from einfuse.ir.text import parse, show
 from einfuse.runtime import backends, cache, lists, through
-from einfuse.runtime.attention import Attention
 from einfuse.runtime.backends import BackendName
 from einfuse.runtime.graph import Kernel
 from einfuse.runtime.inside import graphs
@@ -48,34 +48,6 @@ def drawn(seed: int, slots: int = 3, rows: int = N) -> dict[str, Tensor]:
     sel[:, :, 5] = -1
     shapes = {"q": (2, 2, N, 8), "k": (2, 1, N, 8), "v": (2, 1, N, 5)}
     return {n: torch.randn(s, generator=g, dtype=torch.float64) for n, s in shapes.items()} | {"sel": sel}
-
-
-def by_lists(spec: str, backend: BackendName | None = None) -> Attention:
-    selection = einfuse.compile(spec, backend=backend).selection
-    assert selection is not None
-    assert selection.listed is not None
-    return selection.listed
-
-
-def compared(attention: Attention, x: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
-    """Values and gradients of the kernels that lists drive, beside the oracle."""
-    names = [t.name for t in attention.cascade.inputs]
-    given = dict(zip(names, [x.get(n, x["sel"]) for n in names], strict=True))
-    floats = [n for n in names if given[n].is_floating_point()]
-    low = {n: y.to(dtype).transpose(1, 2).contiguous().transpose(1, 2) if n in floats else y for n, y in given.items()}
-    exact = {n: y.double() if n in floats else y for n, y in low.items()}
-    for n in floats:
-        low[n].requires_grad_()
-        exact[n].requires_grad_()
-    found, truth = attention(**low), attention.reference(**exact, dtype=torch.float64)
-    assert isinstance(found, Tensor)
-    assert isinstance(truth, Tensor)
-    up = torch.randn(truth.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64).to(dtype)
-    got = torch.autograd.grad(found, [low[n] for n in floats], up)
-    want = torch.autograd.grad(truth, [exact[n] for n in floats], up.double())
-    bound = 2e-5 if dtype == torch.float32 else 4e-2
-    for a, b in zip((found, *got), (truth, *want), strict=True):
-        torch.testing.assert_close(a.double(), b, rtol=bound, atol=bound * max(1.0, b.abs().max().item()))
 
 
 @pytest.mark.parametrize(
