@@ -87,8 +87,8 @@ class Expressions:
 
     def _of_block(self, op: str, rank: str, width: int) -> Value:
         """The quotient or the rest of the coordinates of a block that has one quotient."""
-        by = self.blocks.const(width)
-        quotient = self.blocks.map("//", self.size(f"{rank}.lo"), by)
+        at, by = self.blocks.emit(kp.Size(Value(f"{rank}_lo", (), "int"), f"{rank}.lo"), (), rank), self.blocks.const(width)
+        quotient = self.blocks.map("//", at, by)
         if op == "//":
             return quotient
         return self.blocks.map("-", self.blocks.coordinate(rank), self.blocks.map("*", quotient, by))
@@ -106,7 +106,7 @@ class Expressions:
         known = name if "." in name else self.sizes.named(name)
         if isinstance(known, int):
             return self.blocks.const(known)
-        return self.blocks.emit(kp.Size(Value(name.replace(".", "_"), (), "int"), name), (), name.partition(".")[0])
+        return self.blocks.emit(kp.Size(Value(name.replace(".", "_"), (), "int"), name), ())
 
     def _named(self, e: Expr, rank: str) -> bool:
         """Whether an index is inside its axis at every point of a loop that exists: what is ``made`` names places that do."""
